@@ -1,0 +1,97 @@
+"""Slow, literal twins of what the library computes fast: Python loops over the definitions, in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+# --- retrieval -------------------------------------------------------------------------------------------------------
+
+TIE = 1e-6  # float32 does not tell cosines apart that differ by less
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    length = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / length if length else 0.0
+
+
+def ranked_relevance(
+    query: Sequence[float],
+    label: int,
+    vectors: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    itself: int,
+    best: bool,
+) -> list[bool]:
+    """Whether each item of the gallery is relevant, by falling cosine, without the item at position `itself`.
+
+    Scores within TIE of their neighbour are one group; inside it the relevant items come first if `best`, else last.
+    """
+    pairs = [
+        (cosine(query, v), y == label) for i, (v, y) in enumerate(zip(vectors, labels, strict=True)) if i != itself
+    ]
+    pairs.sort(key=lambda pair: -pair[0])
+    groups: list[list[bool]] = []
+    previous = math.inf
+    for score, relevant in pairs:
+        if not groups or previous - score > TIE:
+            groups.append([])
+        groups[-1].append(relevant)
+        previous = score
+    return [relevant for group in groups for relevant in sorted(group, reverse=best)]
+
+
+def recall_at_k(ranking: Sequence[bool], k: int) -> float:
+    return 1.0 if any(ranking[:k]) else 0.0
+
+
+def r_precision(ranking: Sequence[bool]) -> float:
+    num_relevant = sum(ranking)
+    return sum(ranking[:num_relevant]) / num_relevant
+
+
+def map_at_r(ranking: Sequence[bool]) -> float:
+    num_relevant = sum(ranking)
+    total = 0.0
+    for i in range(1, num_relevant + 1):
+        if ranking[i - 1]:
+            total += sum(ranking[:i]) / i
+    return total / num_relevant
+
+
+def reciprocal_rank(ranking: Sequence[bool]) -> float:
+    return 1 / (list(ranking).index(True) + 1)
+
+
+def retrieval_metrics(ranking: Sequence[bool], ks: Sequence[int]) -> dict[str, float]:
+    """Every metric of one query, of the ranking of the *whole* gallery; nan where nothing is relevant."""
+    names = [*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr"]
+    if not any(ranking):
+        return dict.fromkeys(names, math.nan)
+    values = [*(recall_at_k(ranking, k) for k in ks), r_precision(ranking), map_at_r(ranking), reciprocal_rank(ranking)]
+    return dict(zip(names, values, strict=True))
+
+
+# --- forgetting ------------------------------------------------------------------------------------------------------
+
+
+def average(matrix: Tensor) -> float:
+    tasks = len(matrix)
+    return sum(float(matrix[tasks - 1, i]) for i in range(tasks)) / tasks
+
+
+def forgetting_per_task(matrix: Tensor) -> list[float]:
+    last = len(matrix) - 1
+    return [max(float(matrix[row, i]) for row in range(i, last)) - float(matrix[last, i]) for i in range(last)]
+
+
+def backward_transfer(matrix: Tensor) -> float:
+    last = len(matrix) - 1
+    return sum(float(matrix[last, i]) - float(matrix[i, i]) for i in range(last)) / last
+
+
+def forward_transfer(matrix: Tensor, baseline: Tensor) -> float:
+    tasks = len(matrix)
+    return sum(float(matrix[i - 1, i]) - float(baseline[i]) for i in range(1, tasks)) / (tasks - 1)

@@ -1,0 +1,127 @@
+"""Writes run directories by hand, in the layout that training writes, with numbers that a test can choose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+METRICS = ("recall@1", "recall@2", "r_precision", "map@r", "mrr")
+
+
+def write_run(
+    path: Path,
+    *,
+    strategy: dict | None = None,
+    seed: int = 0,
+    num_tasks: int = 3,
+    done: int | None = None,
+    matrix: list[list[float]] | None = None,
+    class_names: list[str] | None = None,
+    data: dict | None = None,
+    layers: tuple[str, ...] = ("stem", "block1", "block2", "block10", "head"),
+    epochs: int = 4,
+    points: int = 30,
+    decay: float = 0.05,
+) -> Path:
+    """A run with two classes a task.
+
+    Args:
+        matrix: recall@1 on the seen gallery, rows of growing length; None draws one that falls by `decay` a task.
+        done: how many tasks are finished, None for all.
+        points: vectors in the final index for each class.
+    """
+    random = torch.Generator().manual_seed(seed)
+    strategy = strategy or {"name": "mas", "strength": 0.3}
+    done = num_tasks if done is None else done
+    class_names = class_names or [f"class {i}" for i in range(2 * num_tasks)]
+    names = [f"{class_names[2 * t]},{class_names[2 * t + 1]}" for t in range(num_tasks)]
+    if matrix is None:
+        noise = 0.03 * torch.rand(num_tasks, num_tasks, generator=random)
+        age = torch.arange(num_tasks)[:, None] - torch.arange(num_tasks)[None]
+        matrix = [
+            [float(0.97 * (1 - decay) ** age[t, i] - noise[t, i]) for i in range(t + 1)] for t in range(num_tasks)
+        ]
+    path.mkdir(parents=True)
+    config = {
+        "version": {"tripletmas": "0.1.0", "torch": "2.15.0", "python": "3.11.2"},
+        "data": data or {"name": "digits", "tasks": num_tasks},
+        "model": {"name": "mlp", "dim": 32, "hidden": [256, 256]},
+        "loss": {"name": "triplet", "mining": "batch_hard", "margin": 0.2},
+        "strategy": strategy,
+        "training": {"epochs": epochs, "lr": 0.001, "optimizer": "adamw"},
+        "seed": seed,
+        "device": "cpu",
+    }
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    def cut(value: float, row: list[float]) -> list[float]:
+        return [min(1.0, score * value) for score in row]
+
+    factors = dict(zip(METRICS, (1.0, 1.02, 0.8, 0.75, 0.9), strict=True))
+    records, state = [], _weights(layers, random)
+    (path / "weights").mkdir()
+    save_file(state, path / "weights" / "start.safetensors", metadata={"order": json.dumps(list(state))})
+    importance = {name: torch.zeros_like(value) for name, value in state.items() if "running" not in name}
+    penalised = strategy["name"] == "mas"
+    for task in range(done):
+        for epoch in range(epochs):
+            loss = 0.5 * 0.6**epoch + 0.03 * float(torch.rand((), generator=random))
+            penalty = 0.02 * task * (1 - 0.5**epoch) if penalised else 0.0
+            record = {"kind": "epoch", "task": task, "epoch": epoch, "loss": loss, "penalty": penalty}
+            records.append(record | {"rate": 0.001, "steps": 9, "seconds": 0.1})
+        row = matrix[task]
+        scores = {
+            "seen": {metric: cut(factor, row) for metric, factor in factors.items()},
+            "task": {metric: cut(1.01 * factor, row) for metric, factor in factors.items()},
+        }
+        unprotected = {"buffers": ["stem.running_mean"], "frozen parameters": [], "replaced": [], "loss parameters": []}
+        record = {"kind": "task", "task": task, "name": names[task], "seconds": 2.5, "scores": scores}
+        records.append(
+            record | {"queries": [108] * (task + 1), "without_relevant": [0] * (task + 1), "unprotected": unprotected}
+        )
+        state = {
+            n: v + 0.1 / (i + 1) * torch.randn(v.shape, generator=random) for i, (n, v) in enumerate(state.items())
+        }
+        save_file(state, path / "weights" / f"task{task:02}.safetensors", metadata={"order": json.dumps(list(state))})
+        if penalised:
+            (path / "importance").mkdir(exist_ok=True)
+            for i, name in enumerate(importance):
+                importance[name] = importance[name] + 10.0**-i * torch.rand(importance[name].shape, generator=random)
+            save_file(importance, path / "importance" / f"task{task:02}.safetensors")
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    padded = {
+        gallery: {
+            metric: [
+                (cut(factor * scale, matrix[t]) if t < done else []) + [None] * (num_tasks - (t + 1 if t < done else 0))
+                for t in range(num_tasks)
+            ]
+            for metric, factor in factors.items()
+        }
+        for gallery, scale in (("seen", 1.0), ("task", 1.01))
+    }
+    (path / "scores.json").write_text(json.dumps({"task_names": names, "matrices": padded}), encoding="utf-8")
+    if done == num_tasks:
+        _write_index(path / "index", class_names, num_tasks, points, random)
+    return path
+
+
+def _weights(layers: tuple[str, ...], random: torch.Generator) -> dict[str, torch.Tensor]:
+    state = {}
+    for layer in layers:
+        state[f"{layer}.weight"] = torch.randn(6, 5, generator=random)
+        state[f"{layer}.bias"] = torch.zeros(6)
+    return state | {"stem.running_mean": torch.zeros(6)}
+
+
+def _write_index(path: Path, class_names: list[str], num_tasks: int, points: int, random: torch.Generator) -> None:
+    path.mkdir()
+    labels = torch.arange(2 * num_tasks).repeat_interleave(points)
+    centres = 2 * torch.randn(2 * num_tasks, 16, generator=random)
+    vectors = centres[labels] + torch.randn(len(labels), 16, generator=random)
+    save_file({"vectors": vectors, "labels": labels}, path / "final.safetensors")
+    tasks = [[2 * task, 2 * task + 1] for task in range(num_tasks)]
+    (path / "final.json").write_text(json.dumps({"class_names": class_names, "tasks": tasks}), encoding="utf-8")

@@ -1,0 +1,149 @@
+"""What is read off a score matrix: values by hand, the literal twins, unfinished runs."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tripletmas import forgetting as f
+
+NAN = math.nan
+
+
+def matrix_of(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+THREE = matrix_of([0.9, NAN, NAN], [0.95, 0.8, NAN], [0.6, 0.85, 0.7])
+
+
+def test_values_by_hand():
+    assert f.average(THREE) == pytest.approx((0.6 + 0.85 + 0.7) / 3)
+    # Task 0 was best after task 1: 0.95 - 0.6. Task 1 got better: 0.8 - 0.85 is negative.
+    assert f.forgetting_per_task(THREE).tolist() == pytest.approx([0.35, -0.05])
+    assert f.forgetting(THREE) == pytest.approx(0.15)
+    assert f.backward_transfer(THREE) == pytest.approx(((0.6 - 0.9) + (0.85 - 0.8)) / 2)
+    assert f.plasticity(THREE) == pytest.approx((0.9 + 0.8 + 0.7) / 3)
+    assert f.last_row(THREE).tolist() == [0.6, 0.85, 0.7]
+    assert f.summarize(THREE) == {
+        "average": f.average(THREE),
+        "forgetting": f.forgetting(THREE),
+        "backward_transfer": f.backward_transfer(THREE),
+        "plasticity": f.plasticity(THREE),
+    }
+
+
+@given(st.integers(2, 6), st.integers(0, 2**31))
+def test_equal_to_the_literal_twins(tasks: int, seed: int):
+    full = torch.rand(tasks, tasks, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    baseline = torch.rand(tasks, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    lower = full.masked_fill(torch.ones(tasks, tasks).triu(1).bool(), NAN)
+    before = lower.clone()
+    for matrix in (lower, full):  # scores of tasks not yet learned change nothing but forward transfer
+        assert f.average(matrix) == pytest.approx(oracles.average(matrix))
+        assert f.forgetting_per_task(matrix).tolist() == pytest.approx(oracles.forgetting_per_task(matrix))
+        assert f.forgetting(matrix) == pytest.approx(sum(oracles.forgetting_per_task(matrix)) / (tasks - 1))
+        assert f.backward_transfer(matrix) == pytest.approx(oracles.backward_transfer(matrix))
+    assert f.forward_transfer(full, baseline) == pytest.approx(oracles.forward_transfer(full, baseline))
+    assert torch.equal(lower.nan_to_num(-1), before.nan_to_num(-1))
+
+
+def test_unfinished_run_equals_the_run_of_the_tasks_so_far():
+    unfinished = torch.full((5, 5), NAN, dtype=torch.float64)
+    unfinished[:3, :3] = THREE
+    assert f.summarize(unfinished) == f.summarize(THREE)
+    assert f.forgetting_per_task(unfinished)[:2].tolist() == f.forgetting_per_task(THREE).tolist()
+    assert f.forgetting_per_task(unfinished)[2:].isnan().tolist() == [True, True]
+    unfinished[3, 4] = 0.1  # a score on a task to come does not make row 3 a measured one
+    assert f.summarize(unfinished) == f.summarize(THREE)
+
+
+def test_forward_transfer_of_an_unfinished_run_ends_at_the_next_task():
+    unfinished = torch.full((4, 4), NAN, dtype=torch.float64)
+    unfinished[0] = torch.tensor([0.9, 0.3, 0.4, 0.5])
+    unfinished[1] = torch.tensor([0.8, 0.9, 0.6, 0.5])
+    assert f.forward_transfer(unfinished, torch.full((4,), 0.1)) == pytest.approx(((0.3 - 0.1) + (0.6 - 0.1)) / 2)
+
+
+def test_single_task_has_no_forgetting_rather_than_zero():
+    one = matrix_of([0.9])
+    assert f.average(one) == f.plasticity(one) == 0.9
+    assert f.forgetting_per_task(one).shape == (0,)
+    assert math.isnan(f.forgetting(one))
+    assert math.isnan(f.backward_transfer(one))
+    assert math.isnan(f.forward_transfer(one, torch.zeros(1)))
+
+
+def test_nothing_measured_is_nan():
+    empty = torch.full((3, 3), NAN, dtype=torch.float64)
+    assert f.last_row(empty).shape == (0,)
+    assert all(math.isnan(value) for value in f.summarize(empty).values())
+
+
+def test_a_hole_in_the_last_row_is_not_skipped_in_silence():
+    holed = THREE.clone()
+    holed[2, 0] = NAN
+    assert math.isnan(f.average(holed))
+    assert math.isnan(f.forgetting(holed))
+    assert math.isnan(f.backward_transfer(holed))
+
+
+def test_a_hole_in_an_earlier_row_leaves_the_other_rows():
+    holed = THREE.clone()
+    holed[1, 0] = NAN
+    assert f.forgetting_per_task(holed)[0].item() == pytest.approx(0.9 - 0.6)
+
+
+def test_forward_transfer_needs_scores_before_learning():
+    with pytest.raises(ValueError, match="task 1 after task 0"):
+        f.forward_transfer(THREE, torch.zeros(3))
+    with pytest.raises(ValueError, match="baseline must hold one score for each of 3 tasks"):
+        f.forward_transfer(THREE, torch.zeros(2))
+
+
+def test_matrix_that_is_not_square_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(T, T\), got \(2, 3\)"):
+        f.average(torch.zeros(2, 3))
+
+
+def test_scores_record_and_survive_json():
+    scores = f.Scores(("a", "b"))
+    scores.record("seen", "recall@1", 0, 0, 0.1 + 0.2)
+    scores.record("seen", "recall@1", 1, 1, 0.5)
+    scores.record("task", "mrr", 0, 0, 1.0)
+    text = json.dumps(scores.to_json(), allow_nan=False)
+    read = f.Scores.from_json(json.loads(text))
+    assert read.task_names == ("a", "b")
+    assert read.to_json() == scores.to_json()
+    assert read.matrix()[0, 0] == 0.1 + 0.2
+    assert read.matrix().isnan().tolist() == [[False, True], [True, False]]
+    assert read.matrix("mrr", "task").dtype == torch.float64
+
+
+def test_scores_refuse_what_is_not_there():
+    scores = f.Scores(("a", "b"))
+    scores.record("seen", "recall@1", 0, 0, 1.0)
+    with pytest.raises(ValueError, match="numbered 0 to 1"):
+        scores.record("seen", "recall@1", 2, 0, 1.0)
+    with pytest.raises(ValueError, match="numbered 0 to 1"):
+        scores.record("seen", "recall@1", 0, -1, 1.0)
+    with pytest.raises(ValueError, match=r"'recall@3'; there are \['recall@1'\]"):
+        scores.matrix("recall@3")
+    with pytest.raises(ValueError, match=r"gallery 'stale'; there are \['seen'\]"):
+        scores.matrix(gallery="stale")
+    with pytest.raises(ValueError, match="expected 2 rows of 2"):
+        f.Scores.from_json({"task_names": ["a", "b"], "matrices": {"seen": {"mrr": [[1.0]]}}})
+
+
+def test_docstring_examples():
+    result = doctest.testmod(f)
+    assert result.attempted >= 1
+    assert result.failed == 0

@@ -1,0 +1,270 @@
+"""The run directory: what is in it, atomic saves, resume, and the guard of its configuration.
+
+config.yaml          the resolved configuration, with versions
+metrics.jsonl        one record a line, appended: an epoch, a task
+scores.json          the score matrices
+checkpoint/          the latest state, as one folder named by its place in the run; written aside and renamed
+weights/             the model at the start and after each task
+importance/          the importance that is protected after each task
+index/               the final embeddings of all queries
+report/              derived from the rest; may be deleted
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tripletmas.params import Params
+
+_PARTS = ("model", "strategy", "loss")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole state: after `epoch` epochs of task number `task`, both counted from 0.
+
+    Attributes:
+        model, strategy, loss: tensors by name.
+        optimizer: its state_dict; None between tasks, since each task has a fresh optimizer.
+        record_bytes: how long metrics.jsonl was then; what follows was written by a run that did not get further.
+    """
+
+    task: int
+    epoch: int
+    model: Params
+    strategy: Params
+    loss: Params
+    optimizer: dict[str, Any] | None
+    record_bytes: int = 0
+
+
+class RunDirectory:
+    """A folder that holds one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any]) -> RunDirectory:
+        """A run directory with this configuration: a new one, or the present one if its configuration is equal.
+
+        Raises:
+            ValueError: if the folder holds a run of another configuration (the differing keys are listed), or files
+                that are no run.
+        """
+        run = cls(path)
+        if (run.path / "config.yaml").exists():
+            differing = _differing(run.config(), dict(config))
+            if differing:
+                raise ValueError(
+                    f"{run.path} holds a run with another configuration ({'; '.join(differing)}): choose another "
+                    "--out, or delete that folder"
+                )
+            return run
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise ValueError(f"{run.path} exists and holds something that is no run: choose another --out")
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """The run that is in a folder.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        run = cls(path)
+        if not (run.path / "config.yaml").is_file():
+            several = sorted(p.name for p in run.path.glob("seed*")) if run.path.is_dir() else []
+            hint = f"; it holds the runs {', '.join(several)}: name one of them" if several else ""
+            raise ValueError(f"{run.path} is no run directory (it has no config.yaml){hint}")
+        return run
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+
+    # --- records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(_without_nan(record), allow_nan=False) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run, aside and renamed."""
+        self._write_text(name, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the run; None if it has none of this name."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    # --- tensors
+
+    def write_tensors(self, name: str, tensors: Params) -> None:
+        """Write a safetensors file of the run, aside and renamed."""
+        with self._aside(name) as aside:
+            _save(tensors, aside)
+
+    def read_tensors(self, name: str) -> Params:
+        """A safetensors file of the run.
+
+        Raises:
+            ValueError: if it is missing or cut short.
+        """
+        return _load(self.path / name)
+
+    # --- checkpoints
+
+    def save_checkpoint(self, state: Checkpoint) -> None:
+        """Replace the latest checkpoint; until the new one is whole, the old one stays.
+
+        Raises:
+            OSError: if it cannot be written, as when the disk is full; the old checkpoint is untouched.
+        """
+        records = self.path / "metrics.jsonl"
+        place = {
+            "task": state.task,
+            "epoch": state.epoch,
+            "record_bytes": records.stat().st_size if records.exists() else 0,
+        }
+        with self._aside(f"checkpoint/{_folder_name(state.task, state.epoch)}") as aside:
+            aside.mkdir()
+            for part in _PARTS:
+                _save(getattr(state, part), aside / f"{part}.safetensors")
+            torch.save(state.optimizer, aside / "optimizer.pt")
+            (aside / "place.json").write_text(json.dumps(place), encoding="utf-8")
+        for older in self._checkpoints()[:-1]:
+            shutil.rmtree(older)
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The latest checkpoint; None if there is none yet.
+
+        Raises:
+            ValueError: if a file of it is missing or cut short.
+        """
+        folders = self._checkpoints()
+        if not folders:
+            return None
+        folder = folders[-1]
+        try:
+            place = json.loads((folder / "place.json").read_text(encoding="utf-8"))
+            optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(_damaged(folder, error)) from None
+        parts = {part: _load(folder / f"{part}.safetensors") for part in _PARTS}
+        return Checkpoint(**place, **parts, optimizer=optimizer)
+
+    def rewind(self, state: Checkpoint) -> None:
+        """Cut off the records that were written after this checkpoint: that part will be run again."""
+        records = self.path / "metrics.jsonl"
+        if records.exists() and records.stat().st_size > state.record_bytes:
+            with open(records, "rb+") as file:
+                file.truncate(state.record_bytes)
+
+    # --- inside
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(p for p in (self.path / "checkpoint").glob("task*") if p.suffix != ".part")
+
+    def _write_text(self, name: str, text: str) -> None:
+        with self._aside(name) as aside:
+            aside.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def _aside(self, name: str):
+        """A path beside the final one, moved there when the block ends well and removed when it does not."""
+        final = self.path / name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(final.name + ".part")
+        _remove(aside)
+        try:
+            yield aside
+            _flush(aside)
+            if final.is_dir():
+                _remove(final)  # the same place in the run, saved again
+            os.replace(aside, final)
+        except BaseException as error:
+            _remove(aside)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, f"no space left to write {final}; what was saved before is whole") from None
+            raise
+
+
+def _without_nan(content: Any) -> Any:
+    """The same with None for nan, which JSON lacks."""
+    if isinstance(content, float):
+        return None if math.isnan(content) else content
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    return [_without_nan(value) for value in content] if isinstance(content, (list, tuple)) else content
+
+
+def _folder_name(task: int, epoch: int) -> str:
+    return f"task{task:04d}-epoch{epoch:06d}"
+
+
+def _save(tensors: Params, path: Path) -> None:
+    try:
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:  # it hides the operating system's error in its text
+        full = "os error 28" in str(error) or "No space left" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None
+
+
+def _load(path: Path) -> Params:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} cannot be read ({error}): it is missing or cut short; restore it from a copy, or train anew"
+
+
+def _flush(path: Path) -> None:
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two configurations differ, as `key: old -> new`; versions are no part of a configuration."""
+    differing = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            differing += [] if key == "version" else _differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            differing.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return differing

@@ -1,0 +1,218 @@
+"""A labelled data set: samples, and labels that are readable without loading a sample.
+
+Shapes: n samples; a sample is a float32 tensor, an image (channels, height, width) with values in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class LabelledDataset(Dataset):
+    """n samples with integer labels that point into the names of their classes.
+
+    `dataset[i]` is one `(sample, label)`; `dataset[[i, j]]` is a whole batch `(samples, labels)`. Every part of a
+    data set (train, test, the classes of a task) is a view that shares the samples and the class names, so labels
+    mean the same in all of them.
+
+    Args:
+        samples: a tensor (n, ...) in memory, uint8 (0..255, scaled to [0, 1] when read) or floating, or any sequence
+            whose items are such tensors of one shape, decoded when asked for.
+        labels: (n,), integers in [0, len(class_names)).
+        class_names: the name of each label. Labels that users write as strings or as large numbers stay names.
+        groups: the group of each *class* (an alphabet, the folder of a task), for streams of one task a group.
+        paths: the file of each sample, where samples are files.
+        transform: applied to each sample when it is read, as augmentation is; `plain` is the view without it.
+        indices: which samples this view holds, in its order; None for all.
+    """
+
+    def __init__(
+        self,
+        samples: Tensor | Sequence[Tensor],
+        labels: Tensor,
+        class_names: Sequence[str],
+        *,
+        groups: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+        transform: Transform | None = None,
+        indices: Tensor | None = None,
+    ):
+        all_labels = torch.as_tensor(labels, dtype=torch.int64)
+        if len(all_labels) != len(samples):
+            raise ValueError(f"{len(samples)} samples, but {len(all_labels)} labels")
+        if len(all_labels) and not 0 <= int(all_labels.min()) <= int(all_labels.max()) < len(class_names):
+            raise ValueError(f"labels must lie in [0, {len(class_names)}), one for each class name")
+        if groups is not None and len(groups) != len(class_names):
+            raise ValueError(f"groups name one group for each of the {len(class_names)} classes, got {len(groups)}")
+        self.samples = samples
+        self.class_names = tuple(class_names)
+        self.groups = None if groups is None else tuple(groups)
+        self.transform = transform
+        self.indices = torch.arange(len(all_labels)) if indices is None else indices
+        self._all_labels = all_labels
+        self._all_paths = paths
+        self.labels = all_labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(position, int):
+            return self.__getitems__(position)
+        return self._read(int(self.indices[position])), self.labels[position]
+
+    def __getitems__(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """The batch (samples (b, ...), labels (b,)) at these positions; a DataLoader calls this once a batch."""
+        chosen = self.indices[torch.as_tensor(positions, dtype=torch.int64)]
+        if isinstance(self.samples, Tensor) and self.transform is None:
+            samples = _as_float(self.samples[chosen])
+        else:
+            samples = torch.stack([self._read(i) for i in chosen.tolist()])
+        return samples, self._all_labels[chosen]
+
+    def _read(self, index: int) -> Tensor:
+        sample = _as_float(self.samples[index])
+        return sample if self.transform is None else self.transform(sample)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels that occur in this view, ascending."""
+        return tuple(self.labels.unique().tolist())
+
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        """The file of each sample of this view; None where samples are no files."""
+        all_paths = self._all_paths
+        return None if all_paths is None else tuple(all_paths[int(i)] for i in self.indices)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        if not len(self):
+            raise ValueError("an empty data set has no sample whose shape could be told")
+        return tuple(self[0][0].shape)
+
+    def subset(self, positions: Tensor | Sequence[int]) -> LabelledDataset:
+        """The view of the samples at these positions."""
+        return self._view(self.indices[torch.as_tensor(positions, dtype=torch.int64)], self.transform)
+
+    def of_classes(self, classes: Sequence[int]) -> LabelledDataset:
+        """The view of the samples whose label is one of these."""
+        return self.subset(torch.isin(self.labels, torch.as_tensor(classes)).nonzero().flatten())
+
+    def plain(self) -> LabelledDataset:
+        """The same samples without augmentation."""
+        return self._view(self.indices, None)
+
+    def with_transform(self, transform: Transform | None) -> LabelledDataset:
+        """The same samples, read through `transform`."""
+        return self._view(self.indices, transform)
+
+    def _view(self, indices: Tensor, transform: Transform | None) -> LabelledDataset:
+        return LabelledDataset(
+            self.samples,
+            self._all_labels,
+            self.class_names,
+            groups=self.groups,
+            paths=self._all_paths,
+            transform=transform,
+            indices=indices,
+        )
+
+    def loader(
+        self,
+        batch_size: int = 256,
+        *,
+        batches: Sequence[Sequence[int]] | None = None,
+        num_workers: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> DataLoader:
+        """Batches `(samples, labels)`: those of `batches` if given, else all samples in order.
+
+        Args:
+            generator: seeds the workers' random generators; give one where augmentation must be repeatable.
+        """
+        if batches is None:
+            batches = [list(range(i, min(i + batch_size, len(self)))) for i in range(0, len(self), batch_size)]
+        return DataLoader(
+            self,
+            batch_sampler=_Batches(batches),
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=generator,
+        )
+
+
+def concatenate(datasets: Sequence[LabelledDataset]) -> LabelledDataset:
+    """One data set of all, in order, where all are views of the same samples.
+
+    Raises:
+        ValueError: if they are not, or if there is none.
+    """
+    if not datasets:
+        raise ValueError("concatenate needs at least one data set")
+    first = datasets[0]
+    if any(other.samples is not first.samples for other in datasets):
+        raise ValueError("only views of the same samples can be concatenated")
+    return first._view(torch.cat([dataset.indices for dataset in datasets]), first.transform)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader gives: the parts of a data set, which share their class names.
+
+    Args:
+        test: the queries; None where the set has no test part, so that a stream holds out a share of `train`.
+        gallery: where the queries are searched; None for the queries themselves, each left out of its own search.
+    """
+
+    train: LabelledDataset
+    test: LabelledDataset | None = None
+    gallery: LabelledDataset | None = None
+
+
+def encode_labels(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """The label of each sample, given the name of its class, and the class names in the order of the labels.
+
+    Names that are all integers are ordered as numbers, of any size; others as text.
+
+    >>> encode_labels(["10", "9", "10"])
+    (tensor([1, 0, 1]), ('9', '10'))
+    """
+    unique = set(names)
+    try:
+        class_names = sorted(unique, key=lambda name: (int(name), name))
+    except ValueError:
+        class_names = sorted(unique)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    return torch.tensor([label_of[name] for name in names], dtype=torch.int64), tuple(class_names)
+
+
+class _Batches:
+    """A batch sampler with a length, over batches that are already drawn."""
+
+    def __init__(self, batches: Sequence[Sequence[int]]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(batch) for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _as_is(batch: Any) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def _as_float(samples: Tensor) -> Tensor:
+    return samples.float() / 255 if samples.dtype == torch.uint8 else samples.float()

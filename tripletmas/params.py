@@ -1,0 +1,106 @@
+"""Parameters as dict[str, Tensor], keyed by canonical name.
+
+A wrapper (DDP, `torch.compile`, AveragedModel) puts a prefix before the names of the model inside it. Canonical names
+are those of the bare model, found by unwrapping the objects: cutting prefixes off strings would also cut a submodule
+that is really called `module`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+Params = dict[str, Tensor]
+
+_HOLD_IN_MODULE = (DistributedDataParallel, nn.DataParallel, AveragedModel)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The bare module inside any number of wrappers."""
+    while True:
+        if isinstance(module, _HOLD_IN_MODULE):
+            module = module.module
+        elif isinstance(inner := module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            module = inner  # torch.compile's OptimizedModule, whose class lives in a private package
+        else:
+            return module
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by canonical name; one that is tied between layers appears once, under its first name."""
+    return dict(_walk(model, "", "_parameters", set()))
+
+
+def named_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every persistent buffer by canonical name."""
+    return dict(_walk(model, "", "_buffers", set()))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training may change, by canonical name."""
+    return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
+
+
+def snapshot(parameters: dict[str, nn.Parameter] | Params) -> Params:
+    """A detached copy of every tensor."""
+    return {name: value.detach().clone() for name, value in parameters.items()}
+
+
+def differing_names(expected: Params, found: Params) -> str | None:
+    """A sentence that lists what is missing, unexpected or of another shape; None if nothing is."""
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    reshaped = [
+        f"{name} {tuple(found[name].shape)} for {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
+    return "; ".join(f"{what}: {listed(names)}" for what, names in parts if names) or None
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """The names with commas between them; a long list is cut and counted."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter; the CPU for a model without one."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def state_of(model: nn.Module) -> Params:
+    """What has to be saved to have the model again: parameters (tied ones once) and persistent buffers."""
+    return {name: value.detach() for name, value in (named_parameters(model) | named_buffers(model)).items()}
+
+
+def load_state(model: nn.Module, state: Params, source: str = "the state") -> None:
+    """Copy a state that `state_of` gave into the model.
+
+    Raises:
+        ValueError: if names or shapes differ; missing and unexpected ones are listed, and nothing is copied.
+    """
+    own = named_parameters(model) | named_buffers(model)
+    wrong = differing_names(own, state)
+    if wrong:
+        raise ValueError(f"{source} belongs to another model: {wrong}")
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
+
+
+def _walk(module: nn.Module, prefix: str, kind: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    module = unwrap(module)
+    for name, value in getattr(module, kind).items():
+        if value is None or id(value) in seen or (kind == "_buffers" and name in module._non_persistent_buffers_set):
+            continue
+        seen.add(id(value))
+        yield prefix + name, value
+    for name, child in module.named_children():
+        yield from _walk(child, f"{prefix}{name}.", kind, seen)

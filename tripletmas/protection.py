@@ -1,0 +1,362 @@
+"""Protection: importance and reference of every weight, and the penalty that holds important weights in place.
+
+The penalty is `strength * sum importance * (theta - reference)^2`, without a hidden 1/2. It goes into the gradient, as
+`2 * strength * importance * (theta - reference)`, in a hook that runs when an optimizer steps: then it works in any
+training loop, fires once a step whatever the gradient accumulation, and needs no second backward pass.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from tripletmas.importance import mas_importance
+from tripletmas.importance.per_sample import Forward
+from tripletmas.params import Params, differing_names, named_buffers, named_parameters, snapshot, trainable
+
+logger = logging.getLogger(__name__)
+
+Estimator = Callable[[nn.Module, Iterable[Any]], Params]
+
+
+class _Protected(NamedTuple):
+    name: str
+    parameter: nn.Parameter
+    importance: Tensor
+    reference: Tensor
+
+
+class Protection:
+    """Holds the weights of a model in place, each as firmly as it is important to what was learned so far.
+
+    Memory: two copies of the trainable parameters, `importance` and `reference`, from the first `consolidate` on.
+
+    Args:
+        model: the model that is trained; parameters are matched by identity in memory and by canonical name on disk.
+        strength: weight of the penalty (lambda). In the relative unit of `MAS` 0.3 is a good first value.
+        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
+        estimate: (model, batches) -> importance by canonical name.
+
+    Raises:
+        ValueError: for a negative strength, a decay outside [0, 1], or half-precision weights, which are too coarse
+            to be held in place (keep float32 weights and train under autocast).
+    """
+
+    def __init__(self, model: nn.Module, *, strength: float, decay: float = 1.0, estimate: Estimator):
+        if strength < 0:
+            raise ValueError(f"strength must be >= 0, got {strength}")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {decay}")
+        half = [name for name, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)]
+        if half:
+            raise ValueError(
+                f"weights in half precision cannot be protected ({half[0]}): keep them in float32 and "
+                "train under torch.autocast"
+            )
+        self.model = model
+        self.strength = strength
+        self.decay = decay
+        self.estimate = estimate
+        self.importance: Params = {}
+        self.reference: Params = {}
+        self._table: dict[int, _Protected] = {}
+        self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+        self._checked_rates: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
+        self._num_protected_steps = 0
+
+    # --- in a training loop
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Add the penalty's gradient whenever this optimizer steps; nothing until the first `consolidate`.
+
+        Attaching an optimizer again changes nothing. The handle's `remove()` detaches it.
+
+        Raises:
+            ValueError: if the optimizer holds no parameter of the model.
+        """
+        own = {id(parameter) for parameter in named_parameters(self.model).values()}
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
+        handle = self._handles.get(optimizer)
+        if handle is None or handle.id not in optimizer._optimizer_step_pre_hooks:
+            handle = self._handles[optimizer] = optimizer.register_step_pre_hook(self._before_step)
+        return handle
+
+    @contextmanager
+    def protect(self) -> Iterator[Protection]:
+        """Protect in every optimizer that steps inside the `with` block, for frameworks that build their own.
+
+        Warns at the end of the block if there was something to protect but no optimizer stepped on it.
+        """
+        before = self._num_protected_steps
+
+        def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
+            handle = self._handles.get(optimizer)
+            if handle is not None and handle.id in optimizer._optimizer_step_pre_hooks:
+                return None  # attached: its own hook will add the penalty
+            return self._before_step(optimizer, args, kwargs)
+
+        handle = register_optimizer_step_pre_hook(before_step)
+        try:
+            yield self
+        finally:
+            handle.remove()
+        if self.importance and self._num_protected_steps == before:
+            warnings.warn("no optimizer stepped on the protected model inside protect()", stacklevel=3)
+
+    def value(self) -> Tensor:
+        """The penalty now, `strength * sum importance * (theta - reference)^2`: a differentiable scalar."""
+        matching = {protected.name: protected.importance for protected in self._table.values()}
+        return self.strength * quadratic_penalty(self.model, self.reference, matching)
+
+    # --- after a task
+
+    def consolidate(self, batches: Iterable[Any]) -> Params:
+        """Measure the importance of what was just learned, add it to what is protected, and re-anchor.
+
+        Args:
+            batches: unlabelled data (labels are ignored): an iterable of tensors, (inputs, ...) tuples or dicts.
+
+        Returns:
+            The importance of this task alone, by canonical name.
+        """
+        importance = self.estimate(self.model, batches)
+        self.importance = {name: value * self.decay for name, value in self.importance.items()}
+        self.add(importance)
+        self.anchor()
+        return importance
+
+    def add(self, importance: Params, *, weight: float = 1.0) -> None:
+        """Add `weight * importance` to what is protected; the reference of a weight that has one stays."""
+        current = named_parameters(self.model)
+        unknown = sorted(importance.keys() - current.keys())
+        if unknown:
+            raise ValueError(f"the model has no parameter {unknown[0]!r}, for which there is importance")
+        for name, value in importance.items():
+            value = value.detach().to(current[name].device) * weight
+            old = self.importance.get(name)
+            # a parameter whose shape changed (a new head) is a new parameter
+            self.importance[name] = old + value if old is not None and old.shape == value.shape else value
+            if name not in self.reference or self.reference[name].shape != value.shape:
+                self.reference[name] = current[name].detach().clone()
+        self._match()
+
+    def anchor(self) -> None:
+        """Make the present weights the reference (theta*)."""
+        current = named_parameters(self.model)
+        self.reference = snapshot({name: current[name] for name in self.importance if name in current})
+        self._match()
+
+    def unprotected(self) -> dict[str, list[str]]:
+        """What the penalty cannot hold: buffers (batch norm statistics), frozen and new parameters; names by kind."""
+        current = named_parameters(self.model)
+        return {
+            "buffers": sorted(named_buffers(self.model)),
+            "frozen parameters": sorted(name for name, p in current.items() if not p.requires_grad),
+            "replaced or new": sorted(
+                name
+                for name, p in current.items()
+                if self.importance
+                and p.requires_grad
+                and (name not in self.importance or self.importance[name].shape != p.shape)
+            ),
+        }
+
+    # --- on disk
+
+    def state_dict(self) -> Params:
+        """Importance and reference by `importance/NAME` and `reference/NAME`; empty before the first `consolidate`."""
+        return {f"importance/{name}": value for name, value in self.importance.items()} | {
+            f"reference/{name}": value for name, value in self.reference.items()
+        }
+
+    def load_state_dict(self, state: Params) -> None:
+        """Take over a state that `state_dict` gave, for the present model.
+
+        Raises:
+            ValueError: if the state has parameters that the model lacks, or has in other shapes; all names that do not
+                match are listed. Parameters that only the model has are unprotected, as `unprotected` says.
+        """
+        importance, reference = (
+            {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+            for part in ("importance/", "reference/")
+        )
+        current = named_parameters(self.model)
+        if any(name not in current or current[name].shape != value.shape for name, value in importance.items()):
+            raise ValueError(f"saved for another model: {differing_names(trainable(self.model), importance)}")
+        self.importance, self.reference = importance, reference
+        self._match()
+
+    def save(self, path: str | Path) -> None:
+        """Write importance, reference and settings to one safetensors file (settings as JSON in its header)."""
+        settings = {
+            "strength": self.strength,
+            "decay": self.decay,
+            "estimate": _described(self.estimate),
+        }
+        aside = Path(f"{path}.part")
+        save_file(
+            {k: v.contiguous() for k, v in self.state_dict().items()}, aside, {"protection": json.dumps(settings)}
+        )
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, *, estimate: Estimator | None = None) -> Protection:
+        """The protection saved at `path`, for `model`.
+
+        Args:
+            estimate: needed only where the saved protection measured with a function of the user's own.
+
+        Raises:
+            ValueError: if it was saved for another model (missing and unexpected names are listed), or measures in
+                another unit than `estimate` does.
+        """
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {})["protection"])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        described = settings["estimate"]
+        if estimate is None:
+            if described["function"] != "mas_importance" or described["unsaved"]:
+                raise ValueError(f"{path} was measured with {described}: give the same function as estimate=")
+            estimate = partial(mas_importance, **described["options"])
+        elif _described(estimate) != described:
+            raise ValueError(f"{path} was measured with {described}, but estimate= is {_described(estimate)}")
+        protection = cls(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
+        protection.load_state_dict(state)
+        return protection
+
+    # --- the hook
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict):
+        if not self.importance:
+            return None
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._add_gradients(optimizer)
+            return None
+
+        def with_penalty():  # the closure zeroes and recomputes the gradients, so the penalty must follow it
+            with torch.enable_grad():
+                loss = closure()
+            self._add_gradients(optimizer)
+            if isinstance(optimizer, torch.optim.LBFGS):  # its line search compares values
+                loss = loss + self.value().detach()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], with_penalty, *args[2:]), kwargs
+        return args, {**kwargs, "closure": with_penalty}
+
+    @torch.no_grad()
+    def _add_gradients(self, optimizer: Optimizer) -> None:
+        if any(protected.parameter.device != protected.reference.device for protected in self._table.values()):
+            self._match()  # the model has moved since
+        self._warn_if_unstable(optimizer)
+        scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
+        found = False
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                protected = self._table.get(id(parameter))
+                if protected is None:
+                    continue
+                found = True
+                pull = (parameter - protected.reference).mul_(protected.importance).mul_(2 * self.strength)
+                if scale is not None:
+                    pull.mul_(scale)
+                parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+        self._num_protected_steps += found
+
+    def _match(self) -> None:
+        """Look up which parameter has which importance, and bring both to one device."""
+        current = named_parameters(self.model)
+        for name in self.importance.keys() & current.keys():
+            self.importance[name] = self.importance[name].to(current[name].device)
+            self.reference[name] = self.reference[name].to(current[name].device)
+        self._table = {
+            id(current[name]): _Protected(name, current[name], importance, self.reference[name])
+            for name, importance in self.importance.items()
+            if name in current and current[name].shape == importance.shape
+        }
+        self._checked_rates.clear()
+
+    def _warn_if_unstable(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, torch.optim.SGD) or optimizer in self._checked_rates:
+            return
+        self._checked_rates[optimizer] = True
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        largest = max((float(p.importance.max()) for p in self._table.values()), default=0.0)
+        if rate * self.strength * largest > 0.5:
+            warnings.warn(
+                f"rate * strength * importance reaches {rate * self.strength * largest:.3g} > 0.5: plain gradient "
+                "steps on this penalty oscillate (above 1 they diverge); lower the strength or the learning rate",
+                stacklevel=2,
+            )
+
+
+def MAS(
+    model: nn.Module,
+    strength: float = 0.3,
+    *,
+    decay: float = 1.0,
+    relative: bool = True,
+    layer: str | None = None,
+    forward: Forward | None = None,
+) -> Protection:
+    """A `Protection` whose importance is `mas_importance`: two lines protect any training loop.
+
+    Args:
+        strength: weight of the penalty (lambda).
+        decay: what is left of the importance of earlier tasks when a task is added; 1, as in the authors' code, sums.
+        relative: measure importance relative to the mean squared length of the embeddings, so that a strength means
+            the same for all models. False is the paper's unit (there the authors' strength is 1).
+        layer: the submodule whose output is measured, for a model that ends in a normalisation.
+        forward: how to call the model on a batch, (model, batch) -> embeddings.
+
+    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 3; the relative unit is ours.
+    """
+    options = {"relative": relative, "layer": layer, "forward": forward}
+    return Protection(model, strength=strength, decay=decay, estimate=partial(mas_importance, **options))
+
+
+def quadratic_penalty(model: nn.Module, reference: Params, importance: Params) -> Tensor:
+    """Sum importance * (theta - reference)^2 over all weights that have importance: a differentiable scalar, no 1/2.
+
+    Raises:
+        ValueError: if the model lacks a parameter that has importance, or has it in another shape.
+    """
+    current = named_parameters(model)
+    wrong = differing_names({name: current[name] for name in importance if name in current}, importance)
+    if wrong:
+        raise ValueError(f"importance and model do not match: {wrong}")
+    if not importance:
+        return torch.zeros(())
+    return torch.stack(
+        [(value * (current[name] - reference[name]).square()).sum() for name, value in importance.items()]
+    ).sum()
+
+
+def _described(estimate: Estimator) -> dict[str, Any]:
+    """The estimator as JSON: its function's name, the options that JSON can hold, and the names of the others."""
+    function, options = (estimate.func, estimate.keywords) if isinstance(estimate, partial) else (estimate, {})
+    plain = {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str, type(None)))}
+    return {
+        "function": getattr(function, "__name__", type(function).__name__),
+        "options": plain,
+        "unsaved": sorted(options.keys() - plain.keys()),
+    }

@@ -1,0 +1,126 @@
+"""The plots of a comparison: methods keep one colour through all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from tripletmas.report.compare import Comparison, Method, Spread, number, short_names
+from tripletmas.report.embedding_plot import Picture, draw_points
+from tripletmas.report.style import INK, MUTED, RULE, canvas, label_line_ends, series_style, task_axis
+
+
+def draw_average(path: Path, comparison: Comparison) -> None:
+    """Recall@1 over the tasks, mean over the tasks seen; the band is one standard deviation over the seeds."""
+    size = len(comparison.task_names)
+    measured = [(i, method) for i, method in enumerate(comparison.methods) if len(method.curves)]
+    with canvas(path, height=3.8) as figure:
+        axes = figure.add_subplot()
+        ends, lows = [], [1.0]
+        for i, method in measured:
+            colour, marker = series_style(i)
+            mean, x = method.curves.mean(dim=0), range(1, size + 1)
+            axes.plot(x, mean.numpy(), color=colour, marker=marker)
+            lows.append(float(np.nanmin(mean)))
+            if len(method.curves) > 1:
+                spread = method.curves.std(dim=0)
+                axes.fill_between(
+                    x, (mean - spread).numpy(), (mean + spread).numpy(), color=colour, alpha=0.15, linewidth=0
+                )
+                lows.append(float(np.nanmin(mean - spread)))
+            ends.append((float(mean[-1]), _short(method), colour))
+        task_axis(axes, size)
+        axes.set_ylim(math.floor(max(min(lows) - 0.01, 0) * 20) / 20, 1.01)
+        axes.set_ylabel("average recall@1")
+        axes.grid(axis="y")
+        label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], x=size)
+
+
+def draw_forgetting(path: Path, comparison: Comparison) -> None:
+    """A bar for each method; the line across its end is one standard deviation to each side."""
+    methods = comparison.methods
+    with canvas(path, height=max(2.0, 0.7 + 0.42 * len(methods))) as figure:
+        axes = figure.add_subplot()
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        for i, method in enumerate(methods):
+            spread, colour = method.forgetting, series_style(i)[0]
+            if math.isnan(spread.mean):
+                axes.text(0, i, " not measured", va="center", color=MUTED, fontsize=8.5)
+                continue
+            axes.barh(i, spread.mean, height=0.6, color=colour)
+            reach = spread.mean + (spread.deviation or 0.0)
+            if spread.deviation is not None:
+                axes.hlines(i, spread.mean - spread.deviation, reach, color=INK, linewidth=1.1)
+            axes.annotate(
+                number(spread.mean),
+                (max(reach, 0), i),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
+        axes.set_yticks(range(len(methods)), [_short(method) for method in methods])
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.margins(x=0.14)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("forgetting (recall@1 lost since the best moment)")
+
+
+def draw_per_task(path: Path, comparison: Comparison) -> None:
+    """Final recall@1: a row for each task, a dot for each method, a line for one standard deviation to each side."""
+    methods, size = comparison.methods, len(comparison.task_names)
+    each = 0.2 + 0.085 * len(methods) if size <= 12 else 0.26
+    with canvas(path, width=9.6, height=max(2.4, 1.0 + each * size)) as figure:
+        axes = figure.add_subplot()
+        for edge in range(size - 1):
+            axes.axhline(edge + 0.5, color=RULE, linewidth=0.7)
+        for i, method in enumerate(methods):
+            colour, marker = series_style(i)
+            offset = ((i + 0.5) / len(methods) - 0.5) * 0.72
+            rows = np.arange(size) + offset
+            axes.scatter(
+                [spread.mean for spread in method.per_task],
+                rows,
+                s=24,
+                color=colour,
+                marker=marker,
+                label=_short(method),
+                zorder=3,
+            )
+            for row, spread in zip(rows, method.per_task, strict=True):
+                _error_line(axes, row, spread, colour)
+        names = [f"{i + 1}  {name}" for i, name in enumerate(short_names(comparison.task_names, 18))]
+        axes.set_yticks(range(size), names)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_xlabel("recall@1 after the last task")
+        figure.legend(loc="outside upper left", ncols=min(4, len(methods)), handletextpad=0.2, columnspacing=1.2)
+
+
+def draw_embeddings(path: Path, pictures: Sequence[tuple[str, Picture]]) -> None:
+    """The final embeddings side by side, at most three in a row."""
+    columns = min(3, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    with canvas(path, width=3.8 * columns, height=3.5 * rows) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, (label, picture) in zip(panels, pictures, strict=False):
+            axes.set_title(label)
+            draw_points(axes, picture)
+        for axes in panels[len(pictures) :]:
+            axes.remove()
+
+
+def _error_line(axes: Axes, row: float, spread: Spread, colour: str) -> None:
+    if spread.deviation is not None:
+        axes.hlines(row, spread.mean - spread.deviation, spread.mean + spread.deviation, color=colour, linewidth=1.1)
+
+
+def _short(method: Method) -> str:
+    return short_names([method.label], 24)[0]

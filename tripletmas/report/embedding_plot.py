@@ -1,0 +1,105 @@
+"""The final embedding in two dimensions: t-SNE of the normalised vectors, a colour for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tripletmas.report.compare import short_names
+from tripletmas.report.layers import FinalEmbedding
+from tripletmas.report.style import INK, MAP, canvas, series_style
+
+_MAX_POINTS = 1000
+_MIN_POINTS = 50  # with fewer points t-SNE shows its own noise: the two principal directions are shown
+_MAX_COLOURS = 16  # more classes than this cannot be told apart: the colour is then the task
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The points (n, 2) of at most 1000 vectors, and what their colours mean.
+
+    Attributes:
+        method: "t-SNE" or "PCA".
+        shown, of: how many vectors are in the picture, and how many there are.
+        groups: (n,) the class, or the task where there are too many classes, as a position in `names`.
+        coloured_by: "class" or "task".
+    """
+
+    points: np.ndarray
+    method: str
+    shown: int
+    of: int
+    groups: Tensor
+    names: tuple[str, ...]
+    coloured_by: str
+
+
+def project(embedding: FinalEmbedding, task_names: tuple[str, ...]) -> Picture:
+    """Lay the vectors out in two dimensions; the same input gives the same picture."""
+    total = len(embedding.vectors)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(total, generator=generator)[:_MAX_POINTS].sort().values
+    vectors = normalize(embedding.vectors[chosen], dim=1).numpy()
+    labels, tasks = embedding.labels[chosen], embedding.tasks[chosen]
+    present = labels.unique()
+    if len(present) <= _MAX_COLOURS:
+        groups = torch.searchsorted(present, labels)
+        names = tuple(embedding.class_names[i] if i < len(embedding.class_names) else str(i) for i in present.tolist())
+        by = "class"
+    else:
+        present = tasks.unique()
+        groups = torch.searchsorted(present, tasks)
+        names = tuple(task_names[i] if i < len(task_names) else f"task {i + 1}" for i in present.tolist())
+        by = "task"
+    points, method = _two_dimensions(vectors)
+    return Picture(points, method, len(chosen), total, groups, names, by)
+
+
+def draw_embedding(path: Path, picture: Picture, *, width: float = 6.4, height: float = 5.0) -> None:
+    """A dot for each vector; the name of a class stands at the middle of its points."""
+    with canvas(path, width=width, height=height) as figure:
+        draw_points(figure.add_subplot(), picture)
+
+
+def draw_points(axes: Axes, picture: Picture) -> None:
+    """Draw the picture on axes without scales: only nearness means anything in it."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    names = short_names(picture.names)
+    for i, name in enumerate(names):
+        members = picture.points[(picture.groups == i).numpy()]
+        colour, marker = series_style(i)
+        if len(names) > _MAX_COLOURS:
+            colour, marker = colormaps[MAP](i / (len(names) - 1)), "o"
+        axes.scatter(members[:, 0], members[:, 1], s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
+        if len(names) <= _MAX_COLOURS and len(members):
+            box = {
+                "boxstyle": "round,pad=0.2",
+                "facecolor": "white",
+                "edgecolor": colour,
+                "alpha": 0.85,
+                "linewidth": 0.8,
+            }
+            x, y = np.median(members, axis=0)
+            axes.text(x, y, name, ha="center", va="center", fontsize=8.5, color=INK, bbox=box, zorder=5)
+    axes.margins(0.03)
+
+
+def _two_dimensions(vectors: np.ndarray) -> tuple[np.ndarray, str]:
+    """(n, 2). t-SNE starts from the principal components, so the picture keeps the large-scale arrangement."""
+    n, dim = vectors.shape
+    if n < 3 or dim < 2 or np.ptp(vectors, axis=0).max() < 1e-6:  # nothing to lay out: one dimension, or one point
+        return np.pad(vectors, ((0, 0), (0, 2)))[:, :2], "PCA"
+    if n < _MIN_POINTS or dim == 2:
+        return PCA(2, random_state=0).fit_transform(vectors), "PCA"
+    return TSNE(2, perplexity=30 if n > 120 else n / 4, init="pca", random_state=0).fit_transform(vectors), "t-SNE"

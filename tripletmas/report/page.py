@@ -1,0 +1,239 @@
+"""The HTML pages: which plot and which number stands where."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tripletmas import forgetting as measures
+from tripletmas.report import comparison_plots, plots, texts
+from tripletmas.report.compare import Comparison, comparison, number
+from tripletmas.report.embedding_plot import draw_embedding, project
+from tripletmas.report.layers import importance_by_layer, movement_by_layer, read_embedding
+from tripletmas.report.read import Run, flatten, read_run, section, seed_directories
+from tripletmas.report.style import series_style
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture on a page.
+
+    Attributes:
+        text: what it shows, for a reader who knows none of the terms.
+        image: the PNG as a data URI.
+        width: in CSS pixels, half as many as the PNG has, so that it is sharp on every screen.
+        wide: whether it takes the whole width of the page.
+    """
+
+    title: str
+    text: str
+    image: str
+    width: int
+    wide: bool
+
+
+def write_report(run_directory: Path | str) -> Path:
+    """Write `<run>/report/report.html` and its plots, and return the page's path; an earlier report is replaced.
+
+    Of a directory with seed0, seed1, ... each seed gets its report, and `<directory>/report/report.html` shows the
+    mean and spread over the seeds and links to them.
+
+    Raises:
+        ValueError: as `read_run`.
+    """
+    directory = Path(run_directory)
+    if not (directory / "config.yaml").is_file() and (seeds := seed_directories(directory)):
+        for seed in seeds:
+            write_report(seed)
+        links = [(seed.name, f"../{seed.name}/report/report.html") for seed in seeds]
+        return _write_methods(comparison([directory]), directory / "report" / "report.html", links)
+    run = read_run(directory)
+    out = directory / "report"
+    out.mkdir(exist_ok=True)
+    for old in out.glob("*.png"):
+        old.unlink()  # a plot that this report has no data for must not stay from an earlier one
+    shown, absent = _run_plots(run, out)
+    values = {
+        "title": run.name,
+        "about": _about(run),
+        "headline": _headline(run),
+        "metrics": _metric_rows(run),
+        "tasks": _task_rows(run),
+        "plots": shown,
+        "missing": [*run.missing, *absent],
+        "unprotected": _unprotected(run),
+        "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
+        "versions": section(run.config, "version"),
+        "duration": _duration(run.seconds),
+    }
+    return _write(out / "report.html", "run.html.j2", values)
+
+
+def write_comparison(directories: Sequence[Path | str], out: Path | str) -> Path:
+    """Write `comparison.html` and its plots into the directory `out`, made if absent, and return the page's path.
+
+    Raises:
+        ValueError: as `comparison`.
+    """
+    return _write_methods(comparison(directories), Path(out) / "comparison.html", [])
+
+
+def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, str]]) -> Path:
+    """The page of several methods; of one, when it links to the reports of its seeds."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    first = compared.methods[0].runs[0]
+    values = {
+        "title": first.path.resolve().parent.name if links else "Methods side by side",
+        "about": _about(first)[:-1] if links else _about(first)[1:-1],
+        "methods": compared.methods,
+        "colours": [series_style(i)[0] for i in range(len(compared.methods))],
+        "task_names": compared.task_names,
+        "seeds": max(len(method.runs) for method in compared.methods),
+        "plots": _comparison_plots(compared, page.parent),
+        "links": links,
+        "versions": section(first.config, "version"),
+    }
+    return _write(page, "comparison.html.j2", values)
+
+
+def _run_plots(run: Run, out: Path) -> tuple[list[Plot], list[str]]:
+    """The plots that the run has data for, and a sentence for each that it lacks and `run.missing` does not say."""
+    shown, absent = [], []
+    seen, names = run.matrix(), run.task_names
+    if seen is not None:
+        path = out / "recall.png"
+        shown.append(_plot(path, "Recall over tasks", texts.RECALL, lambda p: plots.draw_recall(p, seen, names)))
+    if run.epochs:
+        path = out / "loss.png"
+        shown.append(_plot(path, "Loss", texts.LOSS, lambda p: plots.draw_loss(p, run.epochs, names)))
+    matrices = [(gallery, run.matrix(gallery=gallery)) for gallery in texts.GALLERIES]
+    low = plots.lower_end([matrix for _, matrix in matrices if matrix is not None])
+    for (gallery, matrix), text in zip(matrices, (texts.SEEN, texts.TASK), strict=True):
+        if matrix is not None:
+            path, title = out / f"scores_{gallery}.png", f"Scores, gallery: {texts.GALLERIES[gallery]}"
+            shown.append(_plot(path, title, text, lambda p, m=matrix: plots.draw_score_matrix(p, m, names, low=low)))
+    importance, movement = importance_by_layer(run), movement_by_layer(run)
+    if importance is not None:
+        path, title = out / "importance.png", "Where importance sits"
+        shown.append(_plot(path, title, texts.IMPORTANCE, lambda p: plots.draw_importance(p, importance)))
+    else:
+        absent.append(f"No importance is stored (a strategy such as {run.strategy!r} may use none): no plot of it.")
+    if movement is not None:
+        path, title = out / "movement.png", "How far the weights moved"
+        shown.append(_plot(path, title, texts.MOVEMENT, lambda p: plots.draw_movement(p, movement)))
+    embedding = read_embedding(run)
+    if embedding is not None and len(embedding.vectors):
+        picture = project(embedding, names)
+        path, text = out / "embedding.png", texts.embedding_text(picture)
+        shown.append(_plot(path, "The final embedding", text, lambda p: draw_embedding(p, picture), wide=True))
+    return shown, absent
+
+
+def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
+    shown = []
+    if any(len(method.curves) for method in compared.methods):
+        draw = comparison_plots
+        for file, title, text, function in (
+            ("average.png", "Average recall over tasks", texts.CURVES, draw.draw_average),
+            ("forgetting.png", "Forgetting", texts.BARS, draw.draw_forgetting),
+            ("per_task.png", "Each task at the end", texts.PER_TASK, draw.draw_per_task),
+        ):
+            shown.append(
+                _plot(out / file, title, text, lambda p, f=function: f(p, compared), wide=file == "per_task.png")
+            )
+    pictures = []
+    for method in compared.methods:
+        embedding = read_embedding(method.runs[0])
+        if embedding is not None and len(embedding.vectors):
+            pictures.append((method.label, project(embedding, compared.task_names)))
+    if pictures:
+        text = f"{texts.embedding_text(pictures[0][1])} One run of each method (its first seed)."
+        path = out / "embeddings.png"
+        draw_all = comparison_plots.draw_embeddings
+        shown.append(_plot(path, "The final embeddings", text, lambda p: draw_all(p, pictures), wide=True))
+    return shown
+
+
+def _plot(path: Path, title: str, text: str, draw: Callable[[Path], None], *, wide: bool = False) -> Plot:
+    draw(path)
+    content = path.read_bytes()
+    width = int.from_bytes(content[16:20], "big") // 2  # where every PNG has its width
+    return Plot(title, text, "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width, wide)
+
+
+def _about(run: Run) -> list[str]:
+    """What was run: strategy, data, model, loss, number of tasks, seed."""
+    named = [f"{key} {section(run.config, key).get('name', '?')}" for key in ("strategy", "data", "model", "loss")]
+    return [*named, f"{len(run.task_names)} tasks", f"seed {run.config.get('seed', '?')}"]
+
+
+def _headline(run: Run) -> list[tuple[str, str, str]]:
+    matrix = run.matrix()
+    if matrix is None:
+        return []
+    return [
+        ("final average recall@1", number(measures.average(matrix)), texts.AVERAGE),
+        ("forgetting", number(measures.forgetting(matrix)), texts.FORGETTING),
+        ("backward transfer", number(measures.backward_transfer(matrix), signed=True), texts.BACKWARD_TRANSFER),
+        ("learning", number(measures.plasticity(matrix)), texts.LEARNING),
+    ]
+
+
+def _metric_rows(run: Run) -> list[tuple[str, str, list[str]]]:
+    """(metric, its definition, average and forgetting on each gallery); a dash where a gallery lacks the metric."""
+    rows = []
+    for metric in dict.fromkeys(metric for gallery in texts.GALLERIES for metric in run.metrics(gallery)):
+        cells = []
+        for gallery in texts.GALLERIES:
+            matrix = run.matrix(metric, gallery)
+            pair = (math.nan, math.nan) if matrix is None else (measures.average(matrix), measures.forgetting(matrix))
+            cells += [number(value) for value in pair]
+        rows.append((metric, texts.DEFINITIONS.get(metric, ""), cells))
+    return rows
+
+
+def _task_rows(run: Run) -> list[tuple[str, list[str]]]:
+    """For each finished task its name, and recall@1 when learned and at the end, forgetting, seconds."""
+    matrix = run.matrix()
+    if matrix is None:
+        return []
+    lost = [*measures.forgetting_per_task(matrix).tolist(), math.nan]
+    seconds = {int(task.get("task", -1)): float(task.get("seconds", math.nan)) for task in run.tasks}
+    rows = []
+    for i in range(len(matrix)):
+        scores = [number(value) for value in (float(matrix[i, i]), float(matrix[-1, i]), lost[i])]
+        rows.append((run.task_names[i], [*scores, number(seconds.get(i, math.nan), 1)]))
+    return rows
+
+
+def _unprotected(run: Run) -> dict[str, list[str]]:
+    """What no protection held, by kind, over all tasks; kinds without any are left out."""
+    kinds: dict[str, list[str]] = {}
+    for task in run.tasks:
+        for kind, names in task.get("unprotected", {}).items():
+            kinds.setdefault(kind, []).extend(name for name in names if name not in kinds.get(kind, []))
+    return {kind: names for kind, names in kinds.items() if names}
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "not recorded"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:
+    loader = PackageLoader("tripletmas.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template(template).render({"texts": texts, **values})
+    path.write_text(page, encoding="utf-8")
+    return path

@@ -1,0 +1,220 @@
+"""A run directory read back: everything that the tables, the plots and the pages show comes from here.
+
+Only `config.yaml` is required. What else is absent is listed in `Run.missing`, in words, and left out of the report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from tripletmas.forgetting import Scores, last_row
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, read from its directory.
+
+    Attributes:
+        epochs: the records of kind "epoch", by task and epoch; where a resumed run repeated one, the later record.
+        tasks: the records of kind "task", one for each finished task.
+        scores: nan where not yet measured.
+        missing: what the directory lacks, one sentence each.
+    """
+
+    path: Path
+    name: str
+    config: Record
+    epochs: tuple[Record, ...]
+    tasks: tuple[Record, ...]
+    scores: Scores
+    missing: tuple[str, ...]
+
+    @property
+    def strategy(self) -> str:
+        """The name of the strategy; "?" where the configuration has none."""
+        return str(section(self.config, "strategy").get("name", "?"))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of all tasks of the stream, as far as the directory knows them."""
+        return tuple(self.scores.task_names)
+
+    @property
+    def seconds(self) -> float:
+        """The time that the finished tasks took together, nan if none was recorded."""
+        seconds = [float(task["seconds"]) for task in self.tasks if "seconds" in task]
+        return sum(seconds) if seconds else math.nan
+
+    def metrics(self, gallery: str) -> tuple[str, ...]:
+        """The metrics measured on this gallery."""
+        return tuple(self.scores.matrices.get(gallery, {}))
+
+    def matrix(self, metric: str = "recall@1", gallery: str = "seen") -> Tensor | None:
+        """The measured part (t, t) of a score matrix, t <= number of tasks; None where nothing was measured."""
+        if metric not in self.metrics(gallery):
+            return None
+        full = self.scores.matrix(metric, gallery)
+        done = len(last_row(full))
+        return full[:done, :done] if done else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task of the stream was measured."""
+        matrix = self.matrix()
+        return matrix is not None and len(matrix) == len(self.task_names)
+
+
+def section(config: Record, name: str) -> Record:
+    """A part of the configuration, such as "strategy", as a dict: empty where absent, a bare name as {"name": it}."""
+    value = config.get(name)
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else {"name": value}
+
+
+def read_run(path: Path | str) -> Run:
+    """Read the run directory at `path`.
+
+    Raises:
+        ValueError: if it is no run directory, or a file in it cannot be read; the message names the file.
+    """
+    path = Path(path)
+    seeds = seed_directories(path)
+    if not (path / "config.yaml").is_file():
+        if seeds:
+            raise ValueError(f"{path} holds the runs of {len(seeds)} seeds; read one of them, such as {seeds[0]}")
+        what = "lacks config.yaml" if path.is_dir() else "does not exist"
+        raise ValueError(f"no run directory: {path} {what}; give the directory that `tripletmas train --out` wrote")
+    config = _read_config(path / "config.yaml")
+    records = _read_records(path / "metrics.jsonl")
+    epochs = {(r.get("task", 0), r.get("epoch", 0)): r for r in records if r.get("kind") == "epoch"}
+    tasks = {r.get("task", 0): r for r in records if r.get("kind") == "task"}
+    tasks = tuple(tasks[key] for key in sorted(tasks))
+    missing = [what for file, what in _OPTIONAL if not any(path.glob(file))]
+    scores = _read_scores(path / "scores.json", tasks)
+    run = Run(path, _name(path), config, tuple(epochs[key] for key in sorted(epochs)), tasks, scores, ())
+    matrix = run.matrix()
+    done = 0 if matrix is None else len(matrix)
+    if done < len(run.task_names):
+        missing.insert(0, f"Only {done} of {len(run.task_names)} tasks are finished: the numbers are those so far.")
+    elif not done:
+        missing.insert(0, "No task is finished yet: there are no scores.")
+    return Run(run.path, run.name, run.config, run.epochs, run.tasks, run.scores, tuple(missing))
+
+
+def read_group(path: Path | str) -> tuple[Run, ...]:
+    """The runs of one configuration: of each seed if `path` holds seed0, seed1, ..., else the one run at `path`.
+
+    Raises:
+        ValueError: as `read_run`, and if the configurations differ in more than the seed.
+    """
+    path = Path(path)
+    if (path / "config.yaml").is_file() or not seed_directories(path):
+        return (read_run(path),)
+    runs = tuple(read_run(seed) for seed in seed_directories(path))
+    first = comparable(runs[0].config)
+    for run in runs[1:]:
+        keys = differing_keys(first, comparable(run.config))
+        if keys:
+            raise ValueError(
+                f"{path} is no group of seeds: {runs[0].path.name} and {run.path.name} differ in {', '.join(keys)}; "
+                "give runs of different configurations separately"
+            )
+    return runs
+
+
+def seed_directories(path: Path) -> list[Path]:
+    """The directories seed0, seed1, ... in `path` that hold a run, by number."""
+    found = [p for p in path.glob("seed*") if re.fullmatch(r"seed\d+", p.name) and (p / "config.yaml").is_file()]
+    return sorted(found, key=lambda p: int(p.name[4:]))
+
+
+def comparable(config: Record) -> Record:
+    """The flat configuration without what tells no method apart: seed, device, versions, where the run lies."""
+    return {k: v for k, v in flatten(config).items() if k.split(".")[0] not in ("seed", "device", "version", "out")}
+
+
+def flatten(config: Record, prefix: str = "") -> Record:
+    """Nested keys joined by dots: {"data": {"name": "digits"}} -> {"data.name": "digits"}."""
+    flat: Record = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differing_keys(one: Record, other: Record) -> list[str]:
+    """The keys whose values differ between two flat configurations; a key that only one has differs."""
+    absent = object()
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key, absent) != other.get(key, absent)]
+
+
+_OPTIONAL = (
+    ("metrics.jsonl", "metrics.jsonl is absent: no loss curves and no duration."),
+    ("weights/*.safetensors", "weights/ is absent: how far the weights moved cannot be shown."),
+    ("index/final.safetensors", "index/final.safetensors is absent: there is no picture of the embedding."),
+)
+
+
+def _name(path: Path) -> str:
+    resolved = path.resolve()
+    return f"{resolved.parent.name}/{resolved.name}" if re.fullmatch(r"seed\d+", resolved.name) else resolved.name
+
+
+def _read_config(path: Path) -> Record:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a mapping (data, model, loss, strategy, ...), got {config!r}")
+    return config
+
+
+def _read_records(path: Path) -> list[Record]:
+    """The records; a last line that was cut short when the run was killed is dropped, any other is an error."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is no valid JSON ({error}); remove the line") from error
+    return records
+
+
+def _read_scores(path: Path, tasks: tuple[Record, ...]) -> Scores:
+    """scores.json, or, where it is absent, the same from the records of the finished tasks."""
+    if path.is_file():
+        try:
+            return Scores.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            advice = "delete the file, and the scores are taken from metrics.jsonl"
+            raise ValueError(f"{path} holds no score matrices ({error!r}); {advice}") from error
+    size = len(tasks)
+    matrices: dict[str, dict[str, list[list[float | None]]]] = {}
+    for row, task in enumerate(tasks):
+        for gallery, metrics in task.get("scores", {}).items():
+            for metric, values in metrics.items():
+                empty: list[list[float | None]] = [[None] * size for _ in range(size)]
+                matrix = matrices.setdefault(gallery, {}).setdefault(metric, empty)
+                matrix[row][: len(values)] = values
+    names = [str(task.get("name", f"task {i}")) for i, task in enumerate(tasks)]
+    return Scores.from_json({"task_names": names, "matrices": matrices})

@@ -1,0 +1,62 @@
+"""Consolidate: after each task measure which weights matter, and hold those in place while the next is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tripletmas.params import Params
+from tripletmas.protection import MAS, Protection
+from tripletmas.strategies.base import Strategy
+from tripletmas.tasks import Task
+
+
+class Consolidate(Strategy):
+    """Train under a `Protection`, which measures importance on the training images of each task, without labels.
+
+    Stores two copies of the trainable parameters; costs one pass over the task's data after each task.
+
+    Args:
+        protect: model -> Protection.
+        batch_size: samples that are read at once while importance is measured; no result depends on it.
+    """
+
+    def __init__(self, protect: Callable[[nn.Module], Protection], *, batch_size: int = 256):
+        self.protect = protect
+        self.batch_size = batch_size
+
+    def prepare(self, model: nn.Module) -> None:
+        self.protection = self.protect(model)
+
+    def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
+        self._prepared().attach(optimizer)
+
+    def after_task(self, model: nn.Module, task: Task) -> None:
+        self._prepared().consolidate(task.train.plain().loader(self.batch_size))
+
+    def state_dict(self) -> Params:
+        return self._prepared().state_dict()
+
+    def load_state_dict(self, state: Params) -> None:
+        self._prepared().load_state_dict(state)
+
+    def _prepared(self) -> Protection:
+        if self.protection is None:
+            raise RuntimeError("call strategy.prepare(model) first")
+        return self.protection
+
+
+def mas(*, strength: float = 0.3, decay: float = 1.0, relative: bool = True) -> Consolidate:
+    """Memory Aware Synapses: importance is how much the length of the embedding reacts to a weight.
+
+    Args:
+        strength: weight of the penalty; 0 is finetune.
+        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
+        relative: measure importance relative to the mean squared length of the embeddings, so that one strength
+            suits all models; false is the unit of the paper.
+
+    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018; the relative unit is ours.
+    """
+    return Consolidate(lambda model: MAS(model, strength, decay=decay, relative=relative))

@@ -1,0 +1,280 @@
+"""Tasks and streams: which classes are learned when, and what is searched in what after that.
+
+A stream is a tuple of tasks with disjoint classes. Labels mean the same in all tasks: they point into the class names
+of the data set that was split.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from tripletmas.data import LabelledDataset, Source, Transform
+
+logger = logging.getLogger(__name__)
+
+Augmentation = Literal["none", "flip", "crop-flip"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some classes, with what to learn them from and what to measure them with.
+
+    Args:
+        classes: labels, ascending, that point into `train.class_names`.
+        train: may carry an augmenting transform; `train.plain()` is without.
+        query: never augmented.
+        gallery: where the queries are searched; None for the queries themselves, each left out of its own search.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    train: LabelledDataset
+    query: LabelledDataset
+    gallery: LabelledDataset | None = None
+
+
+Stream = tuple[Task, ...]
+_Parts = tuple[LabelledDataset, LabelledDataset, LabelledDataset | None]  # train, test, gallery
+_Unit = tuple[str, tuple[int, ...]]  # the name of a class or group, its labels
+
+
+def split_by_class(
+    train: LabelledDataset,
+    test: LabelledDataset | None = None,
+    *,
+    tasks: int | list[int] = 5,
+    order_seed: int | None = None,
+    test_share: float = 0.3,
+    split_seed: int = 0,
+    gallery: LabelledDataset | None = None,
+    augment: Transform | None = None,
+) -> Stream:
+    """A stream of tasks with disjoint sets of classes.
+
+    Args:
+        test: the queries of all tasks; None holds out a share of each class of `train`.
+        tasks: the number of tasks, as even as possible with the larger ones first, or the number of classes of each.
+        order_seed: shuffles the classes; None keeps the order of `class_names`.
+        test_share: the share of each class to hold out where `test` is None, in (0, 1); at least 2 samples, so that a
+            query has something to find, and at most all but 2, so that a triplet has a positive.
+        split_seed: draws the samples to hold out; the draw does not depend on the tasks or their order.
+        gallery: where the queries of a task are searched, among items of the task's classes.
+        augment: applied to training samples only.
+
+    Raises:
+        ValueError: if there are fewer classes than tasks, or sizes that do not add up; if a class has too few samples,
+            or queries but nothing to learn it from.
+    """
+    parts = _hold_out(train, test, gallery, test_share, split_seed)
+    units = _shuffled([(train.class_names[label], (label,)) for label in train.classes], order_seed)
+    return _make_tasks(parts, units, tasks, unit="classes", joint=",", augment=augment)
+
+
+def split_by_group(
+    train: LabelledDataset,
+    test: LabelledDataset | None = None,
+    *,
+    tasks: int | list[int] | None = None,
+    groups: list[str] | None = None,
+    order_seed: int | None = None,
+    test_share: float = 0.3,
+    split_seed: int = 0,
+    gallery: LabelledDataset | None = None,
+    augment: Transform | None = None,
+) -> Stream:
+    """A stream whose tasks are groups of classes that belong together: alphabets, the folders of tasks.
+
+    Args:
+        tasks: None for one task a group; the number of tasks, into which consecutive groups are merged (30 alphabets in
+            10 tasks are 3 each); or the number of groups of each task.
+        groups: the groups to use, in this order; None for all, in the order of `class_names`.
+        order_seed: shuffles the groups; None keeps their order.
+        test, test_share, split_seed, gallery, augment: as for `split_by_class`.
+
+    Raises:
+        ValueError: as `split_by_class`; if `train` has no groups, or not those that are named.
+    """
+    if train.groups is None:
+        raise ValueError("this data set has no groups of classes; split it by class")
+    members: dict[str, list[int]] = {}
+    for label in train.classes:
+        members.setdefault(train.groups[label], []).append(label)
+    if groups is None:
+        groups = list(members)
+    for group in groups:
+        if group not in members:
+            near = difflib.get_close_matches(group, members, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {_listed(list(members))}"
+            raise ValueError(f"no group {group!r} ({hint})")
+    if len(set(groups)) < len(groups):
+        raise ValueError(f"each group can be named once, got {_listed(groups)}")
+    units = _shuffled([(group, tuple(members[group])) for group in groups], order_seed)
+    used = [label for _, labels in units for label in labels]
+    used_test, used_gallery = (None if part is None else part.of_classes(used) for part in (test, gallery))
+    parts = _hold_out(train.of_classes(used), used_test, used_gallery, test_share, split_seed)
+    tasks = len(units) if tasks is None else tasks
+    return _make_tasks(parts, units, tasks, unit="groups", joint="+", augment=augment)
+
+
+def make_stream(
+    source: Source,
+    *,
+    tasks: int | list[int] | None = None,
+    groups: list[str] | None = None,
+    order_seed: int | None = None,
+    test_share: float = 0.3,
+    split_seed: int = 0,
+    augment: Augmentation = "none",
+) -> Stream:
+    """The stream of a data set: split by group where its classes have groups, else by class.
+
+    Args:
+        tasks: the number of tasks, or a list with the number of classes (or groups) of each. None: one task a group;
+            5 tasks where there are no groups.
+        groups: the groups (alphabets, task folders) to use, in this order. None: all.
+        order_seed: shuffles the classes (or groups) before they are split. None: the data set's order.
+        test_share: the share of each class that is held out as queries where the data set has no test part.
+        split_seed: draws what is held out.
+        augment: changes training images at random: a horizontal flip, and a crop after padding by an eighth.
+    """
+    transform = _augmentation(augment, source.train)
+    if source.train.groups is not None:
+        split = partial(split_by_group, tasks=tasks, groups=groups)
+    elif groups is None:
+        split = partial(split_by_class, tasks=5 if tasks is None else tasks)
+    else:
+        raise ValueError(f"this data set has no groups of classes, so groups {_listed(groups)} cannot be chosen")
+    return split(
+        source.train,
+        source.test,
+        order_seed=order_seed,
+        test_share=test_share,
+        split_seed=split_seed,
+        gallery=source.gallery,
+        augment=transform,
+    )
+
+
+def _hold_out(
+    train: LabelledDataset,
+    test: LabelledDataset | None,
+    gallery: LabelledDataset | None,
+    share: float,
+    seed: int,
+) -> _Parts:
+    """(train, test, gallery), with a share of each class of `train` as test where there is none."""
+    if not 0 < share < 1:
+        raise ValueError(f"test_share must lie between 0 and 1, got {share}")
+    for name, part in (("test", test), ("gallery", gallery)):
+        if part is not None and part.class_names != train.class_names:
+            raise ValueError(f"train and {name} must have the same class names")
+    if test is not None:
+        unlearned = set(test.classes) - set(train.classes)
+        if unlearned:
+            names = [test.class_names[label] for label in sorted(unlearned)]
+            raise ValueError(f"there are queries, but nothing to learn from, for {_listed(names, 'class')}")
+        _require(train, 2, "2 to form a positive pair")
+        return train, test, gallery
+    _require(train, 4, "4, of which 2 are learned and 2 held out as queries")
+    # One number for each sample of the whole set, so that a choice of classes does not change what is held out of them.
+    drawn = torch.rand(len(train.samples), generator=torch.Generator().manual_seed(seed))[train.indices]
+    held_out = torch.zeros(len(train), dtype=torch.bool)
+    for label in train.classes:
+        positions = (train.labels == label).nonzero().flatten()
+        count = min(max(round(share * len(positions)), 2), len(positions) - 2)
+        held_out[positions[drawn[positions].argsort()[:count]]] = True
+    return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten()), gallery
+
+
+def _require(train: LabelledDataset, least: int, why: str) -> None:
+    """Raises ValueError that names the classes with fewer than `least` samples."""
+    counts = torch.bincount(train.labels, minlength=len(train.class_names)).tolist()
+    short = [label for label in train.classes if counts[label] < least]
+    if short:
+        few = [f"{train.class_names[label]!r} ({counts[label]})" for label in short[:5]]
+        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+        raise ValueError(f"too few training samples in class {', '.join(few)}{more}: a class needs {why}")
+
+
+def _make_tasks(
+    parts: _Parts,
+    units: list[_Unit],
+    tasks: int | Sequence[int],
+    *,
+    unit: str,
+    joint: str,
+    augment: Transform | None,
+) -> Stream:
+    train, test, gallery = parts
+    stream, start = [], 0
+    for number, size in enumerate(_sizes(tasks, len(units), unit)):
+        chosen = units[start : start + size]
+        start += size
+        names = [name for name, _ in chosen]
+        name = joint.join(names)
+        if len(name) > 40:
+            name = f"task{number:02d} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        classes = tuple(sorted(label for _, labels in chosen for label in labels))
+        query = test.of_classes(classes)
+        if not len(query):
+            raise ValueError(f"task {name!r} has no queries: the test part has none of its classes")
+        if len(classes) == 1:
+            logger.warning("task %r has one class, so a triplet finds no negative in it", name)
+        stream.append(
+            Task(
+                name=name,
+                classes=classes,
+                train=train.of_classes(classes).with_transform(augment),
+                query=query.plain(),
+                gallery=None if gallery is None else gallery.of_classes(classes).plain(),
+            )
+        )
+    return tuple(stream)
+
+
+def _sizes(tasks: int | Sequence[int], total: int, unit: str) -> list[int]:
+    if not isinstance(tasks, int):
+        if sum(tasks) != total or min(tasks, default=0) < 1:
+            raise ValueError(f"tasks={list(tasks)} must be sizes >= 1 that add up to the {total} {unit}")
+        return list(tasks)
+    if tasks < 1:
+        raise ValueError(f"tasks must be >= 1, got {tasks}")
+    if total < tasks:
+        raise ValueError(f"{tasks} tasks need at least {tasks} {unit}, got {total}")
+    return [total // tasks + (number < total % tasks) for number in range(tasks)]
+
+
+def _shuffled(units: list[_Unit], seed: int | None) -> list[_Unit]:
+    if seed is None:
+        return units
+    order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed))
+    return [units[i] for i in order.tolist()]
+
+
+def _augmentation(name: str, train: LabelledDataset) -> Transform | None:
+    if name == "none":
+        return None
+    if name not in ("flip", "crop-flip"):
+        raise ValueError(f"unknown augmentation {name!r} (there are none, flip, crop-flip)")
+    if len(train.sample_shape) != 3:
+        raise ValueError(f"augment={name!r} needs images (channels, height, width), got samples {train.sample_shape}")
+    from torchvision.transforms import v2  # here, because it takes a second that other streams need not wait
+
+    flip = v2.RandomHorizontalFlip()
+    if name == "flip":
+        return flip
+    height, width = train.sample_shape[1:]
+    return v2.Compose([v2.RandomCrop((height, width), padding=[width // 8, height // 8]), flip])
+
+
+def _listed(names: Sequence[str], what: str = "") -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{what} {shown}{more}".strip()
