@@ -126,6 +126,7 @@ def test_it_survives_pickling_as_a_worker_needs():
         (["10", "9", "10"], ("9", "10")),  # numbers
         (["10", "9", "x"], ("10", "9", "x")),  # text: "1" comes before "9"
         ([str(2**24 + 1), str(2**24), "-1"], ("-1", str(2**24), str(2**24 + 1))),  # equal in float32
+        ([str(-(2**53)), str(-(2**53) - 1)], (str(-(2**53) - 1), str(-(2**53)))),  # equal in float64
         (["07", "7"], ("07", "7")),  # one number, two names
         ([str(10**30), "1"], ("1", str(10**30))),  # beyond int64
     ],

@@ -42,8 +42,8 @@ def test_triplet_batch_hard_by_hand():
     # anchor: its positive, its nearest negative, in degrees between them
     triplets = {0: (40, 60), 1: (40, 20), 2: (90, 20), 3: (90, 110)}
     violations = [chord(positive) - chord(negative) + 0.2 for positive, negative in triplets.values()]
-    # 0.684 - 1 and 1.414 - 1.638 are below -0.2: no violations; 0.684 - 0.347 and 1.414 - 0.347 are. Their mean with the
-    # margin: (0.537 + 1.267) / 2 = 0.902
+    # 0.684 - 1 and 1.414 - 1.638 are below -0.2: no violations; 0.684 - 0.347 and 1.414 - 0.347 are.
+    # Their mean with the margin: (0.537 + 1.267) / 2 = 0.902
     expected = sum(value for value in violations if value > 0) / 2
     loss = make_loss("triplet", dim=2, num_classes=2)(POINTS, LABELS)
     assert loss.item() == pytest.approx(expected, rel=1e-5)

@@ -62,6 +62,8 @@ def omniglot(*, root: str = "data", size: int = 28, download: bool = False) -> S
     samples, _ = read_images(ImageFiles(tree, files, size=size, channels=1), in_memory=True)
     assert isinstance(samples, Tensor)
     labels, class_names = encode_labels([f"{alphabet}/{character}" for alphabet, character, _ in parts])
+    if len(class_names) != 964:
+        logger.warning("omniglot: %s has %d characters, the whole set has 964", tree, len(class_names))
     groups = [name.split("/")[0] for name in class_names]
     paths = [str(tree / name) for name in files]
     return Source(LabelledDataset(255 - samples, labels, class_names, groups=groups, paths=paths))
@@ -198,7 +200,9 @@ def _torchvision(name: str, reader: str, root: str, download: bool, class_names:
         try:
             part = make(root, train=train)
         except Exception as error:  # each format fails in its own way when a file is cut short
-            raise _missing(name, f"no complete copy in {root} ({_reason(error)})") from None
+            raise _missing(
+                name, f"no complete copy in {root} ({_reason(error)}; delete files that are cut short)"
+            ) from None
         images = torch.as_tensor(part.data)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         parts.append(LabelledDataset(images, torch.as_tensor(part.targets), class_names or part.classes))
@@ -214,6 +218,8 @@ def _metric_learning(
     make: Any = getattr(pytorch_metric_learning.datasets, reader)
     home = Path(root) / name
     folder = next((folder for folder in (Path(root), home) if (folder / marker).is_file()), None)
+    if folder is None and home.is_dir() and any(home.iterdir()):
+        raise ValueError(f"{name}: {home} has no {marker}; complete it, or delete the folder to download the set anew")
     if folder is None and download:
         # The library takes any folder that is not empty for a complete set, so a download is moved in when it is whole.
         partial = home.with_name(f"{name}.partial")

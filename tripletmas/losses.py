@@ -179,8 +179,7 @@ class MinedLoss(nn.Module):
             if embeddings.dtype in (torch.float16, torch.bfloat16):
                 embeddings = embeddings.float()
             indices = None if self.miner is None else self.miner(embeddings, labels)
-            # Some losses return a tensor of one element.
-            return self.loss(embeddings, labels, indices).reshape(())
+            return self.loss(embeddings, labels, indices)
 
 
 def _make_miner(mining: str, margin: float, distance: nn.Module) -> nn.Module | None:
@@ -217,7 +216,7 @@ def _check_mining(name: str, mining: str, given: Mapping[str, object]) -> None:
         raise ValueError(f"unknown mining '{mining}'{_suggestion(mining, MININGS)}; there are {', '.join(MININGS)}")
     if mining != "none" and not LOSSES[name].minable:
         raise ValueError(f"loss '{name}' chooses its own pairs and takes no mining, got mining '{mining}'")
-    if mining != "none" and "triplets_per_anchor" in given:
+    if mining != "none" and given.get("triplets_per_anchor", "all") != "all":
         raise ValueError(f"triplets_per_anchor has no effect with mining '{mining}'; set mining to none")
 
 

@@ -27,56 +27,63 @@ def seed_everything(seed: int, *place: int) -> int:
 def class_balanced_batches(
     labels: Tensor,
     *,
-    classes_per_batch: int,
+    batch_size: int,
     samples_per_class: int,
     generator: torch.Generator,
-    num_batches: int | None = None,
 ) -> list[list[int]]:
-    """The batches of one epoch, as positions into `labels`.
+    """The P x K batches of one epoch, about one pass over the data, as positions into `labels`.
 
-    Classes come up equally often, whatever their sizes; within a class, every sample comes up before one comes up
-    again. A batch never holds a sample twice: a class with fewer than K samples gives all it has.
+    A batch holds P = batch_size // samples_per_class classes and K = samples_per_class samples of each; where there are
+    fewer classes than P, all of them and more samples of each. Classes come up equally often, whatever their sizes;
+    within a class, every sample comes up before one comes up again. No batch holds a sample twice: a class with fewer
+    than K samples gives all it has.
 
     Args:
         labels: (n,).
-        classes_per_batch: P; where there are fewer classes, all of them.
-        samples_per_class: K.
-        num_batches: None for about one pass over the data, ceil(n / (P K)).
+
+    Returns:
+        ceil(n / (P K)) batches.
 
     Raises:
-        ValueError: for K < 2, which leaves no positive pair, and for classes with a single sample.
+        ValueError: for K < 2, which leaves no positive pair, for a batch without room for two classes, and for classes
+            with a single sample.
     """
     if samples_per_class < 2:
         raise ValueError(f"samples_per_class must be >= 2 to form a positive pair, got {samples_per_class}")
-    if classes_per_batch < 1:
-        raise ValueError(f"classes_per_batch must be >= 1, got {classes_per_batch}")
+    if batch_size < 2 * samples_per_class:
+        raise ValueError(
+            f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {batch_size} for "
+            f"samples_per_class={samples_per_class}"
+        )
     members = {label: (labels == label).nonzero().flatten() for label in labels.unique().tolist()}
     single = [str(label) for label, positions in members.items() if len(positions) < 2]
     if single:
         raise ValueError(f"a class needs at least two samples to form a triplet; those with one: {listed(single)}")
-    per_batch = min(classes_per_batch, len(members)) * samples_per_class
-    if num_batches is None:
-        num_batches = -(-len(labels) // per_batch)
+    num_classes = min(batch_size // samples_per_class, len(members))
+    per_class = max(samples_per_class, batch_size // len(members)) if num_classes == len(members) else samples_per_class
 
-    waiting: dict[int, list[int]] = {label: [] for label in members}
-    classes: list[int] = []
-    batches = []
-    for _ in range(num_batches):
-        chosen: list[int] = []
-        while len(chosen) < min(classes_per_batch, len(members)):
-            if not classes:
-                order = torch.randperm(len(members), generator=generator).tolist()
-                classes = [label for label in (list(members)[i] for i in order) if label not in chosen]
-            chosen.append(classes.pop())
-        batch = []
-        for label in chosen:
-            take = min(samples_per_class, len(members[label]))
-            if len(waiting[label]) < take:
-                order = torch.randperm(len(members[label]), generator=generator)
-                left = waiting[label]
-                fresh = [p for p in members[label][order].tolist() if p not in left]
-                waiting[label] = left + fresh
-            batch += waiting[label][:take]
-            waiting[label] = waiting[label][take:]
-        batches.append(batch)
-    return batches
+    deck = _Deck(list(members), generator)
+    decks = {label: _Deck(positions.tolist(), generator) for label, positions in members.items()}
+    return [
+        [position for label in deck.draw(num_classes) for position in decks[label].draw(per_class)]
+        for _ in range(-(-len(labels) // (num_classes * per_class)))
+    ]
+
+
+class _Deck:
+    """Cards drawn without replacement, shuffled again when they run out; one draw never holds a card twice."""
+
+    def __init__(self, cards: list[int], generator: torch.Generator):
+        self.cards = cards
+        self.generator = generator
+        self.left: list[int] = []
+
+    def draw(self, count: int) -> list[int]:
+        """`count` different cards; all of them if there are fewer."""
+        count = min(count, len(self.cards))
+        if len(self.left) < count:
+            shuffled = [self.cards[i] for i in torch.randperm(len(self.cards), generator=self.generator).tolist()]
+            held = set(self.left)
+            self.left += [card for card in shuffled if card not in held]
+        drawn, self.left = self.left[:count], self.left[count:]
+        return drawn

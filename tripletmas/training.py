@@ -33,8 +33,8 @@ class TrainConfig:
 
     Args:
         epochs: passes over the data of a task.
-        classes_per_batch: P of a P x K batch; where a task has fewer classes, all of them.
-        samples_per_class: K of a P x K batch; a class with fewer samples gives all it has.
+        batch_size: samples in a P x K batch: P = batch_size / K classes; where a task has fewer, more samples of each.
+        samples_per_class: K, at least; a class with fewer samples gives all it has.
         optimizer: how gradients become steps.
         lr: learning rate of the model.
         loss_lr: learning rate of the loss's own parameters (proxies); null is that of the model.
@@ -44,13 +44,13 @@ class TrainConfig:
         clip: largest norm of the metric loss's gradient; null does not clip.
         precision: of the forward pass (autocast); weights and importance stay in float32.
         freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are.
-        batch_size: samples that are embedded at once in evaluation.
+        eval_batch_size: samples that are embedded at once in evaluation.
         num_workers: processes that load images; 0 loads in the training process.
         seed: every random draw is a function of it, the task and the epoch.
     """
 
     epochs: int = 15
-    classes_per_batch: int = 16
+    batch_size: int = 32
     samples_per_class: int = 4
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -61,12 +61,12 @@ class TrainConfig:
     clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     freeze_batchnorm: bool = False
-    batch_size: int = 256
+    eval_batch_size: int = 256
     num_workers: int = 0
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in [("epochs", 1), ("classes_per_batch", 1), ("samples_per_class", 2), ("batch_size", 1)]:
+        for name, least in [("epochs", 1), ("samples_per_class", 2), ("eval_batch_size", 1)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         for name, table in [("optimizer", _OPTIMIZERS), ("precision", _PRECISIONS)]:
@@ -169,7 +169,7 @@ def _train_epoch(
     generator = torch.Generator().manual_seed(seed_everything(config.seed, number, epoch))
     batches = class_balanced_batches(
         data.labels,
-        classes_per_batch=config.classes_per_batch,
+        batch_size=config.batch_size,
         samples_per_class=config.samples_per_class,
         generator=generator,
     )
@@ -225,7 +225,9 @@ def _score(
 ) -> None:
     began = time.perf_counter()
     seen = stream[: number + 1]
-    found = score_tasks(strategy.deployed(model), seen, batch_size=config.batch_size, num_workers=config.num_workers)
+    found = score_tasks(
+        strategy.deployed(model), seen, batch_size=config.eval_batch_size, num_workers=config.num_workers
+    )
     for gallery, values in found.values.items():
         for metric, per_task in values.items():
             for on_task, value in enumerate(per_task):

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -76,11 +79,14 @@ class Comparison:
     methods: tuple[Method, ...]
 
 
-def comparison(directories: Sequence[Path | str]) -> Comparison:
+def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None = None) -> Comparison:
     """Read run directories and compare them; each directory, with one run or with seed0, seed1, ..., is one row.
 
     A row is called by its strategy and the options in which it differs from the other rows. A run that has not
     finished its stream cannot be compared: it is left out of the means, and the row's note says so.
+
+    Args:
+        seeds: compare the runs of these seeds only; None for all.
 
     Raises:
         ValueError: if there is no directory, one is no run, or the runs learned different streams (the differing
@@ -88,7 +94,7 @@ def comparison(directories: Sequence[Path | str]) -> Comparison:
     """
     if not directories:
         raise ValueError("nothing to compare: give at least one run directory")
-    groups = [read_group(directory) for directory in directories]
+    groups = [read_group(directory, seeds=seeds) for directory in directories]
     first = groups[0][0]
     for runs in groups[1:]:
         _check_same_stream(first, runs[0])
@@ -98,18 +104,22 @@ def comparison(directories: Sequence[Path | str]) -> Comparison:
     return Comparison(task_names, tuple(methods))
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The comparison as a table for the terminal: `rich.print(comparison_table(...))`."""
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """The comparison for the terminal: `rich.print(comparison_table(...))`.
+
+    A table with a row for each method, and below it one with a row for each task, so that 80 columns are enough.
+    """
     head, *rows = _cells(comparison)
-    table = Table(title="recall@1 on the gallery of all tasks seen", title_justify="left", header_style="bold")
-    for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
-    for row in rows:
-        table.add_row(*(_escape_rich(cell) for cell in row))
-    notes = [f"{method.label}: {method.note}" for method in comparison.methods if method.note]
-    table.caption = _escape_rich("\n".join(notes)) if notes else None
-    table.caption_justify = "left"
-    return table
+    first = _terminal_table(head[:6], [row[:6] for row in rows])
+    first.title = "recall@1 on the gallery of all tasks seen"
+    labels = [method.label for method in comparison.methods]
+    tasks = [
+        [f"{i + 1}  {name}", *(method.per_task[i].text() for method in comparison.methods)]
+        for i, name in enumerate(short_names(comparison.task_names, 24))
+    ]
+    second = _terminal_table(["after the last task, on", *labels], tasks)
+    notes = [f"{method.label}: {method.note}." for method in comparison.methods if method.note]
+    return Group(first, second, *(escape(note) for note in notes))
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -210,5 +220,13 @@ def _options(config: Record, keys: set[str]) -> list[str]:
     return [f"{names[key]}={config[key]}" for key in sorted(keys) if key in config and key != "strategy.name"]
 
 
-def _escape_rich(text: str) -> str:
-    return text.replace("[", "\\[")
+def _terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
+    for i, name in enumerate(head):
+        longest = max((len(row[i]) for row in rows), default=0)
+        # The label of a method breaks only where it is very long.
+        table.add_column(escape(name), justify="right" if i else "left", no_wrap=i == 0 and longest <= 24)
+    for row in rows:
+        # Without the space a narrow column breaks "0.912 ±0.004" before the sign only.
+        table.add_row(*(escape(cell.replace("± ", "±")) for cell in row))
+    return table

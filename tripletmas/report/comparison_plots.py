@@ -105,14 +105,15 @@ def draw_per_task(path: Path, comparison: Comparison) -> None:
 
 
 def draw_embeddings(path: Path, pictures: Sequence[tuple[str, Picture]]) -> None:
-    """The final embeddings side by side, at most three in a row."""
-    columns = min(3, len(pictures))
+    """The final embeddings side by side, at most four in a row."""
+    columns = len(pictures) if len(pictures) <= 4 else 3
     rows = math.ceil(len(pictures) / columns)
-    with canvas(path, width=3.8 * columns, height=3.5 * rows) as figure:
+    with canvas(path, width=min(11.8, 5 * columns), height=(3.0 if columns == 4 else 3.8) * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, (label, picture) in zip(panels, pictures, strict=False):
             axes.set_title(label)
             draw_points(axes, picture)
+            axes.spines[:].set_visible(True)
         for axes in panels[len(pictures) :]:
             axes.remove()
 

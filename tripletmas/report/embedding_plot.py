@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
@@ -20,7 +21,7 @@ from tripletmas.report.style import INK, MAP, canvas, series_style
 
 _MAX_POINTS = 1000
 _MIN_POINTS = 50  # with fewer points t-SNE shows its own noise: the two principal directions are shown
-_MAX_COLOURS = 16  # more classes than this cannot be told apart: the colour is then the task
+MAX_COLOURS = 16  # more classes than this cannot be told apart: the colour is then the task
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def project(embedding: FinalEmbedding, task_names: tuple[str, ...]) -> Picture:
     vectors = normalize(embedding.vectors[chosen], dim=1).numpy()
     labels, tasks = embedding.labels[chosen], embedding.tasks[chosen]
     present = labels.unique()
-    if len(present) <= _MAX_COLOURS:
+    if len(present) <= MAX_COLOURS:
         groups = torch.searchsorted(present, labels)
         names = tuple(embedding.class_names[i] if i < len(embedding.class_names) else str(i) for i in present.tolist())
         by = "class"
@@ -64,7 +65,7 @@ def project(embedding: FinalEmbedding, task_names: tuple[str, ...]) -> Picture:
     return Picture(points, method, len(chosen), total, groups, names, by)
 
 
-def draw_embedding(path: Path, picture: Picture, *, width: float = 6.4, height: float = 5.0) -> None:
+def draw_embedding(path: Path, picture: Picture, *, width: float = 8.4, height: float = 5.6) -> None:
     """A dot for each vector; the name of a class stands at the middle of its points."""
     with canvas(path, width=width, height=height) as figure:
         draw_points(figure.add_subplot(), picture)
@@ -79,19 +80,14 @@ def draw_points(axes: Axes, picture: Picture) -> None:
     for i, name in enumerate(names):
         members = picture.points[(picture.groups == i).numpy()]
         colour, marker = series_style(i)
-        if len(names) > _MAX_COLOURS:
+        if len(names) > MAX_COLOURS:
             colour, marker = colormaps[MAP](i / (len(names) - 1)), "o"
         axes.scatter(members[:, 0], members[:, 1], s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
-        if len(names) <= _MAX_COLOURS and len(members):
-            box = {
-                "boxstyle": "round,pad=0.2",
-                "facecolor": "white",
-                "edgecolor": colour,
-                "alpha": 0.85,
-                "linewidth": 0.8,
-            }
+        if len(names) <= MAX_COLOURS and len(members):
             x, y = np.median(members, axis=0)
-            axes.text(x, y, name, ha="center", va="center", fontsize=8.5, color=INK, bbox=box, zorder=5)
+            halo = [withStroke(linewidth=3, foreground="white")]
+            place = axes.text(x, y, name, ha="center", va="center", color=INK, path_effects=halo, zorder=5)
+            place.set(fontsize=10, weight="bold")
     axes.margins(0.03)
 
 

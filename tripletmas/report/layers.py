@@ -27,6 +27,7 @@ class LayerImportance:
     """Importance by layer after the last finished task.
 
     Attributes:
+        layers: from input to output if `in_order`, else by name.
         share: (layers,) of the total importance, sums to 1.
         mean: (layers,) importance per weight.
     """
@@ -34,6 +35,7 @@ class LayerImportance:
     layers: tuple[str, ...]
     share: Tensor
     mean: Tensor
+    in_order: bool
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, "pt") as file:
-            listed = json.loads((file.metadata() or {}).get("order", "[]"))
-            position = {name: i for i, name in enumerate(listed)}
+            position = {name: i for i, name in enumerate(_listed_order(file.metadata()))}
             names = sorted(file.keys(), key=lambda name: (position.get(name, len(position)), _natural(name)))
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, json.JSONDecodeError) as error:
@@ -83,13 +84,15 @@ def importance_by_layer(run: Run) -> LayerImportance | None:
     importance = read_tensors(files[-1])
     weights = run.path / "weights" / files[-1].name
     order = read_tensors(weights) if weights.is_file() else importance
+    with safe_open(weights if weights.is_file() else files[-1], "pt") as file:
+        in_order = bool(_listed_order(file.metadata()))
     names = [name for name in order if name in importance] + [name for name in importance if name not in order]
     layers = group_by_layer(names)
     total = torch.tensor([sum(float(importance[n].double().sum()) for n in names) for names in layers.values()])
     count = torch.tensor([sum(importance[n].numel() for n in names) for names in layers.values()])
     if not total.sum() > 0:
         return None
-    return LayerImportance(tuple(layers), total / total.sum(), total / count)
+    return LayerImportance(tuple(layers), total / total.sum(), total / count, in_order)
 
 
 def movement_by_layer(run: Run) -> LayerMovement | None:
@@ -149,6 +152,10 @@ def group_by_layer(names: Sequence[str], limit: int = MAX_LAYERS) -> dict[str, l
         if len(layers) <= limit or depth <= 1:
             return layers
         depth -= 1
+
+
+def _listed_order(metadata: dict[str, str] | None) -> list[str]:
+    return json.loads((metadata or {}).get("order", "[]"))
 
 
 def _parameters(path: Path) -> dict[str, Tensor]:

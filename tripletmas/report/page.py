@@ -65,7 +65,8 @@ def write_report(run_directory: Path | str) -> Path:
         "metrics": _metric_rows(run),
         "tasks": _task_rows(run),
         "plots": shown,
-        "missing": [*run.missing, *absent],
+        "missing": run.missing,
+        "absent": absent,
         "unprotected": _unprotected(run),
         "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
         "versions": section(run.config, "version"),
@@ -74,13 +75,16 @@ def write_report(run_directory: Path | str) -> Path:
     return _write(out / "report.html", "run.html.j2", values)
 
 
-def write_comparison(directories: Sequence[Path | str], out: Path | str) -> Path:
+def write_comparison(directories: Sequence[Path | str], out: Path | str, *, seeds: Sequence[int] | None = None) -> Path:
     """Write `comparison.html` and its plots into the directory `out`, made if absent, and return the page's path.
+
+    Args:
+        seeds: compare the runs of these seeds only; None for all.
 
     Raises:
         ValueError: as `comparison`.
     """
-    return _write_methods(comparison(directories), Path(out) / "comparison.html", [])
+    return _write_methods(comparison(directories, seeds=seeds), Path(out) / "comparison.html", [])
 
 
 def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, str]]) -> Path:
@@ -120,9 +124,11 @@ def _run_plots(run: Run, out: Path) -> tuple[list[Plot], list[str]]:
     importance, movement = importance_by_layer(run), movement_by_layer(run)
     if importance is not None:
         path, title = out / "importance.png", "Where importance sits"
-        shown.append(_plot(path, title, texts.IMPORTANCE, lambda p: plots.draw_importance(p, importance)))
+        shown.append(
+            _plot(path, title, texts.importance(importance.in_order), lambda p: plots.draw_importance(p, importance))
+        )
     else:
-        absent.append(f"No importance is stored (a strategy such as {run.strategy!r} may use none): no plot of it.")
+        absent.append(f"There is no plot of importance: the strategy {run.strategy!r} stored none, or only zeros.")
     if movement is not None:
         path, title = out / "movement.png", "How far the weights moved"
         shown.append(_plot(path, title, texts.MOVEMENT, lambda p: plots.draw_movement(p, movement)))
@@ -203,11 +209,10 @@ def _task_rows(run: Run) -> list[tuple[str, list[str]]]:
     if matrix is None:
         return []
     lost = [*measures.forgetting_per_task(matrix).tolist(), math.nan]
-    seconds = {int(task.get("task", -1)): float(task.get("seconds", math.nan)) for task in run.tasks}
     rows = []
     for i in range(len(matrix)):
         scores = [number(value) for value in (float(matrix[i, i]), float(matrix[-1, i]), lost[i])]
-        rows.append((run.task_names[i], [*scores, number(seconds.get(i, math.nan), 1)]))
+        rows.append((run.task_names[i], [*scores, number(run.seconds_of(i), 1)]))
     return rows
 
 

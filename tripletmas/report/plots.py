@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from tripletmas.forgetting import average
@@ -35,7 +35,7 @@ def lower_end(matrices: Sequence[Tensor]) -> float:
 
 
 def draw_score_matrix(path: Path, matrix: Tensor, task_names: Sequence[str], *, low: float = 0.0) -> None:
-    """The score matrix (t, t) as a heat map from `low` to 1: a row for each task learned, a column for each measured."""
+    """The score matrix (t, t) as a heat map from `low` to 1: rows are tasks learned, columns are tasks measured."""
     size = len(matrix)
     numbered = size <= _MAX_NUMBERS
     with canvas(path, height=min(5.2, 1.3 + 0.45 * size) if size < 10 else 5.2) as figure:
@@ -105,6 +105,7 @@ def draw_loss(path: Path, epochs: Sequence[Record], task_names: Sequence[str]) -
             top = max((value for value in values if math.isfinite(value)), default=1.0)
             axes.set_ylim(0 if min(values) >= 0 else None, top * 1.08 if top > 0 else None)
             axes.set_xlim(0.4, len(tasks) + 0.6)
+        panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1, 0].set_xlabel("epoch, over all tasks")
         _name_tasks(panels[0, 0], starts, tasks, task_names)
 
@@ -167,7 +168,7 @@ def draw_movement(path: Path, movement: LayerMovement) -> None:
         if columns <= _MAX_NUMBERS and rows <= 24:
             for i, j in np.argwhere(~np.isnan(percent.numpy())):
                 light = norm(float(percent[i, j])) < 0.55
-                text = f"{float(percent[i, j]):.3g}" if percent[i, j] < 10 else f"{float(percent[i, j]):.0f}"
+                text = f"{float(percent[i, j]):.2g}" if percent[i, j] < 100 else f"{float(percent[i, j]):.0f}"
                 colour = "white" if light else INK
                 axes.text(centres[j], i + 0.5, text, ha="center", va="center", color=colour, fontsize=8)
         else:

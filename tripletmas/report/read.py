@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,14 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """The time that the finished tasks took together, nan if none was recorded."""
-        seconds = [float(task["seconds"]) for task in self.tasks if "seconds" in task]
+        """The time that all epochs and all evaluations took together; nan if none was recorded."""
+        seconds = [float(record["seconds"]) for record in (*self.epochs, *self.tasks) if "seconds" in record]
+        return sum(seconds) if seconds else math.nan
+
+    def seconds_of(self, task: int) -> float:
+        """The time that the epochs and the evaluation of one task took; nan if it was not recorded."""
+        of_task = [record for record in (*self.epochs, *self.tasks) if record.get("task") == task]
+        seconds = [float(record["seconds"]) for record in of_task if "seconds" in record]
         return sum(seconds) if seconds else math.nan
 
     def metrics(self, gallery: str) -> tuple[str, ...]:
@@ -106,22 +113,33 @@ def read_run(path: Path | str) -> Run:
     matrix = run.matrix()
     done = 0 if matrix is None else len(matrix)
     if done < len(run.task_names):
-        missing.insert(0, f"Only {done} of {len(run.task_names)} tasks are finished: the numbers are those so far.")
+        missing.insert(0, f"Tasks finished: {done} of {len(run.task_names)}. The numbers are those so far.")
     elif not done:
         missing.insert(0, "No task is finished yet: there are no scores.")
     return Run(run.path, run.name, run.config, run.epochs, run.tasks, run.scores, tuple(missing))
 
 
-def read_group(path: Path | str) -> tuple[Run, ...]:
+def read_group(path: Path | str, *, seeds: Sequence[int] | None = None) -> tuple[Run, ...]:
     """The runs of one configuration: of each seed if `path` holds seed0, seed1, ..., else the one run at `path`.
 
+    Args:
+        seeds: read the runs of these seeds only; None for all.
+
     Raises:
-        ValueError: as `read_run`, and if the configurations differ in more than the seed.
+        ValueError: as `read_run`, if a seed is absent, and if the configurations differ in more than the seed.
     """
     path = Path(path)
-    if (path / "config.yaml").is_file() or not seed_directories(path):
-        return (read_run(path),)
-    runs = tuple(read_run(seed) for seed in seed_directories(path))
+    folders = [] if (path / "config.yaml").is_file() else seed_directories(path)
+    if not folders:
+        run = read_run(path)
+        if seeds is not None and run.config.get("seed") not in seeds:
+            raise ValueError(f"{path} is a single run with seed {run.config.get('seed')}, not one of {list(seeds)}")
+        return (run,)
+    by_seed = {int(folder.name[4:]): folder for folder in folders}
+    chosen = list(by_seed) if seeds is None else list(dict.fromkeys(seeds))
+    if absent := [seed for seed in chosen if seed not in by_seed]:
+        raise ValueError(f"{path} has no run of seed {', '.join(map(str, absent))}; it has {list(by_seed)}")
+    runs = tuple(read_run(by_seed[seed]) for seed in chosen)
     first = comparable(runs[0].config)
     for run in runs[1:]:
         keys = differing_keys(first, comparable(run.config))
@@ -163,6 +181,10 @@ def differing_keys(one: Record, other: Record) -> list[str]:
 
 _OPTIONAL = (
     ("metrics.jsonl", "metrics.jsonl is absent: no loss curves and no duration."),
+    (
+        "scores.json",
+        "scores.json is absent: the scores are those in metrics.jsonl; how many tasks follow is not known.",
+    ),
     ("weights/*.safetensors", "weights/ is absent: how far the weights moved cannot be shown."),
     ("index/final.safetensors", "index/final.safetensors is absent: there is no picture of the embedding."),
 )

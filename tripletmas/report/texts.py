@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tripletmas.report.embedding_plot import Picture
+from tripletmas.report.embedding_plot import MAX_COLOURS, Picture
 
 GALLERIES = {"seen": "all tasks seen so far", "task": "the task's own"}
 
@@ -50,8 +50,8 @@ SEEN = (
 TASK = "The same, searching only among the items of the query's own task: growth of the gallery plays no part here."
 IMPORTANCE = (
     "Importance is how strongly the embedding reacts when a weight moves; the protection holds important weights back. "
-    "Left: the part of all importance that lies in a layer. Right: importance of an average weight of it. Layers run "
-    "from input (top) to output; both axes are logarithmic."
+    "Left: the part of all importance that lies in a layer. Right: importance of an average weight of it; both axes "
+    "are logarithmic."
 )
 MOVEMENT = (
     "How far the weights of each layer went while learning each task, in percent of their own length (L2 norm). "
@@ -71,6 +71,11 @@ PER_TASK = (
 )
 
 
+def importance(in_order: bool) -> str:
+    """How to read the plot of importance."""
+    return f"{IMPORTANCE} Layers run from {'input (top) to output' if in_order else 'top to bottom by name'}."
+
+
 def embedding_text(picture: Picture) -> str:
     """How to read the picture of an embedding."""
     laid_out = {
@@ -80,5 +85,7 @@ def embedding_text(picture: Picture) -> str:
     }[picture.method]
     points = f"{picture.shown} of {picture.of} queries" if picture.shown < picture.of else f"{picture.of} queries"
     why = "" if picture.coloured_by == "class" else ": there are too many classes to tell their colours apart"
+    if len(picture.names) > MAX_COLOURS:
+        why += "; it runs from dark (first task) to bright (last)"
     text = f"The {points} as the final model embeds them, {laid_out}. The colour is the {picture.coloured_by}{why}."
     return text + (" Classes that form clean groups can be found by nearest neighbour." if not why else "")

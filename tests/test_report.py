@@ -1,0 +1,373 @@
+"""Reports from run directories that are written by hand: every number on a page follows from the files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from rich.console import Console
+from safetensors.torch import save_file
+from synthetic_runs import write_run
+
+from tripletmas.report import (
+    Spread,
+    comparison,
+    comparison_markdown,
+    comparison_table,
+    read_group,
+    read_run,
+    write_comparison,
+    write_report,
+)
+from tripletmas.report.embedding_plot import project
+from tripletmas.report.layers import (
+    FinalEmbedding,
+    group_by_layer,
+    importance_by_layer,
+    movement_by_layer,
+    read_embedding,
+)
+
+# After the last task: (0.6 + 0.7 + 0.95) / 3 = 0.75. Best before: 0.9 and 0.8, so (0.3 + 0.1) / 2 = 0.2 was forgotten.
+# Right after learning: 0.9, 0.8, 0.95, mean 0.8833. Backward transfer: ((0.6 - 0.9) + (0.7 - 0.8)) / 2 = -0.2.
+MATRIX = [[0.9], [0.85, 0.8], [0.6, 0.7, 0.95]]
+
+
+class _Text(HTMLParser):
+    """The visible words of a page, its tags, and its image sources."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.words, self.tags, self.sources = [], [], []
+        self.feed(page.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def _terminal(compared, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(comparison_table(compared))
+    return console.export_text()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report."""
+    path = write_run(tmp_path_factory.mktemp("runs") / "mas", matrix=MATRIX)
+    write_report(path)
+    return path
+
+
+def test_the_page_shows_the_headline_numbers(run: Path):
+    text = _Text(run / "report" / "report.html").text
+    assert "0.750 final average recall@1" in text
+    assert "0.200 forgetting" in text
+    assert "-0.200 backward transfer" in text
+    assert "0.883 learning" in text
+
+
+def test_the_page_shows_every_metric_on_both_galleries(run: Path):
+    """The final mean of each metric in scores.json, recomputed here with plain Python."""
+    text = _Text(run / "report" / "report.html").text
+    scores = json.loads((run / "scores.json").read_text())
+    for gallery in ("seen", "task"):
+        for metric, rows in scores["matrices"][gallery].items():
+            assert metric in text
+            assert f"{sum(rows[-1]) / 3:.3f}" in text
+    for learned, now, lost in ((0.9, 0.6, 0.3), (0.8, 0.7, 0.1)):
+        assert f"{learned:.3f} {now:.3f} {lost:.3f} 2.9" in text
+    assert "0.950 0.950 – 2.9" in text
+
+
+def test_the_page_shows_configuration_versions_duration_and_what_is_unprotected(run: Path):
+    text = _Text(run / "report" / "report.html").text
+    for words in ("strategy.strength 0.3", "loss.mining batch_hard", "torch 2.15.0", "buffers (1) stem.running_mean"):
+        assert words in text
+    assert "duration 8.7 s" in text  # three tasks with four epochs of 0.1 s and an evaluation of 2.5 s
+    assert "Not in this report" not in text
+
+
+def test_the_page_is_self_contained(run: Path):
+    page = _Text(run / "report" / "report.html")
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert len(page.sources) == 7
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+
+
+@pytest.mark.parametrize(
+    "name", ["recall", "loss", "scores_seen", "scores_task", "importance", "movement", "embedding"]
+)
+def test_every_plot_is_written_and_not_blank(run: Path, name: str):
+    pixels = imread(run / "report" / f"{name}.png")[..., :3]
+    assert pixels.shape[1] >= 1000  # twice the width on the page
+    assert 0.005 < (np.abs(pixels - 1).max(axis=-1) > 0.1).mean() < 0.9
+
+
+def test_a_second_report_is_the_same_and_drops_plots_without_data(run: Path):
+    page = (run / "report" / "report.html").read_bytes()
+    (run / "report" / "stale.png").write_bytes(b"")
+    assert write_report(run).read_bytes() == page
+    assert not (run / "report" / "stale.png").exists()
+
+
+def test_names_are_escaped_and_never_read_as_tex(tmp_path: Path):
+    names = ["<script>alert(1)</script>", "$\\frac$", "木", "[red]", "a" * 200, "&amp;"]
+    run = write_run(tmp_path / "run", class_names=names, points=10)
+    page = write_report(run)
+    assert "<script" not in page.read_text(encoding="utf-8")
+    text = _Text(page).text
+    for name in names:
+        assert name in text
+    table = _terminal(comparison([run]), 200)
+    assert "[red]" in table
+    assert comparison_markdown(comparison([run])).count("\n") == 3
+
+
+def test_a_partial_run_is_reported_with_what_is_missing(tmp_path: Path):
+    path = write_run(tmp_path / "run", num_tasks=4, done=2, strategy={"name": "finetune"})
+    text = _Text(write_report(path)).text
+    assert "Tasks finished: 2 of 4" in text
+    assert "index/final.safetensors is absent" in text
+    assert "no plot of importance" in text
+    expected = sum(json.loads((path / "scores.json").read_text())["matrices"]["seen"]["recall@1"][1][:2]) / 2
+    assert f"{expected:.3f} final average recall@1" in text
+    assert not (path / "report" / "importance.png").exists()
+
+
+def test_config_alone_is_enough_for_a_page(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("strategy: {name: mas}\n")
+    text = _Text(write_report(tmp_path)).text
+    assert "No task is finished yet" in text
+    assert "metrics.jsonl is absent" in text
+    assert "scores.json is absent" in text
+
+
+def test_scores_come_from_the_records_where_scores_json_is_absent(run: Path, tmp_path: Path):
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    for gallery in ("seen", "task"):
+        rebuilt, stored = read_run(tmp_path).matrix("mrr", gallery), read_run(run).matrix("mrr", gallery)
+        assert rebuilt is not None
+        assert stored is not None
+        torch.testing.assert_close(rebuilt, stored, rtol=0, atol=0, equal_nan=True)
+
+
+def test_repeated_and_cut_records_of_an_interrupted_run(run: Path, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    first, again = ({"kind": "epoch", "task": 0, "epoch": 0, "loss": loss} for loss in (1.0, 0.5))
+    lines = [json.dumps(first), json.dumps(again), '{"kind": "epo']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [record["loss"] for record in read_run(tmp_path).epochs] == [0.5]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[2], lines[0]]))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 "):
+        read_run(tmp_path)
+
+
+def test_errors_name_the_file(tmp_path: Path):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"lacks config\.yaml"):
+        write_report(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=r"config\.yaml is no valid YAML"):
+        read_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"scores\.json holds no score matrices"):
+        read_run(tmp_path)
+    (tmp_path / "scores.json").unlink()
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "final.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"final\.safetensors cannot be read"):
+        write_report(tmp_path)
+
+
+def test_layers_keep_network_order_from_the_metadata_and_merge_when_too_many():
+    names = [f"block{b}.{i}.conv.{kind}" for b in (1, 2) for i in range(40) for kind in ("weight", "bias")]
+    assert list(group_by_layer(names)) == ["block1", "block2"]
+    assert group_by_layer(["z.weight", "a.weight", "z.bias"]) == {"z": ["z.weight", "z.bias"], "a": ["a.weight"]}
+    assert group_by_layer(["scale"]) == {"scale": ["scale"]}
+
+
+def test_importance_by_layer_by_hand(tmp_path: Path):
+    """Layer b has 3 + 1 = 4 of 16 in 3 weights, layer a 12 of 16 in 4."""
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    (tmp_path / "importance").mkdir()
+    tensors = {"b.weight": torch.tensor([2.0, 1.0]), "b.bias": torch.tensor([1.0]), "a.weight": torch.full((4,), 3.0)}
+    metadata = {"order": json.dumps(list(tensors))}
+    save_file(tensors, tmp_path / "importance" / "task00.safetensors", metadata=metadata)
+    found = importance_by_layer(read_run(tmp_path))
+    assert found is not None
+    assert found.layers == ("b", "a")
+    assert found.in_order
+    torch.testing.assert_close(found.share, torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(found.mean, torch.tensor([4 / 3, 3.0]))
+    save_file({"a.weight": torch.zeros(3)}, tmp_path / "importance" / "task01.safetensors")
+    assert importance_by_layer(read_run(tmp_path)) is None
+
+
+def test_movement_by_layer_by_hand(tmp_path: Path):
+    """a goes from length 5 by 5 (100 %), then by 10 of length 10 (100 %); in all 5 (from (3, 4) to (0, 0)): 100 %."""
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    (tmp_path / "weights").mkdir()
+    steps = {"start": ([3.0, 4.0], [0.0]), "task00": ([6.0, 8.0], [1.0]), "task01": ([0.0, 0.0], [3.0])}
+    for name, (a, b) in steps.items():
+        state = {"a.weight": torch.tensor(a), "b.weight": torch.tensor(b), "a.running_mean": torch.rand(2)}
+        save_file(state, tmp_path / "weights" / f"{name}.safetensors")
+    found = movement_by_layer(read_run(tmp_path))
+    assert found is not None
+    assert found.layers == ("a", "b")
+    assert found.steps == ("1", "2", "all")
+    expected = torch.tensor([[1.0, 1.0, 1.0], [math.nan, 2.0, math.nan]], dtype=torch.float64)
+    torch.testing.assert_close(found.distance, expected, equal_nan=True)
+
+
+def test_the_picture_of_the_embedding_is_repeatable_and_says_what_it_shows(run: Path):
+    embedding = read_embedding(read_run(run))
+    assert embedding is not None
+    one, two = project(embedding, ("a", "b", "c")), project(embedding, ("a", "b", "c"))
+    np.testing.assert_array_equal(one.points, two.points)
+    assert (one.method, one.shown, one.of, one.coloured_by) == ("t-SNE", 180, 180, "class")
+    nearest = np.linalg.norm(one.points[:, None] - one.points[None], axis=-1) + np.diag([np.inf] * 180)
+    same = one.groups[nearest.argmin(axis=1)] == one.groups
+    assert same.float().mean() > 0.9  # the classes are far apart in 16 dimensions, and stay so in 2
+
+
+@pytest.mark.parametrize(("count", "dim"), [(1, 4), (2, 4), (20, 4), (80, 1), (80, 2), (80, 4)])
+def test_small_and_flat_embeddings_have_a_picture(count: int, dim: int):
+    labels = torch.arange(count) % 20
+    flat = FinalEmbedding(torch.ones(count, dim), labels, labels // 10, tuple(map(str, range(20))))
+    picture = project(flat, ("first", "second"))
+    assert picture.points.shape == (count, 2)
+    assert picture.method == "PCA"
+    assert picture.coloured_by == ("task" if count >= 20 else "class")
+
+
+def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path):
+    """Averages 0.8, 0.7, 0.6: mean 0.7, deviation sqrt((0.01 + 0 + 0.01) / 2) = 0.1; forgetting 0.1, 0.3, 0.5."""
+    for seed, last in enumerate((0.8, 0.6, 0.4)):
+        matrix = [[0.9], [last, 0.8]]
+        write_run(tmp_path / "mas" / f"seed{seed}", seed=seed, num_tasks=2, matrix=matrix, points=8)
+    row = comparison([tmp_path / "mas"]).methods[0]
+    assert row.average.text() == "0.700 ± 0.100"
+    assert row.forgetting.text() == "0.300 ± 0.200"
+    assert row.backward_transfer.text(signed=True) == "-0.300 ± 0.200"
+    assert row.learning.text() == "0.850 ± 0.000"
+    assert [spread.text() for spread in row.per_task] == ["0.600 ± 0.200", "0.800 ± 0.000"]
+    assert row.seconds.text(1) == "5.8 ± 0.0"
+    torch.testing.assert_close(row.curves.mean(dim=0), torch.tensor([0.9, 0.7], dtype=torch.float64))
+    page = _Text(write_report(tmp_path / "mas"))
+    assert page.text.count("0.700 ± 0.100") == 1
+    assert (tmp_path / "mas" / "seed2" / "report" / "report.html").is_file()
+    assert "../seed2/report/report.html" in page.sources
+    with pytest.raises(ValueError, match="holds the runs of 3 seeds"):
+        read_run(tmp_path / "mas")
+
+
+def test_some_seeds_of_a_group(tmp_path: Path):
+    for seed in (0, 3):
+        write_run(tmp_path / f"seed{seed}", seed=seed, num_tasks=2)
+    assert [run.config["seed"] for run in read_group(tmp_path)] == [0, 3]
+    assert [run.config["seed"] for run in comparison([tmp_path], seeds=[3]).methods[0].runs] == [3]
+    with pytest.raises(ValueError, match=r"no run of seed 1; it has \[0, 3\]"):
+        read_group(tmp_path, seeds=[0, 1])
+    with pytest.raises(ValueError, match=r"single run with seed 3, not one of \[0\]"):
+        read_group(tmp_path / "seed3", seeds=[0])
+
+
+def test_a_group_of_different_configurations_is_an_error(tmp_path: Path):
+    for seed, strength in enumerate((0.3, 1.0)):
+        write_run(tmp_path / f"seed{seed}", seed=seed, strategy={"name": "mas", "strength": strength})
+    with pytest.raises(ValueError, match=r"seed0 and seed1 differ in strategy\.strength"):
+        read_group(tmp_path)
+
+
+def test_a_single_run_shows_no_deviation_and_labels_tell_methods_apart(tmp_path: Path):
+    runs = [
+        write_run(tmp_path / "a", matrix=MATRIX, strategy={"name": "finetune"}),
+        write_run(tmp_path / "b", matrix=MATRIX, strategy={"name": "mas", "strength": 0.3}),
+        write_run(tmp_path / "c", matrix=MATRIX, strategy={"name": "mas", "strength": 1.0}),
+    ]
+    labels = [method.label for method in comparison(runs).methods]
+    assert labels == ["finetune", "mas, strength=0.3", "mas, strength=1.0"]
+    assert [method.label for method in comparison(runs[:2]).methods] == ["finetune", "mas"]
+    markdown = comparison_markdown(comparison(runs[:1]))
+    head = "| method | average | forgetting | backward transfer | learning | seconds | class 0,class… |"
+    assert markdown.splitlines()[0].startswith(head)
+    assert markdown.splitlines()[2] == "| finetune | 0.750 | 0.200 | -0.200 | 0.883 | 8.7 | 0.600 | 0.700 | 0.950 |"
+    assert "±" not in markdown
+
+
+def test_labels_fall_back_on_other_options_then_seed_then_directory(tmp_path: Path):
+    short, long = (write_run(tmp_path / f"epochs{n}", epochs=n, num_tasks=2) for n in (2, 3))
+    assert [m.label for m in comparison([short, long]).methods] == ["mas, epochs=2", "mas, epochs=3"]
+    other = write_run(tmp_path / "other", epochs=2, num_tasks=2, seed=7)
+    assert [m.label for m in comparison([short, other]).methods] == ["mas, seed=0", "mas, seed=7"]
+    assert [m.label for m in comparison([short, short]).methods] == [f"mas ({short})"] * 2
+
+
+def test_different_streams_are_an_error_that_names_the_keys(tmp_path: Path):
+    one = write_run(tmp_path / "one", data={"name": "digits", "tasks": 3, "order_seed": None})
+    two = write_run(tmp_path / "two", data={"name": "digits", "tasks": 5, "order_seed": None})
+    with pytest.raises(ValueError, match=r"different streams .*\(data\.tasks: 3 and 5\)"):
+        comparison([one, two])
+    with pytest.raises(ValueError, match="at least one run directory"):
+        comparison([])
+
+
+def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path):
+    write_run(tmp_path / "mas" / "seed0", matrix=MATRIX)
+    write_run(tmp_path / "mas" / "seed1", seed=1, done=2)
+    bare = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, done=0)
+    compared = comparison([tmp_path / "mas", bare])
+    assert [method.average.text() for method in compared.methods] == ["0.750", "–"]
+    assert "mas: 1 of 2 runs did not finish" in _terminal(compared)
+    assert "finetune: 1 of 1 runs did not finish" in comparison_markdown(compared)
+    text = _Text(write_comparison([tmp_path / "mas", bare], tmp_path / "out")).text
+    assert "1 of 2 runs did not finish" in text
+
+
+def test_the_comparison_page_and_table(run: Path, tmp_path: Path):
+    other = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, matrix=[[0.9], [0.7, 0.8], [0.4, 0.5, 0.9]])
+    page = _Text(write_comparison([other, run], tmp_path / "out"))
+    # finetune: (0.4 + 0.5 + 0.9) / 3 = 0.6, forgetting ((0.9 - 0.4) + (0.8 - 0.5)) / 2 = 0.4
+    for words in ("finetune 0.600 0.400 -0.400 0.867", "mas 0.750 0.200 -0.200 0.883", "0.400 0.600"):
+        assert words in page.text
+    assert len(page.sources) == 4
+    for name in ("average", "forgetting", "per_task", "embeddings"):
+        pixels = imread(tmp_path / "out" / f"{name}.png")[..., :3]
+        assert 0.003 < (np.abs(pixels - 1).max(axis=-1) > 0.1).mean() < 0.9
+    table = _terminal(comparison([other, run]))
+    assert re.search(r"finetune +0\.600 +0\.400 +-0\.400 +0\.867 +8\.7", table)
+    assert re.search(r"2 +class 2,class 3 +0\.500 +0\.700", table)
+    assert max(map(len, _terminal(comparison([other, run]), 80).splitlines())) <= 80
+
+
+def test_thirty_tasks_and_sixty_layers(tmp_path: Path):
+    layers = ("stem", *(f"layer{i}" for i in range(58)), "head")
+    path = write_run(tmp_path / "run", num_tasks=30, layers=layers, epochs=1, points=2)
+    text = _Text(write_report(path)).text
+    assert "The colour is the task" in text
+    assert imread(path / "report" / "movement.png").shape[0] > 1500
+
+
+def test_spread():
+    assert Spread((0.5,)).text() == "0.500"
+    assert Spread(()).text() == "–"
+    assert Spread((1.0, 2.0)).deviation == pytest.approx(math.sqrt(0.5))
+    assert Spread((-0.0001,)).text(signed=True) == "0.000"

@@ -1,0 +1,272 @@
+"""The commands: each parses its own options, calls the library, and prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from tripletmas import catalog, configuration
+from tripletmas import report as reports
+from tripletmas.checkpoint import RunDirectory
+from tripletmas.data import LabelledDataset
+from tripletmas.doctor import findings
+from tripletmas.evaluation import score_tasks
+from tripletmas.experiment import load_trained, run_experiment
+from tripletmas.images import ImageFiles, find_images, read_images
+from tripletmas.params import Params
+from tripletmas.tasks import Stream
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Learn a stream of tasks; one run, or one for each seed."""
+    extra = jsonargparse.ArgumentParser(add_help=False)
+    extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/STRATEGY)")
+    extra.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: one run for each, in OUT/seed0, ...")
+    extra.add_argument("--report", type=bool, default=True, help="write a report at the end")
+    extra.add_argument("--print_config", action="store_true", help="print the whole configuration and stop")
+    config, own = configuration.parse(arguments, extra=extra)
+    if own["print_config"]:
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+        return
+    out = Path(own["out"] or f"runs/{config['strategy']['name']}")
+    if own["seeds"] is None:
+        _run(config, out, write_report=own["report"])
+        return
+    if (out / "config.yaml").exists():
+        raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
+    for seed in _numbers(own["seeds"], "--seeds"):
+        _run({**config, "seed": seed}, out / f"seed{seed}", write_report=own["report"])
+    _print_comparison([out])
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """Go on with a run, or with all runs of a folder of seeds."""
+    parser = _parser("resume", resume.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    path = Path(parser.parse_args(arguments).run)
+    for each in reports.seed_directories(path) or [path]:
+        run = RunDirectory.open(each)
+        _run({key: value for key, value in run.config().items() if key != "version"}, each)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
+    parser = _parser("evaluate", evaluate.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    parser.add_argument("--task", type=str, default=None, help="only this task: its number, from 0, or its name")
+    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the scores there")
+    own, of_data = _split_data_options(arguments)
+    options = parser.parse_args(own)
+    run = RunDirectory.open(options.run)
+    experiment, after = load_trained(run, options.after)
+    stream = experiment.stream[: after + 1]
+    if of_data:
+        config, _ = configuration.parse(of_data, program="tripletmas evaluate")
+        stream = catalog.build_data(*_name_and_options(config["data"]))
+        if stream[0].query.sample_shape != experiment.stream[0].query.sample_shape:
+            raise ValueError(
+                f"the model of {run.path} takes samples of shape {experiment.stream[0].query.sample_shape}, the data "
+                f"have {stream[0].query.sample_shape}: set --data.size or --data.channels"
+            )
+    stream = _only(stream, options.task)
+    model = experiment.strategy.deployed(experiment.model)
+    found = score_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
+    names = [task.name for task in stream]
+    for gallery, text in (("seen", "the gallery of all these tasks"), ("task", "each task's own gallery")):
+        table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left")
+        table.add_column("task")
+        for metric in found.values[gallery]:
+            table.add_column(metric, justify="right")
+        for number, name in enumerate(names):
+            table.add_row(name, *(f"{values[number]:.3f}" for values in found.values[gallery].values()))
+        if len(names) > 1:
+            means = (sum(values) / len(values) for values in found.values[gallery].values())
+            table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
+        _console().print(table)
+    left_out = sum(found.without_relevant)
+    if left_out:
+        print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
+    if options.json:
+        Path(options.json).write_text(json.dumps({"tasks": names, "after": after, **found.values}, indent=1))
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Put runs, or folders of seeds, side by side."""
+    parser = _parser("compare", compare.__doc__)
+    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: only these seeds")
+    parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown, write no page")
+    options = parser.parse_args(arguments)
+    seeds = None if options.seeds is None else _numbers(options.seeds, "--seeds")
+    directories = [Path(run) for run in options.runs]
+    _print_comparison(directories, markdown=options.markdown, seeds=seeds)
+    if not options.markdown:
+        out = Path(options.out) if options.out else directories[0].parent / "comparison"
+        print(f"page: {reports.write_comparison(directories, out, seeds=seeds)}")
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the report of a run again, from its directory alone."""
+    parser = _parser("report", report.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    path = Path(parser.parse_args(arguments).run)
+    for each in reports.seed_directories(path) or [path]:
+        print(f"report: {reports.write_report(each)}")
+
+
+def importance(arguments: Sequence[str]) -> None:
+    """Measure importance on unlabelled images, such as those of the place where the model is used, and add it to the
+    run's protection: what these images need will be held while the next tasks are learned."""
+    parser = _parser("importance", importance.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    parser.add_argument("--images", type=str, required=True, help="a folder of images, in any sub-folders")
+    parser.add_argument("--weight", type=float, default=1.0, help="how much it counts; a task of the run counts 1")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument(
+        "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
+    )
+    options = parser.parse_args(arguments)
+    run = RunDirectory.open(options.run)
+    state = run.load_checkpoint()
+    if state is None or state.epoch:
+        raise ValueError(f"{run.path} stopped in the middle of a task; first: tripletmas resume {run.path}")
+    experiment, _ = load_trained(run)
+    strategy = experiment.strategy
+    strategy.prepare(experiment.model)
+    if strategy.protection is None:
+        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
+    strategy.load_state_dict(state.strategy)
+    images = _unlabelled(options.images, experiment.stream[0].query.sample_shape, options.skip_unreadable)
+    if options.invert:
+        images = images.with_transform(lambda image: 1 - image)
+    protection = strategy.protection
+    total = sum(float(value.sum()) for value in protection.importance.values())
+    measured = protection.estimate(experiment.model, images.loader(experiment.training.eval_batch_size))
+    protection.add(measured, weight=options.weight)
+    run.save_checkpoint(replace(state, strategy=strategy.state_dict()))
+    run.write_tensors(f"importance/task{state.task - 1:02d}.safetensors", protection.importance)
+    added = options.weight * sum(float(value.sum()) for value in measured.values())
+    run.append({"kind": "importance", "images": str(options.images), "samples": len(images), "weight": options.weight})
+    print(f"{run.path}: importance of {len(images)} images added (sum {added:.4g} to {total:.4g} so far)")
+    _print_layers(measured)
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Versions, devices, OpenMP runtimes, and what is missing for which feature."""
+    _parser("doctor", doctor.__doc__).parse_args(arguments)
+    table = Table(show_header=False, box=None)
+    for finding in findings():
+        table.add_row(
+            {True: "[green]ok", False: "[red]problem", None: "[yellow]note"}[finding.good], finding.what, finding.text
+        )
+    _console().print(table)
+
+
+# --- what the commands share
+
+
+def _parser(command: str, description: str | None) -> jsonargparse.ArgumentParser:
+    return jsonargparse.ArgumentParser(prog=f"tripletmas {command}", description=description)
+
+
+def _run(config: dict[str, Any], out: Path, *, write_report: bool = True) -> None:
+    """Train, print the scores, write the report; Ctrl-C says how to go on."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run_experiment(config, out)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: tripletmas resume {out}") from None
+    _print_comparison([out])
+    if write_report:
+        print(f"report: {reports.write_report(out)}")
+
+
+def _print_comparison(
+    directories: Sequence[Path], *, markdown: bool = False, seeds: Sequence[int] | None = None
+) -> None:
+    found = reports.comparison(directories, seeds=seeds)
+    if markdown:
+        print(reports.comparison_markdown(found))
+    else:
+        _console().print(reports.comparison_table(found))
+
+
+def _console() -> Console:
+    """The terminal; where output goes to a file or a pipe, wide enough for any table."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(number) for number in text.strip("[]").split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{option} must be whole numbers with commas between them, such as 0,1,2; got {text!r}"
+        ) from None
+
+
+def _split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other options, those that describe data: `--data NAME` and `--data.OPTION VALUE`)."""
+    own, of_data = [], []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument.partition("=")[0] != "--data" and not argument.startswith("--data."):
+            own.append(argument)
+            continue
+        of_data.append(argument)
+        if "=" not in argument and waiting:
+            of_data.append(waiting.pop(0))
+    return own, of_data
+
+
+def _name_and_options(part: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return part["name"], {key: value for key, value in part.items() if key != "name"}
+
+
+def _only(stream: Stream, task: str | None) -> Stream:
+    if task is None:
+        return stream
+    chosen = [each for number, each in enumerate(stream) if task in (str(number), each.name)]
+    if not chosen:
+        names = ", ".join(f"{number} ({each.name})" for number, each in enumerate(stream))
+        raise ValueError(f"no task {task!r}; there are {names}")
+    return tuple(chosen[:1])
+
+
+def _unlabelled(root: str, shape: tuple[int, ...], skip_unreadable: bool) -> LabelledDataset:
+    """All images below a folder, in the size and with the channels that the model takes."""
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"the model takes samples of shape {shape}, which are no square images")
+    images = ImageFiles(Path(root), find_images(root), size=shape[1], channels=shape[0])
+    samples, kept = read_images(images, skip_unreadable=skip_unreadable)
+    if not kept:
+        raise ValueError(f"{root}: no image in it can be read")
+    return LabelledDataset(samples, torch.zeros(len(kept)), ["unlabelled"])
+
+
+def _print_layers(importance: Params) -> None:
+    total = sum(float(value.sum()) for value in importance.values())
+    layers: dict[str, float] = {}
+    for name, value in importance.items():
+        layer = name.rpartition(".")[0] or name
+        layers[layer] = layers.get(layer, 0.0) + float(value.sum())
+    table = Table(title="where it sits", title_justify="left")
+    table.add_column("layer")
+    table.add_column("share", justify="right")
+    for layer, value in layers.items():
+        table.add_row(layer, f"{value / total:.1%}")
+    _console().print(table)

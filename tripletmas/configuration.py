@@ -1,0 +1,181 @@
+"""A run's configuration: parsed from YAML and command line, checked against the catalog, every default filled in.
+
+A configuration file is a list of options that stand before those of the command line, so both are checked by one
+parser. Parts are written `--strategy mas --strategy.strength 0.3`, in YAML `strategy: {name: mas, strength: 0.3}` or
+`strategy: mas`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from tripletmas import catalog
+from tripletmas.training import TrainConfig
+from tripletmas.version import __version__
+
+_DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "triplet", "strategy": "mas"}
+_ALONE = ("seed", "device")
+_EMPTY = inspect.Parameter.empty
+
+
+def parse(
+    arguments: Sequence[str], *, extra: jsonargparse.ArgumentParser | None = None, program: str = "tripletmas train"
+):
+    """(configuration, other options) of a command line.
+
+    Args:
+        arguments: options of a run, `--config FILE`, and those of `extra`.
+        extra: the options that the command has besides.
+
+    Raises:
+        ValueError: for unknown names, options or keys, with the nearest known one, and for values of a wrong type.
+    """
+    arguments = list(_with_files_unfolded(arguments))
+    chosen = {part: name or _DEFAULT_NAMES[part] for part, name in _part_names(arguments).items()}
+    chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
+    parser = _parser(chosen, program, extra)
+    _refuse_unknown(arguments, parser, chosen)
+    try:
+        parsed = parser.parse_args(arguments).as_dict()
+    except argparse.ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training")}
+    config |= {key: parsed.pop(key) for key in _ALONE}
+    for part in catalog.PARTS:
+        config[part] = {"name": chosen[part], **{k: v for k, v in config[part].items() if k != "name"}}
+    return _plain(config), parsed
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration for a nested dict of what differs from the defaults; checked as `parse` does."""
+    return parse(list(_as_arguments(config)))[0]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers may depend on."""
+    packages = ("torch", "torchvision", "faiss-cpu", "pytorch-metric-learning", "numpy")
+    return {"tripletmas": __version__, "python": platform.python_version()} | {
+        package: metadata.version(package) for package in packages
+    }
+
+
+def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        prog=program,
+        exit_on_error=False,
+        parents=[extra] if extra else [],
+        description="Options of a part depend on its name: those of the named or default parts are shown.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options; those given here count more")
+    for part in catalog.PARTS:
+        group = parser.add_argument_group(f"{part}: {chosen[part]}")
+        group.add_argument(f"--{part}.name", default=chosen[part], metavar="NAME", help=f"also --{part} NAME")
+        _add(group, part, catalog.options(part, chosen[part]))
+    _add(parser.add_argument_group("training"), "training", catalog.options_of(TrainConfig, leave_out=("seed",)))
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=int, default=0, help="every random draw is a function of it")
+    group.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...; auto takes a GPU")
+    return parser
+
+
+def _add(group, part: str, options: Mapping[str, catalog.Option]) -> None:
+    for name, option in options.items():
+        required = option.default is _EMPTY
+        group.add_argument(
+            f"--{part}.{name}",
+            type=option.type,
+            required=required,
+            default=None if required else option.default,
+            help=option.help.replace("%", "%%"),
+        )
+
+
+def _with_files_unfolded(arguments: Sequence[str]) -> Iterator[str]:
+    """`--config FILE` replaced by the options in the file, which come first.
+
+    A part to which the command line gives another name starts from that name's defaults, not from the file's options.
+    """
+    rest, files = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--config":
+            files.append(next(waiting, ""))
+        elif argument.startswith("--config="):
+            files.append(argument.partition("=")[2])
+        else:
+            rest.append(_named(argument))
+    here = _part_names(rest)
+    for file in files:
+        content = [_named(argument) for argument in _as_arguments(read_yaml(file))]
+        there = _part_names(content)
+        renamed = tuple(f"--{part}." for part in catalog.PARTS if here[part] and here[part] != there[part])
+        yield from (argument for argument in content if not argument.startswith(renamed))
+    yield from rest
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"the configuration {str(file)!r} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the configuration {str(file)!r} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"the configuration {str(file)!r} must be a mapping such as `strategy: mas`")
+    return content
+
+
+def _as_arguments(config: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+    for key, value in config.items():
+        if key == "version" and prefix == "--":
+            continue
+        if isinstance(value, Mapping):
+            yield from _as_arguments(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _named(argument: str) -> str:
+    """`--strategy` as `--strategy.name`."""
+    option, equals, value = argument.partition("=")
+    return f"{option}.name{equals}{value}" if option in {f"--{part}" for part in catalog.PARTS} else argument
+
+
+def _part_names(arguments: Sequence[str]) -> dict[str, str]:
+    """The name that is asked for of each part, "" for none; the rest of the command line is not looked at."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for part in catalog.PARTS:
+        first.add_argument(f"--{part}.name", dest=part, default="")
+    return vars(first.parse_known_args(list(arguments))[0])
+
+
+def _refuse_unknown(arguments: Sequence[str], parser: jsonargparse.ArgumentParser, chosen: Mapping[str, str]) -> None:
+    known = {option for action in parser._actions for option in action.option_strings}
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if not option.startswith("--") or option in known:
+            continue
+        part, _, key = option.removeprefix("--").partition(".")
+        prefix = f"--{part}."
+        if part in chosen and key:
+            names = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+            raise ValueError(f"{part} {chosen[part]!r} has no option {key!r}{catalog.suggestion(key, sorted(names))}")
+        raise ValueError(f"unknown option {option!r}{catalog.suggestion(option, sorted(known))}")
+
+
+def _plain(value: Any) -> Any:
+    """Only what YAML holds: dicts, lists, numbers, strings."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,111 @@
+"""From a configuration to a run: build the parts, open the run directory, train, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tripletmas import catalog, configuration
+from tripletmas.checkpoint import RunDirectory
+from tripletmas.forgetting import Scores
+from tripletmas.losses import make_loss
+from tripletmas.models import make_model
+from tripletmas.params import load_state
+from tripletmas.sampling import seed_everything
+from tripletmas.strategies import Strategy
+from tripletmas.tasks import Stream
+from tripletmas.training import TrainConfig, train_stream
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of a run, built from its configuration."""
+
+    config: dict[str, Any]
+    stream: Stream
+    model: nn.Module
+    loss: nn.Module
+    strategy: Strategy
+    training: TrainConfig
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """The parts that a configuration names; what it leaves out has its default.
+
+    Raises:
+        ValueError: for unknown names and options, for data that cannot be read, for a device that is not there.
+    """
+    resolved = configuration.resolve(config)
+    device = choose_device(resolved["device"])
+    data, model, loss, strategy = (
+        (resolved[part]["name"], {key: value for key, value in resolved[part].items() if key != "name"})
+        for part in catalog.PARTS
+    )
+    training = TrainConfig(**resolved["training"], seed=resolved["seed"])
+    made_strategy = catalog.build_strategy(*strategy)
+    stream = catalog.build_data(*data)
+    first = stream[0].train
+    seed_everything(resolved["seed"])
+    made_model = make_model(model[0], first.sample_shape, options=_tuples(model[1])).to(device)
+    mining = loss[1].pop("mining")
+    made_loss = make_loss(
+        loss[0], dim=model[1]["dim"], num_classes=len(first.class_names), mining=mining, options=loss[1]
+    ).to(device)
+    return Experiment(resolved, stream, made_model, made_loss, made_strategy, training)
+
+
+def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
+    """Train what a configuration describes into the run directory `out`; go on where it stopped, if it did.
+
+    Raises:
+        ValueError: as `build`, and if `out` holds another run.
+    """
+    experiment = build(config)
+    run = RunDirectory.create(out, {"version": configuration.versions(), **experiment.config})
+    return train_stream(
+        experiment.model, experiment.stream, experiment.strategy, experiment.loss, experiment.training, run
+    )
+
+
+def load_trained(run: RunDirectory, after: int | None = None) -> tuple[Experiment, int]:
+    """The parts of a run with the weights after a task, and the number of that task; None for the last that is done.
+
+    Raises:
+        ValueError: if that task is not done yet, or the weights do not fit.
+    """
+    done = sorted((run.path / "weights").glob("task*.safetensors"))
+    if not done:
+        raise ValueError(f"{run.path}: no task is done yet; go on with: tripletmas resume {run.path}")
+    if after is not None and not 0 <= after < len(done):
+        raise ValueError(f"{run.path}: tasks 0 to {len(done) - 1} are done, so there is no model after task {after}")
+    number = len(done) - 1 if after is None else after
+    experiment = build(run.config())
+    load_state(experiment.model, run.read_tensors(f"weights/{done[number].name}"), str(done[number]))
+    return experiment, number
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` is a GPU if there is one.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:NUMBER") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise ValueError(f"device {name!r} was asked for, but torch sees {found}: use --device auto or cpu")
+    return device
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
