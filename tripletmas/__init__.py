@@ -1,1 +1,88 @@
-"""placeholder"""
+"""Continual metric learning: embeddings learned task by task, protected by Memory Aware Synapses.
+
+A **stream** is a tuple of **tasks**. A **model** maps inputs to raw embeddings. For each task, the training loop
+minimises a **metric loss** plus what the **strategy** adds. After each task, queries are searched against galleries
+and the scores fill a matrix; forgetting is read off that matrix. Two axes vary freely: the *strategy* (how the model
+learns) and the *gallery* (fresh, stale, compensated).
+
+"Triplet" here is (anchor, positive, negative), the metric-learning loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tripletmas.version import __version__
+
+if TYPE_CHECKING:
+    from tripletmas.checkpoint import RunDirectory
+    from tripletmas.data import LabelledDataset, Source
+    from tripletmas.experiment import run_experiment
+    from tripletmas.forgetting import Scores
+    from tripletmas.importance import mas_importance
+    from tripletmas.losses import make_loss
+    from tripletmas.models import make_model
+    from tripletmas.protection import MAS, Protection, quadratic_penalty
+    from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
+    from tripletmas.strategies import Consolidate, Finetune, Frozen, Joint, Strategy
+    from tripletmas.tasks import Stream, Task, make_stream, split_by_class, split_by_group
+    from tripletmas.training import TrainConfig, train_stream
+
+__all__ = [
+    "MAS",
+    "Consolidate",
+    "Embeddings",
+    "Finetune",
+    "Frozen",
+    "Joint",
+    "LabelledDataset",
+    "Protection",
+    "RetrievalScores",
+    "RunDirectory",
+    "Scores",
+    "Source",
+    "Strategy",
+    "Stream",
+    "Task",
+    "TrainConfig",
+    "__version__",
+    "embed",
+    "evaluate",
+    "make_loss",
+    "make_model",
+    "make_stream",
+    "mas_importance",
+    "quadratic_penalty",
+    "run_experiment",
+    "split_by_class",
+    "split_by_group",
+    "train_stream",
+]
+
+# Loaded when first used: importing torch takes seconds, and `tripletmas --help` does without.
+_PUBLIC = {
+    "checkpoint": ("RunDirectory",),
+    "data": ("LabelledDataset", "Source"),
+    "experiment": ("run_experiment",),
+    "forgetting": ("Scores",),
+    "importance": ("mas_importance",),
+    "losses": ("make_loss",),
+    "models": ("make_model",),
+    "protection": ("MAS", "Protection", "quadratic_penalty"),
+    "retrieval": ("Embeddings", "RetrievalScores", "embed", "evaluate"),
+    "strategies": ("Consolidate", "Finetune", "Frozen", "Joint", "Strategy"),
+    "tasks": ("Stream", "Task", "make_stream", "split_by_class", "split_by_group"),
+    "training": ("TrainConfig", "train_stream"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, public in _PUBLIC.items():
+        if name in public:
+            return getattr(importlib.import_module(f"tripletmas.{module}"), name)
+    raise AttributeError(f"module 'tripletmas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -174,8 +174,14 @@ class RunDirectory:
             optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(_damaged(folder, error)) from None
-        parts = {part: _load(folder / f"{part}.safetensors") for part in _PARTS}
-        return Checkpoint(**place, **parts, optimizer=optimizer)
+        parts: dict[str, Any] = {part: _load(folder / f"{part}.safetensors") for part in _PARTS}
+        return Checkpoint(
+            task=place["task"],
+            epoch=place["epoch"],
+            record_bytes=place["record_bytes"],
+            optimizer=optimizer,
+            **parts,
+        )
 
     def rewind(self, state: Checkpoint) -> None:
         """Cut off the records that were written after this checkpoint: that part will be run again."""
@@ -228,7 +234,9 @@ def _folder_name(task: int, epoch: int) -> str:
 
 def _save(tensors: Params, path: Path) -> None:
     try:
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
+        # the file sorts its tensors by size and name; the report shows layers in the order of the network
+        order = {"order": json.dumps(list(tensors))}
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, order)
     except SafetensorError as error:  # it hides the operating system's error in its text
         full = "os error 28" in str(error) or "No space left" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None

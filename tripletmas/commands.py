@@ -34,9 +34,9 @@ def train(arguments: Sequence[str]) -> None:
     extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/STRATEGY)")
     extra.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: one run for each, in OUT/seed0, ...")
     extra.add_argument("--report", type=bool, default=True, help="write a report at the end")
-    extra.add_argument("--print_config", action="store_true", help="print the whole configuration and stop")
-    config, own = configuration.parse(arguments, extra=extra)
-    if own["print_config"]:
+    asked = "--print_config" in arguments  # taken out first: jsonargparse has a special meaning for this name
+    config, own = configuration.parse([each for each in arguments if each != "--print_config"], extra=extra)
+    if asked:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return
     out = Path(own["out"] or f"runs/{config['strategy']['name']}")
@@ -122,9 +122,7 @@ def report(arguments: Sequence[str]) -> None:
     """Write the report of a run again, from its directory alone."""
     parser = _parser("report", report.__doc__)
     parser.add_argument("run", type=str, help="the run directory")
-    path = Path(parser.parse_args(arguments).run)
-    for each in reports.seed_directories(path) or [path]:
-        print(f"report: {reports.write_report(each)}")
+    print(f"report: {reports.write_report(parser.parse_args(arguments).run)}")
 
 
 def importance(arguments: Sequence[str]) -> None:

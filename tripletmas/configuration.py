@@ -74,7 +74,8 @@ def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.Argu
         prog=program,
         exit_on_error=False,
         parents=[extra] if extra else [],
-        description="Options of a part depend on its name: those of the named or default parts are shown.",
+        description="The options of a part depend on its name: shown are those of the named or default parts. "
+        "--print_config prints the whole configuration, which --config reads, and stops.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with options; those given here count more")
     for part in catalog.PARTS:

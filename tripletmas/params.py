@@ -7,7 +7,7 @@ that is really called `module`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,12 +46,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in named_parameters(model).items() if parameter.requires_grad}
 
 
-def snapshot(parameters: dict[str, nn.Parameter] | Params) -> Params:
+def snapshot(parameters: Mapping[str, Tensor]) -> Params:
     """A detached copy of every tensor."""
     return {name: value.detach().clone() for name, value in parameters.items()}
 
 
-def differing_names(expected: Params, found: Params) -> str | None:
+def differing_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """A sentence that lists what is missing, unexpected or of another shape; None if nothing is."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())

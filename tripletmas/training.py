@@ -118,7 +118,7 @@ def train_stream(
     for number in range(start.task if start else 0, len(stream)):
         resumed = start if start and start.epoch and start.task == number else None
         _train_task(model, stream, number, strategy, loss, config, run, resumed)
-        _score(model, stream, number, strategy, config, scores, run)
+        _finish_task(model, stream, number, strategy, config, scores, run)
         if run:
             _save(run, model, strategy, loss, None, number + 1, 0)
     return scores
@@ -150,7 +150,6 @@ def _train_task(
         if run:
             run.append({"kind": "epoch", "task": number, "epoch": epoch, **record})
             _save(run, model, strategy, loss, optimizer, number, epoch + 1)
-    strategy.after_task(model, task)
 
 
 def _train_epoch(
@@ -214,7 +213,7 @@ def _train_epoch(
     }
 
 
-def _score(
+def _finish_task(
     model: nn.Module,
     stream: Stream,
     number: int,
@@ -225,6 +224,7 @@ def _score(
 ) -> None:
     began = time.perf_counter()
     seen = stream[: number + 1]
+    strategy.after_task(model, seen[-1])
     found = score_tasks(
         strategy.deployed(model), seen, batch_size=config.eval_batch_size, num_workers=config.num_workers
     )

@@ -82,13 +82,9 @@ def sum_absolute_gradients(
         for batch in batches:
             inputs = _to(batch if forward else _inputs(batch), device)
             for part in _split(inputs, chunk):
-                if vectorized:
-                    try:
-                        values = _vectorized(bare, parameters, part, scalar, call, sums.gradients)
-                    except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-                        logger.info("torch.func cannot transform this model (%s): one sample at a time", error)
-                        vectorized = False
-                if not vectorized:
+                values = _vectorized(bare, parameters, part, scalar, call, sums.gradients) if vectorized else None
+                if values is None:
+                    vectorized = False
                     values = _one_by_one(bare, parameters, part, scalar, call, sums.gradients)
                 if not torch.isfinite(values).all():
                     first = sums.num_samples + int((~torch.isfinite(values)).nonzero()[0])
@@ -102,29 +98,35 @@ def sum_absolute_gradients(
 
 def _vectorized(
     model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Any, scalar: Scalar, call: Forward, total: Params
-) -> Tensor:
-    # functional_call wants the model's own names; for a bare model without inner wrappers they are the canonical ones
+) -> Tensor | None:
+    """Add the gradients of all samples at once; None, and nothing added, where torch.func cannot do it."""
+    # functional_call wants the model's own names, which differ from the canonical ones if a submodule is wrapped
     names = {id(value): name for name, value in model.named_parameters()}
     own = {names[id(value)]: value.detach() for value in parameters.values()}
 
-    class Substitute(nn.Module):
-        """The model with other parameters, so that `call` can treat it as a module."""
-
-        def __init__(self, values: Params):
-            super().__init__()
-            object.__setattr__(self, "values", values)
-
-        def forward(self, *args, **kwargs):
-            return functional_call(model, self.values, args, kwargs)
-
     def of_one(values: Params, sample: Any) -> Tensor:
         one = _map(lambda tensor: tensor.unsqueeze(0), sample)
-        return scalar(_checked(call(Substitute(values), one), 1))
+        return scalar(_checked(call(_Substitute(model, values), one), 1))
 
-    gradients, scalars = vmap(grad_and_value(of_one), in_dims=(None, 0))(own, inputs)
+    try:
+        gradients, scalars = vmap(grad_and_value(of_one), in_dims=(None, 0))(own, inputs)
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+        logger.info("torch.func cannot transform this model (%s): measured one sample at a time", error)
+        return None
     for name, value in parameters.items():
         total[name] += gradients[names[id(value)]].abs().sum(0)
     return scalars
+
+
+class _Substitute(nn.Module):
+    """A model with other values in place of its parameters."""
+
+    def __init__(self, model: nn.Module, values: Params):
+        super().__init__()
+        self.__dict__.update(_model=model, _values=values)  # not registered: they stay the model's own
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return functional_call(self.__dict__["_model"], self.__dict__["_values"], args, kwargs)
 
 
 def _one_by_one(
@@ -167,7 +169,7 @@ def _call_layer(model: nn.Module, layer: str, call: Forward) -> Forward:
         raise ValueError(f"the model has no layer {layer!r}; its layers are: {', '.join(filter(None, modules))}")
 
     def output_of_layer(callee: nn.Module, inputs: Any) -> Tensor:
-        outputs: list[Tensor] = []
+        outputs: list[Any] = []
         handle = modules[layer].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         try:
             call(callee, inputs)
@@ -213,7 +215,12 @@ def _to(batch: Any, device: torch.device) -> Any:
 
 def _length(batch: Any) -> int:
     lengths: list[int] = []
-    _map(lambda tensor: lengths.append(len(tensor)) or tensor, batch)
+
+    def note(tensor: Tensor) -> Tensor:
+        lengths.append(len(tensor))
+        return tensor
+
+    _map(note, batch)
     if not lengths or len(set(lengths)) > 1:
         raise ValueError(f"the tensors of a batch must have one row a sample, got lengths {lengths}")
     return lengths[0]

@@ -82,7 +82,7 @@ def draw_points(axes: Axes, picture: Picture) -> None:
         colour, marker = series_style(i)
         if len(names) > MAX_COLOURS:
             colour, marker = colormaps[MAP](i / (len(names) - 1)), "o"
-        axes.scatter(members[:, 0], members[:, 1], s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
+        axes.scatter(members[:, 0], members[:, 1], s=16, color=colour, marker=marker, alpha=0.75, linewidths=0)
         if len(names) <= MAX_COLOURS and len(members):
             x, y = np.median(members, axis=0)
             halo = [withStroke(linewidth=3, foreground="white")]

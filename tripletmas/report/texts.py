@@ -55,7 +55,7 @@ IMPORTANCE = (
 )
 MOVEMENT = (
     "How far the weights of each layer went while learning each task, in percent of their own length (L2 norm). "
-    "Protected layers should hardly move after the first task."
+    "Under protection, layers that hold much importance should move less after the first task."
 )
 CURVES = (
     "Recall@1 on the gallery of everything seen, mean over the tasks seen so far. It falls by forgetting, and "

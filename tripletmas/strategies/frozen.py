@@ -1,4 +1,4 @@
-"""Frozen: learn the first task only. Nothing is forgotten, nothing is learned: the baseline that is easily overlooked."""
+"""Frozen: learn the first task only, forget nothing: the baseline that is easily overlooked."""
 
 from __future__ import annotations
 
