@@ -40,7 +40,7 @@ class Checkpoint:
 
     Attributes:
         model, strategy, loss: tensors by name.
-        optimizer: its state_dict; None between tasks, since each task has a fresh optimizer.
+        optimizer: state_dicts of "optimizer" and "scaler"; None between tasks, since each task has fresh ones.
         record_bytes: how long metrics.jsonl was then; what follows was written by a run that did not get further.
     """
 
@@ -76,7 +76,9 @@ class RunDirectory:
                     "--out, or delete that folder"
                 )
             return run
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and (
+            not run.path.is_dir() or any(p.name != "config.yaml.part" for p in run.path.iterdir())
+        ):
             raise ValueError(f"{run.path} exists and holds something that is no run: choose another --out")
         run.path.mkdir(parents=True, exist_ok=True)
         run._write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
@@ -105,7 +107,7 @@ class RunDirectory:
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(_without_nan(record), allow_nan=False) + "\n")
+            file.write(json.dumps(without_nan(record), allow_nan=False) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -114,7 +116,7 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, aside and renamed."""
-        self._write_text(name, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+        self._write_text(name, json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the run; None if it has none of this name."""
@@ -150,11 +152,12 @@ class RunDirectory:
             "epoch": state.epoch,
             "record_bytes": records.stat().st_size if records.exists() else 0,
         }
-        with self._aside(f"checkpoint/{_folder_name(state.task, state.epoch)}") as aside:
+        with self._aside(f"checkpoint/{self._next_folder(state.task, state.epoch)}") as aside:
             aside.mkdir()
             for part in _PARTS:
                 _save(getattr(state, part), aside / f"{part}.safetensors")
-            torch.save(state.optimizer, aside / "optimizer.pt")
+            with open(aside / "optimizer.pt", "wb") as file:  # given a name, torch.save hides the cause of a failure
+                torch.save(state.optimizer, file)
             (aside / "place.json").write_text(json.dumps(place), encoding="utf-8")
         for older in self._checkpoints()[:-1]:
             shutil.rmtree(older)
@@ -169,31 +172,42 @@ class RunDirectory:
         if not folders:
             return None
         folder = folders[-1]
+        file = folder / "place.json"
         try:
-            place = json.loads((folder / "place.json").read_text(encoding="utf-8"))
-            optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(_damaged(folder, error)) from None
+            place = json.loads(file.read_text(encoding="utf-8"))
+            task, epoch, record_bytes = (int(place[key]) for key in ("task", "epoch", "record_bytes"))
+            file = folder / "optimizer.pt"
+            optimizer = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(_damaged(file, error)) from None
         parts: dict[str, Any] = {part: _load(folder / f"{part}.safetensors") for part in _PARTS}
-        return Checkpoint(
-            task=place["task"],
-            epoch=place["epoch"],
-            record_bytes=place["record_bytes"],
-            optimizer=optimizer,
-            **parts,
-        )
+        return Checkpoint(task=task, epoch=epoch, record_bytes=record_bytes, optimizer=optimizer, **parts)
 
-    def rewind(self, state: Checkpoint) -> None:
-        """Cut off the records that were written after this checkpoint: that part will be run again."""
+    def rewind(self, state: Checkpoint | None) -> None:
+        """Cut off the records that were written after this checkpoint, all for None: that part will be run again.
+
+        Raises:
+            ValueError: if records are missing that were there when the checkpoint was written.
+        """
         records = self.path / "metrics.jsonl"
-        if records.exists() and records.stat().st_size > state.record_bytes:
+        kept = state.record_bytes if state else 0
+        size = records.stat().st_size if records.exists() else 0
+        if size < kept:
+            raise ValueError(_damaged(records, f"{size} bytes of {kept}"))
+        if size > kept:
             with open(records, "rb+") as file:
-                file.truncate(state.record_bytes)
+                file.truncate(kept)
 
     # --- inside
 
     def _checkpoints(self) -> list[Path]:
         return sorted(p for p in (self.path / "checkpoint").glob("task*") if p.suffix != ".part")
+
+    def _next_folder(self, task: int, epoch: int) -> str:
+        """Named by its place in the run; saved again at the same place it gets a number, and replaces nothing yet."""
+        name = f"task{task:04d}-epoch{epoch:06d}"
+        same = [p.name for p in self._checkpoints() if p.name.startswith(name)]
+        return f"{name}-{int(same[-1][len(name) + 1 :] or 0) + 1:04d}" if same else name
 
     def _write_text(self, name: str, text: str) -> None:
         with self._aside(name) as aside:
@@ -209,8 +223,6 @@ class RunDirectory:
         try:
             yield aside
             _flush(aside)
-            if final.is_dir():
-                _remove(final)  # the same place in the run, saved again
             os.replace(aside, final)
         except BaseException as error:
             _remove(aside)
@@ -219,17 +231,13 @@ class RunDirectory:
             raise
 
 
-def _without_nan(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
     """The same with None for nan, which JSON lacks."""
     if isinstance(content, float):
         return None if math.isnan(content) else content
     if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
-    return [_without_nan(value) for value in content] if isinstance(content, (list, tuple)) else content
-
-
-def _folder_name(task: int, epoch: int) -> str:
-    return f"task{task:04d}-epoch{epoch:06d}"
+        return {key: without_nan(value) for key, value in content.items()}
+    return [without_nan(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def _save(tensors: Params, path: Path) -> None:
@@ -249,7 +257,7 @@ def _load(path: Path) -> Params:
         raise ValueError(_damaged(path, error)) from None
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def _damaged(path: Path, error: Exception | str) -> str:
     return f"{path} cannot be read ({error}): it is missing or cut short; restore it from a copy, or train anew"
 
 
@@ -271,8 +279,10 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     differing = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
+        if key == "version" and not prefix:
+            continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            differing += [] if key == "version" else _differing(a, b, f"{prefix}{key}.")
+            differing += _differing(a, b, f"{prefix}{key}.")
         elif a != b:
             differing.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return differing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from tripletmas import catalog, configuration
 from tripletmas import report as reports
-from tripletmas.checkpoint import RunDirectory
+from tripletmas.checkpoint import RunDirectory, without_nan
 from tripletmas.data import LabelledDataset
 from tripletmas.doctor import findings
 from tripletmas.evaluation import score_tasks
@@ -99,7 +100,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     if left_out:
         print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
     if options.json:
-        Path(options.json).write_text(json.dumps({"tasks": names, "after": after, **found.values}, indent=1))
+        content = without_nan({"tasks": names, "after": after, **found.values})
+        Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -137,6 +139,8 @@ def importance(arguments: Sequence[str]) -> None:
         "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
     )
     options = parser.parse_args(arguments)
+    if not 0 < options.weight < math.inf:
+        raise ValueError(f"--weight must be a number > 0, got {options.weight}")
     run = RunDirectory.open(options.run)
     state = run.load_checkpoint()
     if state is None or state.epoch:
@@ -154,10 +158,12 @@ def importance(arguments: Sequence[str]) -> None:
     total = sum(float(value.sum()) for value in protection.importance.values())
     measured = protection.estimate(experiment.model, images.loader(experiment.training.eval_batch_size))
     protection.add(measured, weight=options.weight)
+    run.rewind(state)
+    # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
+    run.append({"kind": "importance", "images": str(options.images), "samples": len(images), "weight": options.weight})
     run.save_checkpoint(replace(state, strategy=strategy.state_dict()))
     run.write_tensors(f"importance/task{state.task - 1:02d}.safetensors", protection.importance)
     added = options.weight * sum(float(value.sum()) for value in measured.values())
-    run.append({"kind": "importance", "images": str(options.images), "samples": len(images), "weight": options.weight})
     print(f"{run.path}: importance of {len(images)} images added (sum {added:.4g} to {total:.4g} so far)")
     _print_layers(measured)
 

@@ -78,14 +78,15 @@ def load_trained(run: RunDirectory, after: int | None = None) -> tuple[Experimen
     Raises:
         ValueError: if that task is not done yet, or the weights do not fit.
     """
-    done = sorted((run.path / "weights").glob("task*.safetensors"))
+    done = list((run.path / "weights").glob("task*.safetensors"))
     if not done:
         raise ValueError(f"{run.path}: no task is done yet; go on with: tripletmas resume {run.path}")
     if after is not None and not 0 <= after < len(done):
         raise ValueError(f"{run.path}: tasks 0 to {len(done) - 1} are done, so there is no model after task {after}")
     number = len(done) - 1 if after is None else after
     experiment = build(run.config())
-    load_state(experiment.model, run.read_tensors(f"weights/{done[number].name}"), str(done[number]))
+    weights = f"weights/task{number:02d}.safetensors"
+    load_state(experiment.model, run.read_tensors(weights), str(run.path / weights))
     return experiment, number
 
 
@@ -97,10 +98,13 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unknown = f"unknown device {name!r}: use auto, cpu, cuda or cuda:NUMBER"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:NUMBER") from None
+        raise ValueError(unknown) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(unknown)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise ValueError(f"device {name!r} was asked for, but torch sees {found}: use --device auto or cpu")

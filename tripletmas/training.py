@@ -24,6 +24,7 @@ from tripletmas.strategies import Strategy
 from tripletmas.tasks import Stream, Task
 
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+_SCHEDULES = ("constant", "cosine")
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,10 +67,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in [("epochs", 1), ("samples_per_class", 2), ("eval_batch_size", 1)]:
+        for name, least in [
+            ("epochs", 1),
+            ("samples_per_class", 2),
+            ("eval_batch_size", 1),
+            ("num_workers", 0),
+            ("seed", 0),
+        ]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        for name, table in [("optimizer", _OPTIMIZERS), ("precision", _PRECISIONS)]:
+        for name, table in [("optimizer", _OPTIMIZERS), ("precision", _PRECISIONS), ("schedule", _SCHEDULES)]:
             if getattr(self, name) not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {getattr(self, name)!r}")
         if self.lr <= 0 or (self.clip is not None and self.clip <= 0):
@@ -106,11 +113,12 @@ def train_stream(
     strategy.prepare(model)
     scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
-    if run and start:
+    if run:
         run.rewind(start)
-        scores = _earlier_scores(run, stream, start)
+    if run and start:
+        scores = _earlier_scores(run, stream)
         load_state(model, start.model, f"the checkpoint in {run.path}")
-        _load_loss(loss, start.loss)
+        _load_loss(loss, start.loss, run)
         if not start.epoch:
             strategy.load_state_dict(start.strategy)
     elif run:
@@ -137,19 +145,21 @@ def _train_task(
     task = stream[number]
     seed_everything(config.seed, number)
     optimizer = _make_optimizer(model, loss, config)
+    scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
     strategy.before_task(model, task, optimizer)
-    if resumed:
+    if resumed and resumed.optimizer:
         strategy.load_state_dict(resumed.strategy)
-        optimizer.load_state_dict(resumed.optimizer or {})
+        optimizer.load_state_dict(resumed.optimizer["optimizer"])
+        scaler.load_state_dict(resumed.optimizer["scaler"])
     data = strategy.training_data(task, stream[:number])
     if data is None:
         return
-    scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
     for epoch in range(resumed.epoch if resumed else 0, config.epochs):
         record = _train_epoch(model, task, data, number, epoch, strategy, loss, optimizer, scaler, config)
         if run:
-            run.append({"kind": "epoch", "task": number, "epoch": epoch, **record})
-            _save(run, model, strategy, loss, optimizer, number, epoch + 1)
+            run.append({"kind": "epoch", "task": number, "name": task.name, "epoch": epoch, **record})
+            steps = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+            _save(run, model, strategy, loss, steps, number, epoch + 1)
 
 
 def _train_epoch(
@@ -204,6 +214,12 @@ def _train_epoch(
             total += value
             if not bar.disable:
                 bar.set_postfix(loss=f"{value:.3f}", penalty=f"{_penalty(strategy):.3g}", rate=f"{rate:.2g}")
+    bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if bad:  # a finite loss can have a gradient that is not; no later loss would tell before this is saved
+        raise FloatingPointError(
+            f"weights are no longer finite ({bad[0]}) after task {number} ({task.name}), epoch {epoch}: lower lr or "
+            "strength, or set clip; the last checkpoint is untouched"
+        )
     return {
         "loss": total / len(batches),
         "penalty": _penalty(strategy),
@@ -266,7 +282,8 @@ def _make_optimizer(model: nn.Module, loss: MetricLoss, config: TrainConfig) -> 
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
     if own:
-        groups.append({"params": own, "lr": config.loss_lr or config.lr, "weight_decay": 0.0})
+        rate = config.lr if config.loss_lr is None else config.loss_lr
+        groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         options["momentum"] = config.momentum
@@ -302,7 +319,7 @@ def _save(
     model: nn.Module,
     strategy: Strategy,
     loss: MetricLoss,
-    optimizer: Optimizer | None,
+    optimizer: dict[str, Any] | None,
     task: int,
     epoch: int,
 ) -> None:
@@ -313,29 +330,34 @@ def _save(
             model=state_of(model),
             strategy=strategy.state_dict(),
             loss=state_of(loss) if isinstance(loss, nn.Module) else {},
-            optimizer=optimizer.state_dict() if optimizer else None,
+            optimizer=optimizer,
         )
     )
 
 
-def _load_loss(loss: MetricLoss, state: dict[str, Tensor]) -> None:
-    if isinstance(loss, nn.Module):
-        load_state(loss, state, "the state of the loss")
+def _load_loss(loss: MetricLoss, state: dict[str, Tensor], run: RunDirectory) -> None:
+    if not isinstance(loss, nn.Module):
+        return
+    try:
+        load_state(loss, state, f"the state of the loss in {run.path}")
+    except ValueError as error:
+        raise ValueError(f"{error} (a loss with a vector for each class cannot go on with new classes)") from None
 
 
-def _earlier_scores(run: RunDirectory, stream: Stream, start: Checkpoint) -> Scores:
+def _earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
     """The scores of the tasks that are done; tasks that were added to the stream since may follow."""
     names = tuple(task.name for task in stream)
     scores = Scores(names)
     for record in run.records():
-        if record["kind"] != "task":
+        if record["kind"] not in ("epoch", "task"):
             continue
-        if record["name"] != names[record["task"]]:
+        now = repr(names[record["task"]]) if record["task"] < len(names) else "no such task"
+        if repr(record["name"]) != now:
             raise ValueError(
-                f"task {record['task']} of the run in {run.path} was {record['name']!r}, but the data now give "
-                f"{names[record['task']]!r}: tasks may be added at the end, not changed"
+                f"task {record['task']} of the run in {run.path} was {record['name']!r}, but the data now give {now}: "
+                "tasks may be added at the end, where new ones come if their names sort last, not changed"
             )
-        for gallery, values in record["scores"].items():
+        for gallery, values in record.get("scores", {}).items():
             for metric, per_task in values.items():
                 for on_task, value in enumerate(per_task):
                     scores.record(gallery, metric, record["task"], on_task, math.nan if value is None else value)
