@@ -29,7 +29,9 @@ def main() -> None:
 
     console = Console()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    console.print(f"1,797 handwritten digits, 5 tasks of 2 classes learned one after the other, seeds {options.seeds}\n")
+    console.print(
+        f"1,797 handwritten digits, 5 tasks of 2 classes learned one after the other, seeds {options.seeds}\n"
+    )
     config = read_yaml(ROOT / "datasets" / "digits" / "mas.yaml")
     if options.epochs:
         config["training"]["epochs"] = options.epochs

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+
+from tripletmas.data import LabelledDataset
+from tripletmas.tasks import Stream, split_by_class
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +20,39 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def class_images() -> Callable[..., LabelledDataset]:
+    """Makes images (1, side, side) of classes that can be told apart: a random pattern each, plus noise."""
+
+    def make(num_classes: int, *, per_class: int = 10, side: int = 4) -> LabelledDataset:
+        random = torch.Generator().manual_seed(0)
+        patterns = torch.rand(num_classes, 1, side, side, generator=random)
+        labels = torch.arange(num_classes).repeat_interleave(per_class)
+        noise = torch.rand(len(labels), 1, side, side, generator=random)
+        return LabelledDataset((patterns[labels] + noise) / 2, labels, [f"c{i}" for i in range(num_classes)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_stream(class_images) -> Stream:
+    """Three tasks of two classes, each with 7 images to learn and 3 to query, 1 x 4 x 4."""
+    return split_by_class(class_images(6), tasks=3)
+
+
+@pytest.fixture(scope="session")
+def write_images() -> Callable[..., Path]:
+    """Writes grey images `<folder>/0.png`, `1.png`, ...: a pattern that `seed` draws, plus noise."""
+
+    def write(folder: Path, *, count: int = 6, side: int = 8, seed: int = 0) -> Path:
+        random = torch.Generator().manual_seed(seed)
+        pattern = torch.rand(side, side, generator=random)
+        folder.mkdir(parents=True)
+        for number in range(count):
+            image = (pattern + torch.rand(side, side, generator=random)) * 127
+            Image.fromarray(image.byte().numpy()).save(folder / f"{number}.png")
+        return folder
+
+    return write

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from tripletmas.importance import mas_importance
     from tripletmas.losses import make_loss
     from tripletmas.models import make_model
+    from tripletmas.optimization import TrainConfig
     from tripletmas.protection import MAS, Protection, quadratic_penalty
     from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
     from tripletmas.strategies import Consolidate, Finetune, Frozen, Joint, Strategy
     from tripletmas.tasks import Stream, Task, make_stream, split_by_class, split_by_group
-    from tripletmas.training import TrainConfig, train_stream
+    from tripletmas.training import train_stream
 
 __all__ = [
     "MAS",
@@ -73,7 +74,8 @@ _PUBLIC = {
     "retrieval": ("Embeddings", "RetrievalScores", "embed", "evaluate"),
     "strategies": ("Consolidate", "Finetune", "Frozen", "Joint", "Strategy"),
     "tasks": ("Stream", "Task", "make_stream", "split_by_class", "split_by_group"),
-    "training": ("TrainConfig", "train_stream"),
+    "optimization": ("TrainConfig",),
+    "training": ("train_stream",),
 }
 
 

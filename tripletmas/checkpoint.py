@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from tripletmas.params import Params
 
@@ -252,7 +252,10 @@ def _save(tensors: Params, path: Path) -> None:
 
 def _load(path: Path) -> Params:
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            # the order in which they were saved: sums over them, such as the penalty, are then the same bit for bit
+            order = (file.metadata() or {}).get("order")
+            return {name: file.get_tensor(name) for name in (json.loads(order) if order else file.keys())}
     except (OSError, SafetensorError) as error:
         raise ValueError(_damaged(path, error)) from None
 

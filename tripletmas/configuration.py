@@ -20,7 +20,7 @@ import jsonargparse
 import yaml
 
 from tripletmas import catalog
-from tripletmas.training import TrainConfig
+from tripletmas.optimization import TrainConfig
 from tripletmas.version import __version__
 
 _DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "triplet", "strategy": "mas"}

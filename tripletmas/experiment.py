@@ -15,11 +15,12 @@ from tripletmas.checkpoint import RunDirectory
 from tripletmas.forgetting import Scores
 from tripletmas.losses import make_loss
 from tripletmas.models import make_model
+from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state
 from tripletmas.sampling import seed_everything
 from tripletmas.strategies import Strategy
 from tripletmas.tasks import Stream
-from tripletmas.training import TrainConfig, train_stream
+from tripletmas.training import train_stream
 
 
 @dataclass(frozen=True)

@@ -346,8 +346,9 @@ def quadratic_penalty(model: nn.Module, reference: Params, importance: Params) -
         raise ValueError(f"importance and model do not match: {wrong}")
     if not importance:
         return torch.zeros(())
+    # contiguous: the order of a sum, and so its last bit, must not depend on the layout in which weights were loaded
     return torch.stack(
-        [(value * (current[name] - reference[name]).square()).sum() for name, value in importance.items()]
+        [(value * (current[name] - reference[name]).square()).contiguous().sum() for name, value in importance.items()]
     ).sum()
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,69 +17,11 @@ from tripletmas.data import LabelledDataset
 from tripletmas.evaluation import score_tasks
 from tripletmas.forgetting import Scores
 from tripletmas.losses import MetricLoss
+from tripletmas.optimization import PRECISIONS, TrainConfig, make_optimizer, set_rate
 from tripletmas.params import device_of, load_state, state_of
 from tripletmas.sampling import class_balanced_batches, seed_everything
 from tripletmas.strategies import Strategy
 from tripletmas.tasks import Stream, Task
-
-_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-_SCHEDULES = ("constant", "cosine")
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How each task is trained; every task gets a fresh optimizer.
-
-    Args:
-        epochs: passes over the data of a task.
-        batch_size: samples in a P x K batch: P = batch_size / K classes; where a task has fewer, more samples of each.
-        samples_per_class: K, at least; a class with fewer samples gives all it has.
-        optimizer: how gradients become steps.
-        lr: learning rate of the model.
-        loss_lr: learning rate of the loss's own parameters (proxies); null is that of the model.
-        momentum: for sgd.
-        weight_decay: decay of all weights of the model at every step; it also moves protected weights.
-        schedule: constant, or from lr to 0 along half a cosine in each task.
-        clip: largest norm of the metric loss's gradient; null does not clip.
-        precision: of the forward pass (autocast); weights and importance stay in float32.
-        freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are.
-        eval_batch_size: samples that are embedded at once in evaluation.
-        num_workers: processes that load images; 0 loads in the training process.
-        seed: every random draw is a function of it, the task and the epoch.
-    """
-
-    epochs: int = 15
-    batch_size: int = 32
-    samples_per_class: int = 4
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = 1e-3
-    loss_lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    freeze_batchnorm: bool = False
-    eval_batch_size: int = 256
-    num_workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, least in [
-            ("epochs", 1),
-            ("samples_per_class", 2),
-            ("eval_batch_size", 1),
-            ("num_workers", 0),
-            ("seed", 0),
-        ]:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        for name, table in [("optimizer", _OPTIMIZERS), ("precision", _PRECISIONS), ("schedule", _SCHEDULES)]:
-            if getattr(self, name) not in table:
-                raise ValueError(f"{name} must be one of {', '.join(table)}, got {getattr(self, name)!r}")
-        if self.lr <= 0 or (self.clip is not None and self.clip <= 0):
-            raise ValueError(f"lr and clip must be > 0, got lr={self.lr}, clip={self.clip}")
 
 
 def train_stream(
@@ -144,7 +85,7 @@ def _train_task(
 ) -> None:
     task = stream[number]
     seed_everything(config.seed, number)
-    optimizer = _make_optimizer(model, loss, config)
+    optimizer = make_optimizer(model, loss, config)
     scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
     strategy.before_task(model, task, optimizer)
     if resumed and resumed.optimizer:
@@ -185,12 +126,12 @@ def _train_epoch(
     loader = data.loader(batches=batches, num_workers=config.num_workers, generator=generator)
     _set_train(model, config.freeze_batchnorm and number > 0)
     device = device_of(model)
-    dtype = _PRECISIONS[config.precision]
+    dtype = PRECISIONS[config.precision]
     total, rate = 0.0, config.lr
     with tqdm(loader, desc=f"task {task.name} epoch {epoch + 1}/{config.epochs}", disable=None, leave=False) as bar:
         for step, (inputs, labels) in enumerate(bar):
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            rate = _set_rate(optimizer, config, (epoch + step / len(batches)) / config.epochs)
+            rate = set_rate(optimizer, config, (epoch + step / len(batches)) / config.epochs)
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
                 embeddings = model(inputs)
@@ -276,29 +217,6 @@ def _finish_task(
             "unprotected": unprotected,
         }
     )
-
-
-def _make_optimizer(model: nn.Module, loss: MetricLoss, config: TrainConfig) -> Optimizer:
-    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
-    if own:
-        rate = config.lr if config.loss_lr is None else config.loss_lr
-        groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        options["momentum"] = config.momentum
-    optimizer = _OPTIMIZERS[config.optimizer](groups, **options)
-    for group in optimizer.param_groups:
-        group["full_rate"] = group["lr"]
-    return optimizer
-
-
-def _set_rate(optimizer: Optimizer, config: TrainConfig, progress: float) -> float:
-    """Set each group's rate for this share of the task; a function of it alone, so there is nothing to resume."""
-    factor = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_rate"] * factor
-    return optimizer.param_groups[0]["lr"]
 
 
 def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:

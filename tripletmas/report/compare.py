@@ -117,7 +117,8 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         [f"{i + 1}  {name}", *(method.per_task[i].text() for method in comparison.methods)]
         for i, name in enumerate(short_names(comparison.task_names, 24))
     ]
-    second = _terminal_table(["after the last task, on", *labels], tasks)
+    second = _terminal_table(["on task", *labels], tasks)
+    second.title = "of which, after the last task"
     notes = [f"{method.label}: {method.note}." for method in comparison.methods if method.note]
     return Group(first, second, *(escape(note) for note in notes))
 
