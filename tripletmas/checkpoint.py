@@ -13,10 +13,12 @@ report/              derived from the rest; may be deleted
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -156,8 +158,9 @@ class RunDirectory:
             aside.mkdir()
             for part in _PARTS:
                 _save(getattr(state, part), aside / f"{part}.safetensors")
-            with open(aside / "optimizer.pt", "wb") as file:  # given a name, torch.save hides the cause of a failure
-                torch.save(state.optimizer, file)
+            buffer = io.BytesIO()  # written to a disk that is full, torch.save hides that this was the cause
+            torch.save(state.optimizer, buffer)
+            (aside / "optimizer.pt").write_bytes(buffer.getbuffer())
             (aside / "place.json").write_text(json.dumps(place), encoding="utf-8")
         for older in self._checkpoints()[:-1]:
             shutil.rmtree(older)
@@ -172,14 +175,12 @@ class RunDirectory:
         if not folders:
             return None
         folder = folders[-1]
-        file = folder / "place.json"
         try:
-            place = json.loads(file.read_text(encoding="utf-8"))
+            place = json.loads((folder / "place.json").read_text(encoding="utf-8"))
             task, epoch, record_bytes = (int(place[key]) for key in ("task", "epoch", "record_bytes"))
-            file = folder / "optimizer.pt"
-            optimizer = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(_damaged(file, error)) from None
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise ValueError(_damaged(folder / "place.json", error)) from None
+        optimizer = _load_plain(folder / "optimizer.pt")
         parts: dict[str, Any] = {part: _load(folder / f"{part}.safetensors") for part in _PARTS}
         return Checkpoint(task=task, epoch=epoch, record_bytes=record_bytes, optimizer=optimizer, **parts)
 
@@ -246,8 +247,8 @@ def _save(tensors: Params, path: Path) -> None:
         order = {"order": json.dumps(list(tensors))}
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, order)
     except SafetensorError as error:  # it hides the operating system's error in its text
-        full = "os error 28" in str(error) or "No space left" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
 
 
 def _load(path: Path) -> Params:
@@ -257,6 +258,17 @@ def _load(path: Path) -> Params:
             order = (file.metadata() or {}).get("order")
             return {name: file.get_tensor(name) for name in (json.loads(order) if order else file.keys())}
     except (OSError, SafetensorError) as error:
+        raise ValueError(_damaged(path, error)) from None
+
+
+def _load_plain(path: Path) -> Any:
+    """What torch.save wrote: tensors, numbers, containers of these."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError):
+        # torch's own words advise to load it with weights_only=False, which would run what is in the file
+        raise ValueError(_damaged(path, "it holds no tensors that can be loaded")) from None
+    except OSError as error:
         raise ValueError(_damaged(path, error)) from None
 
 

@@ -129,10 +129,11 @@ class FaissIndex:
         bad = (~rows.isfinite().all(dim=1)).nonzero()
         if len(bad):
             raise ValueError(f"{what} must be finite in float32; row {first_row + int(bad[0])} holds NaN or infinity")
-        return (_unit(rows) if self.normalize else rows).contiguous().numpy()
+        return (unit(rows) if self.normalize else rows).contiguous().numpy()
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit(rows: Tensor) -> Tensor:
+    """The rows divided by their lengths; a row of zeros stays."""
     # Divided by the largest entry first: the square of a huge entry would overflow, that of a tiny one vanish.
     largest = rows.abs().amax(dim=1, keepdim=True)
     return functional.normalize(rows / largest.masked_fill(largest == 0, 1.0), dim=1)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -79,6 +79,7 @@ class Protection:
         self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._checked_rates: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._num_protected_steps = 0
+        self._protecting = False
 
     # --- in a training loop
 
@@ -104,7 +105,10 @@ class Protection:
 
         Warns at the end of the block if there was something to protect but no optimizer stepped on it.
         """
-        before = self._num_protected_steps
+        if self._protecting:  # within another `protect()` of this protection: once is enough
+            yield self
+            return
+        num_steps_before, has_importance = self._num_protected_steps, bool(self.importance)
 
         def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
             handle = self._handles.get(optimizer)
@@ -113,17 +117,20 @@ class Protection:
             return self._before_step(optimizer, args, kwargs)
 
         handle = register_optimizer_step_pre_hook(before_step)
+        self._protecting = True
         try:
             yield self
         finally:
+            self._protecting = False
             handle.remove()
-        if self.importance and self._num_protected_steps == before:
+        if has_importance and self._num_protected_steps == num_steps_before:
             warnings.warn("no optimizer stepped on the protected model inside protect()", stacklevel=3)
 
     def value(self) -> Tensor:
         """The penalty now, `strength * sum importance * (theta - reference)^2`: a differentiable scalar."""
-        matching = {protected.name: protected.importance for protected in self._table.values()}
-        return self.strength * quadratic_penalty(self.model, self.reference, matching)
+        self._follow_device()
+        importance = {name: protected.importance for name, protected in self._held().items()}
+        return self.strength * quadratic_penalty(self.model, self.reference, importance)
 
     # --- after a task
 
@@ -148,33 +155,29 @@ class Protection:
         unknown = sorted(importance.keys() - current.keys())
         if unknown:
             raise ValueError(f"the model has no parameter {unknown[0]!r}, for which there is importance")
+        self._follow_model()
         for name, value in importance.items():
             value = value.detach().to(current[name].device) * weight
-            old = self.importance.get(name)
-            # a parameter whose shape changed (a new head) is a new parameter
-            self.importance[name] = old + value if old is not None and old.shape == value.shape else value
-            if name not in self.reference or self.reference[name].shape != value.shape:
+            self.importance[name] = self.importance[name] + value if name in self.importance else value
+            if name not in self.reference:
                 self.reference[name] = current[name].detach().clone()
         self._match()
 
     def anchor(self) -> None:
         """Make the present weights the reference (theta*)."""
+        self._follow_model()
         current = named_parameters(self.model)
-        self.reference = snapshot({name: current[name] for name in self.importance if name in current})
+        self.reference = snapshot({name: current[name] for name in self.importance})
         self._match()
 
     def unprotected(self) -> dict[str, list[str]]:
         """What the penalty cannot hold: buffers (batch norm statistics), frozen and new parameters; names by kind."""
-        current = named_parameters(self.model)
+        current, held = named_parameters(self.model), self._held()
         return {
             "buffers": sorted(named_buffers(self.model)),
             "frozen parameters": sorted(name for name, p in current.items() if not p.requires_grad),
             "replaced or new": sorted(
-                name
-                for name, p in current.items()
-                if self.importance
-                and p.requires_grad
-                and (name not in self.importance or self.importance[name].shape != p.shape)
+                name for name, p in current.items() if self.importance and p.requires_grad and name not in held
             ),
         }
 
@@ -182,8 +185,9 @@ class Protection:
 
     def state_dict(self) -> Params:
         """Importance and reference by `importance/NAME` and `reference/NAME`; empty before the first `consolidate`."""
-        return {f"importance/{name}": value for name, value in self.importance.items()} | {
-            f"reference/{name}": value for name, value in self.reference.items()
+        held = self._held()
+        return {f"importance/{name}": protected.importance for name, protected in held.items()} | {
+            f"reference/{name}": protected.reference for name, protected in held.items()
         }
 
     def load_state_dict(self, state: Params) -> None:
@@ -200,7 +204,9 @@ class Protection:
         current = named_parameters(self.model)
         if any(name not in current or current[name].shape != value.shape for name, value in importance.items()):
             raise ValueError(f"saved for another model: {differing_names(trainable(self.model), importance)}")
-        self.importance, self.reference = importance, reference
+        self.importance, self.reference = (
+            {name: part[name] for name in current if name in part} for part in (importance, reference)
+        )
         self._match()
 
     def save(self, path: str | Path) -> None:
@@ -224,12 +230,18 @@ class Protection:
             estimate: needed only where the saved protection measured with a function of the user's own.
 
         Raises:
-            ValueError: if it was saved for another model (missing and unexpected names are listed), or measures in
-                another unit than `estimate` does.
+            ValueError: if the file is no saved protection or was cut short; if it was saved for another model (missing
+                and unexpected names are listed), or measures in another unit than `estimate` does.
         """
-        with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})["protection"])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = (file.metadata() or {}).get("protection")
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file, or was cut short: {error}") from error
+        if header is None:
+            raise ValueError(f"{path} is no saved protection: Protection.save writes those")
+        settings = json.loads(header)
         described = settings["estimate"]
         if estimate is None:
             if described["function"] != "mas_importance" or described["unsaved"]:
@@ -265,8 +277,7 @@ class Protection:
 
     @torch.no_grad()
     def _add_gradients(self, optimizer: Optimizer) -> None:
-        if any(protected.parameter.device != protected.reference.device for protected in self._table.values()):
-            self._match()  # the model has moved since
+        self._follow_device()
         self._warn_if_unstable(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
         found = False
@@ -281,6 +292,22 @@ class Protection:
                     pull.mul_(scale)
                 parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
         self._num_protected_steps += found
+
+    def _held(self) -> dict[str, _Protected]:
+        """What is protected, by name, without parameters that the model has replaced by others (a new head)."""
+        current = named_parameters(self.model)
+        return {held.name: held for held in self._table.values() if current.get(held.name) is held.parameter}
+
+    def _follow_model(self) -> None:
+        """Forget parameters that the model has replaced, and go to the device to which it has moved."""
+        held = self._held()
+        self.importance = {name: self.importance[name] for name in held}
+        self.reference = {name: self.reference[name] for name in held}
+        self._match()
+
+    def _follow_device(self) -> None:
+        if any(held.parameter.device != held.reference.device for held in self._table.values()):
+            self._follow_model()
 
     def _match(self) -> None:
         """Look up which parameter has which importance, and bring both to one device."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tripletmas import metrics
 from tripletmas.data import LabelledDataset
-from tripletmas.index import FaissIndex, Index, queries_per_block
+from tripletmas.index import FaissIndex, Index, queries_per_block, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,17 +178,9 @@ def evaluate(
         per_query["mrr"][block[found]] = metrics.reciprocal_rank(relevant[found], count[found])
         pending.append(block[~found])
 
-    # Only queries whose first relevant item lies deeper are searched again: the gallery is never ranked for everybody.
-    rows, depth = torch.cat([rows[:0], *pending]), deepest
-    while len(rows):
-        assert depth < len(gallery), "an exact search of the whole gallery must find the relevant item it holds"
-        depth, pending = min(4 * depth, len(gallery)), []
-        for block in _blocks(rows, depth):
-            relevant = search.relevant(block, depth)
-            found = relevant.any(dim=1)
-            per_query["mrr"][block[found]] = metrics.reciprocal_rank(relevant[found], num_relevant[block[found]])
-            pending.append(block[~found])
-        rows = torch.cat(pending)
+    # A query whose first relevant item lies deeper is counted, not ranked: the gallery is never sorted for everybody.
+    deeper = torch.cat([rows[:0], *pending])
+    per_query["mrr"][deeper] = 1 / _first_relevant_rank(deeper, queries, gallery, self_positions).double()
 
     counted = num_relevant > 0
     values = {name: float(value[counted].mean()) for name, value in per_query.items()}
@@ -214,6 +206,20 @@ class _Search:
         # From the query's own rank on, the list moves up by one. Among duplicates a query may rank below depth + 1, or
         # not be in the gallery at all: then the list just ends one rank earlier.
         return torch.where(itself.cumsum(dim=1)[:, :-1] > 0, relevant[:, 1:], relevant[:, :-1])
+
+
+def _first_relevant_rank(rows: Tensor, queries: Embeddings, gallery: Embeddings, self_positions: Tensor) -> Tensor:
+    """The rank, from 1, of the nearest item of each query's class: one more than the items with a larger score."""
+    ranks = [torch.empty(0, dtype=torch.int64)]
+    vectors = unit(gallery.vectors)
+    for block in _blocks(rows, len(gallery)):
+        scores = unit(queries.vectors[block]) @ vectors.T
+        inside = self_positions[block] >= 0
+        scores[inside.nonzero().flatten(), self_positions[block][inside]] = -torch.inf
+        relevant = queries.labels[block, None] == gallery.labels
+        nearest = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append((scores > nearest).sum(dim=1) + 1)
+    return torch.cat(ranks)
 
 
 def _blocks(rows: Tensor, depth: int) -> Sequence[Tensor]:

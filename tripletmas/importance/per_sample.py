@@ -9,7 +9,7 @@ Shapes: n samples in a batch; the model's output is (n, ...).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +65,7 @@ def sum_absolute_gradients(
 
     Raises:
         ValueError: without any sample; with no trainable parameter; for an unknown layer; for an output that is no
-            tensor of one row a sample, or whose scalar is not finite.
+            tensor of one row a sample, or whose scalar or gradient is not finite.
     """
     parameters = trainable(model)
     if not parameters:
@@ -93,6 +93,9 @@ def sum_absolute_gradients(
                 sums.scalars.append(values)
     if not sums.num_samples:
         raise ValueError("importance needs at least one sample, and the batches were empty")
+    for name, total in sums.gradients.items():
+        if not torch.isfinite(total).all():
+            raise ValueError(f"the gradient of parameter {name!r} is not finite, although the model's output is")
     return sums
 
 
@@ -100,17 +103,18 @@ def _vectorized(
     model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Any, scalar: Scalar, call: Forward, total: Params
 ) -> Tensor | None:
     """Add the gradients of all samples at once; None, and nothing added, where torch.func cannot do it."""
-    # functional_call wants the model's own names, which differ from the canonical ones if a submodule is wrapped
-    names = {id(value): name for name, value in model.named_parameters()}
+    callee = _Call(model, call)
+    # functional_call wants the module's own names, which differ from the canonical ones if a submodule is wrapped
+    names = {id(value): name for name, value in callee.named_parameters()}
     own = {names[id(value)]: value.detach() for value in parameters.values()}
 
     def of_one(values: Params, sample: Any) -> Tensor:
         one = _map(lambda tensor: tensor.unsqueeze(0), sample)
-        return scalar(_checked(call(_Substitute(model, values), one), 1))
+        return scalar(_checked(functional_call(callee, values, (one,)), 1))
 
     try:
         gradients, scalars = vmap(grad_and_value(of_one), in_dims=(None, 0))(own, inputs)
-    except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+    except Exception as error:  # of any kind; a mistake that has nothing to do with torch.func shows itself one by one
         logger.info("torch.func cannot transform this model (%s): measured one sample at a time", error)
         return None
     for name, value in parameters.items():
@@ -118,15 +122,16 @@ def _vectorized(
     return scalars
 
 
-class _Substitute(nn.Module):
-    """A model with other values in place of its parameters."""
+class _Call(nn.Module):
+    """`call(model, inputs)` as a module: while it runs, the model itself has the parameters that are substituted."""
 
-    def __init__(self, model: nn.Module, values: Params):
+    def __init__(self, model: nn.Module, call: Forward):
         super().__init__()
-        self.__dict__.update(_model=model, _values=values)  # not registered: they stay the model's own
+        self.model = model
+        self.call = call
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return functional_call(self.__dict__["_model"], self.__dict__["_values"], args, kwargs)
+    def forward(self, inputs: Any) -> Tensor:
+        return self.call(self.model, inputs)
 
 
 def _one_by_one(
@@ -135,10 +140,11 @@ def _one_by_one(
     scalars = []
     for sample in _split(inputs, 1):
         value = scalar(_checked(call(model, sample), 1))
-        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient.abs()
+        if value.requires_grad:  # otherwise no trainable parameter reaches the output
+            gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            for name, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient.abs()
         scalars.append(value.detach())
     return torch.stack(scalars)
 
@@ -170,7 +176,12 @@ def _call_layer(model: nn.Module, layer: str, call: Forward) -> Forward:
 
     def output_of_layer(callee: nn.Module, inputs: Any) -> Tensor:
         outputs: list[Any] = []
-        handle = modules[layer].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # a copy: the next layer may change its input in place
+            outputs.append(output.clone() if isinstance(output, Tensor) else output)
+
+        handle = modules[layer].register_forward_hook(keep)
         try:
             call(callee, inputs)
         finally:
@@ -194,7 +205,7 @@ def _checked(output: Any, num_samples: int) -> Tensor:
 
 
 def _inputs(batch: Any) -> Any:
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: value for key, value in batch.items() if key not in ("label", "labels")}
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
@@ -202,10 +213,11 @@ def _inputs(batch: Any) -> Any:
 def _map(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     if isinstance(batch, Tensor):
         return function(batch)
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: _map(function, value) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return type(batch)([_map(function, value) for value in batch])
+        values = [_map(function, value) for value in batch]
+        return type(batch)(*values) if isinstance(getattr(batch, "_fields", None), tuple) else type(batch)(values)
     return batch
 
 

@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from tripletmas import forgetting as measures
@@ -118,9 +119,9 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         for i, name in enumerate(short_names(comparison.task_names, 24))
     ]
     second = _terminal_table(["on task", *labels], tasks)
-    second.title = "of which, after the last task"
+    heading = Text("of which, after the last task", style="bold")  # as a title it would wrap at the table's width
     notes = [f"{method.label}: {method.note}." for method in comparison.methods if method.note]
-    return Group(first, second, *(escape(note) for note in notes))
+    return Group(first, heading, second, *(escape(note) for note in notes))
 
 
 def comparison_markdown(comparison: Comparison) -> str:
