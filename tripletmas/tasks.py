@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ def split_by_class(
         order_seed: shuffles the classes; None keeps the order of `class_names`.
         test_share: the share of each class to hold out where `test` is None, in (0, 1); at least 2 samples, so that a
             query has something to find, and at most all but 2, so that a triplet has a positive.
-        split_seed: draws the samples to hold out; the draw does not depend on the tasks or their order.
+        split_seed: draws the samples to hold out, each class by itself: other classes, tasks and orders do not matter.
         gallery: where the queries of a task are searched, among items of the task's classes.
         augment: applied to training samples only.
 
@@ -183,13 +184,15 @@ def _hold_out(
         _require(train, 2, "2 to form a positive pair")
         return train, test, gallery
     _require(train, 4, "4, of which 2 are learned and 2 held out as queries")
-    # One number for each sample of the whole set, so that a choice of classes does not change what is held out of them.
-    drawn = torch.rand(len(train.samples), generator=torch.Generator().manual_seed(seed))[train.indices]
     held_out = torch.zeros(len(train), dtype=torch.bool)
     for label in train.classes:
         positions = (train.labels == label).nonzero().flatten()
         count = min(max(round(share * len(positions)), 2), len(positions) - 2)
-        held_out[positions[drawn[positions].argsort()[:count]]] = True
+        # Drawn for each class by its name: classes that are added later, or left out, do not change what is held out of
+        # the others, so nothing that was a query becomes training data when a stream grows.
+        name = f"{seed} {train.class_names[label]}".encode()
+        order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(zlib.crc32(name)))
+        held_out[positions[order[:count]]] = True
     return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten()), gallery
 
 
