@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 # --- retrieval -------------------------------------------------------------------------------------------------------
 
@@ -95,3 +97,25 @@ def backward_transfer(matrix: Tensor) -> float:
 def forward_transfer(matrix: Tensor, baseline: Tensor) -> float:
     tasks = len(matrix)
     return sum(float(matrix[i - 1, i]) - float(baseline[i]) for i in range(1, tasks)) / (tasks - 1)
+
+
+# --- importance ------------------------------------------------------------------------------------------------------
+
+
+def mas_importance(
+    model: nn.Module, samples: Iterable[Any], output: Callable[[nn.Module, Any], Tensor] = lambda model, x: model(x)
+) -> dict[str, Tensor]:
+    """Omega by its definition: one backward pass for each sample (a batch of one), absolute value, mean."""
+    model.eval()
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    count = 0
+    for sample in samples:
+        model.zero_grad()
+        embedding = output(model, sample)
+        torch.stack([value * value for value in embedding.flatten()]).sum().backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                total[name] += parameter.grad.abs()
+        count += 1
+    model.zero_grad()
+    return {name: value / count for name, value in total.items()}

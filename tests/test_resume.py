@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -23,12 +25,24 @@ from tripletmas.checkpoint import RunDirectory
 from tripletmas.experiment import run_experiment
 from tripletmas.losses import make_loss
 from tripletmas.models import make_model
+from tripletmas.optimization import TrainConfig
 from tripletmas.sampling import seed_everything
 from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, mas
 from tripletmas.tasks import Stream, split_by_class
-from tripletmas.training import TrainConfig, train_stream
+from tripletmas.training import train_stream
 
 STRATEGIES = {"finetune": Finetune, "frozen": Frozen, "mas": lambda: mas(strength=1.0), "joint": Joint}
+
+
+@pytest.fixture
+def scratch(tmp_path) -> Iterator[Path]:
+    """A folder in memory where the system has one: hundreds of runs are written here."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 class Killed(BaseException):
@@ -52,7 +66,7 @@ class Points:
 
 @contextmanager
 def dying(points: Points):
-    """Points around every step, scoring, record and change of a file; seconds are 0, so that records can be compared."""
+    """Points around every step, scoring, record and change of a file; seconds are 0, to compare records."""
     replace, rmtree, remove, save_file = os.replace, shutil.rmtree, checkpoint._remove, checkpoint.save_file
     append, score_tasks = RunDirectory.append, training.score_tasks
 
@@ -140,27 +154,26 @@ def contents(path: Path) -> dict[str, bytes]:
     }
 
 
-def check_every_point(stream: Stream, tmp_path: Path, *, stride: int = 1, twice: bool = False, **options) -> int:
+def check_every_point(stream: Stream, scratch: Path, *, stride: int = 1, twice: bool = False, **options) -> int:
     """Kill a run at every point, resume it, compare; returns the number of points."""
     whole = Points()
-    train(stream, tmp_path / "whole", whole, **options)
+    train(stream, scratch / "whole", whole, **options)
     for at in range(0, whole.count, stride):
-        path = tmp_path / f"killed{at}"
+        path = scratch / f"killed{at}"
         with pytest.raises(Killed):
             train(stream, path, Points(at), **options)
         if twice:
             with suppress(Killed):  # unless it is done before the sixth point
                 train(stream, path, Points(5), **options)
         train(stream, path, Points(), **options)
-        assert_same_run(tmp_path / "whole", path)
-        shutil.rmtree(path)
+        assert_same_run(scratch / "whole", path)
     return whole.count
 
 
-def test_killed_at_any_point(tiny_stream, tmp_path):
+def test_killed_at_any_point(tiny_stream, scratch):
     points = check_every_point(
         tiny_stream[:2],
-        tmp_path,
+        scratch,
         strategy="mas",
         model="mlp",
         loss="proxy_anchor",
@@ -173,18 +186,18 @@ def test_killed_at_any_point(tiny_stream, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["finetune", "frozen", "joint"])
-def test_killed_at_some_points_under_every_strategy(strategy, tiny_stream, tmp_path):
+def test_killed_at_some_points_under_every_strategy(strategy, tiny_stream, scratch):
     check_every_point(
-        tiny_stream, tmp_path, stride=17, strategy=strategy, model="mlp", loss="triplet", optimizer="adam", epochs=2
+        tiny_stream, scratch, stride=17, strategy=strategy, model="mlp", loss="triplet", optimizer="adam", epochs=2
     )
 
 
 @pytest.mark.parametrize("freeze_batchnorm", [False, True])
-def test_killed_at_some_points_with_batch_norm(freeze_batchnorm, class_images, tmp_path):
+def test_killed_at_some_points_with_batch_norm(freeze_batchnorm, class_images, scratch):
     stream = split_by_class(class_images(4, side=16, per_class=6), tasks=2)
     check_every_point(
         stream,
-        tmp_path,
+        scratch,
         stride=13,
         strategy="mas",
         model="conv4",
@@ -195,10 +208,10 @@ def test_killed_at_some_points_with_batch_norm(freeze_batchnorm, class_images, t
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_killed_twice_in_half_precision(precision, tiny_stream, tmp_path):
+def test_killed_twice_in_half_precision(precision, tiny_stream, scratch):
     check_every_point(
         tiny_stream[:2],
-        tmp_path,
+        scratch,
         stride=19,
         twice=True,
         strategy="mas",
@@ -222,7 +235,7 @@ def wait_for(reached, process: subprocess.Popen) -> None:
 
 
 def test_a_killed_process(tmp_path):
-    """Killed in the first task, while the importance of the second is measured or the tasks scored, and in the third."""
+    """Killed in the first task, while the importance of the second is measured or it is scored, and in the third."""
     config = {
         "data": {"name": "digits", "tasks": [2, 2, 6]},
         "model": {"name": "mlp", "hidden": [32], "dim": 8},

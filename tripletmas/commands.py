@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -139,8 +138,8 @@ def importance(arguments: Sequence[str]) -> None:
         "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
     )
     options = parser.parse_args(arguments)
-    if not 0 < options.weight < math.inf:
-        raise ValueError(f"--weight must be a number > 0, got {options.weight}")
+    if options.weight <= 0:
+        raise ValueError(f"--weight must be > 0, got {options.weight}")
     run = RunDirectory.open(options.run)
     state = run.load_checkpoint()
     if state is None or state.epoch:
@@ -192,6 +191,8 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True) -> Non
     try:
         run_experiment(config, out)
     except KeyboardInterrupt:
+        if not (out / "config.yaml").exists():
+            raise  # it came while the data were read: there is no run to go on with
         raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: tripletmas resume {out}") from None
     _print_comparison([out])
     if write_report:

@@ -1,0 +1,603 @@
+"""The command line, end to end, on small runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from tripletmas import commands, doctor, training
+from tripletmas.checkpoint import RunDirectory
+from tripletmas.cli import COMMANDS, main
+from tripletmas.models import mlp
+from tripletmas.params import load_state
+from tripletmas.version import __version__
+
+SMALL = [
+    *("--data.tasks", "[2,2,6]", "--model.hidden", "[16]", "--model.dim", "8"),
+    *("--training.epochs", "1", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with the finished runs mas, finetune, and seeds (mas with seeds 0 and 1)."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("mas", "finetune"):
+        assert main(["train", "--strategy", name, "--out", str(folder / name), "--report", "false", *SMALL]) == 0
+    assert main(["train", "--out", str(folder / "seeds"), "--seeds", "0,1", "--report", "false", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """A copy of the runs, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "runs"))
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls the command line; gives (exit status, what was printed, what was complained about)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def failed(result: tuple[int, str, str], message: str) -> None:
+    status, _, complaint = result
+    assert status == 2
+    assert complaint.startswith("tripletmas: error: ")
+    assert re.search(message, complaint), complaint
+    assert "Traceback" not in complaint
+
+
+def interrupt_after(monkeypatch, epochs: int) -> None:
+    """Ctrl-C in the epoch after so many."""
+    real, calls = training._train_epoch, []
+
+    def train_epoch(*arguments):
+        calls.append(1)
+        if len(calls) > epochs:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_train_epoch", train_epoch)
+
+
+# --- without a command
+
+
+def test_help_lists_every_command(call):
+    status, text, _ = call("--help")
+    assert status == 0
+    assert all(f"  {name} " in text for name in COMMANDS)
+    assert call("help")[:2] == call("-h")[:2] == (0, text)
+    assert call() == (2, text, "")
+    assert call("--version")[:2] == (0, f"tripletmas {__version__}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, call, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: tripletmas {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", "tain"])
+def test_torch_is_not_imported_for_what_needs_no_torch(argument):
+    """It takes seconds. An unknown command is told as fast."""
+    script = (
+        "import sys; from tripletmas.cli import main; main(sys.argv[1:]);"
+        "print([m for m in ('torch', 'numpy', 'faiss', 'jsonargparse', 'yaml', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_unknown_command_comes_with_a_suggestion(call):
+    failed(call("tran"), r"unknown command 'tran' \(did you mean 'train'\?\)")
+    failed(call("xyz"), r"unknown command 'xyz' \(see: tripletmas --help\)")
+
+
+def test_the_package_can_be_run_and_its_status_is_the_exit_code():
+    done = subprocess.run([sys.executable, "-m", "tripletmas", "tran"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean 'train'" in done.stderr
+
+
+# --- train
+
+
+def test_train_prints_the_scores_and_writes_a_report(call, tmp_path):
+    status, text, complaint = call("train", "--out", tmp_path / "run", *SMALL)
+    assert (status, complaint) == (0, "")
+    assert "mas" in text
+    assert "forgetting" in text
+    assert f"report: {tmp_path / 'run' / 'report' / 'report.html'}" in text.replace("\n", "")
+    assert (tmp_path / "run" / "report" / "report.html").stat().st_size > 10_000
+    shown = float(re.search(r"mas +(0\.\d+)", text)[1])  # pyright: ignore[reportOptionalSubscript]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["matrices"]["seen"]["recall@1"]
+    assert shown == pytest.approx(sum(scores[2]) / 3, abs=5e-4)
+
+
+def test_train_again_retrains_nothing_and_refuses_another_configuration(runs, call):
+    before = (runs / "mas" / "metrics.jsonl").read_bytes()
+    status, text, _ = call("train", "--out", runs / "mas", "--report", "false", *SMALL)
+    assert status == 0
+    assert "mas" in text
+    assert (runs / "mas" / "metrics.jsonl").read_bytes() == before
+    other = ["train", "--out", runs / "mas", *SMALL, "--strategy.strength", "1"]
+    failed(call(*other), r"holds a run with another configuration \(strategy\.strength: 0\.3 -> 1\.0\): choose another")
+    failed(call("train", "--out", runs / "seeds" / "seed0", "--seeds", "0,1", *SMALL), "holds a single run")
+    failed(call("train", "--out", runs, *SMALL), "holds something that is no run")
+    assert (runs / "mas" / "metrics.jsonl").read_bytes() == before
+
+
+def test_train_writes_where_it_says_by_default(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("train", "--strategy", "frozen", "--report", "false", *SMALL)[0] == 0
+    assert (tmp_path / "runs" / "frozen" / "config.yaml").exists()
+
+
+def test_print_config_is_read_back(call, tmp_path):
+    arguments = ["--strategy", "joint", "--loss", "contrastive", "--loss.pos_margin", "0.1", "--seed", "3", *SMALL]
+    status, text, _ = call("train", "--print_config", *arguments)
+    assert status == 0
+    assert yaml.safe_load(text)["loss"]["pos_margin"] == 0.1
+    (tmp_path / "config.yaml").write_text(text)
+    assert call("train", "--config", tmp_path / "config.yaml", "--print_config")[1] == text
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.yaml"]  # and nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "mass"], r"unknown strategy 'mass' \(did you mean 'mas'\?\)"),
+        (["--strategy.strenght", "1"], r"did you mean 'strength'\?"),
+        (["--data.tasks", "11"], "11 tasks need at least 11 classes, got 10"),
+        (["--training.batch_size", "4"], r"batch_size must be >= 2 \* samples_per_class"),
+        (["--training.lr", "0"], "lr and clip must be > 0"),
+        (["--strategy.strength", "-1"], "strength must be >= 0"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--seeds", "0,x"], "--seeds must be whole numbers with commas between them, such as 0,1,2; got '0,x'"),
+        (["--seed", "-1"], "seed must be >= 0"),
+        (["--config", "none.yaml"], "'none.yaml' cannot be read"),
+        (["--model", "conv4"], "conv4 needs images of 16x16 or more, got 8x8"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_sentence(arguments, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed(call("train", *arguments), message)
+
+
+def test_no_cuda_where_it_is_asked_for(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    failed(call("train", "--device", "cuda", "--out", tmp_path / "run"), "torch sees no CUDA device: use --device auto")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_learning_rate_that_is_far_too_high(call, tmp_path):
+    result = call("train", "--training.lr", "1e30", "--out", tmp_path / "run")
+    failed(result, r"the loss is nan in task 0 \(0,1\), epoch 0, step 1: lower lr")
+
+
+def test_an_importance_of_zero_everywhere_is_told(call, tmp_path, monkeypatch):
+    """As of a model that ends in a normalisation."""
+
+    class Normalised(torch.nn.Sequential):
+        def forward(self, inputs):
+            return torch.nn.functional.normalize(super().forward(inputs))
+
+    model = Normalised(torch.nn.Flatten(), torch.nn.Linear(64, 8))
+    monkeypatch.setattr("tripletmas.experiment.make_model", lambda *arguments, **options: model)
+    failed(call("train", "--out", tmp_path / "run", *SMALL), "the importance is zero everywhere: .*layer='NAME'")
+
+
+# --- several seeds
+
+
+def test_seeds_are_runs_of_their_own(trained):
+    configs = [RunDirectory.open(trained / "seeds" / f"seed{seed}").config() for seed in (0, 1)]
+    assert [config.pop("seed") for config in configs] == [0, 1]
+    assert configs[0] == configs[1]
+    first, second = ((trained / "seeds" / f"seed{seed}" / "scores.json").read_text() for seed in (0, 1))
+    assert first != second
+    assert first == (trained / "mas" / "scores.json").read_text()  # seed 0 is the default
+
+
+def test_mean_and_deviation_over_seeds(trained, call):
+    values = [
+        sum(json.loads((trained / "seeds" / f"seed{s}" / "scores.json").read_text())["matrices"]["seen"]["recall@1"][2])
+        / 3
+        for s in (0, 1)
+    ]
+    mean, deviation = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5  # of two values, with ddof=1
+    _, text, _ = call("compare", trained / "seeds", "--markdown")
+    assert f"{mean:.3f} ± {deviation:.3f}" in text
+    _, text, _ = call("compare", trained / "seeds", "--markdown", "--seeds", "1")
+    assert f"{values[1]:.3f}" in text
+    assert "±" not in text
+    failed(call("compare", trained / "seeds", "--seeds", "0,7"), "no run of seed 7")
+    failed(call("compare", trained / "seeds", "--seeds", "one"), "--seeds must be whole numbers")
+
+
+# --- resume
+
+
+def test_ctrl_c_says_how_to_go_on(call, tmp_path, trained, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        status, text, complaint = call("train", "--out", out, "--report", "false", *SMALL)
+    assert status == 130
+    assert text == ""
+    assert complaint == f"\ninterrupted: saved up to the last whole epoch; go on with: tripletmas resume {out}\n"
+    assert call("resume", out)[0] == 0
+    for name in ("weights/task02.safetensors", "importance/task02.safetensors", "scores.json"):
+        assert (out / name).read_bytes() == (trained / "mas" / name).read_bytes()
+    assert (out / "report" / "report.html").exists()
+
+
+def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tripletmas.catalog.build_data", interrupt)
+        assert call("train", "--out", tmp_path / "new", *SMALL) == (130, "", "\ninterrupted\n")
+    monkeypatch.setattr(commands.reports, "write_report", interrupt)
+    assert call("report", runs / "mas") == (130, "", "\ninterrupted\n")
+
+
+def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, monkeypatch):
+    out = tmp_path / "seeds"
+    real = training._train_epoch
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=4)  # the three tasks of the first seed, and one of the second
+        assert call("train", "--out", out, "--seeds", "0,1", "--report", "false", *SMALL)[0] == 130
+        patch.setattr(commands.reports, "write_report", lambda path: f"{path}/report.html")
+        patch.setattr(training, "_train_epoch", real)
+        status, text, _ = call("resume", out)
+    assert status == 0
+    assert text.count("report: ") == 2
+    for seed in (0, 1):
+        scores = f"seeds/seed{seed}/scores.json"
+        assert (tmp_path / scores).read_bytes() == (trained / scores).read_bytes()
+
+
+def test_resume_of_what_is_no_run(call, tmp_path):
+    failed(call("resume", tmp_path), "is no run directory")
+
+
+def test_resume_after_damage_names_the_file(call, runs):
+    (folder,) = (runs / "mas" / "checkpoint").iterdir()
+    (folder / "model.safetensors").write_bytes(b"cut")
+    failed(call("resume", runs / "mas"), r"model\.safetensors cannot be read")
+
+
+@pytest.fixture
+def task_folders(write_images, tmp_path):
+    """Writes `<task>/<class>/<image>`, two classes a task; gives the folder and the options for it."""
+    root = tmp_path / "images"
+
+    def add(*tasks: str) -> Path:
+        for task in tasks:
+            for number, name in enumerate("xy"):
+                write_images(root / task / name, seed=ord(task[0]) + 100 * number)
+        return root
+
+    options = ["--data", "folder", "--data.root", root, "--data.size", "8", "--data.channels", "1"]
+    model = ["--model", "mlp", "--model.hidden", "[16]", "--training.epochs", "2", "--report", "false"]
+    return add, [*options, *model]
+
+
+def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.reports, "write_report", lambda path: path)
+    add, options = task_folders
+    add("b", "c")
+    out = tmp_path / "run"
+    assert call("train", "--out", out, *options)[0] == 0
+    before = (out / "metrics.jsonl").read_text()
+    kept = (out / "weights" / "task01.safetensors").read_bytes()
+    add("d")
+    assert call("resume", out)[0] == 0
+    after = (out / "metrics.jsonl").read_text()
+    assert after.startswith(before)
+    added = [json.loads(line) for line in after[len(before) :].splitlines()]
+    assert [(record["kind"], record["task"], record["name"]) for record in added] == [
+        ("epoch", 2, "d"),
+        ("epoch", 2, "d"),
+        ("task", 2, "d"),
+    ]
+    assert (out / "weights" / "task01.safetensors").read_bytes() == kept
+    # what is held out of the earlier tasks is what was held out before: a run over all three from the start is equal
+    assert call("train", "--out", tmp_path / "whole", *options)[0] == 0
+    for name in ("weights/task02.safetensors", "importance/task02.safetensors", "scores.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_new_task_folder_that_comes_first_is_refused(call, task_folders, tmp_path):
+    """Its classes would take over the labels of the earlier tasks."""
+    add, options = task_folders
+    add("b", "c")
+    out = tmp_path / "run"
+    assert call("train", "--out", out, *options)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    add("a")
+    failed(
+        call("resume", out),
+        "task 0 of the run .* was 'b', but the data now give 'a': tasks may be added at the end, where new ones come "
+        "if their names sort last",
+    )
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_task_folder_that_is_gone_is_refused(call, task_folders, tmp_path):
+    add, options = task_folders
+    root = add("b", "c")
+    assert call("train", "--out", tmp_path / "run", *options)[0] == 0
+    shutil.rmtree(root / "c")
+    failed(call("resume", tmp_path / "run"), "task 1 .* was 'c', but the data now give no such task")
+
+
+# --- evaluate
+
+
+def test_evaluate_gives_the_scores_of_training(call, runs, tmp_path):
+    for after in (None, 1):
+        choice = [] if after is None else ["--after", after]
+        status, text, _ = call("evaluate", runs / "mas", "--json", tmp_path / "scores.json", *choice)
+        assert status == 0
+        row = 2 if after is None else after
+        recorded = json.loads((runs / "mas" / "scores.json").read_text())["matrices"]
+        found = json.loads((tmp_path / "scores.json").read_text())
+        assert found["after"] == row
+        assert found["tasks"] == ["0,1", "2,3", "4,5,6,7,8,9"][: row + 1]
+        for gallery in ("seen", "task"):
+            for metric, matrix in recorded[gallery].items():
+                assert found[gallery][metric] == pytest.approx(matrix[row][: row + 1])
+        assert f"model after task {row}: the gallery of all these tasks" in " ".join(text.split())
+        assert f"{recorded['seen']['recall@1'][row][0]:.3f}" in text
+        assert "mean" in text
+
+
+def test_evaluate_one_task_by_number_and_by_name(call, runs, tmp_path):
+    _, by_number, _ = call("evaluate", runs / "mas", "--task", "1", "--json", tmp_path / "one.json")
+    _, by_name, _ = call("evaluate", runs / "mas", "--task", "2,3")
+    assert by_number == by_name
+    assert "mean" not in by_number
+    recorded = json.loads((runs / "mas" / "scores.json").read_text())["matrices"]
+    assert json.loads((tmp_path / "one.json").read_text())["task"]["mrr"] == [
+        pytest.approx(recorded["task"]["mrr"][2][1])
+    ]
+    failed(call("evaluate", runs / "mas", "--task", "9"), r"no task '9'; there are 0 \(0,1\), 1 \(2,3\)")
+    failed(call("evaluate", runs / "mas", "--task", "1", "--after", "0"), "no task '1'")
+    failed(call("evaluate", runs / "mas", "--after", "3"), "no model after task 3")
+
+
+def test_evaluate_on_other_data(call, runs, write_images, tmp_path):
+    for number, name in enumerate("ab"):
+        write_images(tmp_path / "images" / name, seed=number)
+    other = ["--data", "folder", "--data.root", tmp_path / "images", "--data.tasks=1", "--data.channels", "1"]
+    status, text, _ = call("evaluate", runs / "mas", *other, "--data.size", "8")
+    assert status == 0
+    assert "a,b" in text
+    failed(
+        call("evaluate", runs / "mas", *other, "--data.size", "16"),
+        r"takes samples of shape \(1, 8, 8\), the data have \(1, 16, 16\): set --data.size or --data.channels",
+    )
+    failed(call("evaluate", runs / "mas", "--data", "folders"), r"unknown data 'folders' \(did you mean 'folder'\?\)")
+
+
+def test_evaluate_writes_null_where_nothing_can_be_found(call, runs, write_images, tmp_path):
+    """One query for each class has no other item of its class to find."""
+    for number, name in enumerate("ab"):
+        write_images(tmp_path / "images" / "train" / name, seed=number)
+        write_images(tmp_path / "images" / "test" / name, seed=number, count=1)
+    other = ["--data=folder", f"--data.root={tmp_path / 'images'}", "--data.size=8", "--data.channels=1"]
+    status, text, _ = call("evaluate", runs / "mas", *other, "--data.tasks=1", "--json", tmp_path / "scores.json")
+    assert status == 0
+    assert "2 queries have no other item of their class in the gallery and are not counted" in text
+
+    def refuse(name: str):
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads((tmp_path / "scores.json").read_text(), parse_constant=refuse)
+    assert found["seen"]["recall@1"] == [None]
+
+
+def test_evaluate_of_a_run_that_has_not_come_far(call, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=0)
+        assert call("train", "--out", tmp_path / "run", *SMALL)[0] == 130
+    failed(call("evaluate", tmp_path / "run"), "no task is done yet; go on with: tripletmas resume")
+
+
+# --- compare and report
+
+
+def test_compare_prints_a_table_and_writes_a_page(call, runs):
+    status, text, _ = call("compare", runs / "finetune", runs / "mas")
+    assert status == 0
+    assert "finetune" in text
+    assert "mas" in text
+    page = Path(text.rpartition("page: ")[2].strip())
+    assert page.parent == runs / "comparison"
+    assert page.stat().st_size > 10_000
+    shutil.rmtree(runs / "comparison")
+    status, text, _ = call("compare", runs / "finetune", runs / "mas", "--markdown")
+    assert status == 0
+    assert re.search(r"^\| *finetune *\| *0\.\d{3} ", text, re.MULTILINE)
+    assert not (runs / "comparison").exists()
+
+
+def test_compare_writes_where_it_is_told(call, runs, tmp_path, monkeypatch):
+    asked = []
+
+    def write_comparison(directories, out, *, seeds=None):
+        asked.append((directories, out, seeds))
+        return out / "page.html"
+
+    monkeypatch.setattr(commands.reports, "write_comparison", write_comparison)
+    status, text, _ = call("compare", runs / "seeds", "--out", tmp_path / "elsewhere", "--seeds", "0,1")
+    assert status == 0
+    assert asked == [([runs / "seeds"], tmp_path / "elsewhere", [0, 1])]
+    assert text.endswith(f"page: {tmp_path / 'elsewhere' / 'page.html'}\n")
+
+
+def test_compare_of_what_cannot_be_compared(call, runs, tmp_path):
+    failed(call("compare", tmp_path / "none"), "none does not exist")
+    other = ["--data.tasks", "2", "--model.hidden", "[8]", "--training.epochs", "1", "--report", "false"]
+    assert call("train", "--out", tmp_path / "other", *other)[0] == 0
+    failed(call("compare", runs / "mas", tmp_path / "other"), "data.tasks")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare"])
+    assert stopped.value.code == 2
+
+
+def test_report_is_rebuilt_from_the_run_alone(call, runs):
+    assert not (runs / "mas" / "report").exists()
+    status, text, _ = call("report", runs / "mas")
+    assert status == 0
+    assert text == f"report: {runs / 'mas' / 'report' / 'report.html'}\n"
+    assert (runs / "mas" / "report" / "report.html").exists()
+    failed(call("report", runs / "none"), "none does not exist")
+
+
+# --- importance
+
+
+@pytest.fixture
+def photos(write_images, tmp_path) -> Path:
+    write_images(tmp_path / "photos" / "here" / "deeper", count=5)
+    write_images(tmp_path / "photos" / "there", count=4, seed=1)
+    return tmp_path / "photos"
+
+
+def checkpoint_of(run: Path):
+    found = RunDirectory.open(run).load_checkpoint()
+    assert found is not None
+    return found
+
+
+def importance_of(state) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix("importance/"): value
+        for name, value in state.strategy.items()
+        if name.startswith("importance/")
+    }
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+@pytest.mark.parametrize("invert", [False, True])
+def test_importance_is_added_to_the_protection(weight, invert, call, runs, photos):
+    """By definition: the mean over the images of |d ||F||^2 / d theta|, here relative to the mean squared length."""
+    before = checkpoint_of(runs / "mas")
+    options = ["--weight", weight, *(["--invert"] if invert else [])]
+    status, text, _ = call("importance", runs / "mas", "--images", photos, *options)
+    assert status == 0
+    assert "importance of 9 images added" in text
+    assert "hidden1" in text
+    after = checkpoint_of(runs / "mas")
+    assert all(torch.equal(value, after.model[name]) for name, value in before.model.items())
+
+    model = mlp((1, 8, 8), dim=8, hidden=(16,))
+    load_state(model, after.model)
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    lengths = 0.0
+    for path in sorted(photos.rglob("*.png")):
+        image = pil_to_tensor(Image.open(path)).float() / 255
+        model.zero_grad()
+        length = model((1 - image if invert else image).unsqueeze(0)).square().sum()
+        length.backward()
+        lengths += length.item()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            sums[name] += parameter.grad.abs()
+    old, new = importance_of(before), importance_of(after)
+    for name, total in sums.items():
+        torch.testing.assert_close(new[name], old[name] + weight * total / lengths, rtol=1e-4, atol=1e-6)
+        assert torch.equal(after.strategy[f"reference/{name}"], before.strategy[f"reference/{name}"])
+    saved = RunDirectory.open(runs / "mas").read_tensors("importance/task02.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in new.items())
+
+
+def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
+    monkeypatch.setattr(commands.reports, "write_report", lambda path: path)
+    assert call("importance", runs / "mas", "--images", photos)[0] == 0
+    assert call("importance", runs / "mas", "--images", photos, "--weight", "2")[0] == 0
+    twice = importance_of(checkpoint_of(runs / "mas"))
+    assert call("resume", runs / "mas")[0] == 0
+    kept = importance_of(checkpoint_of(runs / "mas"))
+    assert all(torch.equal(value, kept[name]) for name, value in twice.items())
+    records = RunDirectory.open(runs / "mas").records()
+    assert [(r["samples"], r["weight"]) for r in records if r["kind"] == "importance"] == [(9, 1.0), (9, 2.0)]
+
+
+def test_importance_is_refused_where_it_makes_no_sense(call, runs, photos, tmp_path, monkeypatch):
+    failed(call("importance", runs / "finetune", "--images", photos), "the strategy 'finetune' protects no weights")
+    failed(call("importance", runs / "mas", "--images", tmp_path / "none"), "no such folder or zip archive: .*none")
+    for weight in ("0", "-1"):
+        failed(
+            call("importance", runs / "mas", "--images", photos, "--weight", weight), "--weight must be > 0"
+        )
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=3)
+        options = [*SMALL, "--training.epochs", "2"]
+        assert call("train", "--out", tmp_path / "run", *options)[0] == 130
+    failed(
+        call("importance", tmp_path / "run", "--images", photos),
+        "stopped in the middle of a task; first: tripletmas resume",
+    )
+
+
+def test_importance_names_an_unreadable_image(call, runs, photos, caplog):
+    (photos / "there" / "broken.png").write_bytes(b"no image")
+    before = checkpoint_of(runs / "mas")
+    failed(call("importance", runs / "mas", "--images", photos), r"there/broken\.png cannot be read: not an image")
+    after = checkpoint_of(runs / "mas")
+    assert all(torch.equal(value, after.strategy[name]) for name, value in before.strategy.items())
+    status, text, _ = call("importance", runs / "mas", "--images", photos, "--skip-unreadable")
+    assert status == 0
+    assert "importance of 9 images added" in text
+    assert "skipped 1 of 10 images" in caplog.text
+    shutil.rmtree(photos)
+    photos.mkdir()
+    (photos / "broken.png").write_bytes(b"no image")
+    failed(call("importance", runs / "mas", "--images", photos, "--skip-unreadable"), "no image in it can be read")
+
+
+# --- doctor
+
+
+def test_doctor_prints_its_findings(call, monkeypatch):
+    findings = [
+        doctor.Finding(True, "torch", "2"),
+        doctor.Finding(False, "faiss", "gone"),
+        doctor.Finding(None, "x", "y"),
+    ]
+    monkeypatch.setattr(commands, "findings", lambda: iter(findings))
+    status, text, _ = call("doctor")
+    assert status == 0
+    assert [line.split() for line in text.splitlines()] == [
+        ["ok", "torch", "2"],
+        ["problem", "faiss", "gone"],
+        ["note", "x", "y"],
+    ]
+    monkeypatch.undo()
+    assert f"tripletmas  {__version__}" in re.sub(" +", "  ", call("doctor")[1])

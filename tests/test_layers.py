@@ -1,0 +1,105 @@
+"""Imports point down: every module imports only from strictly lower layers, and some packages only in one place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tripletmas"
+
+LAYERS = (
+    {"params", "metrics", "forgetting", "data", "images", "version"},
+    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance"},
+    {"protection", "retrieval", "optimization"},
+    {"evaluation", "strategies"},
+    {"checkpoint"},
+    {"training"},
+    {"catalog", "report"},
+    {"configuration"},
+    {"experiment", "doctor"},
+    {"commands"},
+    {"cli"},
+)
+LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
+FACADE = {"__init__", "__main__"}  # the public names, and `python -m tripletmas`
+ONLY_IN = {
+    "faiss": {"index"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "jsonargparse": {"configuration", "commands"},
+    "pytorch_metric_learning": {"losses", "datasets"},
+    "sklearn": {"datasets", "report"},
+    "torch.distributed": set(),
+}
+
+
+def unit(path: Path) -> str:
+    """The module, or the sub-package, that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every dotted name that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("tripletmas.")}
+
+
+def test_every_module_has_a_layer():
+    assert {unit(path) for path in files()} == LAYER_OF.keys() | FACADE
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(path):
+    own = unit(path)
+    if own in FACADE:
+        return
+    for imported in own_imports(path) - {own}:
+        assert imported in LAYER_OF, f"{path.name} imports tripletmas.{imported}, which is no module"
+        assert LAYER_OF[imported] < LAYER_OF[own], f"{path.name} imports {imported}, which is no lower layer"
+
+
+@pytest.mark.parametrize("package", ["importance", "strategies", "report"])
+def test_no_cycle_inside_a_package(package):
+    needs = {
+        path.stem: {
+            name.split(".")[2]
+            for name in imports(path)
+            if name.startswith(f"tripletmas.{package}.") and (PACKAGE / package / f"{name.split('.')[2]}.py").exists()
+        }
+        for path in (PACKAGE / package).glob("*.py")
+        if path.stem != "__init__"
+    }
+    assert needs
+    while needs:
+        free = {module for module, others in needs.items() if not others & needs.keys()}
+        assert free, f"a cycle among {sorted(needs)}"
+        needs = {module: others for module, others in needs.items() if module not in free}
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_a_foreign_package_is_known_in_one_place(package):
+    users = {
+        unit(path) for path in files() for name in imports(path) if name == package or name.startswith(f"{package}.")
+    }
+    assert users <= ONLY_IN[package]
+
+
+def test_the_tree():
+    assert not list(ROOT.rglob("tripletmas/**/utils.py"))
+    assert not list((ROOT / "datasets").glob("*.py")), "it would hide the package `datasets` of Hugging Face"
