@@ -265,6 +265,39 @@ def test_mas_penalty_and_importance_are_recorded(tiny_stream, tmp_path):
     assert all(bool((last[name] >= first[name]).all()) for name in first)
 
 
+class Drawing(Strategy):
+    """Draws before and after each task."""
+
+    def __init__(self):
+        self.draws: dict[str, float] = {}
+
+    def before_task(self, model, task, optimizer):
+        self.draws[f"before {task.name}"] = torch.rand(()).item()
+
+    def after_task(self, model, task):
+        self.draws[f"after {task.name}"] = torch.rand(()).item()
+
+
+def test_what_a_strategy_draws_is_the_same_after_an_interruption(tiny_stream, tmp_path):
+    """Interrupted in task 1, epoch 1, and between the last epoch of task 1 and its scoring."""
+    whole, again = Drawing(), Drawing()
+    train_stream(linear(), tiny_stream, whole, triplet(), SMALL)
+    assert len(set(whole.draws.values())) == 6
+    run = RunDirectory.create(tmp_path / "run", {})
+    with pytest.raises(FloatingPointError):
+        train_stream(linear(), tiny_stream, again, failing_at(6), SMALL, run)
+    torch.manual_seed(123)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="interrupted"):
+        patch.setattr("tripletmas.training.score_tasks", fail)
+        train_stream(linear(), tiny_stream, again, triplet(), SMALL, run)
+    train_stream(linear(), tiny_stream, again, triplet(), SMALL, run)
+    assert again.draws == whole.draws
+
+
+def fail(*arguments, **options):
+    raise RuntimeError("interrupted")
+
+
 # --- what stops it
 
 

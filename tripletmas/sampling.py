@@ -34,8 +34,8 @@ def class_balanced_batches(
     """The P x K batches of one epoch, about one pass over the data, as positions into `labels`.
 
     A batch holds P = batch_size // samples_per_class classes and K = samples_per_class samples of each; where there are
-    fewer classes than P, all of them and more samples of each. Classes come up equally often, whatever their sizes;
-    within a class, every sample comes up before one comes up again. No batch holds a sample twice: a class with fewer
+    fewer classes than P, all of them and more samples of each. Classes come up about equally often, whatever their
+    sizes; a sample comes up at most once in a pass over its class. No batch holds a sample twice: a class with fewer
     than K samples gives all it has.
 
     Args:
@@ -71,7 +71,10 @@ def class_balanced_batches(
 
 
 class _Deck:
-    """Cards drawn without replacement, shuffled again when they run out; one draw never holds a card twice."""
+    """Cards drawn without replacement; when they run out, those left over stay on top of the others, shuffled.
+
+    A card is thus drawn at most once in a pass, and never twice in one draw.
+    """
 
     def __init__(self, cards: list[int], generator: torch.Generator):
         self.cards = cards

@@ -67,7 +67,7 @@ def train_stream(
     for number in range(start.task if start else 0, len(stream)):
         resumed = start if start and start.epoch and start.task == number else None
         _train_task(model, stream, number, strategy, loss, config, run, resumed)
-        _finish_task(model, stream, number, strategy, config, scores, run)
+        _finish_task(model, stream, number, strategy, loss, config, scores, run)
         if run:
             _save(run, model, strategy, loss, None, number + 1, 0)
     return scores
@@ -175,12 +175,14 @@ def _finish_task(
     stream: Stream,
     number: int,
     strategy: Strategy,
+    loss: MetricLoss,
     config: TrainConfig,
     scores: Scores,
     run: RunDirectory | None,
 ) -> None:
     began = time.perf_counter()
     seen = stream[: number + 1]
+    seed_everything(config.seed, number, config.epochs)
     strategy.after_task(model, seen[-1])
     found = score_tasks(
         strategy.deployed(model), seen, batch_size=config.eval_batch_size, num_workers=config.num_workers
@@ -195,7 +197,8 @@ def _finish_task(
     unprotected = {}
     if strategy.protection:
         run.write_tensors(f"importance/task{number:02d}.safetensors", strategy.protection.importance)
-        unprotected = strategy.protection.unprotected()
+        own = [name for name, _ in loss.named_parameters()] if isinstance(loss, nn.Module) else []
+        unprotected = strategy.protection.unprotected() | {"loss parameters": own}
     run.write_tensors("index/final.safetensors", {"vectors": found.queries.vectors, "labels": found.queries.labels})
     run.write_json(
         "index/final.json",
