@@ -540,6 +540,8 @@ def test_importance_is_added_to_the_protection(weight, invert, call, runs, photo
 def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
     monkeypatch.setattr(commands.reports, "write_report", lambda path: path)
     assert call("importance", runs / "mas", "--images", photos)[0] == 0
+    with open(runs / "mas" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"kind": "importance", "samp')  # of a measurement that was killed
     assert call("importance", runs / "mas", "--images", photos, "--weight", "2")[0] == 0
     twice = importance_of(checkpoint_of(runs / "mas"))
     assert call("resume", runs / "mas")[0] == 0
@@ -553,9 +555,7 @@ def test_importance_is_refused_where_it_makes_no_sense(call, runs, photos, tmp_p
     failed(call("importance", runs / "finetune", "--images", photos), "the strategy 'finetune' protects no weights")
     failed(call("importance", runs / "mas", "--images", tmp_path / "none"), "no such folder or zip archive: .*none")
     for weight in ("0", "-1"):
-        failed(
-            call("importance", runs / "mas", "--images", photos, "--weight", weight), "--weight must be > 0"
-        )
+        failed(call("importance", runs / "mas", "--images", photos, "--weight", weight), "--weight must be > 0")
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=3)
         options = [*SMALL, "--training.epochs", "2"]

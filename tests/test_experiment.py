@@ -30,6 +30,12 @@ def test_the_parts_are_those_of_the_configuration():
     assert made.config["training"]["lr"] == 1e-3  # every default is filled in
 
 
+@pytest.mark.parametrize(("mining", "miner"), [("none", "NoneType"), ("batch_hard", "BatchHardMiner")])
+def test_the_mining_is_that_of_the_configuration(mining, miner):
+    made = build({**SMALL, "loss": {"name": "contrastive", "mining": mining}})  # whose own default is none
+    assert type(made.loss.miner).__name__ == miner
+
+
 def test_the_seed_draws_the_first_weights_and_the_proxies():
     def weights(seed: int) -> torch.Tensor:
         made = build({**SMALL, "seed": seed, "loss": "proxy_anchor"})

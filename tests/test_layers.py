@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
-    {"params", "metrics", "forgetting", "data", "images", "version"},
-    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance"},
+    {"params", "hooks", "metrics", "forgetting", "data", "images", "version"},
+    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "penalty"},
     {"protection", "retrieval", "optimization"},
     {"evaluation", "strategies"},
     {"checkpoint"},

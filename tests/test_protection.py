@@ -21,7 +21,8 @@ from torch.utils.data import TensorDataset
 
 from tripletmas.importance import mas_importance
 from tripletmas.params import Params
-from tripletmas.protection import MAS, Protection, quadratic_penalty
+from tripletmas.penalty import quadratic_penalty
+from tripletmas.protection import MAS, Protection
 
 STRENGTH = 1.0
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

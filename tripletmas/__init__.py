@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tripletmas.losses import make_loss
     from tripletmas.models import make_model
     from tripletmas.optimization import TrainConfig
-    from tripletmas.protection import MAS, Protection, quadratic_penalty
+    from tripletmas.penalty import quadratic_penalty
+    from tripletmas.protection import MAS, Protection
     from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
     from tripletmas.strategies import Consolidate, Finetune, Frozen, Joint, Strategy
     from tripletmas.tasks import Stream, Task, make_stream, split_by_class, split_by_group
@@ -70,7 +71,8 @@ _PUBLIC = {
     "importance": ("mas_importance",),
     "losses": ("make_loss",),
     "models": ("make_model",),
-    "protection": ("MAS", "Protection", "quadratic_penalty"),
+    "penalty": ("quadratic_penalty",),
+    "protection": ("MAS", "Protection"),
     "retrieval": ("Embeddings", "RetrievalScores", "embed", "evaluate"),
     "strategies": ("Consolidate", "Finetune", "Frozen", "Joint", "Strategy"),
     "tasks": ("Stream", "Task", "make_stream", "split_by_class", "split_by_group"),

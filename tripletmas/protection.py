@@ -26,9 +26,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from tripletmas.hooks import is_registered, make_step_hook
 from tripletmas.importance import mas_importance
 from tripletmas.importance.per_sample import Forward
 from tripletmas.params import Params, differing_names, named_buffers, named_parameters, snapshot, trainable
+from tripletmas.penalty import quadratic_penalty
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Protection:
         self.importance: Params = {}
         self.reference: Params = {}
         self._table: dict[int, _Protected] = {}
+        self._hook = make_step_hook(self._add_gradients, self.value)
         self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._checked_rates: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._num_protected_steps = 0
@@ -94,10 +97,9 @@ class Protection:
         own = {id(parameter) for parameter in named_parameters(self.model).values()}
         if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
-        handle = self._handles.get(optimizer)
-        if handle is None or handle.id not in optimizer._optimizer_step_pre_hooks:
-            handle = self._handles[optimizer] = optimizer.register_step_pre_hook(self._before_step)
-        return handle
+        if not is_registered(self._handles.get(optimizer), optimizer):
+            self._handles[optimizer] = optimizer.register_step_pre_hook(self._hook)
+        return self._handles[optimizer]
 
     @contextmanager
     def protect(self) -> Iterator[Protection]:
@@ -111,10 +113,8 @@ class Protection:
         num_steps_before, has_importance = self._num_protected_steps, bool(self.importance)
 
         def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
-            handle = self._handles.get(optimizer)
-            if handle is not None and handle.id in optimizer._optimizer_step_pre_hooks:
-                return None  # attached: its own hook will add the penalty
-            return self._before_step(optimizer, args, kwargs)
+            attached = is_registered(self._handles.get(optimizer), optimizer)
+            return None if attached else self._hook(optimizer, args, kwargs)  # its own hook adds the penalty
 
         handle = register_optimizer_step_pre_hook(before_step)
         self._protecting = True
@@ -253,30 +253,12 @@ class Protection:
         protection.load_state_dict(state)
         return protection
 
-    # --- the hook
-
-    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict):
-        if not self.importance:
-            return None
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._add_gradients(optimizer)
-            return None
-
-        def with_penalty():  # the closure zeroes and recomputes the gradients, so the penalty must follow it
-            with torch.enable_grad():
-                loss = closure()
-            self._add_gradients(optimizer)
-            if isinstance(optimizer, torch.optim.LBFGS):  # its line search compares values
-                loss = loss + self.value().detach()
-            return loss
-
-        if len(args) > 1:
-            return (args[0], with_penalty, *args[2:]), kwargs
-        return args, {**kwargs, "closure": with_penalty}
+    # --- at an optimizer's step
 
     @torch.no_grad()
     def _add_gradients(self, optimizer: Optimizer) -> None:
+        if not self.importance:
+            return
         self._follow_device()
         self._warn_if_unstable(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
@@ -359,24 +341,6 @@ def MAS(
     """
     options = {"relative": relative, "layer": layer, "forward": forward}
     return Protection(model, strength=strength, decay=decay, estimate=partial(mas_importance, **options))
-
-
-def quadratic_penalty(model: nn.Module, reference: Params, importance: Params) -> Tensor:
-    """Sum importance * (theta - reference)^2 over all weights that have importance: a differentiable scalar, no 1/2.
-
-    Raises:
-        ValueError: if the model lacks a parameter that has importance, or has it in another shape.
-    """
-    current = named_parameters(model)
-    wrong = differing_names({name: current[name] for name in importance if name in current}, importance)
-    if wrong:
-        raise ValueError(f"importance and model do not match: {wrong}")
-    if not importance:
-        return torch.zeros(())
-    # contiguous: the order of a sum, and so its last bit, must not depend on the layout in which weights were loaded
-    return torch.stack(
-        [(value * (current[name] - reference[name]).square()).contiguous().sum() for name, value in importance.items()]
-    ).sum()
 
 
 def _described(estimate: Estimator) -> dict[str, Any]:
