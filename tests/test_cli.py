@@ -200,8 +200,8 @@ def test_an_importance_of_zero_everywhere_is_told(call, tmp_path, monkeypatch):
     """As of a model that ends in a normalisation."""
 
     class Normalised(torch.nn.Sequential):
-        def forward(self, inputs):
-            return torch.nn.functional.normalize(super().forward(inputs))
+        def forward(self, input):
+            return torch.nn.functional.normalize(super().forward(input))
 
     model = Normalised(torch.nn.Flatten(), torch.nn.Linear(64, 8))
     monkeypatch.setattr("tripletmas.experiment.make_model", lambda *arguments, **options: model)

@@ -43,7 +43,7 @@ def test_apart_everything_is_found():
         assert metrics.keys() == METRICS
         assert all(value == [1.0, 1.0] for value in metrics.values())
     assert found.without_relevant == [0, 0]
-    assert torch.equal(found.queries.vectors, torch.cat([FIRST.samples, SECOND.samples]))
+    assert torch.equal(found.queries.vectors, torch.cat([torch.as_tensor(part.samples) for part in (FIRST, SECOND)]))
     assert found.queries.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 

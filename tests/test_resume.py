@@ -26,6 +26,7 @@ from tripletmas.experiment import run_experiment
 from tripletmas.losses import make_loss
 from tripletmas.models import make_model
 from tripletmas.optimization import TrainConfig
+from tripletmas.penalty import quadratic_penalty
 from tripletmas.sampling import seed_everything
 from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, mas
 from tripletmas.tasks import Stream, split_by_class
@@ -221,6 +222,19 @@ def test_killed_twice_in_half_precision(precision, tiny_stream, scratch):
         weight_decay=0.1,
         epochs=3,
     )
+
+
+def test_the_penalty_does_not_depend_on_the_layout_in_memory():
+    """A convolution may be laid out channels last; what is read from a file is contiguous."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(32, 64, kernel_size=3, bias=False)
+    importance = {"weight": torch.rand(64, 32, 3, 3)}
+    reference = {"weight": torch.rand(64, 32, 3, 3)}
+    values = set()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out = {"weight": importance["weight"].contiguous(memory_format=layout)}
+        values.add(quadratic_penalty(model, reference, laid_out).item())
+    assert len(values) == 1
 
 
 # --- a real process, really killed

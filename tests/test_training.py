@@ -490,7 +490,8 @@ def test_what_is_recorded(tiny_stream, tmp_path):
         *("recall@1", "recall@2", "recall@4", "recall@8"),
         *("r_precision", "map@r", "mrr"),
     }
-    assert tasks[-1]["unprotected"] == {"buffers": [], "frozen parameters": [], "replaced or new": []}
+    kinds = ("buffers", "frozen parameters", "replaced or new", "loss parameters")
+    assert tasks[-1]["unprotected"] == {kind: [] for kind in kinds}
     index = run.read_tensors("index/final.safetensors")
     assert torch.equal(index["labels"], torch.cat([task.query.labels for task in tiny_stream]))
     with torch.no_grad():
@@ -501,6 +502,16 @@ def test_what_is_recorded(tiny_stream, tmp_path):
     }
     final = run.read_tensors("weights/task02.safetensors")
     assert all(torch.equal(final[name], value) for name, value in state_of(model).items())
+
+
+def test_what_is_left_unprotected_is_recorded(class_images, tmp_path):
+    stream = split_by_class(class_images(2, side=16), tasks=1)
+    run = RunDirectory.create(tmp_path / "run", {})
+    proxies = make_loss("proxy_anchor", dim=4, num_classes=2)
+    train_stream(conv4((1, 16, 16), dim=4, width=4), stream, mas(), proxies, replace(SMALL, epochs=1), run)
+    unprotected = run.records()[-1]["unprotected"]
+    assert "block1.norm.running_mean" in unprotected["buffers"]
+    assert unprotected["loss parameters"] == ["loss.proxies"]
 
 
 def test_a_task_where_nothing_can_be_found_is_null_in_strict_json(class_images, tmp_path):
