@@ -591,7 +591,7 @@ def test_doctor_prints_its_findings(call, monkeypatch):
         doctor.Finding(False, "faiss", "gone"),
         doctor.Finding(None, "x", "y"),
     ]
-    monkeypatch.setattr(commands, "findings", lambda: iter(findings))
+    monkeypatch.setattr(doctor, "findings", lambda: iter(findings))
     status, text, _ = call("doctor")
     assert status == 0
     assert [line.split() for line in text.splitlines()] == [

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
+import threadpoolctl
 import torch
 
 from tripletmas import doctor
@@ -35,9 +39,10 @@ def test_a_package_that_cannot_be_imported_is_a_problem(monkeypatch):
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
     problems = [finding for finding in doctor.findings() if finding.good is False]
-    assert ("torchvision", "cannot be imported: operator torchvision::nms does not exist") in [
-        (problem.what, problem.text) for problem in problems
-    ]
+    assert (
+        "torchvision",
+        f"cannot be imported (operator torchvision::nms does not exist); needed for {doctor.FEATURES['torchvision']}",
+    ) in [(problem.what, problem.text) for problem in problems]
 
 
 @pytest.mark.parametrize(("available", "text"), [(False, "no GPU: everything runs on the CPU"), (True, "Fast, 8 GiB")])
@@ -65,7 +70,8 @@ def test_devices(available, text, monkeypatch):
 )
 def test_openmp_runtimes(system, libraries, good, monkeypatch):
     pools = [{"user_api": "openmp", "filepath": library} for library in libraries]
-    monkeypatch.setattr(doctor, "threadpool_info", lambda: [*pools, {"user_api": "blas", "filepath": "/c/blas.so"}])
+    pools.append({"user_api": "blas", "filepath": "/c/blas.so"})
+    monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: pools)
     monkeypatch.setattr(platform, "system", lambda: system)
     finding = found("OpenMP")
     assert finding.good is good
@@ -73,6 +79,27 @@ def test_openmp_runtimes(system, libraries, good, monkeypatch):
     assert ("OMP_NUM_THREADS=1" in finding.text) == (good is False)
 
 
-def test_an_optional_package_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(doctor, "_OPTIONAL", {"absent": ("no_such_module", "flying")})
-    assert found("absent") == (None, "absent", 'missing, for flying: pip install "tripletmas[absent]"')
+def test_a_package_that_is_not_installed_is_a_problem(monkeypatch):
+    real = metadata.version
+
+    def without_faiss(package):
+        if package == "faiss-cpu":
+            raise metadata.PackageNotFoundError(package)
+        return real(package)
+
+    monkeypatch.setattr(metadata, "version", without_faiss)
+    assert found("faiss-cpu") == (False, "faiss-cpu", "missing")
+
+
+def test_doctor_answers_where_torch_cannot_be_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    command = [sys.executable, "-m", "tripletmas", "doctor"]
+    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "torch                    cannot be imported (libcudart.so.13" in ran.stdout
+    other = subprocess.run(
+        [*command[:-1], "report", "x"], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert other.returncode == 2
+    assert "tripletmas doctor" in other.stderr
+    assert "Traceback" not in other.stderr

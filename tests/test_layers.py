@@ -13,14 +13,14 @@ PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
     {"params", "hooks", "metrics", "forgetting", "data", "images", "version"},
-    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "penalty"},
+    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "penalty", "doctor"},
     {"protection", "retrieval", "optimization"},
     {"evaluation", "strategies"},
     {"checkpoint"},
     {"training"},
     {"catalog", "report"},
     {"configuration"},
-    {"experiment", "doctor"},
+    {"experiment"},
     {"commands"},
     {"cli"},
 )

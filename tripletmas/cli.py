@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -50,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see: tripletmas --help"
         return _failed(f"unknown command {name!r} ({hint})")
-    from tripletmas import commands
-
     try:
-        getattr(commands, name)(rest)
+        # doctor is for installations in which torch or faiss cannot be imported
+        module = importlib.import_module("tripletmas.doctor" if name == "doctor" else "tripletmas.commands")
+        getattr(module, name)(rest)
+    except ImportError as error:
+        return _failed(f"{error}; what is wrong with this installation: tripletmas doctor")
     except BrokenPipeError:  # the reader of a pipe, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, FloatingPointError) as error:

@@ -20,7 +20,6 @@ from tripletmas import catalog, configuration
 from tripletmas import report as reports
 from tripletmas.checkpoint import RunDirectory, without_nan
 from tripletmas.data import LabelledDataset
-from tripletmas.doctor import findings
 from tripletmas.evaluation import score_tasks
 from tripletmas.experiment import load_trained, run_experiment
 from tripletmas.images import ImageFiles, find_images, read_images
@@ -165,17 +164,6 @@ def importance(arguments: Sequence[str]) -> None:
     added = options.weight * sum(float(value.sum()) for value in measured.values())
     print(f"{run.path}: importance of {len(images)} images added (sum {added:.4g} to {total:.4g} so far)")
     _print_layers(measured)
-
-
-def doctor(arguments: Sequence[str]) -> None:
-    """Versions, devices, OpenMP runtimes, and what is missing for which feature."""
-    _parser("doctor", doctor.__doc__).parse_args(arguments)
-    table = Table(show_header=False, box=None)
-    for finding in findings():
-        table.add_row(
-            {True: "[green]ok", False: "[red]problem", None: "[yellow]note"}[finding.good], finding.what, finding.text
-        )
-    _console().print(table)
 
 
 # --- what the commands share

@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ import yaml
 
 from tripletmas import catalog
 from tripletmas.optimization import TrainConfig
-from tripletmas.version import __version__
 
 _DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "triplet", "strategy": "mas"}
 _ALONE = ("seed", "device")
@@ -59,14 +56,6 @@ def parse(
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration for a nested dict of what differs from the defaults; checked as `parse` does."""
     return parse(list(_as_arguments(config)))[0]
-
-
-def versions() -> dict[str, str]:
-    """The versions that a run's numbers may depend on."""
-    packages = ("torch", "torchvision", "faiss-cpu", "pytorch-metric-learning", "numpy")
-    return {"tripletmas": __version__, "python": platform.python_version()} | {
-        package: metadata.version(package) for package in packages
-    }
 
 
 def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.ArgumentParser:

@@ -1,20 +1,32 @@
-"""What this machine has: versions, devices, OpenMP runtimes, and what is missing for which feature."""
+"""What this machine has: versions, devices, OpenMP runtimes, and what is missing for which feature.
+
+Imports nothing that may be broken but inside `findings`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import platform
-from collections.abc import Iterator
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from threadpoolctl import threadpool_info
+from tripletmas.version import versions
 
-from tripletmas.configuration import versions
-
-_OPTIONAL: dict[str, tuple[str, str]] = {}  # package -> (import name, feature); extras of later versions go here
+# What cannot be done without each package.
+FEATURES = {
+    "torch": "everything",
+    "torchvision": "image transforms, backbones, public data sets",
+    "faiss": "every evaluation",
+    "pytorch_metric_learning": "losses and miners",
+    "safetensors": "run directories",
+    "sklearn": "the digits, the picture of an embedding",
+    "matplotlib": "reports",
+    "jinja2": "reports",
+    "jsonargparse": "configurations",
+    "rich": "tables in the terminal",
+}
 
 
 class Finding(NamedTuple):
@@ -25,36 +37,51 @@ class Finding(NamedTuple):
     text: str
 
 
+def doctor(arguments: Sequence[str]) -> None:
+    """The command: print every finding."""
+    argparse.ArgumentParser(prog="tripletmas doctor", description=__doc__).parse_args(arguments)
+    for finding in findings():
+        mark = {True: "ok", False: "PROBLEM", None: "note"}[finding.good]
+        print(f"{mark:8} {finding.what:24} {finding.text}")
+
+
 def findings() -> Iterator[Finding]:
     """Everything worth knowing about this installation, problems included."""
     for package, version in versions().items():
-        yield Finding(True, package, version)
-    for module in ("torch", "torchvision", "faiss", "pytorch_metric_learning", "sklearn", "matplotlib", "safetensors"):
+        yield Finding(version != "missing", package, version)
+    for module, feature in FEATURES.items():
         try:
             importlib.import_module(module)
-        except (ImportError, OSError, RuntimeError) as error:
-            yield Finding(False, module, f"cannot be imported: {error}")
+        except Exception as error:  # a broken binary may raise anything
+            yield Finding(False, module, f"cannot be imported ({error}); needed for {feature}")
+    yield from _devices()
+    yield from _openmp()
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception:  # reported above
+        return
     yield Finding(None, "processors", f"{torch.get_num_threads()} threads for torch")
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
-            yield Finding(True, f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
-    else:
+    if not torch.cuda.is_available():
         yield Finding(None, "cuda", "no GPU: everything runs on the CPU")
-    yield _openmp()
-    for package, (module, feature) in _OPTIONAL.items():
-        try:
-            importlib.import_module(module)
-            yield Finding(True, package, metadata.version(package))
-        except ImportError:
-            yield Finding(None, package, f'missing, for {feature}: pip install "tripletmas[{package}]"')
+        return
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        yield Finding(True, f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
 
 
-def _openmp() -> Finding:
+def _openmp() -> Iterator[Finding]:
     """Two OpenMP runtimes in one process are harmless on Linux and may abort or crash on macOS."""
-    runtimes = sorted({Path(pool["filepath"]).name for pool in threadpool_info() if pool["user_api"] == "openmp"})
+    try:
+        threadpool_info = importlib.import_module("threadpoolctl").threadpool_info
+    except ImportError:
+        return
     paths = {pool["filepath"] for pool in threadpool_info() if pool["user_api"] == "openmp"}
-    text = f"{len(paths)} runtime{'s' * (len(paths) != 1)} loaded: {', '.join(runtimes) or 'none'}"
+    names = ", ".join(sorted(Path(path).name for path in paths)) or "none"
+    text = f"{len(paths)} runtime{'s' * (len(paths) != 1)} loaded: {names}"
     if len(paths) > 1 and platform.system() == "Darwin":
-        return Finding(False, "OpenMP", f"{text}; torch and faiss may crash together: set OMP_NUM_THREADS=1")
-    return Finding(True if len(paths) == 1 else None, "OpenMP", text)
+        yield Finding(False, "OpenMP", f"{text}; torch and faiss may crash together: set OMP_NUM_THREADS=1")
+    else:
+        yield Finding(True if len(paths) == 1 else None, "OpenMP", text)

@@ -21,6 +21,7 @@ from tripletmas.sampling import seed_everything
 from tripletmas.strategies import Strategy
 from tripletmas.tasks import Stream
 from tripletmas.training import train_stream
+from tripletmas.version import versions
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
         ValueError: as `build`, and if `out` holds another run.
     """
     experiment = build(config)
-    run = RunDirectory.create(out, {"version": configuration.versions(), **experiment.config})
+    run = RunDirectory.create(out, {"version": versions(), **experiment.config})
     return train_stream(
         experiment.model, experiment.stream, experiment.strategy, experiment.loss, experiment.training, run
     )
