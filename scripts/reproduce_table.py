@@ -32,7 +32,11 @@ METHODS = {
 }
 # folder -> what differs from datasets/<data>/mas.yaml
 VARIANTS = {
-    "digits": {"digits": [], "digits-slow": ["--training.lr=0.0003"]},
+    "digits": {
+        "digits": [],
+        "digits-slow": ["--training.lr=0.0003"],
+        "digits-batch64": ["--training.batch_size=64"],
+    },
     "omniglot": {
         "omniglot-frozen": ["--training.freeze_batchnorm=true"],
         "omniglot-free": ["--training.freeze_batchnorm=false"],
@@ -54,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/reproduce", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--variants", help="some of them only: digits, digits-slow, omniglot-frozen, omniglot-free")
+    parser.add_argument("--variants", help="some of them only: such as digits-slow, omniglot-free")
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are done")
     options = parser.parse_args()

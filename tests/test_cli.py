@@ -596,7 +596,7 @@ def test_doctor_prints_its_findings(call, monkeypatch):
     assert status == 0
     assert [line.split() for line in text.splitlines()] == [
         ["ok", "torch", "2"],
-        ["problem", "faiss", "gone"],
+        ["PROBLEM", "faiss", "gone"],
         ["note", "x", "y"],
     ]
     monkeypatch.undo()
