@@ -40,6 +40,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         arguments = shlex.split(command)[1:]
         if "omniglot" in command:  # its data need a download: everything before that is run
             arguments.append("--print_config")
+        elif arguments[0] == "train":
+            arguments.append("--training.epochs=2")
         assert cli.main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
