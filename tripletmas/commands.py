@@ -13,6 +13,7 @@ from typing import Any
 import jsonargparse
 import torch
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -63,7 +64,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
     parser = _parser("evaluate", evaluate.__doc__)
     parser.add_argument("run", type=str, help="the run directory")
-    parser.add_argument("--task", type=str, default=None, help="only this task: its number, from 0, or its name")
+    parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
     parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the scores there")
     own, of_data = _split_data_options(arguments)
@@ -79,26 +80,30 @@ def evaluate(arguments: Sequence[str]) -> None:
                 f"the model of {run.path} takes samples of shape {experiment.stream[0].query.sample_shape}, the data "
                 f"have {stream[0].query.sample_shape}: set --data.size or --data.channels"
             )
-    stream = _only(stream, options.task)
+    chosen = _chosen(stream, options.task)
     model = experiment.strategy.deployed(experiment.model)
     found = score_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
-    names = [task.name for task in stream]
-    for gallery, text in (("seen", "the gallery of all these tasks"), ("task", "each task's own gallery")):
-        table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left")
+    names = [stream[number].name for number in chosen]
+    values = {
+        gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
+        for gallery, metrics in found.values.items()
+    }
+    for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
+        table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left", box=SIMPLE_HEAD)
         table.add_column("task")
-        for metric in found.values[gallery]:
+        for metric in values[gallery]:
             table.add_column(metric, justify="right")
-        for number, name in enumerate(names):
-            table.add_row(name, *(f"{values[number]:.3f}" for values in found.values[gallery].values()))
+        for row, name in enumerate(names):
+            table.add_row(name, *(f"{per_task[row]:.3f}" for per_task in values[gallery].values()))
         if len(names) > 1:
-            means = (sum(values) / len(values) for values in found.values[gallery].values())
+            means = (sum(per_task) / len(per_task) for per_task in values[gallery].values())
             table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
         _console().print(table)
-    left_out = sum(found.without_relevant)
+    left_out = sum(found.without_relevant[number] for number in chosen)
     if left_out:
         print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
     if options.json:
-        content = without_nan({"tasks": names, "after": after, **found.values})
+        content = without_nan({"tasks": names, "after": after, **values})
         Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -230,14 +235,15 @@ def _name_and_options(part: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return part["name"], {key: value for key, value in part.items() if key != "name"}
 
 
-def _only(stream: Stream, task: str | None) -> Stream:
+def _chosen(stream: Stream, task: str | None) -> list[int]:
+    """The numbers of the tasks that are asked for, by number or by name."""
     if task is None:
-        return stream
-    chosen = [each for number, each in enumerate(stream) if task in (str(number), each.name)]
+        return list(range(len(stream)))
+    chosen = [number for number, each in enumerate(stream) if task in (str(number), each.name)]
     if not chosen:
         names = ", ".join(f"{number} ({each.name})" for number, each in enumerate(stream))
         raise ValueError(f"no task {task!r}; there are {names}")
-    return tuple(chosen[:1])
+    return chosen[:1]
 
 
 def _unlabelled(root: str, shape: tuple[int, ...], skip_unreadable: bool) -> LabelledDataset:
@@ -257,7 +263,7 @@ def _print_layers(importance: Params) -> None:
     for name, value in importance.items():
         layer = name.rpartition(".")[0] or name
         layers[layer] = layers.get(layer, 0.0) + float(value.sum())
-    table = Table(title="where it sits", title_justify="left")
+    table = Table(title="where it sits", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("layer")
     table.add_column("share", justify="right")
     for layer, value in layers.items():
