@@ -347,6 +347,17 @@ def test_a_new_task_folder_that_comes_first_is_refused(call, task_folders, tmp_p
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_changed_images_of_an_earlier_task_are_refused(call, task_folders, write_images, tmp_path):
+    """More images of a class draw other queries: what was a query would be trained on."""
+    add, options = task_folders
+    root = add("b", "c")
+    assert call("train", "--out", tmp_path / "run", *options)[0] == 0
+    old = next(path for path in (root / "b").iterdir() if path.is_dir())
+    shutil.copy(next(old.iterdir()), old / "another.png")
+    add("d")
+    failed(call("resume", tmp_path / "run"), "the data of task 'b' have changed since the run")
+
+
 def test_a_task_folder_that_is_gone_is_refused(call, task_folders, tmp_path):
     add, options = task_folders
     root = add("b", "c")

@@ -190,3 +190,10 @@ def test_versions_name_what_numbers_depend_on():
     assert found["tripletmas"] == __version__
     assert {"python", "torch", "torchvision", "faiss-cpu", "pytorch-metric-learning", "numpy"} <= found.keys()
     assert all(version[0].isdigit() for version in found.values())
+
+
+def test_naming_the_default_again_keeps_the_options_of_the_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("strategy: {strength: 5}\ndata: {order_seed: 7}\n")
+    config, _ = parse([f"--config={tmp_path / 'run.yaml'}", "--strategy", "mas", "--data", "digits"])
+    assert config["strategy"]["strength"] == 5
+    assert config["data"]["order_seed"] == 7

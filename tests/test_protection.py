@@ -745,3 +745,10 @@ def test_importance_and_reference_follow_the_model(device: str, by: str):
     else:
         mas.add({name: torch.ones_like(p) for name, p in model.named_parameters()})
     assert {value.device.type for value in mas.state_dict().values()} == {device}
+
+
+def test_an_estimator_is_the_same_whether_or_not_it_spells_out_defaults(tmp_path):
+    model, mas = protected(forward=lambda model, batch: model(batch))
+    mas.save(tmp_path / "mas.safetensors")
+    estimate = partial(mas_importance, forward=lambda model, batch: model(batch))
+    Protection.load(tmp_path / "mas.safetensors", model, estimate=estimate)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tripletmas.data import LabelledDataset, Source
-from tripletmas.tasks import make_stream, split_by_class, split_by_group
+from tripletmas.tasks import fingerprint, make_stream, split_by_class, split_by_group
 
 
 def make(counts: list[int], *, groups: list[str] | None = None, names: list[str] | None = None) -> LabelledDataset:
@@ -161,6 +161,23 @@ def test_unknown_groups_are_named_with_a_suggestion():
         split_by_group(make([4] * 2))
     with pytest.raises(ValueError, match="'Greek' cannot be chosen"):
         make_stream(Source(make([4] * 5)), groups=["Greek"])
+
+
+def test_groups_come_in_the_order_of_their_names_whatever_their_classes_are_called():
+    data = make([4, 4, 4, 4], groups=["2", "10", "2", "1"])
+    assert [task.name for task in split_by_group(data)] == ["1", "2", "10"]
+
+
+def test_a_task_without_gallery_is_refused_before_anything_is_learned():
+    data = make([4, 4])
+    with pytest.raises(ValueError, match="nothing to search"):
+        split_by_class(data, data, tasks=2, gallery=data.of_classes([0]))
+
+
+def test_a_fingerprint_tells_whether_samples_changed():
+    one, same = (split_by_class(make([6, 6]), tasks=2)[0] for _ in range(2))
+    other = split_by_class(make([6, 6]), tasks=2, split_seed=1)[0]
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
 
 
 def test_make_stream_follows_the_groups_where_there_are_some():

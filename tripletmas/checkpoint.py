@@ -102,7 +102,11 @@ class RunDirectory:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        path = self.path / "config.yaml"
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
 
     # --- records
 

@@ -45,8 +45,11 @@ def train(arguments: Sequence[str]) -> None:
         return
     if (out / "config.yaml").exists():
         raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
+    if any(each.partition("=")[0] == "--seed" for each in arguments):
+        raise ValueError("give --seed or --seeds, not both")
+    again = "the same command, which goes on where it stopped"
     for seed in _numbers(own["seeds"], "--seeds"):
-        _run({**config, "seed": seed}, out / f"seed{seed}", write_report=own["report"])
+        _run({**config, "seed": seed}, out / f"seed{seed}", write_report=own["report"], go_on=again)
     _print_comparison([out])
 
 
@@ -178,7 +181,7 @@ def _parser(command: str, description: str | None) -> jsonargparse.ArgumentParse
     return jsonargparse.ArgumentParser(prog=f"tripletmas {command}", description=description)
 
 
-def _run(config: dict[str, Any], out: Path, *, write_report: bool = True) -> None:
+def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on: str | None = None) -> None:
     """Train, print the scores, write the report; Ctrl-C says how to go on."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -186,7 +189,8 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True) -> Non
     except KeyboardInterrupt:
         if not (out / "config.yaml").exists():
             raise  # it came while the data were read: there is no run to go on with
-        raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: tripletmas resume {out}") from None
+        go_on = go_on or f"tripletmas resume {out}"
+        raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: {go_on}") from None
     _print_comparison([out])
     if write_report:
         print(f"report: {reports.write_report(out)}")
@@ -239,7 +243,8 @@ def _chosen(stream: Stream, task: str | None) -> list[int]:
     """The numbers of the tasks that are asked for, by number or by name."""
     if task is None:
         return list(range(len(stream)))
-    chosen = [number for number, each in enumerate(stream) if task in (str(number), each.name)]
+    chosen = [number for number in range(len(stream)) if task == str(number)]
+    chosen += [number for number, each in enumerate(stream) if task == each.name]
     if not chosen:
         names = ", ".join(f"{number} ({each.name})" for number, each in enumerate(stream))
         raise ValueError(f"no task {task!r}; there are {names}")

@@ -73,7 +73,12 @@ def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.Argu
         _add(group, part, catalog.options(part, chosen[part]))
     _add(parser.add_argument_group("training"), "training", catalog.options_of(TrainConfig, leave_out=("seed",)))
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="every random draw is a function of it")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of initial weights and batches; the data have order_seed and split_seed",
+    )
     group.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...; auto takes a GPU")
     return parser
 
@@ -108,7 +113,8 @@ def _with_files_unfolded(arguments: Sequence[str]) -> Iterator[str]:
     for file in files:
         content = [_named(argument) for argument in _as_arguments(read_yaml(file))]
         there = _part_names(content)
-        renamed = tuple(f"--{part}." for part in catalog.PARTS if here[part] and here[part] != there[part])
+        before = {part: there[part] or _DEFAULT_NAMES[part] for part in catalog.PARTS}
+        renamed = tuple(f"--{part}." for part in catalog.PARTS if here[part] and before[part] not in ("", here[part]))
         yield from (argument for argument in content if not argument.startswith(renamed))
     yield from rest
 

@@ -5,7 +5,7 @@ Shapes: n samples; a sample is a float32 tensor, an image (channels, height, wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,13 +188,18 @@ def encode_labels(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     >>> encode_labels(["10", "9", "10"])
     (tensor([1, 0, 1]), ('9', '10'))
     """
-    unique = set(names)
-    try:
-        class_names = sorted(unique, key=lambda name: (int(name), name))
-    except ValueError:
-        class_names = sorted(unique)
+    class_names = in_order(set(names))
     label_of = {name: label for label, name in enumerate(class_names)}
     return torch.tensor([label_of[name] for name in names], dtype=torch.int64), tuple(class_names)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names that are all integers as numbers, of any size; others as text."""
+    names = list(names)
+    try:
+        return sorted(names, key=lambda name: (int(name), name))
+    except ValueError:
+        return sorted(names)
 
 
 class _Batches:

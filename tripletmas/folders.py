@@ -55,6 +55,8 @@ def folder(
         branches = [branch[1:] for branch in branches] if min(map(len, branches)) > 1 else branches
     tops = {branch[0].lower() for branch in branches if branch}
     split_folders = "train" in tops and tops <= SPLITS.keys() | _LEFT_OUT
+    if not split_folders and len(tops) > 1 and tops <= SPLITS.keys() | _LEFT_OUT:
+        logger.warning("%s: no folder train, so %s are read as classes or tasks", root, ", ".join(sorted(tops)))
     if split_folders and not tops.isdisjoint(_LEFT_OUT):
         left_out = sum(bool(branch) and branch[0].lower() in _LEFT_OUT for branch in branches)
         logger.warning("%s: left out %d images of the validation part", root, left_out)

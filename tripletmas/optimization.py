@@ -36,7 +36,8 @@ class TrainConfig:
         freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are.
         eval_batch_size: samples that are embedded at once in evaluation.
         num_workers: processes that load images; 0 loads in the training process.
-        seed: every random draw is a function of it, the task and the epoch.
+        seed: initial weights, batches and augmentation are a function of it, the task and the epoch; the order of
+            classes and the held-out samples are the stream's.
     """
 
     epochs: int = 15
@@ -68,6 +69,16 @@ class TrainConfig:
         for name, table in [("optimizer", _OPTIMIZERS), ("precision", PRECISIONS), ("schedule", _SCHEDULES)]:
             if getattr(self, name) not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {getattr(self, name)!r}")
+        if self.batch_size < 2 * self.samples_per_class:
+            raise ValueError(
+                f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {self.batch_size} for "
+                f"samples_per_class={self.samples_per_class}"
+            )
+        if self.weight_decay < 0 or self.momentum < 0 or (self.loss_lr is not None and self.loss_lr < 0):
+            raise ValueError(
+                "weight_decay, momentum and loss_lr must be >= 0, got "
+                f"weight_decay={self.weight_decay}, momentum={self.momentum}, loss_lr={self.loss_lr}"
+            )
         if self.lr <= 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(f"lr and clip must be > 0, got lr={self.lr}, clip={self.clip}")
 

@@ -7,6 +7,7 @@ training loop, fires once a step whatever the gradient accumulation, and needs n
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -346,6 +347,12 @@ def MAS(
 def _described(estimate: Estimator) -> dict[str, Any]:
     """The estimator as JSON: its function's name, the options that JSON can hold, and the names of the others."""
     function, options = (estimate.func, estimate.keywords) if isinstance(estimate, partial) else (estimate, {})
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+    options = {**defaults, **options}
     plain = {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str, type(None)))}
     return {
         "function": getattr(function, "__name__", type(function).__name__),

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from tripletmas.data import LabelledDataset, Source, Transform
+from tripletmas.data import LabelledDataset, Source, Transform, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,17 @@ class Task:
 
 
 Stream = tuple[Task, ...]
+
+
+def fingerprint(task: Task) -> str:
+    """A checksum of which samples a task has in which part, to tell whether its data changed since it was learned."""
+    parts = [[task.train.class_names[label] for label in task.classes]]
+    for part in (task.train, task.query, task.gallery):
+        if part is not None:
+            parts.append(list(part.paths or map(str, part.indices.tolist())))
+    return f"{zlib.crc32(repr(parts).encode()):08x}"
+
+
 _Parts = tuple[LabelledDataset, LabelledDataset, LabelledDataset | None]  # train, test, gallery
 _Unit = tuple[str, tuple[int, ...]]  # the name of a class or group, its labels
 
@@ -95,7 +106,7 @@ def split_by_group(
     Args:
         tasks: None for one task a group; the number of tasks, into which consecutive groups are merged (30 alphabets in
             10 tasks are 3 each); or the number of groups of each task.
-        groups: the groups to use, in this order; None for all, in the order of `class_names`.
+        groups: the groups to use, in this order; None for all, in the order of their names.
         order_seed: shuffles the groups; None keeps their order.
         test, test_share, split_seed, gallery, augment: as for `split_by_class`.
 
@@ -108,7 +119,7 @@ def split_by_group(
     for label in train.classes:
         members.setdefault(train.groups[label], []).append(label)
     if groups is None:
-        groups = list(members)
+        groups = in_order(members)
     for group in groups:
         if group not in members:
             near = difflib.get_close_matches(group, members, n=1)
@@ -228,6 +239,8 @@ def _make_tasks(
         query = test.of_classes(classes)
         if not len(query):
             raise ValueError(f"task {name!r} has no queries: the test part has none of its classes")
+        if gallery is not None and not len(gallery.of_classes(classes)):
+            raise ValueError(f"task {name!r} has nothing to search: the gallery part has none of its classes")
         if len(classes) == 1:
             logger.warning("task %r has one class, so a triplet finds no negative in it", name)
         stream.append(

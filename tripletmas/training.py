@@ -21,7 +21,7 @@ from tripletmas.optimization import PRECISIONS, TrainConfig, make_optimizer, set
 from tripletmas.params import device_of, load_state, state_of
 from tripletmas.sampling import class_balanced_batches, seed_everything
 from tripletmas.strategies import Strategy
-from tripletmas.tasks import Stream, Task
+from tripletmas.tasks import Stream, Task, fingerprint
 
 
 def train_stream(
@@ -215,6 +215,7 @@ def _finish_task(
             "name": seen[-1].name,
             "seconds": time.perf_counter() - began,
             "scores": found.values,
+            "data": fingerprint(seen[-1]),
             "queries": [len(task.query) for task in seen],
             "without_relevant": found.without_relevant,
             "unprotected": unprotected,
@@ -277,6 +278,11 @@ def _earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
             raise ValueError(
                 f"task {record['task']} of the run in {run.path} was {record['name']!r}, but the data now give {now}: "
                 "tasks may be added at the end, where new ones come if their names sort last, not changed"
+            )
+        if record["kind"] == "task" and record.get("data") != fingerprint(stream[record["task"]]):
+            raise ValueError(
+                f"the data of task {record['name']!r} have changed since the run in {run.path} learned it: a sample "
+                "that was a query may now be trained on. New data come as new tasks; train anew for changed ones"
             )
         for gallery, values in record.get("scores", {}).items():
             for metric, per_task in values.items():
