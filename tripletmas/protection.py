@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -32,8 +31,6 @@ from tripletmas.importance import mas_importance
 from tripletmas.importance.per_sample import Forward
 from tripletmas.params import Params, differing_names, named_buffers, named_parameters, snapshot, trainable
 from tripletmas.penalty import quadratic_penalty
-
-logger = logging.getLogger(__name__)
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
 
