@@ -102,20 +102,35 @@ def forward_transfer(matrix: Tensor, baseline: Tensor) -> float:
 # --- importance ------------------------------------------------------------------------------------------------------
 
 
-def mas_importance(
-    model: nn.Module, samples: Iterable[Any], output: Callable[[nn.Module, Any], Tensor] = lambda model, x: model(x)
+def per_sample_sums(
+    model: nn.Module,
+    samples: Iterable[Any],
+    scalar: Callable[[Tensor], Tensor],
+    *,
+    power: int = 1,
+    output: Callable[[nn.Module, Any], Tensor] = lambda model, x: model(x),
 ) -> dict[str, Tensor]:
-    """Omega by its definition: one backward pass for each sample (a batch of one), absolute value, mean."""
+    """Sum of |gradient|^power: one backward pass for each sample (a batch of one)."""
     model.eval()
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
-    count = 0
     for sample in samples:
         model.zero_grad()
-        embedding = output(model, sample)
-        torch.stack([value * value for value in embedding.flatten()]).sum().backward()
+        scalar(output(model, sample)).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                total[name] += parameter.grad.abs()
-        count += 1
+                total[name] += parameter.grad.abs() ** power
     model.zero_grad()
-    return {name: value / count for name, value in total.items()}
+    return total
+
+
+def mas_importance(
+    model: nn.Module, samples: Sequence[Any], output: Callable[[nn.Module, Any], Tensor] = lambda model, x: model(x)
+) -> dict[str, Tensor]:
+    """Omega by its definition: the mean over samples of the absolute gradient of the squared length."""
+    samples = list(samples)
+
+    def squared_length(embedding: Tensor) -> Tensor:
+        return torch.stack([value * value for value in embedding.flatten()]).sum()
+
+    sums = per_sample_sums(model, samples, squared_length, output=output)
+    return {name: value / len(samples) for name, value in sums.items()}

@@ -13,80 +13,14 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import made
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from tripletmas.importance import mas_importance, per_sample
+from tripletmas.importance import mas_importance, single
+from tripletmas.importance.per_sample import PerSampleGradients
 
-FALLS_BACK = "measured one sample at a time"
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.enter, self.inner, self.leave = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.enter(x)
-        return self.leave(x + self.inner(x.relu()))
-
-
-class Twice(nn.Module):
-    """One layer called twice, and a bias tied to that of another layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
-        self.other.bias = self.layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.other(self.layer(self.layer(x).tanh()).relu())
-
-
-class TiedWeights(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
-        self.up.weight = self.down.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x).sigmoid())
-
-
-class Words(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table, self.head = nn.Embedding(9, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.table(x).mean(1))
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cells, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.cells(x)[0][:, -1])
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attend, self.norm = nn.MultiheadAttention(4, 2, batch_first=True), nn.LayerNorm(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.attend(x, x, x)[0]).flatten(1)
-
-
-class DataDependent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.positive, self.negative = nn.Linear(6, 3), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.positive(x) if x.sum() > 0 else self.negative(x)
+SLOW = "the slow path"
 
 
 class TwoInputs(nn.Module):
@@ -96,55 +30,6 @@ class TwoInputs(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         return self.image(image) * self.text(text)
-
-
-class UsedPartly(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.used, self.idle = nn.Linear(6, 3), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.used(x)
-
-
-def conv() -> nn.Module:
-    model = nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 3)
-    )
-    model(torch.randn(16, 2, 4, 4) + 1)  # running statistics that are not those of a fresh layer
-    return model
-
-
-def frozen_trunk() -> nn.Module:
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    model[0].requires_grad_(False)
-    return model
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), lambda n: torch.randn(n, 6)),
-    "in-place": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(True), nn.Linear(8, 3)), lambda n: torch.randn(n, 6)),
-    "conv": (conv, lambda n: torch.randn(n, 2, 4, 4)),
-    "residual": (Residual, lambda n: torch.randn(n, 6)),
-    "layer called twice": (Twice, lambda n: torch.randn(n, 6)),
-    "tied weights": (TiedWeights, lambda n: torch.randn(n, 6)),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5)), lambda n: torch.randn(n, 6)),
-    "words": (Words, lambda n: torch.randint(9, (n, 4))),
-    "lstm": (Recurrent, lambda n: torch.randn(n, 5, 3)),
-    "attention": (Attention, lambda n: torch.randn(n, 3, 4)),
-    "frozen trunk": (frozen_trunk, lambda n: torch.randn(n, 6)),
-    "partly used": (UsedPartly, lambda n: torch.randn(n, 6)),
-    "data dependent": (DataDependent, lambda n: torch.randn(n, 6)),
-    "rows of vectors": (lambda: nn.Linear(3, 2), lambda n: torch.randn(n, 4, 3)),
-}
-
-
-def made(name: str, count: int = 9) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    model, samples = MODELS[name]
-    built = model().double()
-    x = samples(count)
-    return built, x.double() if x.is_floating_point() else x
 
 
 def mlp(seed: int = 0) -> tuple[nn.Module, Tensor]:
@@ -158,34 +43,29 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: flo
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=1e-14)
 
 
+PATHS = ["by rules", "by torch.func", "one by one"]
+
+
+def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path != "by rules":
+        monkeypatch.setattr(PerSampleGradients, "_are_all_slow", lambda _: True)
+    if path == "one by one":
+        monkeypatch.setattr(single, "_LARGEST_CHUNK", 1)
+
+
 # --- the definition
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-@pytest.mark.parametrize("name", MODELS)
-def test_equals_a_loop_over_single_samples(name: str, batch_size: int, caplog: pytest.LogCaptureFixture):
-    model, x = made(name)
-    with caplog.at_level(logging.INFO, "tripletmas"):
-        found = mas_importance(model, x.split(batch_size))
-    assert_same(found, oracles.mas_importance(model, x.split(1)))
-    assert (FALLS_BACK in caplog.text) == (name in ("data dependent", "lstm"))
-    assert all((value >= 0).all() for value in found.values())
-
-
 @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "layer called twice"])
-def test_one_by_one_equals_all_at_once(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_slow_path_equals_the_fast_one(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x = made(name)
     expected = mas_importance(model, [x])
-    monkeypatch.setattr(per_sample, "_vectorized", lambda *_: None)
+    monkeypatch.setattr(PerSampleGradients, "_are_all_slow", lambda _: True)
     assert_same(mas_importance(model, [x]), expected)
-
-
-def test_batches_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch):
-    model, x = mlp()
-    monkeypatch.setattr(per_sample, "_LARGEST_CHUNK", 4)
-    assert_same(mas_importance(model, [x]), oracles.mas_importance(model, x.split(1)))
-    monkeypatch.setattr(per_sample, "_CHUNK_NUMBERS", 100)  # the model has 83 parameters: one sample at a time
-    assert_same(mas_importance(model, [x]), oracles.mas_importance(model, x.split(1)))
+    monkeypatch.setattr(single, "_LARGEST_CHUNK", 4)
+    assert_same(mas_importance(model, [x]), expected)
+    monkeypatch.setattr(single, "_LARGEST_CHUNK", 1)  # one sample at a time
+    assert_same(mas_importance(model, [x]), expected)
 
 
 def test_a_value_by_hand():
@@ -284,7 +164,7 @@ def test_forward_gets_the_whole_batch_and_the_model_itself(batch_of: Callable, c
     expected = oracles.mas_importance(model, (-x).split(1))
     assert_same(mas_importance(model, [batch_of(x, 2 * x)], forward=forward), expected)
     assert_same(mas_importance(model, [batch_of(x, 2 * x)], forward=lambda _, batch: forward(model, batch)), expected)
-    assert FALLS_BACK not in caplog.text
+    assert SLOW not in caplog.text
 
 
 def test_what_is_no_tensor_in_a_batch_reaches_forward(caplog: pytest.LogCaptureFixture):
@@ -303,10 +183,9 @@ def test_layer_is_measured_in_place_of_the_output():
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("by", ["all at once", "one by one"])
+@pytest.mark.parametrize("by", PATHS)
 def test_layer_is_measured_before_the_next_one_changes_it(inplace: bool, by: str, monkeypatch: pytest.MonkeyPatch):
-    if by == "one by one":
-        monkeypatch.setattr(per_sample, "_vectorized", lambda *_: None)
+    take(by, monkeypatch)
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace)).double(), torch.randn(9, 6).double()
     expected = oracles.mas_importance(model[0], x.split(1))
@@ -380,13 +259,12 @@ def nan_at_sample_five(x: Tensor) -> Tensor:
         (lambda x: x * 0, "zero everywhere.*collapsed"),
     ],
 )
-@pytest.mark.parametrize("by", ["all at once", "one by one"])
+@pytest.mark.parametrize("by", PATHS)
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_what_a_model_can_get_wrong(
     output: Callable, message: str, by: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ):
-    if by == "one by one":
-        monkeypatch.setattr(per_sample, "_vectorized", lambda *_: None)
+    take(by, monkeypatch)
     x = torch.arange(8.0).unsqueeze(1).expand(-1, 3)
     with pytest.raises(ValueError, match=message):
         mas_importance(Constant(output), x.split(batch_size))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from tripletmas.importance.per_sample import Forward, PerSampleSums, sum_absolute_gradients
-from tripletmas.params import Params, trainable
-
-# A length that does not depend on the weights: equal for all samples, and with gradients that are rounding noise.
-_EQUAL_LENGTHS = 1e-4
-_ROUNDING_NOISE = 1e-2
+from tripletmas.importance.accumulator import ImportanceAccumulator
+from tripletmas.importance.batches import Forward
+from tripletmas.params import Params
 
 
 def mas_importance(
@@ -22,11 +19,15 @@ def mas_importance(
     relative: bool = False,
     layer: str | None = None,
     forward: Forward | None = None,
+    output: Literal["squared_length", "vector"] = "squared_length",
+    approximate: Literal["batch"] | None = None,
 ) -> Params:
     """Omega = (1/n) sum_k |d ||F(x_k)||^2 / d theta|: squared length of the raw embedding F, absolute value per sample.
 
-    The model is measured in eval mode and left as it was; labels are ignored; neither the batch size nor a short
-    last batch matters. Where F is multiplied by c, Omega is multiplied by c^2.
+    The model is measured in eval mode, outside autocast, half-precision weights in float32, and left as it was; labels
+    are ignored; neither the batch size nor a short last batch matters. Where F is multiplied by c, Omega is multiplied
+    by c^2. It takes about one forward and one backward pass over the data; parameters that are used in a way for which
+    there is no fast rule are as exact and slower, and the logger "tripletmas" says which.
 
     Args:
         batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
@@ -35,12 +36,20 @@ def mas_importance(
         layer: name of the submodule to measure in place of the model's output, for a model that ends in a
             normalisation: a normalised embedding has constant length, so nothing would be important.
         forward: how to call the model on a batch, (model, batch) -> embeddings (n, dim).
+        output: "vector" is the paper's first form, sum_i |d F_i(x_k) / d theta|, one backward pass for each output
+            and no square (relative then divides by the root of the mean squared length). The paper found no
+            significant difference.
+        approximate: "batch" is |d sum_k ||F(x_k)||^2 / d theta| of each batch, divided by n: the absolute value after
+            the sum, as the authors' code and most other public code have it. It depends on the batch size, and
+            gradients of different samples cancel. Only for comparison with other people's numbers.
 
     Returns:
         Importance >= 0 of every trainable parameter, in its shape, by canonical name.
 
     Raises:
-        ValueError: if nothing is important (the message names the cause), and as `sum_absolute_gradients` says.
+        ValueError: without any sample; with no trainable parameter; for an unknown layer; for an output that is no
+            tensor of one row a sample; if it or a gradient is not finite; if nothing is important. The message says
+            what to do.
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 2 with the squared l2 norm of the output. The
     authors' code takes the absolute value of a batch's summed gradient by default; the paper, and this, per sample.
@@ -51,31 +60,8 @@ def mas_importance(
     >>> mas_importance(layer, [torch.tensor([[1.0], [2.0]])])["weight"].item()
     15.0
     """
-    sums = sum_absolute_gradients(model, batches, _squared_length, layer=layer, forward=forward)
-    _refuse_constant_length(model, sums, layer)
-    scale = 1 / sums.num_samples
-    if relative:
-        scale /= float(sums.values().mean())
-    return {name: total * scale for name, total in sums.gradients.items()}
-
-
-def _squared_length(embedding: Tensor) -> Tensor:
-    return embedding.square().sum()
-
-
-def _refuse_constant_length(model: nn.Module, sums: PerSampleSums, layer: str | None) -> None:
-    lengths = sums.values()
-    mean = float(lengths.mean())
-    weights = trainable(model)
-    # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised, when it is rounding noise
-    reaction = sum(float((total * weights[name].detach().abs()).sum()) for name, total in sums.gradients.items())
-    equal = float(lengths.max() - lengths.min()) <= _EQUAL_LENGTHS * mean
-    if not any(bool(total.any()) for total in sums.gradients.values()) or (
-        equal and reaction <= _ROUNDING_NOISE * mean * sums.num_samples
-    ):
-        measured = f"the output of layer {layer!r}" if layer else "the model's output"
-        raise ValueError(
-            f"the importance is zero everywhere: the length of {measured} ({mean**0.5:.4g}) does not depend on any "
-            "weight. If it ends in a normalisation, measure before it: layer='NAME' of the last layer before the "
-            "normalisation (see model.named_modules()). If the output is zero, the model has collapsed."
-        )
+    running = ImportanceAccumulator(
+        model, relative=relative, layer=layer, forward=forward, output=output, approximate=approximate
+    )
+    running.update_all(batches)
+    return running.importance()

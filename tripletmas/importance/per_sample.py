@@ -1,7 +1,13 @@
-"""Exact per-sample gradients: the sum over samples of |d scalar(x_k) / d theta|, for every trainable parameter.
+"""Exact per-sample gradients: the sum over samples of |d scalar(x_k) / d theta|^p, for every trainable parameter.
 
-The absolute value is taken per sample, before any sum: gradients of different samples must not cancel, and the result
-must not depend on how samples are batched. Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 2.
+The magnitude is taken per sample, before any sum: gradients of different samples must not cancel, and the result must
+not depend on how samples are batched. It takes one forward and one backward pass a batch: `trace` watches the forward
+pass, and in the backward pass `rules` turn the gradient of each layer's output into the per-sample gradients of its
+weights, without holding those of all samples. Weights without a rule are as exact, and slower (`single`).
+
+Sources: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 2. That a batch's backward pass holds what the
+gradients of its samples need: Goodfellow, Efficient Per-Example Gradient Computations, arXiv 1510.01799, for linear
+layers; Rochette et al., Efficient Per-Example Gradient Computations in Convolutional Neural Networks, arXiv 1912.06015.
 
 Shapes: n samples in a batch; the model's output is (n, ...).
 """
@@ -9,235 +15,316 @@ Shapes: n samples in a batch; the model's output is (n, ...).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
 
-from tripletmas.params import Params, device_of, trainable, unwrap
+from tripletmas.importance.accumulate import magnitude_
+from tripletmas.importance.backward import Backward, leaves_reached
+from tripletmas.importance.batches import Forward, make_call, num_samples, prepared, rows
+from tripletmas.importance.blocks import Blocks
+from tripletmas.importance.layout import is_near
+from tripletmas.importance.measuring import float_type, measuring
+from tripletmas.importance.single import OneByOne
+from tripletmas.importance.trace import Call, Probe, Trace
+from tripletmas.params import Params, device_of, listed, trainable, unwrap
 
 logger = logging.getLogger(__name__)
 
-Forward = Callable[[nn.Module, Any], Tensor]
-Scalar = Callable[[Tensor], Tensor]  # the outputs of one sample (1, ...) -> a scalar
+Scalar = Callable[[Tensor], Tensor]  # the outputs of all samples (n, ...) -> (n, m), each row of its sample alone
 
-# Materialised per-sample gradients of one chunk stay below this many numbers (256 MB in float32).
-_CHUNK_NUMBERS = 64 * 2**20
-_LARGEST_CHUNK = 64
+# The activations of a batch that is differentiated at once stay below this many numbers; larger batches are parted.
+_ACTIVATIONS = {"cpu": 2**28, "cuda": 2**31}
 
 
 @dataclass
 class PerSampleSums:
-    """What a pass over the data gives: sums over samples, and how many samples there were."""
+    """What a pass over the data gives: sums over samples, and how many samples there were.
+
+    Attributes:
+        gradients: sum_k |gradient_k|^power by parameter.
+        scalars: of every sample, (n, m) a batch; for layers by themselves (n, layers).
+        layers: for layers by themselves, the names of the parameters of each.
+    """
 
     gradients: Params
     num_samples: int = 0
-    scalars: list[Tensor] = field(default_factory=list)  # scalar(x_k) for every sample, (n,) a batch
+    scalars: list[Tensor] = field(default_factory=list)
+    layers: list[set[str]] = field(default_factory=list)
 
     def values(self) -> Tensor:
-        """scalar(x_k) of every sample, (num_samples,) in float64 on the CPU."""
+        """The scalars of every sample, (num_samples, m) in float64 on the CPU."""
         return torch.cat([values.detach().double().cpu() for values in self.scalars])
 
 
-def sum_absolute_gradients(
-    model: nn.Module,
-    batches: Iterable[Any],
-    scalar: Scalar,
-    *,
-    layer: str | None = None,
-    forward: Forward | None = None,
-) -> PerSampleSums:
-    """Sum_k |d scalar(F(x_k)) / d theta| over all samples, one forward and backward pass a sample.
+class PerSampleGradients:
+    """Adds up |d scalar(F(x_k)) / d theta|^power over samples that arrive batch by batch.
 
-    The model is measured in eval mode, outside autocast, and left as it was: parameters, gradients, buffers,
-    train / eval flags and random generators. Chunks of samples go through `torch.func.vmap`; a model that it cannot
-    transform is measured one sample at a time, which a log line says. Both are exact.
+    The model is measured in eval mode, outside autocast and compilation, and left as it was: parameters, gradients,
+    buffers, train / eval flags, hooks and random generators. Half-precision weights are measured in float32.
 
     Args:
-        scalar: maps the outputs of one sample, (1, ...), to a scalar.
+        scalar: maps the outputs of all samples, (n, ...), to (n, m): m numbers a sample, whose gradients' magnitudes
+            are added. A row must depend on its own sample only. None: every layer by itself, the squared length of its
+            own output.
+        power: 1 for the absolute value, 2 for the square.
         layer: name of the submodule whose output is measured in place of the model's.
         forward: how to call the model on a batch. Without it a tensor is the input, a tuple's first item is, and
             a dict without its labels is passed as keyword arguments.
+        left_out: modules or parameters, by name, that are not measured.
+        approximate: "batch" takes the magnitude of the summed gradient of each batch, not of each sample.
 
     Raises:
-        ValueError: without any sample; with no trainable parameter; for an unknown layer; for an output that is no
-            tensor of one row a sample, or whose scalar or gradient is not finite.
+        ValueError: with no trainable parameter; for an unknown layer, or name to leave out.
     """
-    parameters = trainable(model)
-    if not parameters:
-        raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to measure")
-    bare = unwrap(model)
-    call = forward or _call
-    if layer is not None:
-        call = _call_layer(bare, layer, call)
-    sums = PerSampleSums({name: torch.zeros_like(value) for name, value in parameters.items()})
-    device = device_of(bare)
-    chunk = max(1, min(_LARGEST_CHUNK, _CHUNK_NUMBERS // sum(value.numel() for value in parameters.values())))
-    vectorized = chunk > 1
-    with _measuring(bare, device):
-        for batch in batches:
-            inputs = _to(batch if forward else _inputs(batch), device)
-            for part in _split(inputs, chunk):
-                values = _vectorized(bare, parameters, part, scalar, call, sums.gradients) if vectorized else None
-                if values is None:
-                    vectorized = False
-                    values = _one_by_one(bare, parameters, part, scalar, call, sums.gradients)
-                if not torch.isfinite(values).all():
-                    first = sums.num_samples + int((~torch.isfinite(values)).nonzero()[0])
-                    raise ValueError(f"the model's output is not finite for sample {first} of the importance data")
-                sums.num_samples += len(values)
-                sums.scalars.append(values)
-    if not sums.num_samples:
-        raise ValueError("importance needs at least one sample, and the batches were empty")
-    for name, total in sums.gradients.items():
-        if not torch.isfinite(total).all():
-            raise ValueError(f"the gradient of parameter {name!r} is not finite, although the model's output is")
-    return sums
 
-
-def _vectorized(
-    model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Any, scalar: Scalar, call: Forward, total: Params
-) -> Tensor | None:
-    """Add the gradients of all samples at once; None, and nothing added, where torch.func cannot do it."""
-    callee = _Call(model, call)
-    # functional_call wants the module's own names, which differ from the canonical ones if a submodule is wrapped
-    names = {id(value): name for name, value in callee.named_parameters()}
-    own = {names[id(value)]: value.detach() for value in parameters.values()}
-
-    def of_one(values: Params, sample: Any) -> Tensor:
-        one = _map(lambda tensor: tensor.unsqueeze(0), sample)
-        return scalar(_checked(functional_call(callee, values, (one,)), 1))
-
-    try:
-        gradients, scalars = vmap(grad_and_value(of_one), in_dims=(None, 0))(own, inputs)
-    except Exception as error:  # of any kind; a mistake that has nothing to do with torch.func shows itself one by one
-        logger.info("torch.func cannot transform this model (%s): measured one sample at a time", error)
-        return None
-    for name, value in parameters.items():
-        total[name] += gradients[names[id(value)]].abs().sum(0)
-    return scalars
-
-
-class _Call(nn.Module):
-    """`call(model, inputs)` as a module: while it runs, the model itself has the parameters that are substituted."""
-
-    def __init__(self, model: nn.Module, call: Forward):
-        super().__init__()
-        self.model = model
-        self.call = call
-
-    def forward(self, inputs: Any) -> Tensor:
-        return self.call(self.model, inputs)
-
-
-def _one_by_one(
-    model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Any, scalar: Scalar, call: Forward, total: Params
-) -> Tensor:
-    scalars = []
-    for sample in _split(inputs, 1):
-        value = scalar(_checked(call(model, sample), 1))
-        if value.requires_grad:  # otherwise no trainable parameter reaches the output
-            gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient.abs()
-        scalars.append(value.detach())
-    return torch.stack(scalars)
-
-
-@contextmanager
-def _measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode, gradients on, autocast off; every flag and random generator is afterwards what it was."""
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-            stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-            yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-
-
-def _call(model: nn.Module, inputs: Any) -> Tensor:
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
-
-
-def _call_layer(model: nn.Module, layer: str, call: Forward) -> Forward:
-    modules = dict(model.named_modules())
-    if layer not in modules or not layer:
-        raise ValueError(f"the model has no layer {layer!r}; its layers are: {', '.join(filter(None, modules))}")
-
-    def output_of_layer(callee: nn.Module, inputs: Any) -> Tensor:
-        outputs: list[Any] = []
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # a copy: the next layer may change its input in place
-            outputs.append(output.clone() if isinstance(output, Tensor) else output)
-
-        handle = modules[layer].register_forward_hook(keep)
-        try:
-            call(callee, inputs)
-        finally:
-            handle.remove()
-        if len(outputs) != 1:
-            raise ValueError(f"layer {layer!r} ran {len(outputs)} times in one forward pass; it must run once")
-        return outputs[0]
-
-    return output_of_layer
-
-
-def _checked(output: Any, num_samples: int) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"the model returns a {type(output).__name__}, not a tensor: give forward=, a function "
-            "(model, batch) -> embeddings"
+    def __init__(
+        self,
+        model: nn.Module,
+        scalar: Scalar | None,
+        *,
+        power: Literal[1, 2] = 1,
+        layer: str | None = None,
+        forward: Forward | None = None,
+        left_out: Sequence[str] = (),
+        approximate: Literal["batch"] | None = None,
+    ):
+        if approximate not in (None, "batch"):
+            raise ValueError(f"approximate must be None (exact) or 'batch', got {approximate!r}")
+        self.model = unwrap(model)
+        self.parameters = _without(trainable(model), left_out)
+        if not self.parameters:
+            raise ValueError(
+                "the model has no trainable parameter (requires_grad=True), so there is nothing to measure"
+            )
+        self.sums = PerSampleSums(
+            {name: torch.zeros_like(value, dtype=_dtype(value)) for name, value in self.parameters.items()}
         )
-    if output.ndim == 0 or len(output) != num_samples:
-        raise ValueError(f"the model's output has shape {tuple(output.shape)}, expected one row a sample")
-    return output
+        self.without_rule: dict[str, str] = {}  # names of parameters that take the slow path -> why
+        self._scalar, self._power, self._forward, self._approximate = scalar, power, forward, approximate
+        self._call = make_call(self.model, layer, forward)
+        self._one_by_one = OneByOne(self.model, self._call, scalar, power) if scalar is not None else None
+        self._calls: list[Call] | None = None  # what is known of how the model uses its weights
+        self._numbers_per_sample = 1
+        self._seconds = {"all": 0.0, "one by one": 0.0}
+
+    def update(self, batches: Iterable[Any]) -> None:
+        """Measure these batches.
+
+        Raises:
+            ValueError: for an output that is no tensor of one row a sample, or is not finite; for layers by
+                themselves, if there are others than linear and convolution layers.
+        """
+        device, dtype = device_of(self.model), float_type(self.model)
+        slow_before = set(self.without_rule)
+        with measuring(self.model, device):
+            for batch in batches:
+                inputs = prepared(batch, self._forward, device, dtype)
+                started = time.perf_counter()
+                if num_samples(inputs):
+                    self._add(inputs)
+                self._seconds["all"] += time.perf_counter() - started
+        new = [name for name in self.without_rule if name not in slow_before]
+        if new:
+            self._tell(new)
+
+    def finished(self) -> PerSampleSums:
+        """The sums so far.
+
+        Raises:
+            ValueError: without any sample, or where a gradient is not finite.
+        """
+        if not self.sums.num_samples:
+            raise ValueError("importance needs at least one sample, and the batches were empty")
+        for name, total in self.sums.gradients.items():
+            if not torch.isfinite(total).all():
+                raise ValueError(f"the gradient of parameter {name!r} is not finite, although the model's output is")
+        return self.sums
+
+    def _add(self, inputs: Any) -> None:
+        if self._approximate:
+            self._keep(self._batch_gradient(inputs))
+            return
+        n = num_samples(inputs)
+        if self._calls is None and n > 1 and not self._are_all_slow():
+            self._probe(inputs)
+        most = _ACTIVATIONS.get(device_of(self.model).type, _ACTIVATIONS["cuda"])
+        parts = min(-(-n * self._numbers_per_sample // most), max(1, n // 2))
+        size = -(-n // parts)
+        for start in range(0, n, size):
+            self._keep(self._measured(rows(inputs, start, start + size)))
+
+    def _measured(self, inputs: Any) -> Tensor:
+        """Add the gradients of these samples; returns their scalars (n, m)."""
+        scalars = None
+        if not self._are_all_slow() and (num_samples(inputs) > 1 or self._scalar is None):
+            scalars = self._by_rules(inputs)
+        slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self.without_rule}
+        if slow:
+            if self._one_by_one is None:
+                raise ValueError(
+                    "local importance is known for linear and convolution layers, with the batch norm and the "
+                    f"activation that follow them; not for {listed(_modules_of(slow))} "
+                    f"({'; '.join(dict.fromkeys(self.without_rule.values()))}). Name them in left_out=, and they will "
+                    "have no importance"
+                )
+            started = time.perf_counter()
+            found = self._one_by_one.add(slow, inputs, self.sums.gradients)
+            scalars = found if scalars is None else scalars
+            self._seconds["one by one"] += time.perf_counter() - started
+        assert scalars is not None
+        return scalars
+
+    def _keep(self, scalars: Tensor) -> None:
+        finite = torch.isfinite(scalars).all(1)
+        if not finite.all():
+            first = self.sums.num_samples + int((~finite).nonzero()[0])
+            raise ValueError(f"the model's output is not finite for sample {first} of the importance data")
+        self.sums.num_samples += len(scalars)
+        self.sums.scalars.append(scalars)
+
+    # --- a batch at once
+
+    def _probe(self, inputs: Any) -> None:
+        """Pass the last sample alone, to learn in which layout each layer sees the samples."""
+        n = num_samples(inputs)
+        probe = Probe(dict(self.parameters), self._constants())
+        try:
+            with probe:
+                output = self._call(self.model, rows(inputs, n - 1, n))
+        except ValueError:
+            raise  # our own words about the output
+        except Exception as error:  # of any kind: if it is a mistake of the model's, the slow path shows it
+            return self._slow_for_all(f"watching it failed: {error}")
+        if probe.reads_data:
+            return self._slow_for_all("the model reads values off its data, on which it may branch")
+        self._calls, self._alone = probe.calls, output.detach()
+        self._numbers_per_sample = 2 * sum(call.alone.numel() for call in probe.calls if call.alone is not None)
+
+    def _by_rules(self, inputs: Any) -> Tensor | None:
+        """Add the gradients of all parameters with rules; None, and nothing added, if this batch cannot be done so."""
+        n = num_samples(inputs)
+        traced = self._traced(inputs)
+        if traced is None:
+            return None
+        trace, blocks, output, fresh = traced
+        if fresh and not is_near(output[n - 1 :].detach(), self._alone) and bool(torch.isfinite(output).all()):
+            self._slow_for_all("the samples of a batch influence each other")
+            return None
+        if n > 1:
+            self._calls = trace.calls
+        if blocks is None:
+            assert self._scalar is not None
+            scalars = objective = self._scalar(output)
+        else:
+            scalars = blocks.squared_lengths()
+            objective = scalars.sum(1, keepdim=True)
+            self.sums.layers = blocks.parameters
+            trace.without_rule |= blocks.ambiguous
+        reached = leaves_reached(objective)
+        native = {name for name, value in self.parameters.items() if id(value) in reached}
+        for name in sorted(trace.without_rule | native):
+            self.without_rule.setdefault(name, "no rule for how it is used")
+        ruled = {name: value for name, value in self.parameters.items() if name not in self.without_rule}
+        backward = Backward(trace, ruled, self.sums.gradients, self._power, n)
+        backward.run(objective, [value for value in self.model.parameters() if id(value) in reached])
+        return scalars.detach()
+
+    def _traced(self, inputs: Any) -> tuple[Trace, Blocks | None, Tensor, bool] | None:
+        """A watched forward pass: the trace, its output, and whether layouts were found in it for the first time."""
+        n = num_samples(inputs)
+        for again in (False, True):
+            if self._calls is None and n > 1:
+                self._probe(inputs)
+                if self._calls is None:
+                    return None
+            calls = self._calls or []
+            fresh = n > 1 and any(call.alone is not None for call in calls)
+            blocks = Blocks(n) if self._scalar is None else None
+            trace = Trace(dict(self.parameters), self._constants(), n, calls, n - 1, blocks)
+            try:
+                with trace:
+                    output = self._call(self.model, inputs)
+            except ValueError:
+                raise
+            except Exception as error:
+                self._slow_for_all(f"watching it failed: {error}")
+                return None
+            if trace.inputs_changed():
+                self._slow_for_all("an input is changed in place after a layer used it")
+                return None
+            if n == 1 or (trace.same_calls and len(trace.calls) == len(calls)):
+                return trace, blocks, output, fresh
+            if again or fresh:
+                break
+            self._calls = None  # this batch is processed by other calls than the last one: look again
+        self._slow_for_all("a batch is processed by other calls than a sample alone")
+        return None
+
+    def _constants(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
+
+    def _are_all_slow(self) -> bool:
+        return len(self.without_rule) == len(self.parameters)
+
+    def _slow_for_all(self, reason: str) -> None:
+        self._calls = None
+        self.without_rule |= dict.fromkeys(self.parameters, reason)
+
+    def _tell(self, names: Sequence[str]) -> None:
+        assert self._one_by_one is not None
+        torch_says = self._one_by_one.why_not_vectorized
+        reasons = [*dict.fromkeys(self.without_rule[name] for name in names), torch_says]
+        logger.info(
+            "importance of %s: the slow path, %s (%s); %.2f of %.2f s",
+            f"{listed(_modules_of(names))} ({len(names)} of {len(self.parameters)} parameters)",
+            "one sample at a time" if torch_says else "samples in chunks by torch.func",
+            "; ".join(filter(None, reasons)),
+            self._seconds["one by one"],
+            self._seconds["all"],
+        )
+
+    # --- for comparison
+
+    def _batch_gradient(self, inputs: Any) -> Tensor:
+        if self._scalar is None:
+            raise ValueError("approximate='batch' is for the whole model, not for layers by themselves")
+        scalars = self._scalar(self._call(self.model, inputs))
+        if scalars.requires_grad:
+            columns = scalars.sum(0)
+            for number, column in enumerate(columns):
+                gradients = torch.autograd.grad(
+                    column, list(self.parameters.values()), retain_graph=number + 1 < len(columns), allow_unused=True
+                )
+                for name, gradient in zip(self.parameters, gradients, strict=True):
+                    if gradient is not None:
+                        self.sums.gradients[name] += magnitude_(gradient.clone(), self._power)
+        return scalars.detach()
 
 
-def _inputs(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key not in ("label", "labels")}
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
+def _modules_of(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
 
 
-def _map(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: _map(function, value) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        values = [_map(function, value) for value in batch]
-        return type(batch)(*values) if isinstance(getattr(batch, "_fields", None), tuple) else type(batch)(values)
-    return batch
+def _without(parameters: dict[str, nn.Parameter], left_out: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters but those with one of these names, or in a module with one of them."""
+    if isinstance(left_out, str):
+        raise ValueError(f"left_out must be a list of names, got the text {left_out!r}")
+    for each in left_out:
+        if not any(name == each or name.startswith(f"{each}.") for name in parameters):
+            raise ValueError(
+                f"left_out: no trainable parameter is, or is in, {each!r}; there are {listed(_modules_of(parameters))}"
+            )
+    return {
+        name: value
+        for name, value in parameters.items()
+        if not any(name == each or name.startswith(f"{each}.") for each in left_out)
+    }
 
 
-def _to(batch: Any, device: torch.device) -> Any:
-    return _map(lambda tensor: tensor.to(device, non_blocking=True), batch)
-
-
-def _length(batch: Any) -> int:
-    lengths: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        lengths.append(len(tensor))
-        return tensor
-
-    _map(note, batch)
-    if not lengths or len(set(lengths)) > 1:
-        raise ValueError(f"the tensors of a batch must have one row a sample, got lengths {lengths}")
-    return lengths[0]
-
-
-def _split(batch: Any, size: int) -> Iterator[Any]:
-    for start in range(0, _length(batch), size):
-        yield _map(lambda tensor, start=start: tensor[start : start + size], batch)
+def _dtype(value: Tensor) -> torch.dtype:
+    return torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
