@@ -78,7 +78,13 @@ def write_run(
             "seen": {metric: cut(factor, row) for metric, factor in factors.items()},
             "task": {metric: cut(1.01 * factor, row) for metric, factor in factors.items()},
         }
-        unprotected = {"buffers": ["stem.running_mean"], "frozen parameters": [], "replaced": [], "loss parameters": []}
+        unprotected = {
+            "buffers": ["stem.running_mean"],
+            "frozen parameters": [],
+            "replaced or new": [],
+            "loss parameters": [],
+            "layers": {layer: [9 * (layer == "block2"), 36] for layer in layers},
+        }
         record = {"kind": "task", "task": task, "name": names[task], "seconds": 2.5, "scores": scores}
         records.append(
             record | {"queries": [108] * (task + 1), "without_relevant": [0] * (task + 1), "unprotected": unprotected}

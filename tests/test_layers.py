@@ -13,7 +13,8 @@ PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
     {"params", "hooks", "metrics", "forgetting", "data", "images", "version"},
-    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "penalty", "doctor"},
+    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "doctor"}
+    | {"penalty", "penalty_gradient", "coverage", "protection_file"},
     {"protection", "retrieval", "optimization"},
     {"evaluation", "strategies"},
     {"checkpoint"},

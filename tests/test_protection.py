@@ -568,20 +568,21 @@ def test_memory_is_two_copies_of_the_trainable_parameters():
 # --- what is left unprotected
 
 
-def test_unprotected_state_is_listed():
+def test_coverage_says_what_is_held():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     model[0].bias.requires_grad_(False)
     mas = MAS(model)
-    assert mas.unprotected()["replaced or new"] == []  # nothing is protected yet
+    assert (mas.coverage().num_held, mas.coverage().new) == (0, ())  # nothing is protected yet
     mas.consolidate([torch.randn(6, 4)])
-    assert mas.unprotected() == {
-        "buffers": ["1.num_batches_tracked", "1.running_mean", "1.running_var"],
-        "frozen parameters": ["0.bias"],
-        "replaced or new": [],
-    }
+    coverage = mas.coverage()
+    assert coverage.buffers == ("1.num_batches_tracked", "1.running_mean", "1.running_var")
+    assert coverage.frozen == ("0.bias",)
+    assert coverage.new == ()
+    assert (coverage.num_held, coverage.num_weights) == (42, 42)  # 5 x 4; 5 + 5; 2 x 5 + 2
     model[0].bias.requires_grad_(True)
-    assert mas.unprotected()["replaced or new"] == ["0.bias"]
+    assert mas.coverage().new == ("0.bias",)
+    assert (mas.coverage().num_held, mas.coverage().num_weights) == (42, 47)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -589,7 +590,7 @@ def test_a_new_head_is_unprotected_until_the_next_task(dim: int, tmp_path: Path)
     model, mas = protected()
     old = {name: value.clone() for name, value in mas.importance.items()}
     model.head = nn.Linear(5, dim).double()
-    assert mas.unprotected()["replaced or new"] == ["head.bias", "head.weight"]
+    assert mas.coverage().new == ("head.bias", "head.weight")
 
     of_trunk = {name: value for name, value in old.items() if name.startswith("trunk")}
     expected = STRENGTH * quadratic_penalty(model, mas.reference, of_trunk)
@@ -599,7 +600,7 @@ def test_a_new_head_is_unprotected_until_the_next_task(dim: int, tmp_path: Path)
     assert set(Protection.load(tmp_path / "mas.safetensors", model).importance) == set(of_trunk)
 
     new = mas.consolidate([data(6)[0]])
-    assert mas.unprotected()["replaced or new"] == []
+    assert mas.coverage().new == ()
     for name, value in mas.importance.items():
         torch.testing.assert_close(value, new[name] + of_trunk.get(name, 0.0), rtol=1e-14, atol=0)
 
@@ -621,7 +622,13 @@ def test_saved_and_loaded_it_goes_on_as_before(tmp_path: Path):
     assert (loaded.strength, loaded.decay) == (STRENGTH, 0.5)
     assert isinstance(loaded.estimate, partial)
     assert loaded.estimate.func is mas_importance
-    assert loaded.estimate.keywords == {"relative": False, "layer": "head", "forward": None}
+    assert loaded.estimate.keywords == {
+        "relative": False,
+        "layer": "head",
+        "forward": None,
+        "output": "squared_length",
+        "approximate": None,
+    }
     assert loaded.value() == mas.value()
     for a, b in [(model, mas), (other, loaded)]:
         optimizer = AdamW(a.parameters(), lr=0.01)

@@ -95,10 +95,28 @@ def test_the_page_shows_every_metric_on_both_galleries(run: Path):
 
 def test_the_page_shows_configuration_versions_duration_and_what_is_unprotected(run: Path):
     text = _Text(run / "report" / "report.html").text
-    for words in ("strategy.strength 0.3", "loss.mining batch_hard", "torch 2.15.0", "buffers (1) stem.running_mean"):
+    for words in ("strategy.strength 0.3", "loss.mining batch_hard", "torch 2.15.0"):
         assert words in text
+    # five layers of 6 x 5 + 6 weights, of which 9 have importance 0: 171 of 180
+    assert "171 of 180 trainable weights are held (95 %)." in text
+    assert "Free because their importance is 0, as a share of their layer: block2 25 %." in text
+    assert "Not held: 1 buffer: stem.running_mean." in text
     assert "duration 8.7 s" in text  # three tasks with four epochs of 0.1 s and an evaluation of 2.5 s
     assert "Not in this report" not in text
+
+
+def test_runs_of_earlier_versions_show_what_they_recorded(run: Path, tmp_path: Path):
+    """Names over all tasks, no counts; and nothing at all where there was no protection."""
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    for earlier, expected in (
+        ([{"buffers": ["a"], "frozen parameters": ["w"]}, {"buffers": ["a", "b"]}], "Not held: 2 buffers: a, b."),
+        ([{}, {}], "The run recorded no protection of weights."),
+    ):
+        records = [{"kind": "task", "task": i, "unprotected": names} for i, names in enumerate(earlier)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        text = _Text(write_report(tmp_path)).text
+        assert expected in text
+        assert "trainable weights" not in text
 
 
 def test_the_page_is_self_contained(run: Path):

@@ -22,7 +22,7 @@ from tripletmas.training import train_stream
 
 CLASSES, DIM = 6, 6
 # Copies of the trainable parameters that a strategy keeps, as its docstring states.
-COPIES = {"finetune": 0, "frozen": 0, "joint": 0, "mas": 2}
+COPIES = {"finetune": 0, "frozen": 0, "joint": 0, "mas": 2, "local_mas": 2}
 DIFFERENT = [name for name in STRATEGIES if name != "finetune"]
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.005)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.checkpoint import RunDirectory
+from tripletmas.coverage import Coverage
 from tripletmas.folders import folder
 from tripletmas.losses import make_loss
 from tripletmas.models import conv4, mlp
@@ -491,7 +492,9 @@ def test_what_is_recorded(tiny_stream, tmp_path):
         *("r_precision", "map@r", "mrr"),
     }
     kinds = ("buffers", "frozen parameters", "replaced or new", "loss parameters")
-    assert tasks[-1]["unprotected"] == {kind: [] for kind in kinds}
+    unprotected = tasks[-1]["unprotected"]
+    assert {kind: unprotected[kind] for kind in kinds} == {kind: [] for kind in kinds}
+    assert Coverage.from_json(unprotected).num_weights == sum(p.numel() for p in model.parameters())
     index = run.read_tensors("index/final.safetensors")
     assert torch.equal(index["labels"], torch.cat([task.query.labels for task in tiny_stream]))
     with torch.no_grad():
@@ -512,6 +515,10 @@ def test_what_is_left_unprotected_is_recorded(class_images, tmp_path):
     unprotected = run.records()[-1]["unprotected"]
     assert "block1.norm.running_mean" in unprotected["buffers"]
     assert unprotected["loss parameters"] == ["loss.proxies"]
+    assert unprotected["layers"].keys() == {
+        *(f"block{number}.{part}" for number in (1, 2, 3, 4) for part in ("conv", "norm")),
+        "embedding",
+    }
 
 
 def test_a_task_where_nothing_can_be_found_is_null_in_strict_json(class_images, tmp_path):

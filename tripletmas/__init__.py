@@ -17,15 +17,16 @@ from tripletmas.version import __version__
 
 if TYPE_CHECKING:
     from tripletmas.checkpoint import RunDirectory
+    from tripletmas.coverage import Coverage
     from tripletmas.data import LabelledDataset, Source
     from tripletmas.experiment import run_experiment
     from tripletmas.forgetting import Scores
-    from tripletmas.importance import mas_importance
+    from tripletmas.importance import ImportanceAccumulator, local_mas_importance, mas_importance, merge_importance
     from tripletmas.losses import make_loss
     from tripletmas.models import make_model
     from tripletmas.optimization import TrainConfig
     from tripletmas.penalty import quadratic_penalty
-    from tripletmas.protection import MAS, Protection
+    from tripletmas.protection import MAS, LocalMAS, Protection
     from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
     from tripletmas.strategies import Consolidate, Finetune, Frozen, Joint, Strategy
     from tripletmas.tasks import Stream, Task, make_stream, split_by_class, split_by_group
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
 __all__ = [
     "MAS",
     "Consolidate",
+    "Coverage",
     "Embeddings",
     "Finetune",
     "Frozen",
+    "ImportanceAccumulator",
     "Joint",
     "LabelledDataset",
+    "LocalMAS",
     "Protection",
     "RetrievalScores",
     "RunDirectory",
@@ -51,10 +55,12 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "local_mas_importance",
     "make_loss",
     "make_model",
     "make_stream",
     "mas_importance",
+    "merge_importance",
     "quadratic_penalty",
     "run_experiment",
     "split_by_class",
@@ -68,11 +74,12 @@ _PUBLIC = {
     "data": ("LabelledDataset", "Source"),
     "experiment": ("run_experiment",),
     "forgetting": ("Scores",),
-    "importance": ("mas_importance",),
+    "coverage": ("Coverage",),
+    "importance": ("ImportanceAccumulator", "local_mas_importance", "mas_importance", "merge_importance"),
     "losses": ("make_loss",),
     "models": ("make_model",),
     "penalty": ("quadratic_penalty",),
-    "protection": ("MAS", "Protection"),
+    "protection": ("MAS", "LocalMAS", "Protection"),
     "retrieval": ("Embeddings", "RetrievalScores", "embed", "evaluate"),
     "strategies": ("Consolidate", "Finetune", "Frozen", "Joint", "Strategy"),
     "tasks": ("Stream", "Task", "make_stream", "split_by_class", "split_by_group"),

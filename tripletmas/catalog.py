@@ -15,7 +15,7 @@ import docstring_parser
 
 from tripletmas import datasets, folders, losses, models
 from tripletmas.data import Source
-from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, mas
+from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, local_mas, mas
 from tripletmas.tasks import make_stream
 
 DATASETS: dict[str, Callable[..., Source]] = {
@@ -35,6 +35,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": Finetune,
     "frozen": Frozen,
     "mas": mas,
+    "local_mas": local_mas,
     "joint": Joint,
 }
 PARTS = ("data", "model", "loss", "strategy")

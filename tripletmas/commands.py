@@ -16,6 +16,7 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from tripletmas import catalog, configuration
 from tripletmas import report as reports
@@ -162,7 +163,8 @@ def importance(arguments: Sequence[str]) -> None:
         images = images.with_transform(lambda image: 1 - image)
     protection = strategy.protection
     total = sum(float(value.sum()) for value in protection.importance.values())
-    measured = protection.estimate(experiment.model, images.loader(experiment.training.eval_batch_size))
+    batches = tqdm(images.loader(experiment.training.eval_batch_size), desc="importance", unit="batch", leave=False)
+    measured = protection.estimate(experiment.model, batches)
     protection.add(measured, weight=options.weight)
     run.rewind(state)
     # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
@@ -172,6 +174,8 @@ def importance(arguments: Sequence[str]) -> None:
     added = options.weight * sum(float(value.sum()) for value in measured.values())
     print(f"{run.path}: importance of {len(images)} images added (sum {added:.4g} to {total:.4g} so far)")
     _print_layers(measured)
+    for sentence in protection.coverage().lines():
+        print(sentence)
 
 
 # --- what the commands share

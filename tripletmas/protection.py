@@ -7,11 +7,8 @@ training loop, fires once a step whatever the gradient accumulation, and needs n
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,20 +16,21 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from tripletmas.coverage import Coverage, measure_coverage
 from tripletmas.hooks import is_registered, make_step_hook
-from tripletmas.importance import mas_importance
-from tripletmas.importance.per_sample import Forward
-from tripletmas.params import Params, differing_names, named_buffers, named_parameters, snapshot, trainable
+from tripletmas.importance import Forward, local_mas_importance, mas_importance
+from tripletmas.params import Params, differing_names, named_parameters, snapshot, trainable
 from tripletmas.penalty import quadratic_penalty
+from tripletmas.penalty_gradient import Buffers, Pulled, add_penalty_gradient, dense_gradient, laid_out_as
+from tripletmas.protection_file import described, is_described, read_protection, write_protection
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
+ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance)}
 
 
 class _Protected(NamedTuple):
@@ -45,7 +43,8 @@ class _Protected(NamedTuple):
 class Protection:
     """Holds the weights of a model in place, each as firmly as it is important to what was learned so far.
 
-    Memory: two copies of the trainable parameters, `importance` and `reference`, from the first `consolidate` on.
+    Memory: two copies of the trainable parameters, `importance` and `reference`, from the first `consolidate` on, and
+    a buffer of at most 2^20 weights, which every step uses again.
 
     Args:
         model: the model that is trained; parameters are matched by identity in memory and by canonical name on disk.
@@ -76,6 +75,7 @@ class Protection:
         self.importance: Params = {}
         self.reference: Params = {}
         self._table: dict[int, _Protected] = {}
+        self._buffers: Buffers = {}
         self._hook = make_step_hook(self._add_gradients, self.value)
         self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._checked_rates: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
@@ -168,16 +168,9 @@ class Protection:
         self.reference = snapshot({name: current[name] for name in self.importance})
         self._match()
 
-    def unprotected(self) -> dict[str, list[str]]:
-        """What the penalty cannot hold: buffers (batch norm statistics), frozen and new parameters; names by kind."""
-        current, held = named_parameters(self.model), self._held()
-        return {
-            "buffers": sorted(named_buffers(self.model)),
-            "frozen parameters": sorted(name for name, p in current.items() if not p.requires_grad),
-            "replaced or new": sorted(
-                name for name, p in current.items() if self.importance and p.requires_grad and name not in held
-            ),
-        }
+    def coverage(self) -> Coverage:
+        """What the penalty holds of the model as it is now, and what it leaves free."""
+        return measure_coverage(self.model, {name: held.importance for name, held in self._held().items()})
 
     # --- on disk
 
@@ -193,7 +186,7 @@ class Protection:
 
         Raises:
             ValueError: if the state has parameters that the model lacks, or has in other shapes; all names that do not
-                match are listed. Parameters that only the model has are unprotected, as `unprotected` says.
+                match are listed. Parameters that only the model has are not held, as `coverage` says.
         """
         importance, reference = (
             {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
@@ -209,16 +202,8 @@ class Protection:
 
     def save(self, path: str | Path) -> None:
         """Write importance, reference and settings to one safetensors file (settings as JSON in its header)."""
-        settings = {
-            "strength": self.strength,
-            "decay": self.decay,
-            "estimate": _described(self.estimate),
-        }
-        aside = Path(f"{path}.part")
-        save_file(
-            {k: v.contiguous() for k, v in self.state_dict().items()}, aside, {"protection": json.dumps(settings)}
-        )
-        os.replace(aside, path)
+        settings = {"strength": self.strength, "decay": self.decay, "estimate": described(self.estimate)}
+        write_protection(path, self.state_dict(), settings)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module, *, estimate: Estimator | None = None) -> Protection:
@@ -231,47 +216,34 @@ class Protection:
             ValueError: if the file is no saved protection or was cut short; if it was saved for another model (missing
                 and unexpected names are listed), or measures in another unit than `estimate` does.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = (file.metadata() or {}).get("protection")
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file, or was cut short: {error}") from error
-        if header is None:
-            raise ValueError(f"{path} is no saved protection: Protection.save writes those")
-        settings = json.loads(header)
-        described = settings["estimate"]
+        state, settings = read_protection(path)
+        saved = settings["estimate"]
         if estimate is None:
-            if described["function"] != "mas_importance" or described["unsaved"]:
-                raise ValueError(f"{path} was measured with {described}: give the same function as estimate=")
-            estimate = partial(mas_importance, **described["options"])
-        elif _described(estimate) != described:
-            raise ValueError(f"{path} was measured with {described}, but estimate= is {_described(estimate)}")
+            if saved["function"] not in ESTIMATORS or saved["unsaved"]:
+                raise ValueError(f"{path} was measured with {saved}: give the same function as estimate=")
+            estimate = partial(ESTIMATORS[saved["function"]], **saved["options"])
+        elif not is_described(estimate, saved):
+            raise ValueError(f"{path} was measured with {saved}, but estimate= is {described(estimate)}")
         protection = cls(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
         protection.load_state_dict(state)
         return protection
 
     # --- at an optimizer's step
 
-    @torch.no_grad()
     def _add_gradients(self, optimizer: Optimizer) -> None:
         if not self.importance:
             return
         self._follow_device()
         self._warn_if_unstable(optimizer)
-        scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
-        found = False
+        pulled = []
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                protected = self._table.get(id(parameter))
-                if protected is None:
-                    continue
-                found = True
-                pull = (parameter - protected.reference).mul_(protected.importance).mul_(2 * self.strength)
-                if scale is not None:
-                    pull.mul_(scale)
-                parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
-        self._num_protected_steps += found
+                held = self._table.get(id(parameter))
+                if held is not None:
+                    pulled.append(Pulled(parameter, dense_gradient(parameter), held.reference, held.importance))
+        scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
+        add_penalty_gradient(pulled, self.strength, self._buffers, scale=scale)
+        self._num_protected_steps += bool(pulled)
 
     def _held(self) -> dict[str, _Protected]:
         """What is protected, by name, without parameters that the model has replaced by others (a new head)."""
@@ -290,11 +262,11 @@ class Protection:
             self._follow_model()
 
     def _match(self) -> None:
-        """Look up which parameter has which importance, and bring both to one device."""
+        """Look up which parameter has which importance, and bring both to its device and strides."""
         current = named_parameters(self.model)
         for name in self.importance.keys() & current.keys():
-            self.importance[name] = self.importance[name].to(current[name].device)
-            self.reference[name] = self.reference[name].to(current[name].device)
+            self.importance[name] = laid_out_as(current[name], self.importance[name])
+            self.reference[name] = laid_out_as(current[name], self.reference[name])
         self._table = {
             id(current[name]): _Protected(name, current[name], importance, self.reference[name])
             for name, importance in self.importance.items()
@@ -307,7 +279,7 @@ class Protection:
             return
         self._checked_rates[optimizer] = True
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        largest = max((float(p.importance.max()) for p in self._table.values()), default=0.0)
+        largest = max((float(p.importance.max()) for p in self._table.values() if p.importance.numel()), default=0.0)
         if rate * self.strength * largest > 0.5:
             warnings.warn(
                 f"rate * strength * importance reaches {rate * self.strength * largest:.3g} > 0.5: plain gradient "
@@ -341,18 +313,26 @@ def MAS(
     return Protection(model, strength=strength, decay=decay, estimate=partial(mas_importance, **options))
 
 
-def _described(estimate: Estimator) -> dict[str, Any]:
-    """The estimator as JSON: its function's name, the options that JSON can hold, and the names of the others."""
-    function, options = (estimate.func, estimate.keywords) if isinstance(estimate, partial) else (estimate, {})
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-    }
-    options = {**defaults, **options}
-    plain = {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str, type(None)))}
-    return {
-        "function": getattr(function, "__name__", type(function).__name__),
-        "options": plain,
-        "unsaved": sorted(options.keys() - plain.keys()),
-    }
+def LocalMAS(
+    model: nn.Module,
+    strength: float = 0.3,
+    *,
+    decay: float = 1.0,
+    relative: bool = True,
+    forward: Forward | None = None,
+    left_out: Sequence[str] = (),
+) -> Protection:
+    """A `Protection` whose importance is `local_mas_importance`: every layer by itself, no backward pass.
+
+    Args:
+        strength: weight of the penalty (lambda).
+        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
+        relative: measure each layer's importance relative to the mean squared length of its own output (ours).
+        forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
+        left_out: names of modules or parameters that are not protected: those of other kinds than linear and
+            convolution layers, with their batch norm, have to be listed.
+
+    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version (l-MAS); the relative unit is ours.
+    """
+    options = {"relative": relative, "forward": forward, "left_out": list(left_out)}
+    return Protection(model, strength=strength, decay=decay, estimate=partial(local_mas_importance, **options))

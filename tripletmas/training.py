@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -194,11 +195,11 @@ def _finish_task(
     if not run:
         return
     run.write_tensors(f"weights/task{number:02d}.safetensors", state_of(strategy.deployed(model)))
-    unprotected = {}
+    unprotected: dict[str, Any] = {}
     if strategy.protection:
         run.write_tensors(f"importance/task{number:02d}.safetensors", strategy.protection.importance)
         own = [name for name, _ in loss.named_parameters()] if isinstance(loss, nn.Module) else []
-        unprotected = strategy.protection.unprotected() | {"loss parameters": own}
+        unprotected = replace(strategy.protection.coverage(), loss_parameters=tuple(own)).to_json()
     run.write_tensors("index/final.safetensors", {"vectors": found.queries.vectors, "labels": found.queries.labels})
     run.write_json(
         "index/final.json",

@@ -22,10 +22,7 @@ _NAMES = (
     *("sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "logsigmoid"),
 )
 ACTIVATIONS = {
-    getattr(place, name + ending, None)
-    for place in (F, torch, Tensor)
-    for name in _NAMES
-    for ending in ("", "_")
+    getattr(place, name + ending, None) for place in (F, torch, Tensor) for name in _NAMES for ending in ("", "_")
 } - {None}
 
 

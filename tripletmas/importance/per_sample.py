@@ -153,7 +153,7 @@ class PerSampleGradients:
         if self._calls is None and n > 1 and not self._are_all_slow():
             self._probe(inputs)
         most = _ACTIVATIONS.get(device_of(self.model).type, _ACTIVATIONS["cuda"])
-        parts = min(-(-n * self._numbers_per_sample // most), max(1, n // 2))
+        parts = max(1, min(-(-n * self._numbers_per_sample // most), n // 2))
         size = -(-n // parts)
         for start in range(0, n, size):
             self._keep(self._measured(rows(inputs, start, start + size)))
@@ -226,9 +226,9 @@ class PerSampleGradients:
             self.sums.layers = blocks.parameters
             trace.without_rule |= blocks.ambiguous
         reached = leaves_reached(objective)
-        native = {name for name, value in self.parameters.items() if id(value) in reached}
-        for name in sorted(trace.without_rule | native):
-            self.without_rule.setdefault(name, "no rule for how it is used")
+        for name, value in self.parameters.items():
+            if name in trace.without_rule or id(value) in reached:
+                self.without_rule.setdefault(name, "no rule for how it is used")
         ruled = {name: value for name, value in self.parameters.items() if name not in self.without_rule}
         backward = Backward(trace, ruled, self.sums.gradients, self._power, n)
         backward.run(objective, [value for value in self.model.parameters() if id(value) in reached])

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tripletmas import forgetting as measures
+from tripletmas.coverage import Coverage
 from tripletmas.report import comparison_plots, plots, texts
 from tripletmas.report.compare import Comparison, comparison, number
 from tripletmas.report.embedding_plot import draw_embedding, project
@@ -67,7 +68,7 @@ def write_report(run_directory: Path | str) -> Path:
         "plots": shown,
         "missing": run.missing,
         "absent": absent,
-        "unprotected": _unprotected(run),
+        "coverage": _coverage(run).lines(),
         "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
         "versions": section(run.config, "version"),
         "duration": _duration(run.seconds),
@@ -216,13 +217,23 @@ def _task_rows(run: Run) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _unprotected(run: Run) -> dict[str, list[str]]:
-    """What no protection held, by kind, over all tasks; kinds without any are left out."""
-    kinds: dict[str, list[str]] = {}
+def _coverage(run: Run) -> Coverage:
+    """What the penalty held: names of what it did not hold in any task, and the weights by layer after the last."""
+    found = Coverage()
     for task in run.tasks:
-        for kind, names in task.get("unprotected", {}).items():
-            kinds.setdefault(kind, []).extend(name for name in names if name not in kinds.get(kind, []))
-    return {kind: names for kind, names in kinds.items() if names}
+        now = Coverage.from_json(task.get("unprotected", {}))
+        found = Coverage(
+            buffers=_union(found.buffers, now.buffers),
+            frozen=_union(found.frozen, now.frozen),
+            new=_union(found.new, now.new),
+            loss_parameters=_union(found.loss_parameters, now.loss_parameters),
+            layers=now.layers,
+        )
+    return found
+
+
+def _union(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*names, *more]))
 
 
 def _duration(seconds: float) -> str:

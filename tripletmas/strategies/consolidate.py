@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tripletmas.params import Params
-from tripletmas.protection import MAS, Protection
+from tripletmas.protection import MAS, LocalMAS, Protection
 from tripletmas.strategies.base import Strategy
 from tripletmas.tasks import Task
 
@@ -60,3 +60,20 @@ def mas(*, strength: float = 0.3, decay: float = 1.0, relative: bool = True) -> 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018; the relative unit is ours.
     """
     return Consolidate(lambda model: MAS(model, strength, decay=decay, relative=relative))
+
+
+def local_mas(
+    *, strength: float = 0.3, decay: float = 1.0, relative: bool = True, left_out: tuple[str, ...] = ()
+) -> Consolidate:
+    """Local MAS: importance of each layer by itself, without a backward pass; on ReLU layers it is Hebb's rule.
+
+    Args:
+        strength: weight of the penalty; 0 is finetune.
+        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
+        relative: measure each layer's importance relative to the mean squared length of its own output.
+        left_out: modules or parameters that are not protected; those of other kinds than linear and convolution
+            layers, with their batch norm, have to be listed.
+
+    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version; the relative unit is ours.
+    """
+    return Consolidate(lambda model: LocalMAS(model, strength, decay=decay, relative=relative, left_out=left_out))

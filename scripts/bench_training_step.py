@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""What protection costs: seconds of a training step without it, with it attached, and with the penalty in the loss.
+
+    .venv/bin/python scripts/bench_training_step.py --threads 2
+    .venv/bin/python scripts/bench_training_step.py --model mlp --size 8 --json step.json
+
+All variants train on the same batch, each with its own copy of the model and optimizer. They take turns in every
+round, so that what else the machine does hits all alike; printed are the medians over the rounds. On a GPU the script
+waits for it before and after each timed block of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import tripletmas as tm
+
+DIM = 64
+SAMPLES_PER_CLASS = 4
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
+}
+
+
+class Training:
+    """A model that has learned one task and goes on with the next, a step at a time."""
+
+    def __init__(self, name: str, model: torch.nn.Module, batch: torch.Tensor, optimizer: str):
+        self.name = name
+        self.model = copy.deepcopy(model)
+        self.inputs = batch
+        self.labels = torch.arange(len(batch), device=batch.device) // SAMPLES_PER_CLASS
+        self.loss = tm.make_loss("triplet", dim=DIM, num_classes=int(self.labels[-1]) + 1)
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.mas = tm.MAS(self.model)
+        if name != "none":
+            # every weight matters: how importance was measured makes no difference to the time of a step
+            self.mas.add({key: torch.full_like(p, 1e-3) for key, p in self.model.named_parameters()})
+        if name == "attached":
+            self.mas.attach(self.optimizer)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        objective = self.loss(self.model(self.inputs), self.labels)
+        if self.name == "in the loss":
+            objective = objective + self.mas.value()
+        objective.item()  # as training does, which looks whether it is finite
+        objective.backward()
+        self.optimizer.step()
+
+    def seconds_per_step(self, steps: int) -> float:
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self._wait()
+        return (time.perf_counter() - began) / steps
+
+    def extra_memory(self) -> int | None:
+        """Bytes at the peak of a step beyond what is held between steps; None on CPUs, where torch does not count."""
+        if self.inputs.device.type != "cuda":
+            return None
+        self._wait()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.step()
+        self._wait()
+        return torch.cuda.max_memory_allocated() - before
+
+    def _wait(self) -> None:
+        if self.inputs.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each variant, the one without protection first."""
+    torch.manual_seed(0)
+    shape = (3, options.size, options.size)
+    sizes: dict[str, Any] = {"dim": DIM} | ({"pretrained": False} if options.model == "resnet18" else {})
+    model = tm.make_model(options.model, shape, options=sizes).to(options.device)
+    batch = torch.randn(options.batch, *shape, device=options.device)
+    variants = [Training(name, model, batch, options.optimizer) for name in ("none", "attached", "in the loss")]
+    for training in variants:
+        training.seconds_per_step(2)  # the first step allocates the optimizer's state
+    seconds: dict[str, list[float]] = {training.name: [] for training in variants}
+    for turn in range(options.repeats):
+        first = turn % len(variants)  # whoever comes after the hungriest finds the caches and the memory it left
+        for training in variants[first:] + variants[:first]:
+            seconds[training.name].append(training.seconds_per_step(options.steps))
+    ratios = {
+        name: statistics.median(own / bare for own, bare in zip(times, seconds["none"], strict=True))
+        for name, times in seconds.items()
+    }
+    return [
+        {
+            "protection": training.name,
+            "median_seconds": statistics.median(seconds[training.name]),
+            "fastest_seconds": min(seconds[training.name]),
+            "ratio": ratios[training.name],  # the median over the rounds of the ratio within a round
+            "extra_memory": training.extra_memory(),
+        }
+        for training in variants
+    ]
+
+
+def print_table(rows: list[dict[str, Any]], title: str) -> None:
+    table = Table()
+    table.add_column("protection")
+    for name in ("median ms", "fastest ms", "ratio", "peak MiB"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        memory = "–" if row["extra_memory"] is None else f"{row['extra_memory'] / 2**20:.1f}"
+        times = [f"{1000 * row[key]:.2f}" for key in ("median_seconds", "fastest_seconds")]
+        table.add_row(row["protection"], *times, f"{row['ratio']:.3f}", memory)
+    print(title)
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["resnet18", "conv4", "mlp"], default="resnet18")
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw")
+    parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=64, help=f"samples, {SAMPLES_PER_CLASS} of each class")
+    parser.add_argument("--steps", type=int, default=2, help="steps that are timed together")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds")
+    parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    options = parser.parse_args()
+    if options.batch < 2 * SAMPLES_PER_CLASS:
+        parser.error(f"--batch must be >= {2 * SAMPLES_PER_CLASS} to form a negative pair, got {options.batch}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows = measure(options)
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    print_table(
+        rows,
+        f"{options.model}, {options.batch} images of {options.size}x{options.size}, {options.optimizer}, {device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+    )
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        settings |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "machine": platform.machine()}
+        options.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
