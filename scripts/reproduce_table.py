@@ -28,6 +28,10 @@ METHODS = {
         f"mas-{strength}": ["--strategy=mas", f"--strategy.strength={strength}"]
         for strength in ("0.03", "0.1", "0.3", "1", "3")
     },
+    **{
+        f"local_mas-{strength}": ["--strategy=local_mas", f"--strategy.strength={strength}"]
+        for strength in ("0.03", "0.1", "0.3", "1", "3")
+    },
     "joint": ["--strategy=joint"],
 }
 # folder -> what differs from datasets/<data>/mas.yaml

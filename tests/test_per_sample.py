@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
 import oracles
@@ -10,8 +11,12 @@ import torch
 from architectures import ARCHITECTURES, made
 from torch import Tensor
 
-from tripletmas.importance import mas_importance, per_sample
+from tripletmas.importance import local_mas_importance, mas_importance, per_sample
+from tripletmas.importance.backward import Backward
+from tripletmas.importance.convolution import Convolution
 from tripletmas.importance.per_sample import PerSampleGradients
+from tripletmas.importance.rules import Linear
+from tripletmas.importance.trace import Trace
 
 SLOW = "the slow path"
 ONE_BY_ONE = "one sample at a time"
@@ -188,3 +193,19 @@ def test_what_was_measured_before_a_weight_became_slow_stays():
     batches = [torch.randn(4, length, 3, dtype=torch.float64) for length in (2, 3, 2)]
     expected = oracles.mas_importance(model, [sample for batch in batches for sample in batch.split(1)])
     assert_same(mas_importance(model, batches), expected)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "vit", "weight norm", "lstm", "samples influence each other"])
+def test_nothing_is_kept_alive(name: str):
+    """The graph's hooks know the trace, which knows the graph: a circle that would keep every batch in memory."""
+    model, x = made(name)
+    gc.collect()
+    gc.disable()
+    try:
+        mas_importance(model, x.split(5))
+        mas_importance(model, [x], output="vector")
+        if name == "mlp":
+            local_mas_importance(model, [x])
+        assert not [each for each in gc.get_objects() if type(each) in (Trace, Backward, Linear, Convolution)]
+    finally:
+        gc.enable()

@@ -207,11 +207,15 @@ class PerSampleGradients:
 
     def _by_rules(self, inputs: Any) -> Tensor | None:
         """Add the gradients of all parameters with rules; None, and nothing added, if this batch cannot be done so."""
-        n = num_samples(inputs)
         traced = self._traced(inputs)
         if traced is None:
             return None
-        trace, blocks, output, fresh = traced
+        try:
+            return self._from_trace(num_samples(inputs), *traced)
+        finally:
+            traced[0].close()
+
+    def _from_trace(self, n: int, trace: Trace, blocks: Blocks | None, output: Tensor, fresh: bool) -> Tensor | None:
         if fresh and not is_near(output[n - 1 :].detach(), self._alone) and bool(torch.isfinite(output).all()):
             self._slow_for_all("the samples of a batch influence each other")
             return None
@@ -246,19 +250,24 @@ class PerSampleGradients:
             fresh = n > 1 and any(call.alone is not None for call in calls)
             blocks = Blocks(n) if self._scalar is None else None
             trace = Trace(dict(self.parameters), self._constants(), n, calls, n - 1, blocks)
+            found = None
             try:
                 with trace:
                     output = self._call(self.model, inputs)
+                if trace.inputs_changed():
+                    self._slow_for_all("an input is changed in place after a layer used it")
+                    return None
+                if n == 1 or (trace.same_calls and len(trace.calls) == len(calls)):
+                    found = trace, blocks, output, fresh
+                    return found
             except ValueError:
                 raise
             except Exception as error:
                 self._slow_for_all(f"watching it failed: {error}")
                 return None
-            if trace.inputs_changed():
-                self._slow_for_all("an input is changed in place after a layer used it")
-                return None
-            if n == 1 or (trace.same_calls and len(trace.calls) == len(calls)):
-                return trace, blocks, output, fresh
+            finally:
+                if found is None:
+                    trace.close()
             if again or fresh:
                 break
             self._calls = None  # this batch is processed by other calls than the last one: look again

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from tripletmas.importance.blocks import Blocks
 from tripletmas.importance.layout import Layout, find_layout, layouts_by_shape
@@ -171,9 +172,10 @@ class Trace(_Watch):
         self.without_rule: set[str] = set()
         self.uses: list[Use] = []
         self.anchor: Tensor | None = None
-        self.arrived: Callable[[int, Layout, Tensor], None] = lambda use, layout, grad: None
+        self.arrived: Callable[[int, Layout, Tensor], None] = _nothing
         self._num_samples, self._expected, self._sample = num_samples, expected, sample
         self._blocks = blocks
+        self._handles: list[RemovableHandle] = []
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
         number = len(self.calls)
@@ -228,6 +230,13 @@ class Trace(_Watch):
         if self._blocks is not None:
             self._blocks.passed(function, args, output)
 
+    def close(self) -> None:
+        """Let go of the graph: its hooks know this trace and the trace knows the graph, a circle that nobody else ends."""
+        for handle in self._handles:
+            handle.remove()
+        self.uses, self.arrived, self._blocks = [], _nothing, None
+        self._weights, self._constants = {}, {}
+
     def inputs_changed(self) -> bool:
         """Whether an input was changed in place after its layer used it, so that its rule has lost it."""
         return any(use.rule.input._version != use.version for use in self.uses)
@@ -274,7 +283,7 @@ class Trace(_Watch):
 
     def _watch(self, number: int, layout: Layout, output: Tensor, use: Use) -> None:
         self.calls[number] = self.calls[number]._replace(layout=layout)
-        output.register_hook(partial(self._grad_of, len(self.uses), layout))
+        self._handles.append(output.register_hook(partial(self._grad_of, len(self.uses), layout)))
         self.uses.append(use)
 
     def _grad_of(self, use: int, layout: Layout, grad: Tensor) -> None:
@@ -316,6 +325,10 @@ _attention = FunctionType(
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 _attention.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+
+
+def _nothing(use: int, layout: Layout, grad: Tensor) -> None:
+    """What is done with a gradient before anybody wants it."""
 
 
 def _is_copied(tensor: Tensor, dim: int, shape: torch.Size) -> bool:
