@@ -115,8 +115,7 @@ def measured(case: Case, batch_size: int, device: torch.device, ways: list[str],
         "all_seconds": seconds,
         "ratio_to_plain": {way: value / fastest["plain"] for way, value in fastest.items()} if "plain" in ways else {},
         "peak_megabytes": memory,
-        "difference_float32": difference(model, batch),
-        "difference_float64": difference(model.double(), batch.double()),
+        **differences(model, batch),
     }
 
 
@@ -160,9 +159,20 @@ WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {
 }
 
 
-def difference(model: nn.Module, batch: Tensor) -> float:
-    """The largest difference between ours and the loop, relative to the largest importance in the same parameter."""
-    found, expected = ours(model, batch), loop(model, batch)
+def differences(model: nn.Module, batch: Tensor) -> dict[str, float]:
+    """Largest differences between ours and the loop, and of both in float32 to the loop in float64."""
+    single, single_loop = ours(model, batch), loop(model, batch)
+    double, truth = ours(model.double(), batch.double()), loop(model, batch.double())
+    return {
+        "float32": difference(single, single_loop),
+        "float64": difference(double, truth),
+        "ours_float32_to_loop_float64": difference(single, truth),
+        "loop_float32_to_loop_float64": difference(single_loop, truth),
+    }
+
+
+def difference(found: Params, expected: Params) -> float:
+    """The largest difference, relative to the largest importance in the same parameter."""
     largest = [(found[name] - value).abs().max() / value.abs().max() for name, value in expected.items() if value.any()]
     return max(float(each) for each in largest)
 
@@ -217,18 +227,27 @@ def resident() -> int:
 
 # --- printing
 
+DIFFERENCES = {
+    "float32": "f32 to loop",
+    "float64": "f64 to loop",
+    "ours_float32_to_loop_float64": "f32 to f64",
+    "loop_float32_to_loop_float64": "loop to f64",
+}
+
 
 def header(ways: list[str]) -> str:
     columns = [f"{'model':<16}{'batch':>6}", *(f"{way + ' s':>9}" for way in ways)]
     columns += [f"{way + '/plain':>11}" for way in ways if way != "plain"]
-    return "".join([*columns, *(f"{way + ' MB':>9}" for way in ways), f"{'diff f32':>10}{'diff f64':>10}"])
+    return "".join(
+        [*columns, *(f"{way + ' MB':>9}" for way in ways), *(f"{name:>12}" for name in DIFFERENCES.values())]
+    )
 
 
 def line(name: str, batch_size: int, result: dict, ways: list[str]) -> str:
     columns = [f"{name:<16}{batch_size:>6}", *(f"{result['seconds'][way]:>9.4f}" for way in ways)]
     columns += [f"{result['ratio_to_plain'].get(way, float('nan')):>11.2f}" for way in ways if way != "plain"]
     columns += [f"{result['peak_megabytes'][way]:>9.0f}" for way in ways]
-    return "".join([*columns, f"{result['difference_float32']:>10.1e}{result['difference_float64']:>10.1e}"])
+    return "".join([*columns, *(f"{result[name]:>12.1e}" for name in DIFFERENCES)])
 
 
 if __name__ == "__main__":

@@ -357,7 +357,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "conv2d strided, dilated": Architecture(
         lambda: convolution("Conv2d", 2, 3, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(1, 2)), images
     ),
-    "conv2d, many positions": Architecture(lambda: convolution("Conv2d", 2, 3, 3), randn(2, 14, 14)),
+    "conv2d, few positions": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding=1), randn(2, 3, 3)),
     "conv2d pointwise": Architecture(lambda: convolution("Conv2d", 2, 3, 1, stride=2, bias=False), images),
     "conv2d grouped": Architecture(lambda: convolution("Conv2d", 4, 6, 3, groups=2), randn(4, 5, 5)),
     "conv2d depthwise": Architecture(lambda: convolution("Conv2d", 3, 6, 3, groups=3, padding=1), randn(3, 5, 5)),
@@ -369,6 +369,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "conv2d valid": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding="valid"), images),
     "conv2d channels last": Architecture(
         lambda: convolution("Conv2d", 2, 3, 3).to(memory_format=torch.channels_last), images
+    ),
+    "conv2d channels last, few positions": Architecture(
+        lambda: convolution("Conv2d", 2, 3, 3).to(memory_format=torch.channels_last), randn(2, 4, 4)
     ),
     "conv3d": Architecture(lambda: convolution("Conv3d", 2, 3, (2, 3, 2), padding=1), randn(2, 3, 4, 3)),
     "transposed conv1d": Architecture(lambda: convolution("ConvTranspose1d", 3, 2, 3, stride=2), randn(3, 5)),

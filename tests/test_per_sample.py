@@ -11,7 +11,7 @@ import torch
 from architectures import ARCHITECTURES, made
 from torch import Tensor
 
-from tripletmas.importance import local_mas_importance, mas_importance, per_sample
+from tripletmas.importance import accumulate, local_mas_importance, mas_importance, per_sample
 from tripletmas.importance.backward import Backward
 from tripletmas.importance.convolution import Convolution
 from tripletmas.importance.per_sample import PerSampleGradients
@@ -76,6 +76,15 @@ def test_large_batches_are_parted(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x = made(name, count=11)
     expected = mas_importance(model, [x])
     monkeypatch.setitem(per_sample._ACTIVATIONS, "cpu", 200)
+    assert_same(mas_importance(model, [x]), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "conv" in name] + ["mlp", "vit", "group norm"])
+def test_small_buffers_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
+    """What does not fit into the buffer at once is done in strips of rows, and in chunks of samples."""
+    model, x = made(name, count=11)
+    expected = oracles.mas_importance(model, x.split(1))
+    monkeypatch.setitem(accumulate._BUFFER, "cpu", 30)
     assert_same(mas_importance(model, [x]), expected)
 
 

@@ -33,3 +33,18 @@ def test_bench_training_step_says_what_it_cannot_do():
     ran = run("bench_training_step.py", "--batch", "4")
     assert ran.returncode == 2
     assert "--batch must be >= 8 to form a negative pair, got 4" in ran.stderr
+
+
+def test_bench_importance(tmp_path: Path):
+    small = ["--models", "mlp", "conv4", "--batch", "4", "--rounds", "1", "--threads", "1", "--device", "cpu"]
+    ran = run("bench_importance.py", *small, "--json", str(tmp_path / "importance.json"))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "importance.json").read_text())
+    assert list(found["results"]) == ["mlp", "conv4"]
+    for name, result in found["results"].items():
+        assert set(result["seconds"]) == {"plain", "ours", "loop", "vmap"}
+        assert min(result["seconds"].values()) > 0
+        assert (result["ratio_to_plain"]["plain"], result["batch_size"]) == (1, 4)
+        assert result["float64"] < 1e-10
+        assert result["ours_float32_to_loop_float64"] < 1e-4
+        assert name in ran.stdout

@@ -92,12 +92,14 @@ class ImportanceAccumulator:
 
     def _refuse_constant_length(self, sums: PerSampleSums, lengths: Tensor) -> None:
         mean = float(lengths.mean())
-        weights = trainable(self._model)
-        # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised, when it is rounding noise
-        reaction = sum(float((total * weights[name].detach().abs()).sum()) for name, total in sums.gradients.items())
         equal = float(lengths.max() - lengths.min()) <= _EQUAL_LENGTHS * mean
-        noise = self._output == "squared_length" and equal and reaction <= _ROUNDING_NOISE * mean * sums.num_samples
-        if noise or not any(bool(total.any()) for total in sums.gradients.values()):
+        noise = False
+        if equal and self._output == "squared_length":
+            weights = trainable(self._model)
+            # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised: then it is rounding
+            reactions = ((total * weights[name].detach().abs()).sum() for name, total in sums.gradients.items())
+            noise = sum(map(float, reactions)) <= _ROUNDING_NOISE * mean * sums.num_samples
+        if noise or not any(bool(total.sum() > 0) for total in sums.gradients.values()):
             measured = f"the output of layer {self._layer!r}" if self._layer else "the model's output"
             raise ValueError(
                 f"the importance is zero everywhere: the length of {measured} ({mean**0.5:.4g}) does not depend on any "

@@ -14,7 +14,7 @@ from tripletmas.importance.layout import Layout
 from tripletmas.importance.rule import Rule, Weights, given
 
 # From this many positions on, a convolution's own backward pass for one sample beats unfolding its input.
-_MANY_POSITIONS = 128
+_MANY_POSITIONS = 16
 
 
 class Convolution(Rule):
@@ -71,7 +71,8 @@ class Convolution(Rule):
         if role == "bias":
             total.add_(magnitude_(self._of_bias(), power).sum(0))
         elif self._is_depthwise():
-            total.add_(magnitude_(self._all_at_once(), power).sum(0))
+            for gradients in self._as_groups():
+                total.add_(magnitude_(gradients, power).sum(0))
         elif self._is_pointwise() or self._has_few_positions():
             self._add_products(total, power)
         else:
@@ -81,7 +82,8 @@ class Convolution(Rule):
         if role == "bias":
             yield from self._of_bias()
         elif self._is_depthwise():
-            yield from self._all_at_once()
+            for gradients in self._as_groups():
+                yield from gradients
         else:
             weight = given(self.weights["weight"]).detach()
             for grad, images in zip(self._grad, self._input, strict=True):
@@ -109,13 +111,16 @@ class Convolution(Rule):
         weight = given(self.weights["weight"])
         return self.groups > 1 and weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self.transposed
 
-    def _all_at_once(self) -> Tensor:
-        """(n, *weight.shape): the samples as groups of one convolution on one image with n times the channels."""
+    def _as_groups(self) -> Iterator[Tensor]:
+        """Chunks of (samples, *weight.shape): samples as groups of a convolution on one image with all channels."""
         weight = given(self.weights["weight"]).detach()
-        n = self._num_samples
-        grad, images = (each.flatten(0, 2).unsqueeze(0) for each in (self._grad, self._input))
-        repeated = weight.repeat(n, *(1,) * (weight.ndim - 1))
-        return self._weight_gradient(grad, images, repeated, n * self.groups).view(n, *weight.shape)
+        step = max(1, buffer_size(weight) // weight.numel())
+        for start in range(0, self._num_samples, step):
+            parts = (each[start : start + step] for each in (self._grad, self._input))
+            grad, images = (each.flatten(0, 2).unsqueeze(0) for each in parts)
+            n = min(step, self._num_samples - start)
+            repeated = weight.repeat(n, *(1,) * (weight.ndim - 1))
+            yield self._weight_gradient(grad, images, repeated, n * self.groups).view(n, *weight.shape)
 
     def _is_pointwise(self) -> bool:
         weight = given(self.weights["weight"])

@@ -231,7 +231,7 @@ class Trace(_Watch):
             self._blocks.passed(function, args, output)
 
     def close(self) -> None:
-        """Let go of the graph: its hooks know this trace and the trace knows the graph, a circle that nobody else ends."""
+        """Let go of the graph: its hooks know this trace, which knows the graph; nobody else ends that circle."""
         for handle in self._handles:
             handle.remove()
         self.uses, self.arrived, self._blocks = [], _nothing, None
