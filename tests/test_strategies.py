@@ -206,3 +206,18 @@ def test_mas_must_be_prepared():
     strategy, task = build_strategy("mas", {}), make_stream(1)[0]
     with pytest.raises(RuntimeError, match=r"call strategy\.prepare\(model\) first"):
         strategy.after_task(make_model(), task)
+
+
+def test_layers_that_local_mas_does_not_know_are_told_before_the_training():
+    model = torch.nn.Sequential(make_model(), torch.nn.LayerNorm(DIM))
+    stream, losses = make_stream(1), []
+
+    def counted(embeddings: Tensor, labels: Tensor) -> Tensor:
+        losses.append(1)
+        return embeddings.sum()
+
+    with pytest.raises(ValueError, match=r"not for 1 .*left_out="):
+        train_stream(model, stream, build_strategy("local_mas", {}), counted, CONFIG)
+    assert not losses
+    train_stream(model, stream, build_strategy("local_mas", {"left_out": ("1",)}), counted, CONFIG)
+    assert losses

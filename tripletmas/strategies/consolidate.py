@@ -21,17 +21,23 @@ class Consolidate(Strategy):
     Args:
         protect: model -> Protection.
         batch_size: samples that are read at once while importance is measured; no result depends on it.
+        try_first: measure two samples before the first task, for an estimator that knows some kinds of layers only:
+            what it says of the others then comes before the training, not after.
     """
 
-    def __init__(self, protect: Callable[[nn.Module], Protection], *, batch_size: int = 256):
+    def __init__(self, protect: Callable[[nn.Module], Protection], *, batch_size: int = 256, try_first: bool = False):
         self.protect = protect
         self.batch_size = batch_size
+        self.try_first = try_first
 
     def prepare(self, model: nn.Module) -> None:
         self.protection = self.protect(model)
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
-        self._prepared().attach(optimizer)
+        protection = self._prepared()
+        protection.attach(optimizer)
+        if self.try_first and not protection.importance:
+            protection.estimate(model, [task.train.plain()[[0, 1]]])
 
     def after_task(self, model: nn.Module, task: Task) -> None:
         self._prepared().consolidate(task.train.plain().loader(self.batch_size))
@@ -76,4 +82,6 @@ def local_mas(
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version; the relative unit is ours.
     """
-    return Consolidate(lambda model: LocalMAS(model, strength, decay=decay, relative=relative, left_out=left_out))
+    return Consolidate(
+        lambda model: LocalMAS(model, strength, decay=decay, relative=relative, left_out=left_out), try_first=True
+    )
