@@ -23,13 +23,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tripletmas.importance.accumulate import magnitude_
 from tripletmas.importance.backward import Backward, leaves_reached
 from tripletmas.importance.batches import Forward, make_call, num_samples, prepared, rows
 from tripletmas.importance.blocks import Blocks
 from tripletmas.importance.layout import is_near
 from tripletmas.importance.measuring import float_type, measuring
-from tripletmas.importance.single import OneByOne
+from tripletmas.importance.single import OneByOne, add_gradients
 from tripletmas.importance.trace import Call, Probe, Trace
 from tripletmas.params import Params, device_of, listed, trainable, unwrap
 
@@ -304,15 +303,7 @@ class PerSampleGradients:
         if self._scalar is None:
             raise ValueError("approximate='batch' is for the whole model, not for layers by themselves")
         scalars = self._scalar(self._call(self.model, inputs))
-        if scalars.requires_grad:
-            columns = scalars.sum(0)
-            for number, column in enumerate(columns):
-                gradients = torch.autograd.grad(
-                    column, list(self.parameters.values()), retain_graph=number + 1 < len(columns), allow_unused=True
-                )
-                for name, gradient in zip(self.parameters, gradients, strict=True):
-                    if gradient is not None:
-                        self.sums.gradients[name] += magnitude_(gradient.clone(), self._power)
+        add_gradients(scalars.sum(0), self.parameters, self.sums.gradients, self._power)
         return scalars.detach()
 
 

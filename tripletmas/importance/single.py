@@ -78,18 +78,22 @@ class OneByOne:
     def _in_turn(self, parameters: dict[str, nn.Parameter], inputs: Any, totals: Params) -> Tensor:
         found = []
         for sample in split(inputs, 1):
-            scalars = self._scalar(self._call(self._model, sample))[0]
-            if scalars.requires_grad:  # otherwise no trainable parameter reaches the output
-                for column, value in enumerate(scalars):
-                    again = column + 1 < len(scalars)
-                    gradients = torch.autograd.grad(
-                        value, list(parameters.values()), allow_unused=True, retain_graph=again
-                    )
-                    for name, gradient in zip(parameters, gradients, strict=True):
-                        if gradient is not None:
-                            totals[name] += magnitude_(gradient.clone(), self._power)
+            scalars = self._scalar(self._call(self._model, sample))
+            add_gradients(scalars[0], parameters, totals, self._power)
             found.append(scalars.detach())
-        return torch.stack(found)
+        return torch.cat(found)
+
+
+def add_gradients(scalars: Tensor, parameters: dict[str, nn.Parameter], totals: Params, power: int) -> None:
+    """totals[name] += |gradient|^power of each of the scalars, (m,), in turn."""
+    if not scalars.requires_grad:  # no trainable parameter reaches the output
+        return
+    for number, scalar in enumerate(scalars):
+        again = number + 1 < len(scalars)
+        gradients = torch.autograd.grad(scalar, list(parameters.values()), retain_graph=again, allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                totals[name] += magnitude_(gradient.clone(), power)
 
 
 class _Callee(nn.Module):
