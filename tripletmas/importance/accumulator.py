@@ -49,7 +49,10 @@ class ImportanceAccumulator:
             raise ValueError(f"output must be 'squared_length' or 'vector', got {output!r}")
         self._model, self._relative, self._layer, self._output = model, relative, layer, output
         scalar = _squared_length if output == "squared_length" else _each_output
-        self._engine = PerSampleGradients(model, scalar, layer=layer, forward=forward, approximate=approximate)
+        size = _total if output == "squared_length" else _total_square
+        self._engine = PerSampleGradients(
+            model, scalar, layer=layer, forward=forward, size=size, approximate=approximate
+        )
         self._versions = self._weight_versions()
 
     @property
@@ -78,11 +81,12 @@ class ImportanceAccumulator:
             ValueError: without any sample; if nothing is important, with the cause.
         """
         sums = self._engine.finished()
-        squared_lengths = sums.values() if self._output == "squared_length" else sums.values().square().sum(1)
-        self._refuse_constant_length(sums, squared_lengths)
+        self._refuse_constant_length(sums)
         scale = 1 / sums.num_samples
         if self._relative:
-            mean = float(squared_lengths.mean())
+            mean = sums.mean  # squared length
+            if mean == 0:
+                raise ValueError("every embedding is zero, so no importance can be relative to its length")
             # the gradient of an output has the unit of the length, that of the squared length the unit of its square
             scale /= mean if self._output == "squared_length" else mean**0.5
         return {name: total * scale for name, total in sums.gradients.items()}
@@ -90,9 +94,9 @@ class ImportanceAccumulator:
     def _weight_versions(self) -> list[tuple[int, int]]:
         return [(id(value), value._version) for value in self._engine.parameters.values()]
 
-    def _refuse_constant_length(self, sums: PerSampleSums, lengths: Tensor) -> None:
-        mean = float(lengths.mean())
-        equal = float(lengths.max() - lengths.min()) <= _EQUAL_LENGTHS * mean
+    def _refuse_constant_length(self, sums: PerSampleSums) -> None:
+        mean = sums.mean
+        equal = sums.largest - sums.smallest <= _EQUAL_LENGTHS * mean
         noise = False
         if equal and self._output == "squared_length":
             weights = trainable(self._model)
@@ -141,8 +145,16 @@ def merge_importance(estimates: Sequence[Params], weights: Sequence[float]) -> P
 
 
 def _squared_length(outputs: Tensor) -> Tensor:
-    return outputs.square().flatten(1).sum(1, keepdim=True)
+    return outputs.reshape(len(outputs), -1).square().sum(1, keepdim=True)
 
 
 def _each_output(outputs: Tensor) -> Tensor:
-    return outputs.flatten(1)
+    return outputs.reshape(len(outputs), -1)
+
+
+def _total(scalars: Tensor) -> Tensor:
+    return scalars.sum(1)
+
+
+def _total_square(scalars: Tensor) -> Tensor:
+    return scalars.square().sum(1)

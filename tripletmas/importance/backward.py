@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tripletmas.importance.accumulate import magnitude_
 from tripletmas.importance.layout import Layout
-from tripletmas.importance.trace import Trace
+from tripletmas.importance.trace import Trace, Weight
 from tripletmas.params import Params
 
 
@@ -19,78 +19,94 @@ class Backward:
 
     Args:
         parameters: those to measure, by name; the trace may know more.
+        check: the number of a sample whose gradients, of the first scalar, are kept in `checked`.
     """
 
-    def __init__(self, trace: Trace, parameters: Mapping[str, nn.Parameter], totals: Params, power: int, n: int):
+    def __init__(
+        self,
+        trace: Trace,
+        parameters: Mapping[str, nn.Parameter],
+        totals: Params,
+        power: int,
+        n: int,
+        check: int | None = None,
+    ):
         self._trace, self._parameters, self._totals, self._power, self._n = trace, parameters, totals, power, n
+        self._check, self._is_first, self._is_last = check, True, False
+        self.checked: Params = {}
         self._waiting: list[int] = []  # uses that have their gradient and wait for the other ones
         num_uses: dict[str, int] = {}
         computed_from: set[str] = set()
         for use in trace.uses:
-            for weight in use.weights.values():
+            for weight in use.weights.values() if use is not None else ():
                 for name in weight.parameters:
                     num_uses[name] = num_uses.get(name, 0) + 1
                     if not weight.is_parameter:
                         computed_from.add(name)
         # the gradients that one sample has through several uses are summed before the magnitude is taken
-        self._summed = {name for name in num_uses if num_uses[name] > 1 or name in computed_from} & parameters.keys()
-        self._direct = (num_uses.keys() & parameters.keys()) - self._summed
+        self._several = {name for name in num_uses if num_uses[name] > 1 or name in computed_from} & parameters.keys()
+        self._once = (num_uses.keys() & parameters.keys()) - self._several
 
-    def run(self, scalars: Tensor, others: list[nn.Parameter]) -> None:
-        """Differentiate the scalars, (n, m), column by column.
-
-        Args:
-            others: leaves of the graph that the trace does not know: through them, too, gradients may come.
-        """
-        anchor = self._trace.anchor
-        if anchor is None or not scalars.requires_grad:
+    def run(self, scalars: Tensor, leaves: list[Tensor]) -> None:
+        """Differentiate the scalars, (n, m), column by column, with respect to all leaves of their graph."""
+        if not leaves:
             return
         self._trace.arrived = self._arrived
         columns = scalars.sum(0)
         for number, column in enumerate(columns):
-            again = number + 1 < len(columns)
-            torch.autograd.grad(column, [anchor, *others], retain_graph=again, allow_unused=True)
-            self._add_summed()
+            self._is_first, self._is_last = number == 0, number + 1 == len(columns)
+            torch.autograd.grad(column, leaves, retain_graph=not self._is_last)
+            self._add_waiting()
 
     @torch.no_grad()
     def _arrived(self, number: int, layout: Layout, grad: Tensor) -> None:
         use = self._trace.uses[number]
+        assert use is not None
         names = {role: weight.parameters for role, weight in use.weights.items()}
-        direct = [role for role in names if names[role][0] in self._direct]
-        summed = any(name in self._summed for each in names.values() for name in each)
-        if direct or summed:
-            use.rule.backward(grad, layout, self._n)
-        for role in direct:
+        once = [role for role in names if names[role][0] in self._once]
+        several = any(name in self._several for each in names.values() for name in each)
+        if not once and not several:
+            return
+        dtype = next(iter(use.weights.values())).tensor.dtype  # under an autocast of the model's own they may differ
+        if use.rule.input.is_floating_point():
+            use.rule.input = use.rule.input.to(dtype)
+        use.rule.backward(grad.to(dtype), layout, self._n)
+        for role in once:
+            if self._check is not None and self._is_first:
+                self.checked[names[role][0]] = use.rule.of_sample(role, self._check).clone()
             use.rule.add(role, self._totals[names[role][0]], self._power)
-        if summed:
+        if several:
             self._waiting.append(number)
+        elif self._is_last:
+            self._trace.uses[number] = None  # its tensors are not needed any longer
 
     @torch.no_grad()
-    def _add_summed(self) -> None:
+    def _add_waiting(self) -> None:
         """Weights that are used twice, or through tensors computed from them: sample by sample, all uses together."""
-        uses = [
-            (weight, self._trace.uses[number].rule.each(role))
-            for number in self._waiting
-            for role, weight in self._trace.uses[number].weights.items()
-            if any(name in self._summed for name in weight.parameters)
-        ]
+        uses = [use for use in (self._trace.uses[number] for number in self._waiting) if use is not None]
         self._waiting = []
-        if not uses:
-            return
-        weights = [weight for weight, _ in uses]
-        names = [name for name in self._parameters if any(name in weight.parameters for weight in weights)]
-        own = {name: torch.zeros_like(self._totals[name]) for name in names}
-        for gradients in zip(*(each for _, each in uses), strict=True):
+        applied = [
+            (weight, role, use.rule)
+            for use in uses
+            for role, weight in use.weights.items()
+            if any(name in self._several for name in weight.parameters)
+        ]
+        involved = {name for weight, _, _ in applied for name in weight.parameters}
+        own = {name: torch.zeros_like(self._totals[name]) for name in self._parameters if name in involved}
+        for sample in range(self._n if own else 0):
             for gradient in own.values():
                 gradient.zero_()
-            for weight, gradient in zip(weights, gradients, strict=True):
+            pairs = [(weight, rule.of_sample(role, sample)) for weight, role, rule in applied]
+            for weight, gradient in pairs:
                 if weight.is_parameter:
                     own[weight.parameters[0]] += gradient
-            self._add_pulled(own, [pair for pair in zip(weights, gradients, strict=True) if not pair[0].is_parameter])
-            for name in own.keys() & self._summed:
+            self._add_pulled(own, [pair for pair in pairs if not pair[0].is_parameter])
+            for name in own.keys() & self._several:
+                if sample == self._check and self._is_first:
+                    self.checked[name] = own[name].clone()
                 self._totals[name] += magnitude_(own[name].clone(), self._power)
 
-    def _add_pulled(self, own: Params, pairs: list[Any]) -> None:
+    def _add_pulled(self, own: Params, pairs: list[tuple[Weight, Tensor]]) -> None:
         """Through tensors that are computed from parameters, back to these."""
         if not pairs:
             return
@@ -106,10 +122,10 @@ class Backward:
                 own[name] += gradient
 
 
-def leaves_reached(scalars: Tensor) -> set[int]:
-    """The ids of the leaves of the graph of these scalars."""
+def leaves_reached(scalars: Tensor) -> list[Tensor]:
+    """The leaves of the graph of these scalars: all tensors with respect to which they can be differentiated."""
     seen: set[Any] = set()
-    leaves: set[int] = set()
+    leaves: list[Tensor] = []
     waiting: list[Any] = [scalars.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -117,6 +133,6 @@ def leaves_reached(scalars: Tensor) -> set[int]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
+            leaves.append(node.variable)
         waiting.extend(next_node for next_node, _ in node.next_functions)
     return leaves

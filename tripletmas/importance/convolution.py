@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -69,25 +68,20 @@ class Convolution(Rule):
 
     def add(self, role: str, total: Tensor, power: int) -> None:
         if role == "bias":
-            total.add_(magnitude_(self._of_bias(), power).sum(0))
+            total.add_(magnitude_(self._grad.flatten(3).sum((1, 3)), power).sum(0))
         elif self._is_depthwise():
-            for gradients in self._as_groups():
-                total.add_(magnitude_(gradients, power).sum(0))
+            self._add_as_groups(total, power)
         elif self._is_pointwise() or self._has_few_positions():
             self._add_products(total, power)
         else:
-            super().add(role, total, power)
+            for sample in range(self._num_samples):
+                total.add_(magnitude_(self.of_sample(role, sample), power))
 
-    def each(self, role: str) -> Iterator[Tensor]:
+    def of_sample(self, role: str, sample: int) -> Tensor:
         if role == "bias":
-            yield from self._of_bias()
-        elif self._is_depthwise():
-            for gradients in self._as_groups():
-                yield from gradients
-        else:
-            weight = given(self.weights["weight"]).detach()
-            for grad, images in zip(self._grad, self._input, strict=True):
-                yield self._weight_gradient(grad, images, weight, self.groups)
+            return self._grad[sample].flatten(2).sum((0, 2))
+        weight = given(self.weights["weight"]).detach()
+        return self._weight_gradient(self._grad[sample], self._input[sample], weight, self.groups)
 
     def _weight_gradient(self, grad: Tensor, images: Tensor, weight: Tensor, groups: int) -> Tensor:
         return torch.ops.aten.convolution_backward(
@@ -104,15 +98,12 @@ class Convolution(Rule):
             [False, True, False],
         )[1]
 
-    def _of_bias(self) -> Tensor:
-        return self._grad.flatten(3).sum((1, 3))
-
     def _is_depthwise(self) -> bool:
         weight = given(self.weights["weight"])
         return self.groups > 1 and weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self.transposed
 
-    def _as_groups(self) -> Iterator[Tensor]:
-        """Chunks of (samples, *weight.shape): samples as groups of a convolution on one image with all channels."""
+    def _add_as_groups(self, total: Tensor, power: int) -> None:
+        """Samples, in chunks, as groups of a convolution on one image with the channels of all."""
         weight = given(self.weights["weight"]).detach()
         step = max(1, buffer_size(weight) // weight.numel())
         for start in range(0, self._num_samples, step):
@@ -120,7 +111,8 @@ class Convolution(Rule):
             grad, images = (each.flatten(0, 2).unsqueeze(0) for each in parts)
             n = min(step, self._num_samples - start)
             repeated = weight.repeat(n, *(1,) * (weight.ndim - 1))
-            yield self._weight_gradient(grad, images, repeated, n * self.groups).view(n, *weight.shape)
+            gradients = self._weight_gradient(grad, images, repeated, n * self.groups).view(n, *weight.shape)
+            total.add_(magnitude_(gradients, power).sum(0))
 
     def _is_pointwise(self) -> bool:
         weight = given(self.weights["weight"])

@@ -56,10 +56,9 @@ def local_mas_importance(
         raise ValueError("the local importance is zero everywhere: every layer's output is zero on these data")
     if not relative:
         return importance
-    lengths = sums.values().mean(0).tolist()
     for name, value in importance.items():
         # a layer that is used several times has the length of all its outputs together
-        own = sum(length for length, names in zip(lengths, sums.layers, strict=True) if name in names)
+        own = sum(length for names, length in sums.layers.items() if name in names)
         if own > 0:
-            importance[name] = value / own
+            importance[name] = value * (sums.num_samples / own)
     return importance

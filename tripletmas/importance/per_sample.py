@@ -39,6 +39,10 @@ Scalar = Callable[[Tensor], Tensor]  # the outputs of all samples (n, ...) -> (n
 # The activations of a batch that is differentiated at once stay below this many numbers; larger batches are parted.
 _ACTIVATIONS = {"cpu": 2**28, "cuda": 2**31}
 
+# How far a sample's gradient may be from the one it has alone, relative to its own norm (a rounding error can switch a
+# ReLU) and to the largest of all parameters: more is an error, and nobody's rounding.
+_GRADIENT_TOLERANCE = {torch.float64: (1e-6, 1e-12), torch.float32: (2e-2, 1e-4)}
+
 
 @dataclass
 class PerSampleSums:
@@ -46,18 +50,21 @@ class PerSampleSums:
 
     Attributes:
         gradients: sum_k |gradient_k|^power by parameter.
-        scalars: of every sample, (n, m) a batch; for layers by themselves (n, layers).
-        layers: for layers by themselves, the names of the parameters of each.
+        total, smallest, largest: of what `size` makes of the samples' scalars.
+        layers: for layers by themselves, the total squared length by the names of a layer's parameters.
     """
 
     gradients: Params
     num_samples: int = 0
-    scalars: list[Tensor] = field(default_factory=list)
-    layers: list[set[str]] = field(default_factory=list)
+    total: float = 0.0
+    smallest: float = float("inf")
+    largest: float = float("-inf")
+    layers: dict[frozenset[str], float] = field(default_factory=dict)
 
-    def values(self) -> Tensor:
-        """The scalars of every sample, (num_samples, m) in float64 on the CPU."""
-        return torch.cat([values.detach().double().cpu() for values in self.scalars])
+    @property
+    def mean(self) -> float:
+        """Of what `size` makes of the samples' scalars."""
+        return self.total / self.num_samples
 
 
 class PerSampleGradients:
@@ -75,6 +82,7 @@ class PerSampleGradients:
         forward: how to call the model on a batch. Without it a tensor is the input, a tuple's first item is, and
             a dict without its labels is passed as keyword arguments.
         left_out: modules or parameters, by name, that are not measured.
+        size: the scalars (n, m) -> one number a sample (n,), of which sum, least and largest are kept.
         approximate: "batch" takes the magnitude of the summed gradient of each batch, not of each sample.
 
     Raises:
@@ -90,6 +98,7 @@ class PerSampleGradients:
         layer: str | None = None,
         forward: Forward | None = None,
         left_out: Sequence[str] = (),
+        size: Callable[[Tensor], Tensor] = lambda scalars: scalars.sum(1),
         approximate: Literal["batch"] | None = None,
     ):
         if approximate not in (None, "batch"):
@@ -107,8 +116,10 @@ class PerSampleGradients:
         self._scalar, self._power, self._forward, self._approximate = scalar, power, forward, approximate
         self._call = make_call(self.model, layer, forward)
         self._one_by_one = OneByOne(self.model, self._call, scalar, power) if scalar is not None else None
-        self._calls: list[Call] | None = None  # what is known of how the model uses its weights
-        self._numbers_per_sample = 1
+        self._size = size
+        self._num_batches = 0
+        self._is_checked = scalar is None
+        self._is_broken = False
         self._seconds = {"all": 0.0, "one by one": 0.0}
 
     def update(self, batches: Iterable[Any]) -> None:
@@ -118,14 +129,18 @@ class PerSampleGradients:
             ValueError: for an output that is no tensor of one row a sample, or is not finite; for layers by
                 themselves, if there are others than linear and convolution layers.
         """
+        if self._is_broken:
+            raise ValueError("an earlier batch failed half-way, so that the sums are no longer right: start again")
         device, dtype = device_of(self.model), float_type(self.model)
         slow_before = set(self.without_rule)
         with measuring(self.model, device):
             for batch in batches:
                 inputs = prepared(batch, self._forward, device, dtype)
                 started = time.perf_counter()
+                self._is_broken = True  # until this batch is wholly in
                 if num_samples(inputs):
                     self._add(inputs)
+                self._is_broken = False
                 self._seconds["all"] += time.perf_counter() - started
         new = [name for name in self.without_rule if name not in slow_before]
         if new:
@@ -137,6 +152,8 @@ class PerSampleGradients:
         Raises:
             ValueError: without any sample, or where a gradient is not finite.
         """
+        if self._is_broken:
+            raise ValueError("a batch failed half-way, so that the sums are not right: start again")
         if not self.sums.num_samples:
             raise ValueError("importance needs at least one sample, and the batches were empty")
         for name, total in self.sums.gradients.items():
@@ -150,19 +167,20 @@ class PerSampleGradients:
             self._keep(self._batch_gradient(inputs))
             return
         n = num_samples(inputs)
-        if self._calls is None and n > 1 and not self._are_all_slow():
-            self._probe(inputs)
+        by_rules = not self._are_all_slow()
+        calls = self._probe(rows(inputs, n - 1, n)) if by_rules and n > 1 else None
+        numbers = 2 * n * sum(call.alone.numel() for call in calls or () if call.alone is not None)
         most = _ACTIVATIONS.get(device_of(self.model).type, _ACTIVATIONS["cuda"])
-        parts = max(1, min(-(-n * self._numbers_per_sample // most), n // 2))
+        parts = max(1, min(-(-numbers // most), n // 2))
         size = -(-n // parts)
         for start in range(0, n, size):
-            self._keep(self._measured(rows(inputs, start, start + size)))
+            self._keep(self._measured(rows(inputs, start, start + size), calls if parts == 1 else None))
 
-    def _measured(self, inputs: Any) -> Tensor:
+    def _measured(self, inputs: Any, calls: list[Call] | None) -> Tensor:
         """Add the gradients of these samples; returns their scalars (n, m)."""
         scalars = None
         if not self._are_all_slow() and (num_samples(inputs) > 1 or self._scalar is None):
-            scalars = self._by_rules(inputs)
+            scalars = self._by_rules(inputs, calls)
         slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self.without_rule}
         if slow:
             if self._one_by_one is None:
@@ -185,94 +203,113 @@ class PerSampleGradients:
             first = self.sums.num_samples + int((~finite).nonzero()[0])
             raise ValueError(f"the model's output is not finite for sample {first} of the importance data")
         self.sums.num_samples += len(scalars)
-        self.sums.scalars.append(scalars)
+        sizes = self._size(scalars.double())
+        self.sums.total += float(sizes.sum())
+        self.sums.smallest = min(self.sums.smallest, float(sizes.min()))
+        self.sums.largest = max(self.sums.largest, float(sizes.max()))
 
     # --- a batch at once
 
-    def _probe(self, inputs: Any) -> None:
-        """Pass the last sample alone, to learn in which layout each layer sees the samples."""
-        n = num_samples(inputs)
+    def _probe(self, sample: Any) -> list[Call] | None:
+        """Pass a sample alone, to learn in which layout each layer sees it; None if rules are no use."""
         probe = Probe(dict(self.parameters), self._constants())
         try:
             with probe:
-                output = self._call(self.model, rows(inputs, n - 1, n))
-        except ValueError:
-            raise  # our own words about the output
+                output = self._call(self.model, sample)
+        except (ValueError, torch.OutOfMemoryError):
+            raise  # our own words about the output; and no mistake
         except Exception as error:  # of any kind: if it is a mistake of the model's, the slow path shows it
             return self._slow_for_all(f"watching it failed: {error}")
-        if probe.reads_data:
-            return self._slow_for_all("the model reads values off its data, on which it may branch")
-        self._calls, self._alone = probe.calls, output.detach()
-        self._numbers_per_sample = 2 * sum(call.alone.numel() for call in probe.calls if call.alone is not None)
+        if probe.not_by_rules:
+            return self._slow_for_all(probe.not_by_rules)
+        self._alone = output.detach()
+        return probe.calls
 
-    def _by_rules(self, inputs: Any) -> Tensor | None:
+    def _by_rules(self, inputs: Any, calls: list[Call] | None) -> Tensor | None:
         """Add the gradients of all parameters with rules; None, and nothing added, if this batch cannot be done so."""
-        traced = self._traced(inputs)
-        if traced is None:
-            return None
+        n = num_samples(inputs)
+        sample = n - 1
+        if n > 1 and calls is None:
+            self._num_batches += 1  # another sample of each batch, but not the first: all orders have it in one place
+            sample = n - 1 - self._num_batches % (n - 1)
+            calls = self._probe(rows(inputs, sample, sample + 1))
+            if calls is None:
+                return None
+        blocks = Blocks(n) if self._scalar is None else None
+        trace = Trace(dict(self.parameters), self._constants(), n, calls or [], sample, blocks)
         try:
-            return self._from_trace(num_samples(inputs), *traced)
+            output = self._watched(trace, inputs, sample)
+            return None if output is None else self._from_trace(trace, blocks, output, rows(inputs, sample, sample + 1))
         finally:
-            traced[0].close()
+            trace.close()
 
-    def _from_trace(self, n: int, trace: Trace, blocks: Blocks | None, output: Tensor, fresh: bool) -> Tensor | None:
-        if fresh and not is_near(output[n - 1 :].detach(), self._alone) and bool(torch.isfinite(output).all()):
-            self._slow_for_all("the samples of a batch influence each other")
-            return None
-        if n > 1:
-            self._calls = trace.calls
+    def _watched(self, trace: Trace, inputs: Any, sample: int) -> Tensor | None:
+        """The output of a watched forward pass; None if it cannot be used, and why is noted."""
+        try:
+            with trace:
+                output = self._call(self.model, inputs)
+        except (ValueError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            return self._slow_for_all(f"watching it failed: {error}")
+        if trace.not_by_rules:
+            return self._slow_for_all(trace.not_by_rules)
+        if trace.inputs_changed():
+            return self._slow_for_all("an input or weight is changed in place after a layer used it")
+        if not trace.has_expected_calls():
+            return self._slow_for_all("a batch is processed by other calls than a sample alone")
+        alone = trace.num_samples == 1 or is_near(output[sample : sample + 1].detach(), self._alone)
+        if not alone and bool(torch.isfinite(output).all()):
+            return self._slow_for_all("the samples of a batch influence each other")
+        return output
+
+    def _from_trace(self, trace: Trace, blocks: Blocks | None, output: Tensor, alone: Any) -> Tensor | None:
+        n = trace.num_samples
         if blocks is None:
             assert self._scalar is not None
-            scalars = objective = self._scalar(output)
+            scalars = self._scalar(output)
         else:
-            scalars = blocks.squared_lengths()
-            objective = scalars.sum(1, keepdim=True)
-            self.sums.layers = blocks.parameters
+            lengths = blocks.squared_lengths()
+            for names, length in zip(blocks.parameters, lengths.detach().double().sum(0).tolist(), strict=True):
+                self.sums.layers[frozenset(names)] = self.sums.layers.get(frozenset(names), 0.0) + length
+            scalars = lengths.sum(1, keepdim=True)
             trace.without_rule |= blocks.ambiguous
-        reached = leaves_reached(objective)
+        leaves = leaves_reached(scalars)
+        reached = {id(leaf) for leaf in leaves}
         for name, value in self.parameters.items():
             if name in trace.without_rule or id(value) in reached:
                 self.without_rule.setdefault(name, "no rule for how it is used")
         ruled = {name: value for name, value in self.parameters.items() if name not in self.without_rule}
-        backward = Backward(trace, ruled, self.sums.gradients, self._power, n)
-        backward.run(objective, [value for value in self.model.parameters() if id(value) in reached])
+        if self._is_checked or n == 1:
+            Backward(trace, ruled, self.sums.gradients, self._power, n).run(scalars, leaves)
+            return scalars.detach()
+        # the first time, into sums of its own: if the gradients are not right, nothing has been added
+        own = {name: torch.zeros_like(self.sums.gradients[name]) for name in ruled}
+        backward = Backward(trace, ruled, own, self._power, n, check=trace.sample)
+        backward.run(scalars, leaves)
+        if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.checked, ruled, alone):
+            return self._slow_for_all("a sample has other gradients in a batch than alone")
+        self._is_checked = True
+        for name, value in own.items():
+            self.sums.gradients[name] += value
         return scalars.detach()
 
-    def _traced(self, inputs: Any) -> tuple[Trace, Blocks | None, Tensor, bool] | None:
-        """A watched forward pass: the trace, its output, and whether layouts were found in it for the first time."""
-        n = num_samples(inputs)
-        for again in (False, True):
-            if self._calls is None and n > 1:
-                self._probe(inputs)
-                if self._calls is None:
-                    return None
-            calls = self._calls or []
-            fresh = n > 1 and any(call.alone is not None for call in calls)
-            blocks = Blocks(n) if self._scalar is None else None
-            trace = Trace(dict(self.parameters), self._constants(), n, calls, n - 1, blocks)
-            found = None
-            try:
-                with trace:
-                    output = self._call(self.model, inputs)
-                if trace.inputs_changed():
-                    self._slow_for_all("an input is changed in place after a layer used it")
-                    return None
-                if n == 1 or (trace.same_calls and len(trace.calls) == len(calls)):
-                    found = trace, blocks, output, fresh
-                    return found
-            except ValueError:
-                raise
-            except Exception as error:
-                self._slow_for_all(f"watching it failed: {error}")
-                return None
-            finally:
-                if found is None:
-                    trace.close()
-            if again or fresh:
-                break
-            self._calls = None  # this batch is processed by other calls than the last one: look again
-        self._slow_for_all("a batch is processed by other calls than a sample alone")
-        return None
+    def _is_right(self, found: Params, parameters: dict[str, nn.Parameter], alone: Any) -> bool:
+        """Whether these are the gradients that a sample has by itself, in a pass that nobody watches."""
+        assert self._scalar is not None
+        scalar = self._scalar(self._call(self.model, alone))[0, 0]
+        if not parameters or not scalar.requires_grad:
+            return not any(bool(value.any()) for value in found.values())
+        truth = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
+        known = dict(zip(parameters, truth, strict=True))
+        largest = max((float(value.norm()) for value in truth if value is not None), default=0.0)
+        for name, value in known.items():
+            value = torch.zeros_like(self.sums.gradients[name]) if value is None else value.to_dense()
+            error = (found[name] - value).norm() if name in found else value.norm()
+            near, noise = _GRADIENT_TOLERANCE.get(value.dtype, _GRADIENT_TOLERANCE[torch.float32])
+            if not float(error) <= near * float(value.norm()) + noise * largest:
+                return False
+        return True
 
     def _constants(self) -> list[Tensor]:
         return [*self.model.parameters(), *self.model.buffers()]
@@ -281,7 +318,6 @@ class PerSampleGradients:
         return len(self.without_rule) == len(self.parameters)
 
     def _slow_for_all(self, reason: str) -> None:
-        self._calls = None
         self.without_rule |= dict.fromkeys(self.parameters, reason)
 
     def _tell(self, names: Sequence[str]) -> None:

@@ -39,17 +39,16 @@ class Rule:
         raise NotImplementedError
 
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
-        """Take the gradient with respect to the output; `add` and `each` may be called from here on."""
+        """Take the gradient with respect to the output; `add` and `of_sample` may be called from here on."""
         raise NotImplementedError
 
-    def each(self, role: str) -> Iterator[Tensor]:
-        """The gradient of one sample after the other, in the shape of the weight; the next one may overwrite it."""
+    def of_sample(self, role: str, sample: int) -> Tensor:
+        """The gradient of one sample, in the shape of the weight."""
         raise NotImplementedError
 
     def add(self, role: str, total: Tensor, power: int) -> None:
-        """total += sum_k |gradient_k|^power."""
-        for gradient in self.each(role):
-            total.add_(magnitude_(gradient, power))
+        """total += sum_k |gradient_k|^power; `of_sample` is no longer right after it."""
+        raise NotImplementedError
 
 
 class SmallWeights(Rule):
@@ -64,9 +63,8 @@ class SmallWeights(Rule):
         """Of the samples [start, stop): (samples, *weight.shape)."""
         raise NotImplementedError
 
-    def each(self, role: str) -> Iterator[Tensor]:
-        for start, stop in self._chunks():
-            yield from self.gradients(role, start, stop)
+    def of_sample(self, role: str, sample: int) -> Tensor:
+        return self.gradients(role, sample, sample + 1)[0]
 
     def add(self, role: str, total: Tensor, power: int) -> None:
         for start, stop in self._chunks():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,9 +40,9 @@ class Linear(Rule):
         else:
             add_products(total, self._left, self._right, power)
 
-    def each(self, role: str) -> Iterator[Tensor]:
-        for left, right in zip(self._left, self._right, strict=True):
-            yield left.sum(0) if role == "bias" else left.t() @ right
+    def of_sample(self, role: str, sample: int) -> Tensor:
+        left = self._left[sample]
+        return left.sum(0) if role == "bias" else left.t() @ self._right[sample]
 
 
 class MatMul(Rule):
@@ -64,9 +64,8 @@ class MatMul(Rule):
     def add(self, role: str, total: Tensor, power: int) -> None:
         add_products(total, self._left, self._right, power)
 
-    def each(self, role: str) -> Iterator[Tensor]:
-        for left, right in zip(self._left, self._right, strict=True):
-            yield left.t() @ right
+    def of_sample(self, role: str, sample: int) -> Tensor:
+        return self._left[sample].t() @ self._right[sample]
 
 
 # --- few weights
@@ -156,16 +155,13 @@ class Embedding(Rule):
         pairs, place = (sample * num_words + words).unique(return_inverse=True)
         self._rows = grad.new_zeros(len(pairs), grad.shape[-1]).index_add_(0, place.flatten(), grad.flatten(0, 1))
         self._samples, self._words = pairs // num_words, pairs % num_words
-        self._num_samples = num_samples
 
     def add(self, role: str, total: Tensor, power: int) -> None:
         total.index_add_(0, self._words, magnitude_(self._rows.clone(), power))
 
-    def each(self, role: str) -> Iterator[Tensor]:
-        weight = given(self.weights["weight"])
-        for sample in range(self._num_samples):
-            own = self._samples == sample
-            yield torch.zeros_like(weight).index_add_(0, self._words[own], self._rows[own])
+    def of_sample(self, role: str, sample: int) -> Tensor:
+        own = self._samples == sample
+        return torch.zeros_like(given(self.weights["weight"])).index_add_(0, self._words[own], self._rows[own])
 
 
 class Copies(SmallWeights):

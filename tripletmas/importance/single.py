@@ -93,7 +93,7 @@ def add_gradients(scalars: Tensor, parameters: dict[str, nn.Parameter], totals: 
         gradients = torch.autograd.grad(scalar, list(parameters.values()), retain_graph=again, allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                totals[name] += magnitude_(gradient.clone(), power)
+                totals[name] += magnitude_(gradient.to_dense().clone(), power)
 
 
 class _Callee(nn.Module):

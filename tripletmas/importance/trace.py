@@ -34,8 +34,15 @@ EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadca
 # Python values read off a tensor: what the model does next may depend on which samples are in the batch.
 READING = {
     *(getattr(Tensor, f"__{name}__") for name in ("bool", "int", "float", "index", "contains")),
-    *(Tensor.item, Tensor.tolist, Tensor.numpy, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, torch.equal, Tensor.equal, torch.is_nonzero),
+    *(Tensor.is_nonzero, torch.allclose, Tensor.allclose),
+    # the number of rows depends on values
+    *(torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.masked_select, Tensor.masked_select),
+    *(torch.unique, Tensor.unique, torch.unique_consecutive, Tensor.unique_consecutive, torch.bincount),
+    Tensor.bincount,
 }
+# Gradients inside the forward pass would not see weights that were detached for a rule.
+DIFFERENTIATING = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
 
 
 class Call(NamedTuple):
@@ -43,14 +50,12 @@ class Call(NamedTuple):
 
     Attributes:
         parameters: names of those that its weights are, or are computed from.
-        alone: what it returned for one sample alone; None once the layout is known.
-        layout: where the samples are in what it returns for a batch; None where no rule applies.
+        alone: what it returned for one sample alone, if that was a tensor.
     """
 
     function: Callable
     parameters: tuple[str, ...]
     alone: Tensor | None = None
-    layout: Layout | None = None
 
 
 class Weight(NamedTuple):
@@ -66,7 +71,7 @@ class Use(NamedTuple):
 
     rule: Rule
     weights: dict[str, Weight]
-    version: int  # of the rule's input when it was used
+    versions: list[int]  # of the rule's input and weights when they were used
 
 
 class _Watch(TorchFunctionMode):
@@ -80,6 +85,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, parameters: dict[str, Tensor], constants: Sequence[Tensor]):
         super().__init__()
         self.calls: list[Call] = []
+        self.not_by_rules: str | None = None  # why no weight of this model can be measured by rules
         self._weights = {id(tensor): Weight(tensor, (name,), True) for name, tensor in parameters.items()}
         self._constants = {id(tensor): tensor for tensor in constants}
 
@@ -96,11 +102,17 @@ class _Watch(TorchFunctionMode):
             self.passed(func, args, output)
             if constant:
                 self._constants |= {id(each): each for each in _tensors((output,), {})}
-            elif func in READING:
-                self.data_are_read()
+            elif self._reads_data(func, args, tensors):
+                self.not_by_rules = "the model reads values off its data, on which it may branch"
+            elif func in DIFFERENTIATING:
+                self.not_by_rules = "the model differentiates in its forward pass"
             elif tensors and _is_in_place(func):
                 self._constants.pop(id(tensors[0]), None)
             return output
+        if func in DIFFERENTIATING:
+            self.not_by_rules = "the model differentiates in its forward pass"
+        if _tensors_are_packed():
+            self.not_by_rules = "saved tensors are packed or computed again (checkpointing)"
         call = Call(func, tuple(sorted({name for each in weights for name in each.parameters})))
         return self.weighted(call, constant and func not in EXPANDING, args, kwargs)
 
@@ -111,8 +123,15 @@ class _Watch(TorchFunctionMode):
     def passed(self, function: Callable, args: tuple, output: Any) -> None:
         """A call without weights was made."""
 
-    def data_are_read(self) -> None:
-        """A Python value was read off a tensor that may depend on the samples."""
+    def _reads_data(self, function: Callable, args: tuple, tensors: list[Tensor]) -> bool:
+        """Whether a Python value, or a number of rows, comes from values that may depend on the samples."""
+        if function in (torch.where, Tensor.where, torch.repeat_interleave, Tensor.repeat_interleave):
+            return (len(tensors) == 1) == (function in (torch.where, Tensor.where))
+        if function is Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            masks = [each for each in index if isinstance(each, Tensor) and each.dtype == torch.bool]
+            return any(id(each) not in self._constants for each in masks)
+        return function in READING
 
     def _keep_derived(self, output: Any, call: Call) -> None:
         """Remember that tensors are computed from parameters alone."""
@@ -126,9 +145,7 @@ class _Watch(TorchFunctionMode):
 
 
 class Probe(_Watch):
-    """Records what calls return for one sample alone, and whether the model reads values off its data."""
-
-    reads_data = False
+    """Records what calls return for one sample alone."""
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
         output = call.function(*args, **kwargs)
@@ -138,21 +155,17 @@ class Probe(_Watch):
         self.calls.append(call._replace(alone=output.detach().clone() if isinstance(output, Tensor) else None))
         return output
 
-    def data_are_read(self) -> None:
-        self.reads_data = True
-
 
 class Trace(_Watch):
     """Connects the calls of a batch's forward pass with rules.
 
     Args:
         num_samples: samples in the batch.
-        expected: the calls of one of its samples alone, or of an earlier batch; a batch of one needs none.
+        expected: the calls of one of its samples alone; a batch of one needs none.
         sample: the number of that one sample in the batch.
         blocks: to measure each layer by itself.
 
     Attributes:
-        same_calls: whether the calls were those that were expected; if not, this pass says nothing.
         without_rule: names of parameters that were seen in a call without a rule.
         anchor: a zero on which everything watched depends: to differentiate with respect to it calls `arrived`.
         arrived: gets the number of a use, its layout, and the gradient with respect to its output.
@@ -168,20 +181,20 @@ class Trace(_Watch):
         blocks: Blocks | None = None,
     ):
         super().__init__(parameters, constants)
-        self.same_calls = True
+        self._as_expected = True
         self.without_rule: set[str] = set()
-        self.uses: list[Use] = []
+        self.uses: list[Use | None] = []
         self.anchor: Tensor | None = None
         self.arrived: Callable[[int, Layout, Tensor], None] = _nothing
-        self._num_samples, self._expected, self._sample = num_samples, expected, sample
+        self.num_samples, self.sample, self._expected = num_samples, sample, expected
         self._blocks = blocks
         self._handles: list[RemovableHandle] = []
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
         number = len(self.calls)
         self.calls.append(call)
-        if self._num_samples > 1 and (number >= len(self._expected) or self._expected[number][:2] != call[:2]):
-            self.same_calls = False
+        if self.num_samples > 1 and (number >= len(self._expected) or self._expected[number][:2] != call[:2]):
+            self._as_expected = False
             return call.function(*args, **kwargs)
         if constant:
             output = call.function(*args, **kwargs)
@@ -221,7 +234,7 @@ class Trace(_Watch):
         if layout is None or not rule.accepts(layout):
             self.without_rule.update(self.calls[number].parameters)
         else:
-            self._watch(number, layout, output, Use(rule, weights, rule.input._version))
+            self._watch(layout, output, rule, weights)
             if self._blocks is not None:
                 self._blocks.leave(rule, self.calls[number].parameters, output, layout)
         return output
@@ -237,9 +250,13 @@ class Trace(_Watch):
         self.uses, self.arrived, self._blocks = [], _nothing, None
         self._weights, self._constants = {}, {}
 
+    def has_expected_calls(self) -> bool:
+        """Whether the calls were those of a sample alone; if not, this pass says nothing."""
+        return self.num_samples == 1 or (self._as_expected and len(self.calls) == len(self._expected))
+
     def inputs_changed(self) -> bool:
-        """Whether an input was changed in place after its layer used it, so that its rule has lost it."""
-        return any(use.rule.input._version != use.version for use in self.uses)
+        """Whether an input or weight was changed in place after its layer used it, so that its rule has lost it."""
+        return any(use is not None and _versions(use.rule, use.weights) != use.versions for use in self.uses)
 
     def _by_expanding(self, number: int, args: tuple, kwargs: dict) -> Tensor | None:
         weight = self._weights.get(id(args[0]))
@@ -250,7 +267,7 @@ class Trace(_Watch):
         if layout is None or not _is_copied(weight.tensor, layout.dim, output.shape):
             self.without_rule.update(self.calls[number].parameters)
         else:
-            self._watch(number, layout, output, Use(Copies(weight.tensor), {"weight": weight}, weight.tensor._version))
+            self._watch(layout, output, Copies(weight.tensor), {"weight": weight})
         return output
 
     def _by_broadcasting(self, number: int, args: tuple, kwargs: dict) -> Tensor | None:
@@ -270,9 +287,7 @@ class Trace(_Watch):
             self.without_rule.update(self.calls[number].parameters)
             return output
         for key, weight in weights.items():
-            self._watch(
-                number, layout, copies[key], Use(Copies(weight.tensor), {"weight": weight}, weight.tensor._version)
-            )
+            self._watch(layout, copies[key], Copies(weight.tensor), {"weight": weight})
         return output
 
     def _copied(self, tensor: Tensor, dim: int, shape: torch.Size) -> Tensor:
@@ -281,8 +296,8 @@ class Trace(_Watch):
         size[dim] = shape[dim]
         return (tensor.detach() + self._zero(tensor)).expand(size)
 
-    def _watch(self, number: int, layout: Layout, output: Tensor, use: Use) -> None:
-        self.calls[number] = self.calls[number]._replace(layout=layout)
+    def _watch(self, layout: Layout, output: Tensor, rule: Rule, weights: dict[str, Weight]) -> None:
+        use = Use(rule, weights, _versions(rule, weights))
         self._handles.append(output.register_hook(partial(self._grad_of, len(self.uses), layout)))
         self.uses.append(use)
 
@@ -295,26 +310,17 @@ class Trace(_Watch):
         return self.anchor.to(like.dtype)
 
     def _layout(self, number: int, output: Tensor) -> Layout | None:
-        if self._num_samples == 1:
+        if self.num_samples == 1:
             return Layout(0)
-        alone, layout = self._expected[number][2:]
-        if alone is not None:
-            return find_layout(alone, output.detach(), self._num_samples, self._sample)
-        return layout if self._fits(layout, output.shape) else None
+        alone = self._expected[number].alone
+        return None if alone is None else find_layout(alone, output.detach(), self.num_samples, self.sample)
 
     def _dim(self, number: int, shape: torch.Size) -> int | None:
-        if self._num_samples == 1:
+        if self.num_samples == 1:
             return 0
-        alone, layout = self._expected[number][2:]
-        if alone is not None:
-            candidates = layouts_by_shape(alone.shape, shape, self._num_samples)
-            return candidates[0].dim if candidates else None
-        return layout.dim if layout is not None and self._fits(layout, shape) else None
-
-    def _fits(self, layout: Layout | None, shape: torch.Size) -> bool:
-        fits = layout is None or layout.fits(shape, self._num_samples)
-        self.same_calls &= fits
-        return fits
+        alone = self._expected[number].alone
+        candidates = [] if alone is None else layouts_by_shape(alone.shape, shape, self.num_samples)
+        return candidates[0].dim if candidates else None
 
 
 # Attention checks for watchers itself and would then be seen as one call. A copy of the function that does not check is
@@ -325,6 +331,15 @@ _attention = FunctionType(
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 _attention.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+
+
+def _versions(rule: Rule, weights: dict[str, Weight]) -> list[int]:
+    return [rule.input._version, *(weight.tensor._version for weight in weights.values())]
+
+
+def _tensors_are_packed() -> bool:
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # newer versions of torch have it
+    return hooks is not None and hooks(True) is not None
 
 
 def _nothing(use: int, layout: Layout, grad: Tensor) -> None:
