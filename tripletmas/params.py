@@ -25,10 +25,15 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, _HOLD_IN_MODULE):
             module = module.module
-        elif isinstance(inner := module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+        elif isinstance(inner := _held_as(module, "_orig_mod"), nn.Module):
             module = inner  # torch.compile's OptimizedModule, whose class lives in a private package
         else:
             return module
+
+
+def _held_as(module: nn.Module, name: str) -> Any:
+    modules = module.__dict__.get("_modules")
+    return modules.get(name) if isinstance(modules, dict) else None  # a scripted module has another kind of table
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -100,8 +100,13 @@ class ImportanceAccumulator:
         noise = False
         if equal and self._output == "squared_length":
             weights = trainable(self._model)
-            # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised: then it is rounding
-            reactions = ((total * weights[name].detach().abs()).sum() for name, total in sums.gradients.items())
+            # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised: then it is rounding.
+            # Weights of 0 (an adapter that has learned nothing) count as if they had the size of the others.
+            squares = sum(float(weights[name].detach().square().sum()) for name in sums.gradients)
+            usual = (squares / sum(total.numel() for total in sums.gradients.values())) ** 0.5
+            reactions = (
+                (total * weights[name].detach().abs().clamp(min=usual)).sum() for name, total in sums.gradients.items()
+            )
             noise = sum(map(float, reactions)) <= _ROUNDING_NOISE * mean * sums.num_samples
         if noise or not any(bool(total.sum() > 0) for total in sums.gradients.values()):
             measured = f"the output of layer {self._layer!r}" if self._layer else "the model's output"

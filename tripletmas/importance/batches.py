@@ -70,7 +70,8 @@ def num_samples(batch: Any) -> int:
     lengths: list[int] = []
 
     def note(tensor: Tensor) -> Tensor:
-        lengths.append(len(tensor))
+        if tensor.ndim:  # one without rows belongs to the whole batch
+            lengths.append(len(tensor))
         return tensor
 
     apply(note, batch)
@@ -80,8 +81,20 @@ def num_samples(batch: Any) -> int:
 
 
 def rows(batch: Any, start: int, stop: int) -> Any:
-    """The samples [start, stop) of a batch."""
-    return apply(lambda tensor: tensor[start:stop], batch)
+    """The samples [start, stop) of a batch: rows of tensors, and items of lists that have one for each sample."""
+    count = num_samples(batch)
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: part(each) for key, each in value.items()}
+        if isinstance(value, (tuple, list)) and len(value) == count and not any(map(_has_tensors, value)):
+            return value[start:stop]
+        if isinstance(value, (tuple, list)):
+            parts = [part(each) for each in value]
+            return type(value)(*parts) if isinstance(getattr(value, "_fields", None), tuple) else type(value)(parts)
+        return value[start:stop] if isinstance(value, Tensor) and value.ndim else value
+
+    return part(batch)
 
 
 def split(batch: Any, size: int) -> Iterator[Any]:
@@ -100,6 +113,12 @@ def apply(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         values = [apply(function, value) for value in batch]
         return type(batch)(*values) if isinstance(getattr(batch, "_fields", None), tuple) else type(batch)(values)
     return batch
+
+
+def _has_tensors(value: Any) -> bool:
+    found: list[Tensor] = []
+    apply(lambda tensor: found.append(tensor) or tensor, value)
+    return bool(found)
 
 
 def _call(model: nn.Module, inputs: Any) -> Tensor:

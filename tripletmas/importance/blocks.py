@@ -19,7 +19,8 @@ from tripletmas.importance.rules import Linear, MatMul
 
 _NAMES = (
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"),
-    *("sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "logsigmoid"),
+    *("sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "logsigmoid", "threshold", "rrelu", "softshrink"),
+    *("hardshrink", "tanhshrink", "clamp", "clamp_min", "clip"),
 )
 ACTIVATIONS = {
     getattr(place, name + ending, None) for place in (F, torch, Tensor) for name in _NAMES for ending in ("", "_")
@@ -41,6 +42,7 @@ class Blocks:
         self._lengths: list[Tensor] = []
         self._layouts: list[Layout] = []
         self._ending: dict[int, int] = {}  # id of a tensor with which a layer ends so far -> the layer
+        self._versions: dict[int, int] = {}  # of those tensors, when the layer ended with them
         self._inner: dict[int, int] = {}  # id of one that went into its batch norm or activation -> the layer
         self._kept: list[Tensor] = []  # so that no id is used twice
 
@@ -76,10 +78,14 @@ class Blocks:
                 self._extend(self._ending[id(source)], args[0], output)
             elif id(source) in self._inner:
                 self.ambiguous |= self.parameters[self._inner[id(source)]]
-        elif output is source and source is not None:
-            self._ending.pop(
-                id(source), None
-            )  # changed in place, as by a residual connection: no longer the layer's own
+        elif source is None or id(source) not in self._ending:
+            return
+        elif source._version != self._versions[id(source)]:
+            del self._ending[id(source)]  # changed in place, as by a residual connection: no longer the layer's own
+        elif _is_alias(output, source):
+            self._ending[id(output)] = self._ending[id(source)]  # as dropout and contiguous() may return it
+            self._versions[id(output)] = output._version
+            self._kept.append(output)
 
     def _extend(self, layer: int, source: Tensor, output: Tensor) -> None:
         del self._ending[id(source)]
@@ -89,7 +95,14 @@ class Blocks:
 
     def _end(self, layer: int, output: Tensor) -> None:
         self._ending[id(output)] = layer
+        self._versions[id(output)] = output._version
         self._kept.append(output)
         # of a copy: what comes next may change the output in place
         by_sample = self._layouts[layer].by_sample(output.clone(), self._num_samples)
         self._lengths[layer] = by_sample.flatten(1).square().sum(1)
+
+
+def _is_alias(output: Any, source: Tensor) -> bool:
+    if not isinstance(output, Tensor) or output is source or output.shape != source.shape:
+        return False
+    return output.data_ptr() == source.data_ptr() and output.stride() == source.stride()

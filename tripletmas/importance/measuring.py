@@ -20,7 +20,10 @@ def measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
     Afterwards every flag, tensor and random generator is what it was, also after an exception.
     """
     training = [(module, module.training) for module in model.modules()]
-    halves = [(tensor, tensor.data) for tensor in _tensors(model) if tensor.dtype in _HALF]
+    halves = [(tensor, tensor.data) for tensor in _tensors(model) if tensor.dtype in _HALF] if float_type(model) else []
+    buffers = [
+        (module, name, value, None if value is None else value.clone()) for module, name, value in _buffers(model)
+    ]
     try:
         model.eval()
         for tensor, data in halves:
@@ -35,15 +38,29 @@ def measuring(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for tensor, data in halves:
             tensor.data = data
+        for module, name, value, before in buffers:
+            module._buffers[name] = value
+            if value is not None and before is not None and not _is_same(value, before):
+                value.copy_(before)
         for module, flag in training:
             module.training = flag
 
 
 def float_type(model: nn.Module) -> torch.dtype | None:
     """The type that floating-point inputs must have while the model is measured; None for the one they have."""
-    return torch.float32 if any(tensor.dtype in _HALF for tensor in _tensors(model)) else None
+    return torch.float32 if any(parameter.dtype in _HALF for parameter in model.parameters()) else None
 
 
 def _tensors(model: nn.Module) -> list[Any]:
     found: dict[int, Tensor] = {id(each): each for each in model.parameters()}
     return list((found | {id(each): each for each in model.buffers()}).values())
+
+
+def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]:
+    return [(module, name, value) for module in model.modules() for name, value in dict(module._buffers).items()]
+
+
+def _is_same(value: Tensor, before: Tensor) -> bool:
+    if value.dtype != before.dtype:
+        return True  # half precision: its data have been put back
+    return torch.equal(value, before) or bool(((value == before) | (value.isnan() & before.isnan())).all())

@@ -57,7 +57,7 @@ class OneByOne:
         others = {name: value.detach() for name, value in callee.named_parameters() if name not in own}
 
         def of_one(sample: Any) -> tuple[Params, Tensor]:
-            one = apply(lambda tensor: tensor.unsqueeze(0), sample)
+            one = apply(lambda tensor: tensor.unsqueeze(0), sample)  # (vmap takes tensors with rows only)
 
             def scalars_of(values: Params) -> Tensor:
                 return self._scalar(functional_call(callee, {**others, **values}, (one,)))[0]

@@ -8,7 +8,7 @@ in a way for which there is no rule: the caller looks for such weights in the gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -87,7 +87,8 @@ class _Watch(TorchFunctionMode):
         self.calls: list[Call] = []
         self.not_by_rules: str | None = None  # why no weight of this model can be measured by rules
         self._weights = {id(tensor): Weight(tensor, (name,), True) for name, tensor in parameters.items()}
-        self._constants = {id(tensor): tensor for tensor in constants}
+        self._constants: dict[int, tuple[Tensor, int]] = {}  # with the version in which they are constant
+        self._keep_constants(constants)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -96,18 +97,16 @@ class _Watch(TorchFunctionMode):
                 return _attention(*args, **kwargs)
         tensors = list(_tensors(args, kwargs))
         weights = [self._weights[id(each)] for each in tensors if id(each) in self._weights]
-        constant = all(id(each) in self._weights or id(each) in self._constants for each in tensors)
+        constant = all(id(each) in self._weights or self._is_constant(each) for each in tensors)
         if not weights or not torch.is_grad_enabled():
             output = func(*args, **kwargs)
             self.passed(func, args, output)
             if constant:
-                self._constants |= {id(each): each for each in _tensors((output,), {})}
+                self._keep_constants(_tensors((output,), {}))
             elif self._reads_data(func, args, tensors):
                 self.not_by_rules = "the model reads values off its data, on which it may branch"
             elif func in DIFFERENTIATING:
                 self.not_by_rules = "the model differentiates in its forward pass"
-            elif tensors and _is_in_place(func):
-                self._constants.pop(id(tensors[0]), None)
             return output
         if func in DIFFERENTIATING:
             self.not_by_rules = "the model differentiates in its forward pass"
@@ -130,8 +129,15 @@ class _Watch(TorchFunctionMode):
         if function is Tensor.__getitem__:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             masks = [each for each in index if isinstance(each, Tensor) and each.dtype == torch.bool]
-            return any(id(each) not in self._constants for each in masks)
+            return not all(map(self._is_constant, masks))
         return function in READING
+
+    def _keep_constants(self, tensors: Iterable[Tensor]) -> None:
+        """Remember tensors that do not depend on the samples; what is written into one, or a view of it, is noticed."""
+        self._constants |= {id(each): (each, each._version) for each in tensors if not each.is_inference()}
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._constants and tensor._version == self._constants[id(tensor)][1]
 
     def _keep_derived(self, output: Any, call: Call) -> None:
         """Remember that tensors are computed from parameters alone."""
@@ -141,7 +147,7 @@ class _Watch(TorchFunctionMode):
             if tensor.requires_grad:
                 self._weights[id(tensor)] = Weight(tensor, call.parameters, False)
             else:
-                self._constants[id(tensor)] = tensor
+                self._keep_constants([tensor])
 
 
 class Probe(_Watch):
@@ -338,7 +344,8 @@ def _versions(rule: Rule, weights: dict[str, Weight]) -> list[int]:
 
 
 def _tensors_are_packed() -> bool:
-    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # newer versions of torch have it
+    autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    hooks = getattr(autograd, "_top_saved_tensors_default_hooks", None)  # newer versions of torch have it
     return hooks is not None and hooks(True) is not None
 
 
@@ -353,11 +360,6 @@ def _is_copied(tensor: Tensor, dim: int, shape: torch.Size) -> bool:
         return False
     aligned = shape[len(shape) - tensor.ndim :]
     return all(size in (1, whole) for size, whole in zip(tensor.shape, aligned, strict=True))
-
-
-def _is_in_place(function: Callable) -> bool:
-    name = getattr(function, "__name__", "")
-    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
 
 def _tensors(args: tuple, kwargs: dict) -> Iterator[Tensor]:
