@@ -58,7 +58,8 @@ def main() -> None:
     known = {**CASES, **ON_GPU}
     parser.add_argument("--models", nargs="+", choices=list(known), default=None)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=4, help="that are measured in one call")
     parser.add_argument("--batch", type=int, help="in place of each model's own batch size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
@@ -72,6 +73,7 @@ def main() -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        "batches": options.batches,
         "rounds": options.rounds,
     }
     print(", ".join(f"{key} {value}" for key, value in about.items()))
@@ -80,30 +82,28 @@ def main() -> None:
     for name in chosen:
         case = known[name]
         batch_size = options.batch or case.batch_size
-        results[name] = measured(case, batch_size, device, options.ways, options.rounds)
+        results[name] = measured(case, batch_size, options.batches, device, options.ways, options.rounds)
         print(line(name, batch_size, results[name], options.ways), flush=True)
     if options.json:
         options.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n", encoding="utf-8")
 
 
-def measured(case: Case, batch_size: int, device: torch.device, ways: list[str], rounds: int) -> dict:
+def measured(case: Case, batch_size: int, num_batches: int, device: torch.device, ways: list[str], rounds: int) -> dict:
     torch.manual_seed(0)
     model = case.make().to(device).eval()
     for module in model.modules():  # as after training: statistics that are not those of a fresh layer
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    batch = torch.randn(batch_size, *case.sample_shape, device=device)
-    if next((p for p in model.parameters() if p.ndim == 4), batch).is_contiguous(memory_format=torch.channels_last):
-        batch = batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+    batches = list(torch.randn(num_batches, batch_size, *case.sample_shape, device=device))
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     memory: dict[str, float] = {}
     for number in range(rounds + 1):  # the first is for warming up
         for way in ways:
-            if number > max(1, rounds // 2) and sum(seconds[way]) > 60:
-                continue  # what takes minutes a round is known well enough
+            if sum(seconds[way]) > 20:
+                continue  # what takes that long is known well enough
             with PeakMemory(device) as peak:
-                took = timed(lambda way=way: WAYS[way](model, batch), device)
+                took = timed(lambda way=way: WAYS[way](model, batches), device)
             if number:
                 seconds[way].append(took)
             memory[way] = max(memory.get(way, 0.0), peak.megabytes)
@@ -115,43 +115,48 @@ def measured(case: Case, batch_size: int, device: torch.device, ways: list[str],
         "all_seconds": seconds,
         "ratio_to_plain": {way: value / fastest["plain"] for way, value in fastest.items()} if "plain" in ways else {},
         "peak_megabytes": memory,
-        **differences(model, batch),
+        **differences(model, batches[:1]),
     }
 
 
 # --- the four ways
 
 
-def plain(model: nn.Module, batch: Tensor) -> None:
-    model(batch).square().sum().backward()
+def plain(model: nn.Module, batches: list[Tensor]) -> None:
+    for batch in batches:
+        model(batch).square().sum().backward()
     model.zero_grad(set_to_none=True)
 
 
-def ours(model: nn.Module, batch: Tensor) -> Params:
-    return tm.mas_importance(model, [batch])
+def ours(model: nn.Module, batches: list[Tensor]) -> Params:
+    return tm.mas_importance(model, batches)
 
 
-def loop(model: nn.Module, batch: Tensor) -> Params:
+def loop(model: nn.Module, batches: list[Tensor]) -> Params:
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for sample in batch.split(1):
+    samples = [sample for batch in batches for sample in batch.split(1)]
+    for sample in samples:
         gradients = torch.autograd.grad(model(sample).square().sum(), list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 total[name].add_(gradient.abs())
-    return {name: value / len(batch) for name, value in total.items()}
+    return {name: value / len(samples) for name, value in total.items()}
 
 
-def vectorized(model: nn.Module, batch: Tensor) -> Params:
+def vectorized(model: nn.Module, batches: list[Tensor]) -> Params:
     def squared_length(parameters: Params, sample: Tensor) -> Tensor:
         return functional_call(model, parameters, (sample.unsqueeze(0),)).square().sum()
 
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    gradients = vmap(grad(squared_length), in_dims=(None, 0))(parameters, batch)
-    return {name: value.abs().mean(0) for name, value in gradients.items()}
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for batch in batches:
+        for name, value in vmap(grad(squared_length), in_dims=(None, 0))(parameters, batch).items():
+            total[name] += value.abs().sum(0)
+    return {name: value / sum(map(len, batches)) for name, value in total.items()}
 
 
-WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {
+WAYS: dict[str, Callable[[nn.Module, list[Tensor]], object]] = {
     "plain": plain,
     "ours": ours,
     "loop": loop,
@@ -159,10 +164,11 @@ WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {
 }
 
 
-def differences(model: nn.Module, batch: Tensor) -> dict[str, float]:
+def differences(model: nn.Module, batches: list[Tensor]) -> dict[str, float]:
     """Largest differences between ours and the loop, and of both in float32 to the loop in float64."""
-    single, single_loop = ours(model, batch), loop(model, batch)
-    double, truth = ours(model.double(), batch.double()), loop(model, batch.double())
+    exact = [batch.double() for batch in batches]
+    single, single_loop = ours(model, batches), loop(model, batches)
+    double, truth = ours(model.double(), exact), loop(model, exact)
     return {
         "float32": difference(single, single_loop),
         "float64": difference(double, truth),

@@ -373,6 +373,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "conv2d channels last, few positions": Architecture(
         lambda: convolution("Conv2d", 2, 3, 3).to(memory_format=torch.channels_last), randn(2, 4, 4)
     ),
+    "conv2d, two by two": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding=1), randn(2, 2, 2)),
+    "conv2d, corners": Architecture(lambda: convolution("Conv2d", 2, 3, (3, 2), padding=(1, 1)), randn(2, 1, 2)),
+    "conv2d, one by one": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding=1), randn(2, 1, 1)),
     "conv3d": Architecture(lambda: convolution("Conv3d", 2, 3, (2, 3, 2), padding=1), randn(2, 3, 4, 3)),
     "transposed conv1d": Architecture(lambda: convolution("ConvTranspose1d", 3, 2, 3, stride=2), randn(3, 5)),
     "transposed conv2d": Architecture(

@@ -283,16 +283,22 @@ class PerSampleGradients:
         if self._is_checked or n == 1:
             Backward(trace, ruled, self.sums.gradients, self._power, n).run(scalars, leaves)
             return scalars.detach()
-        # the first time, into sums of its own: if the gradients are not right, nothing has been added
-        own = {name: torch.zeros_like(self.sums.gradients[name]) for name in ruled}
+        # the first time, into sums of its own if there are others: where the gradients are not right, nothing is added
+        is_first = not self.sums.num_samples
+        own = {name: value if is_first else torch.zeros_like(value) for name, value in self._sums_of(ruled)}
         backward = Backward(trace, ruled, own, self._power, n, check=trace.sample)
         backward.run(scalars, leaves)
         if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.checked, ruled, alone):
+            for value in own.values():
+                value.zero_()
             return self._slow_for_all("a sample has other gradients in a batch than alone")
         self._is_checked = True
-        for name, value in own.items():
+        for name, value in own.items() if not is_first else ():
             self.sums.gradients[name] += value
         return scalars.detach()
+
+    def _sums_of(self, names: Iterable[str]) -> list[tuple[str, Tensor]]:
+        return [(name, self.sums.gradients[name]) for name in names]
 
     def _is_right(self, found: Params, parameters: dict[str, nn.Parameter], alone: Any) -> bool:
         """Whether these are the gradients that a sample has by itself, in a pass that nobody watches."""
