@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Adaptation: does importance measured on only a part of the old classes keep that part better than on all of them?
 
+    .venv/bin/python scripts/reproduce_adaptation.py fashion-mnist-related --root FOLDER --strengths 1,3,10
     .venv/bin/python scripts/reproduce_adaptation.py omniglot --root FOLDER --json runs/adaptation/omniglot.json
 
 For each seed an old task of two halves is learned. From the same weights a new task is then learned under MAS, whose
