@@ -19,7 +19,7 @@ class Backward:
 
     Args:
         parameters: those to measure, by name; the trace may know more.
-        check: the number of a sample whose gradients, of the first scalar, are kept in `checked`.
+        check: the number of a sample whose gradients, of the sum of its scalars, are kept in `checked`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Backward:
         check: int | None = None,
     ):
         self._trace, self._parameters, self._totals, self._power, self._n = trace, parameters, totals, power, n
-        self._check, self._is_first, self._is_last = check, True, False
+        self._check, self._is_last = check, False
         self.checked: Params = {}
         self._waiting: list[int] = []  # uses that have their gradient and wait for the other ones
         num_uses: dict[str, int] = {}
@@ -54,7 +54,7 @@ class Backward:
         self._trace.arrived = self._arrived
         columns = scalars.sum(0)
         for number, column in enumerate(columns):
-            self._is_first, self._is_last = number == 0, number + 1 == len(columns)
+            self._is_last = number + 1 == len(columns)
             torch.autograd.grad(column, leaves, retain_graph=not self._is_last)
             self._add_waiting()
 
@@ -72,8 +72,8 @@ class Backward:
             use.rule.input = use.rule.input.to(dtype)
         use.rule.backward(grad.to(dtype), layout, self._n)
         for role in once:
-            if self._check is not None and self._is_first:
-                self.checked[names[role][0]] = use.rule.of_sample(role, self._check).clone()
+            if self._check is not None:
+                self._keep_checked(names[role][0], use.rule.of_sample(role, self._check))
             use.rule.add(role, self._totals[names[role][0]], self._power)
         if several:
             self._waiting.append(number)
@@ -102,9 +102,12 @@ class Backward:
                     own[weight.parameters[0]] += gradient
             self._add_pulled(own, [pair for pair in pairs if not pair[0].is_parameter])
             for name in own.keys() & self._several:
-                if sample == self._check and self._is_first:
-                    self.checked[name] = own[name].clone()
+                if sample == self._check:
+                    self._keep_checked(name, own[name])
                 self._totals[name] += magnitude_(own[name].clone(), self._power)
+
+    def _keep_checked(self, name: str, gradient: Tensor) -> None:
+        self.checked[name] = self.checked[name] + gradient if name in self.checked else gradient.clone()
 
     def _add_pulled(self, own: Params, pairs: list[tuple[Weight, Tensor]]) -> None:
         """Through tensors that are computed from parameters, back to these."""

@@ -303,7 +303,7 @@ class PerSampleGradients:
     def _is_right(self, found: Params, parameters: dict[str, nn.Parameter], alone: Any) -> bool:
         """Whether these are the gradients that a sample has by itself, in a pass that nobody watches."""
         assert self._scalar is not None
-        scalar = self._scalar(self._call(self.model, alone))[0, 0]
+        scalar = self._scalar(self._call(self.model, alone)).sum()
         if not parameters or not scalar.requires_grad:
             return not any(bool(value.any()) for value in found.values())
         truth = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)

@@ -234,6 +234,8 @@ class Trace(_Watch):
             role: weights[role].tensor.detach() if role in weights else each for role, each in rule.weights.items()
         }
         output = rule.run(detached)
+        if output._is_view():  # as of older versions of torch: a change in place would lose the hook of a view
+            output = torch.ops.aten._unsafe_view(output, output.shape)
         if not output.requires_grad:
             output = output.add_(self._zero(output))
         layout = self._layout(number, output)
