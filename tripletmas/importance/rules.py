@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class MatMul(Rule):
         return self.input @ given(weights["weight"])
 
     def accepts(self, layout: Layout) -> bool:
-        return given(self.weights["weight"]).ndim == 2 and layout.dim < self.input.ndim - 1
+        return layout.dim < self.input.ndim - 1
 
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
         self._left = _positions_and_channels(layout.by_sample(self.input, num_samples))
@@ -75,23 +76,23 @@ class Scale(SmallWeights):
     """A normalisation that ends in `normalised * weight + bias`.
 
     Args:
-        function: (input, weight, bias) -> output; without weights, what is normalised only.
+        weights: "weight", and "bias" where the function has one.
+        function: (input, **weights) -> output; with None for weights, what is normalised only.
         channels_last: whether weights are as long as the last dimensions, or as dimension 1, the channels.
     """
 
     def __init__(
         self,
         input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        function: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
+        weights: Weights,
+        function: Callable[..., Tensor],
         channels_last: bool,
     ):
-        self.input, self.weights = input, {"weight": weight, "bias": bias}
+        self.input, self.weights = input, weights
         self._function, self._channels_last = function, channels_last
 
     def run(self, weights: Weights) -> Tensor:
-        return self._function(self.input, weights["weight"], weights["bias"])
+        return self._function(self.input, **weights)
 
     def accepts(self, layout: Layout) -> bool:
         if not self._channels_last:
@@ -103,7 +104,7 @@ class Scale(SmallWeights):
         grad = self._grad[start:stop]  # (samples, repeats, ...)
         if role == "weight":
             images = self._input[start:stop]
-            normalized = self._function(images.flatten(0, 1), None, None).view_as(images)
+            normalized = self._function(images.flatten(0, 1), **dict.fromkeys(self.weights)).view_as(images)
             grad = normalized.mul_(grad)
         weight = given(self.weights[role])
         if self._channels_last:
@@ -177,9 +178,6 @@ class Copies(SmallWeights):
         self._grad = layout.by_sample(grad, num_samples).sum(1)  # (n, ...) without the samples' dimension
         self._layout, self._ndim, self._num_samples = layout, grad.ndim, num_samples
 
-    def accepts(self, layout: Layout) -> bool:
-        return True
-
     def gradients(self, role: str, start: int, stop: int) -> Tensor:
         grad = self._grad[start:stop].unsqueeze(self._layout.dim + 1)
         weight = given(self.weights["weight"])
@@ -236,11 +234,8 @@ def _batch_norm(
 ) -> Rule | None:
     if training:
         return None  # normalised by the batch: samples influence each other
-
-    def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-
-    return Scale(input, weight, bias, normalize, channels_last=False)
+    normalize = partial(F.batch_norm, running_mean=running_mean, running_var=running_var, eps=eps)
+    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=False)
 
 
 def _instance_norm(
@@ -253,35 +248,28 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Rule:
-    def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-
-    return Scale(input, weight, bias, normalize, channels_last=False)
+    statistics = {"running_mean": running_mean, "running_var": running_var, "use_input_stats": use_input_stats}
+    normalize = partial(F.instance_norm, momentum=momentum, eps=eps, **statistics)
+    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=False)
 
 
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Rule:
-    def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.group_norm(input, num_groups, weight, bias, eps)
-
-    return Scale(input, weight, bias, normalize, channels_last=False)
+    normalize = partial(F.group_norm, num_groups=num_groups, eps=eps)
+    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=False)
 
 
 def _layer_norm(
     input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Rule:
-    def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)
-
-    return Scale(input, weight, bias, normalize, channels_last=True)
+    normalize = partial(F.layer_norm, normalized_shape=normalized_shape, eps=eps)
+    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=True)
 
 
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Rule:
-    def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.rms_norm(input, normalized_shape, weight, eps)
-
-    return Scale(input, weight, None, normalize, channels_last=True)
+    normalize = partial(F.rms_norm, normalized_shape=normalized_shape, eps=eps)
+    return Scale(input, {"weight": weight}, normalize, channels_last=True)
 
 
 def _prelu(input: Tensor, weight: Tensor) -> Rule:
