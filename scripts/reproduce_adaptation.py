@@ -35,6 +35,7 @@ import tripletmas as tm
 from tripletmas.catalog import DATASETS
 from tripletmas.data import LabelledDataset, Source, concatenate
 from tripletmas.evaluation import score_tasks
+from tripletmas.losses import MetricLoss
 from tripletmas.params import Params
 from tripletmas.sampling import seed_everything
 
@@ -176,15 +177,15 @@ class Protected(tm.Strategy):
         self.importance = importance
         self.strength = strength
 
-    def prepare(self, model: nn.Module) -> None:
-        self.protection = tm.MAS(model, self.strength)
-        self.protection.add(self.importance)  # the present weights become the reference
+    def prepare(self, model: nn.Module, loss: MetricLoss, stream: tm.Stream) -> None:
+        self.protections = (tm.MAS(model, self.strength),)
+        self.protections[0].add(self.importance)  # the present weights become the reference
 
     def training_data(self, task: tm.Task, earlier: tm.Stream) -> LabelledDataset | None:
         return task.train if len(earlier) == 2 else None
 
     def before_task(self, model: nn.Module, task: tm.Task, optimizer: Optimizer) -> None:
-        self.protection.attach(optimizer)
+        self.protections[0].attach(optimizer)
 
 
 def part_names(setting: Setting) -> dict[str, list[int]]:

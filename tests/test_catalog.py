@@ -113,8 +113,8 @@ def test_losses_are_built_with_their_defaults(name):
 def test_strategies_are_built_with_their_defaults(name):
     strategy = catalog.build_strategy(name, {key: o.default for key, o in catalog.options("strategy", name).items()})
     assert isinstance(strategy, Strategy)
-    strategy.prepare(torch.nn.Linear(2, 2))
-    assert (strategy.protection is not None) == (name in ("mas", "local_mas"))
+    strategy.prepare(torch.nn.Linear(2, 2), torch.nn.TripletMarginLoss(), ())
+    assert bool(strategy.protections) == (name in ("mas", "local_mas"))
 
 
 @pytest.mark.parametrize("part", catalog.PARTS)

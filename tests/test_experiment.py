@@ -23,9 +23,8 @@ def test_the_parts_are_those_of_the_configuration():
     assert [len(task.classes) for task in made.stream] == [2, 3, 5]
     assert [tuple(p.shape) for p in made.model.parameters()] == [(16, 64), (16,), (8, 16), (8,)]
     assert [tuple(p.shape) for p in made.loss.parameters()] == [(10, 8)]  # a proxy for each class of the whole stream
-    made.strategy.prepare(made.model)
-    assert made.strategy.protection is not None
-    assert made.strategy.protection.strength == 2.0
+    made.strategy.prepare(made.model, made.loss, made.stream)
+    assert made.strategy.protections[0].strength == 2.0
     assert (made.training.epochs, made.training.seed) == (1, 7)
     assert made.config["training"]["lr"] == 1e-3  # every default is filled in
 
@@ -50,7 +49,7 @@ def test_a_run_says_what_it_was(tmp_path):
     run = RunDirectory.open(tmp_path / "run")
     config = run.config()
     assert config["version"]["torch"]
-    assert config["strategy"] == {"name": "mas", "strength": 2.0, "decay": 1.0, "relative": True}
+    assert config["strategy"] == {"name": "mas", "strength": 2.0, "decay": 1.0, "relative": True, "output": "embedding"}
     assert scores.matrix().shape == (3, 3)
     again = run_experiment(config, tmp_path / "run")  # its own configuration goes on with it; versions are ignored
     assert again.to_json() == scores.to_json()

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
     {"params", "hooks", "metrics", "forgetting", "data", "images", "version"},
-    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "doctor"}
+    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "doctor", "recognition"}
     | {"penalty", "penalty_gradient", "coverage", "protection_file"},
     {"protection", "retrieval", "optimization"},
     {"evaluation", "strategies"},

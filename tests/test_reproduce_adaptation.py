@@ -87,9 +87,9 @@ def test_all_start_from_the_same_weights_and_no_query_is_used(script, monkeypatc
         assert any(not torch.equal(start[name], end[name]) for name in learned)
         assert config == new[0][3]
         assert len(data) == 1
-        held = strategy.protection.reference  # finetune holds nothing
+        held = strategy.protections[0].reference  # finetune holds nothing
         assert all(torch.equal(held[name], learned[name]) for name in held)
-    assert [bool(strategy.protection.importance) for _, _, strategy, *_ in new] == [False, True, True, True, True]
+    assert [bool(strategy.protections[0].importance) for _, _, strategy, *_ in new] == [False, True, True, True, True]
     assert len({tuple(end["embedding.weight"].flatten().tolist()) for _, end, *_ in new}) == len(new)
 
     stream = script.make_tasks(digits(), setting, 1)

@@ -48,6 +48,10 @@ def train(strategy: Strategy, stream: Stream, config: TrainConfig = CONFIG) -> t
     return model, train_stream(model, stream, strategy, loss, config)
 
 
+def prepare(strategy: Strategy, model: nn.Module, stream: Stream) -> None:
+    strategy.prepare(model, make_loss("triplet", dim=DIM, num_classes=CLASSES), stream)
+
+
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -117,7 +121,7 @@ def test_memory_is_what_the_docstring_states(name: str):
 def test_the_state_is_taken_over(name: str):
     strategy, other = build_strategy(name, {}), build_strategy(name, {})
     model, _ = train(strategy, make_stream(2))
-    other.prepare(model)
+    prepare(other, model, make_stream(2))
     other.load_state_dict(strategy.state_dict())
     assert list(other.state_dict()) == list(strategy.state_dict())
     assert all(torch.equal(value, strategy.state_dict()[key]) for key, value in other.state_dict().items())
@@ -167,7 +171,7 @@ def test_mas_holds_weights_the_firmer_the_stronger_it_is(finetuned: Tensor):
 def test_mas_sums_the_importance_of_each_task_on_its_training_data():
     strategy = build_strategy("mas", {"relative": False, "decay": 0.5})
     model, stream = make_model(), make_stream()
-    strategy.prepare(model)
+    prepare(strategy, model, stream)
     total: dict[str, Tensor] = {}
     for task in stream:
         strategy.before_task(model, task, torch.optim.SGD(model.parameters(), lr=0.01))
@@ -178,11 +182,10 @@ def test_mas_sums_the_importance_of_each_task_on_its_training_data():
         for key, value in mas_importance(model, [samples]).items():
             total[key] = 0.5 * total.get(key, torch.zeros_like(value)) + value
         strategy.after_task(model, task)
-        assert strategy.protection is not None
-        for key, value in strategy.protection.importance.items():
+        for key, value in strategy.protections[0].importance.items():
             torch.testing.assert_close(value, total[key], rtol=1e-5, atol=1e-8)
         for key, parameter in model.named_parameters():
-            assert torch.equal(strategy.protection.reference[key], parameter)
+            assert torch.equal(strategy.protections[0].reference[key], parameter)
 
 
 def test_mas_measures_plain_samples_and_no_labels():
@@ -194,17 +197,16 @@ def test_mas_measures_plain_samples_and_no_labels():
     measured = []
     for train_data in (task.train, task.train.with_transform(refuse), swapped.subset(task.train.indices)):
         model, strategy = make_model(), build_strategy("mas", {})
-        strategy.prepare(model)
+        prepare(strategy, model, (task,))
         strategy.after_task(model, Task(task.name, task.classes, train_data, task.query))
-        assert strategy.protection is not None
-        measured.append(copy.deepcopy(strategy.protection.importance))
+        measured.append(copy.deepcopy(strategy.protections[0].importance))
     for other in measured[1:]:
         assert all(torch.equal(value, other[key]) for key, value in measured[0].items())
 
 
 def test_mas_must_be_prepared():
     strategy, task = build_strategy("mas", {}), make_stream(1)[0]
-    with pytest.raises(RuntimeError, match=r"call strategy\.prepare\(model\) first"):
+    with pytest.raises(RuntimeError, match=r"call strategy\.prepare\(model, loss, stream\) first"):
         strategy.after_task(make_model(), task)
 
 

@@ -154,14 +154,15 @@ def importance(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run.path} stopped in the middle of a task; first: tripletmas resume {run.path}")
     experiment, _ = load_trained(run)
     strategy = experiment.strategy
-    strategy.prepare(experiment.model)
-    if strategy.protection is None:
-        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
+    strategy.prepare(experiment.model, experiment.loss, experiment.stream)
+    if len(strategy.protections) != 1:
+        what = "protects no weights" if not strategy.protections else "has several protections: which one is not clear"
+        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} {what}")
     strategy.load_state_dict(state.strategy)
     images = _unlabelled(options.images, experiment.stream[0].query.sample_shape, options.skip_unreadable)
     if options.invert:
         images = images.with_transform(lambda image: 1 - image)
-    protection = strategy.protection
+    protection = strategy.protections[0]
     total = sum(float(value.sum()) for value in protection.importance.values())
     batches = tqdm(images.loader(experiment.training.eval_batch_size), desc="importance", unit="batch", leave=False)
     measured = protection.estimate(experiment.model, batches)

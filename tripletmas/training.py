@@ -52,7 +52,7 @@ def train_stream(
         ValueError: if the run directory holds a checkpoint of another model or of other tasks.
     """
     config = config or TrainConfig()
-    strategy.prepare(model)
+    strategy.prepare(model, loss, stream)
     scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
     if run:
@@ -196,10 +196,12 @@ def _finish_task(
         return
     run.write_tensors(f"weights/task{number:02d}.safetensors", state_of(strategy.deployed(model)))
     unprotected: dict[str, Any] = {}
-    if strategy.protection:
-        run.write_tensors(f"importance/task{number:02d}.safetensors", strategy.protection.importance)
+    for position, protection in enumerate(strategy.protections):
+        suffix = f"-{position}" if position else ""
+        run.write_tensors(f"importance/task{number:02d}{suffix}.safetensors", protection.importance)
+    if strategy.protections:
         own = [name for name, _ in loss.named_parameters()] if isinstance(loss, nn.Module) else []
-        unprotected = replace(strategy.protection.coverage(), loss_parameters=tuple(own)).to_json()
+        unprotected = replace(strategy.protections[0].coverage(), loss_parameters=tuple(own)).to_json()
     run.write_tensors("index/final.safetensors", {"vectors": found.queries.vectors, "labels": found.queries.labels})
     run.write_json(
         "index/final.json",
@@ -234,7 +236,7 @@ def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
 
 def _penalty(strategy: Strategy) -> float:
     with torch.no_grad():
-        return float(strategy.protection.value()) if strategy.protection else 0.0
+        return sum(float(protection.value()) for protection in strategy.protections)
 
 
 def _save(

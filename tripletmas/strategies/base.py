@@ -8,23 +8,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tripletmas.data import LabelledDataset
+from tripletmas.losses import MetricLoss
 from tripletmas.params import Params
 from tripletmas.protection import Protection
-from tripletmas.tasks import Task
+from tripletmas.tasks import Stream, Task
 
 
 class Strategy:
     """How a model learns task after task. Concrete strategies are final.
 
     Attributes:
-        protection: what holds weights in place, if the strategy has one: the loop shows its penalty, saves its
-            importance, and reports what it leaves unprotected.
+        protections: what holds weights in place, if the strategy has any: the loop shows their penalty, saves their
+            importance, and reports what they leave unprotected.
     """
 
-    protection: Protection | None = None
+    protections: tuple[Protection, ...] = ()
 
-    def prepare(self, model: nn.Module) -> None:
-        """Once, before anything else: `model` is what will be trained."""
+    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+        """Once, before anything else: the model that will be trained, by this loss, on these tasks.
+
+        Raises:
+            ValueError: if the strategy cannot work with them.
+        """
 
     def training_data(self, task: Task, earlier: Sequence[Task]) -> LabelledDataset | None:
         """What this task trains on; None to train nothing."""
@@ -34,7 +39,7 @@ class Strategy:
         """Before the first epoch of a task, and again when a run is resumed in the middle of it."""
 
     def loss(self, model: nn.Module, inputs: Tensor, embeddings: Tensor) -> Tensor | None:
-        """A scalar to add to the metric loss of a batch; None for nothing."""
+        """A scalar to add to the loss of a batch; None for nothing."""
         return None
 
     def after_step(self, model: nn.Module) -> None:
@@ -46,6 +51,14 @@ class Strategy:
     def deployed(self, model: nn.Module) -> nn.Module:
         """The model to evaluate and to save; usually the one that is trained."""
         return model
+
+    def set_strength(self, strength: float) -> None:
+        """From now on, hold on to what was learned with this strength; 0 holds nothing, as finetune does.
+
+        Raises:
+            ValueError: for a strategy without a strength.
+        """
+        raise ValueError(f"{type(self).__name__} has no strength to set")
 
     def state_dict(self) -> Params:
         """All that resuming needs, as tensors by name."""

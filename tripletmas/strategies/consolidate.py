@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tripletmas.importance import Forward
+from tripletmas.losses import MetricLoss
 from tripletmas.params import Params
-from tripletmas.protection import MAS, LocalMAS, Protection
+from tripletmas.protection import Protection
+from tripletmas.recognition import Recognition
 from tripletmas.strategies.base import Strategy
-from tripletmas.tasks import Task
+from tripletmas.tasks import Stream, Task
 
 
 class Consolidate(Strategy):
@@ -19,19 +23,36 @@ class Consolidate(Strategy):
     Stores two copies of the trainable parameters; costs one pass over the task's data after each task.
 
     Args:
-        protect: model -> Protection.
-        batch_size: samples that are read at once while importance is measured; no result depends on it.
+        protect: (model, forward) -> Protection; `forward` says how the model is called on a batch, None as always.
+        batch_size: samples that are read at once while importance is measured; no exact result depends on it.
         try_first: measure two samples before the first task, for an estimator that knows some kinds of layers only:
             what it says of the others then comes before the training, not after.
+        output: measure the embedding, or the logits of the head of the task that was learned.
     """
 
-    def __init__(self, protect: Callable[[nn.Module], Protection], *, batch_size: int = 256, try_first: bool = False):
+    def __init__(
+        self,
+        protect: Callable[[nn.Module, Forward | None], Protection],
+        *,
+        batch_size: int = 256,
+        try_first: bool = False,
+        output: str = "embedding",
+    ):
+        if output not in ("embedding", "logits"):
+            raise ValueError(f"output must be 'embedding' or 'logits', got {output!r}")
         self.protect = protect
         self.batch_size = batch_size
         self.try_first = try_first
+        self.output = output
+        self._recognition: Recognition | None = None
+        self._head = 0
 
-    def prepare(self, model: nn.Module) -> None:
-        self.protection = self.protect(model)
+    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+        if self.output == "logits":
+            if not isinstance(loss, Recognition):
+                raise ValueError("output 'logits' needs heads: use it with --objective recognition")
+            self._recognition = loss
+        self.protections = (self.protect(model, self._logits if self._recognition else None),)
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
         protection = self._prepared()
@@ -40,7 +61,12 @@ class Consolidate(Strategy):
             protection.estimate(model, [task.train.plain()[[0, 1]]])
 
     def after_task(self, model: nn.Module, task: Task) -> None:
+        if self._recognition:
+            self._head = self._recognition.head_for(task.classes)
         self._prepared().consolidate(task.train.plain().loader(self.batch_size))
+
+    def set_strength(self, strength: float) -> None:
+        self._prepared().strength = strength
 
     def state_dict(self) -> Params:
         return self._prepared().state_dict()
@@ -49,39 +75,10 @@ class Consolidate(Strategy):
         self._prepared().load_state_dict(state)
 
     def _prepared(self) -> Protection:
-        if self.protection is None:
-            raise RuntimeError("call strategy.prepare(model) first")
-        return self.protection
+        if not self.protections:
+            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
+        return self.protections[0]
 
-
-def mas(*, strength: float = 0.3, decay: float = 1.0, relative: bool = True) -> Consolidate:
-    """Memory Aware Synapses: importance is how much the length of the embedding reacts to a weight.
-
-    Args:
-        strength: weight of the penalty; 0 is finetune.
-        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
-        relative: measure importance relative to the mean squared length of the embeddings, so that one strength
-            suits all models; false is the unit of the paper.
-
-    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018; the relative unit is ours.
-    """
-    return Consolidate(lambda model: MAS(model, strength, decay=decay, relative=relative))
-
-
-def local_mas(
-    *, strength: float = 0.3, decay: float = 1.0, relative: bool = True, left_out: tuple[str, ...] = ()
-) -> Consolidate:
-    """Local MAS: importance of each layer by itself, without a backward pass; on ReLU layers it is Hebb's rule.
-
-    Args:
-        strength: weight of the penalty; 0 is finetune.
-        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
-        relative: measure each layer's importance relative to the mean squared length of its own output.
-        left_out: modules or parameters that are not protected; those of other kinds than linear and convolution
-            layers, with their batch norm, have to be listed.
-
-    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version; the relative unit is ours.
-    """
-    return Consolidate(
-        lambda model: LocalMAS(model, strength, decay=decay, relative=relative, left_out=left_out), try_first=True
-    )
+    def _logits(self, model: nn.Module, batch: Any) -> Tensor:
+        assert self._recognition is not None
+        return self._recognition.logits(model(batch[0]), self._head)
