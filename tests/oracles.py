@@ -99,6 +99,27 @@ def forward_transfer(matrix: Tensor, baseline: Tensor) -> float:
     return sum(float(matrix[i - 1, i]) - float(baseline[i]) for i in range(1, tasks)) / (tasks - 1)
 
 
+def plasticity(matrix: Tensor) -> float:
+    return sum(float(matrix[k, k]) for k in range(len(matrix))) / len(matrix)
+
+
+def intransigence(matrix: Tensor, joint: Tensor) -> float:
+    total = 0.0
+    for k in range(len(matrix)):
+        total += float(joint[k, k]) - float(matrix[k, k])
+    return total / len(matrix)
+
+
+def paired_difference(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, int, int, int]:
+    """(mean, sample deviation, how often the first is greater, equal, smaller) of the seeds that both have."""
+    differences = [one - other for one, other in pairs]
+    mean = sum(differences) / len(differences)
+    variance = sum((difference - mean) ** 2 for difference in differences) / (len(differences) - 1)
+    greater = len([1 for one, other in pairs if one > other])
+    smaller = len([1 for one, other in pairs if one < other])
+    return mean, math.sqrt(variance), greater, len(pairs) - greater - smaller, smaller
+
+
 # --- importance ------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-METRICS = ("recall@1", "recall@2", "r_precision", "map@r", "mrr")
+# gallery -> metric -> its score as a part of what `matrix` has
+RETRIEVAL = {"recall@1": 1.0, "recall@2": 1.02, "r_precision": 0.8, "map@r": 0.75, "mrr": 0.9}
+METRIC_LEARNING = {"seen": RETRIEVAL, "task": {metric: 1.01 * part for metric, part in RETRIEVAL.items()}}
+ACCURACIES = {"accuracy_fresh": 0.7, "accuracy_stale": 0.4, "accuracy_compensated": 0.6}
+RECOGNITION = {
+    "seen": {"recall@1": 0.75, "mrr": 0.8, **ACCURACIES},
+    "task": {"recall@1": 0.95, "mrr": 0.97, "accuracy": 1.0},
+}
 
 
 def write_run(
@@ -26,13 +33,19 @@ def write_run(
     epochs: int = 4,
     points: int = 30,
     decay: float = 0.05,
+    objective: str | None = None,
+    searches: list[dict] | None = None,
+    baseline: float | None = None,
 ) -> Path:
     """A run with two classes a task.
 
     Args:
-        matrix: recall@1 on the seen gallery, rows of growing length; None draws one that falls by `decay` a task.
+        matrix: the primary score, rows of growing length; None draws one that falls by `decay` a task.
         done: how many tasks are finished, None for all.
         points: vectors in the final index for each class.
+        objective: "recognition" for a run with heads; None writes none, as runs of earlier versions.
+        searches: the records of kind "search".
+        baseline: recall@1 of the untrained model on every task; each task is then 0.1 above it before it is learned.
     """
     random = torch.Generator().manual_seed(seed)
     strategy = strategy or {"name": "mas", "strength": 0.3}
@@ -46,6 +59,7 @@ def write_run(
             [float(0.97 * (1 - decay) ** age[t, i] - noise[t, i]) for i in range(t + 1)] for t in range(num_tasks)
         ]
     path.mkdir(parents=True)
+    factors = RECOGNITION if objective == "recognition" else METRIC_LEARNING
     config = {
         "version": {"tripletmas": "0.1.0", "torch": "2.15.0", "python": "3.11.2"},
         "data": data or {"name": "digits", "tasks": num_tasks},
@@ -56,13 +70,14 @@ def write_run(
         "seed": seed,
         "device": "cpu",
     }
+    if objective:
+        config["objective"] = objective
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     def cut(value: float, row: list[float]) -> list[float]:
         return [min(1.0, score * value) for score in row]
 
-    factors = dict(zip(METRICS, (1.0, 1.02, 0.8, 0.75, 0.9), strict=True))
-    records, state = [], _weights(layers, random)
+    records, state = list(searches or ()), _weights(layers, random)
     (path / "weights").mkdir()
     save_file(state, path / "weights" / "start.safetensors", metadata={"order": json.dumps(list(state))})
     importance = {name: torch.zeros_like(value) for name, value in state.items() if "running" not in name}
@@ -75,14 +90,15 @@ def write_run(
             records.append(record | {"rate": 0.001, "steps": 9, "seconds": 0.1})
         row = matrix[task]
         scores = {
-            "seen": {metric: cut(factor, row) for metric, factor in factors.items()},
-            "task": {metric: cut(1.01 * factor, row) for metric, factor in factors.items()},
+            gallery: {metric: cut(factor, row) for metric, factor in metrics.items()}
+            for gallery, metrics in factors.items()
         }
+        heads = [f"heads.{i}.{kind}" for i in range(num_tasks) for kind in ("weight", "bias")]
         unprotected = {
             "buffers": ["stem.running_mean"],
             "frozen parameters": [],
             "replaced or new": [],
-            "loss parameters": [],
+            "loss parameters": heads if objective == "recognition" else [],
             "layers": {layer: [9 * (layer == "block2"), 36] for layer in layers},
         }
         record = {"kind": "task", "task": task, "name": names[task], "seconds": 2.5, "scores": scores}
@@ -102,14 +118,19 @@ def write_run(
     padded = {
         gallery: {
             metric: [
-                (cut(factor * scale, matrix[t]) if t < done else []) + [None] * (num_tasks - (t + 1 if t < done else 0))
+                (cut(factor, matrix[t]) if t < done else []) + [None] * (num_tasks - (t + 1 if t < done else 0))
                 for t in range(num_tasks)
             ]
-            for metric, factor in factors.items()
+            for metric, factor in metrics.items()
         }
-        for gallery, scale in (("seen", 1.0), ("task", 1.01))
+        for gallery, metrics in factors.items()
     }
-    (path / "scores.json").write_text(json.dumps({"task_names": names, "matrices": padded}), encoding="utf-8")
+    content = {"task_names": names, "matrices": padded}
+    if baseline is not None:
+        for t in range(min(done, num_tasks - 1)):
+            padded["task"]["recall@1"][t][t + 1] = baseline + 0.1
+        content["baseline"] = {"task": {"recall@1": [baseline] * num_tasks}}
+    (path / "scores.json").write_text(json.dumps(content), encoding="utf-8")
     if done == num_tasks:
         _write_index(path / "index", class_names, num_tasks, points, random)
     return path

@@ -11,10 +11,11 @@ import torch
 from tripletmas import catalog
 from tripletmas.losses import make_loss
 from tripletmas.models import make_model
-from tripletmas.strategies import Strategy
+from tripletmas.strategies import Combine, Distill, Strategy
 
 ALL = [(part, name) for part in catalog.PARTS for name in catalog.names(part)]
-DOWNLOADED = {"mnist", "fashion-mnist", "cifar10", "cifar100", "cub200", "cars196", "sop"}
+DOWNLOADED = {"mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "cub200", "cars196", "sop"}
+DOWNLOADED |= {"aircraft", "flowers102"}
 
 
 @pytest.mark.parametrize("part", catalog.PARTS)
@@ -23,7 +24,7 @@ def test_what_the_issue_asks_for_is_there(part):
         "data": {"digits", "omniglot", "folder", "csv"} | DOWNLOADED,
         "model": {"mlp", "conv4", "resnet18"},
         "loss": {"triplet", "contrastive", "multi_similarity", "ntxent", "proxy_anchor"},
-        "strategy": {"finetune", "frozen", "mas", "joint"},
+        "strategy": {"finetune", "frozen", "mas", "joint", "l2", "ewc", "si", "distill", "ebll", "imm", "replay"},
     }
     assert wanted[part] <= set(catalog.names(part))
 
@@ -40,9 +41,10 @@ def test_every_option_has_a_type_and_help(part, name):
 def test_data_options_are_those_of_the_reader_and_of_the_stream(name):
     options = catalog.options("data", name)
     assert {"tasks", "groups", "order_seed", "test_share", "split_seed", "augment"} <= options.keys()
-    assert ("download" in options) == (name in DOWNLOADED or name == "omniglot")
+    assert {"per_class", "validation"} <= options.keys()
+    assert ("download" in options) == (name in DOWNLOADED | {"omniglot", "sequence"})
     required = {key for key, option in options.items() if option.default is inspect.Parameter.empty}
-    assert required == {"folder": {"root"}, "csv": {"path"}}.get(name, set())
+    assert required == {"folder": {"root"}, "csv": {"path"}, "sequence": {"parts"}}.get(name, set())
 
 
 def test_an_option_is_read_from_signature_and_docstring():
@@ -98,7 +100,7 @@ def test_models_are_built_with_their_defaults(name):
         assert model(torch.rand(2, 3, 32, 32)).shape == (2, defaults["dim"])
 
 
-@pytest.mark.parametrize("name", catalog.names("loss"))
+@pytest.mark.parametrize("name", [name for name in catalog.names("loss") if name != catalog.CROSS_ENTROPY])
 def test_losses_are_built_with_their_defaults(name):
     options = {key: option.default for key, option in catalog.options("loss", name).items()}
     mining = options.pop("mining")
@@ -114,7 +116,52 @@ def test_strategies_are_built_with_their_defaults(name):
     strategy = catalog.build_strategy(name, {key: o.default for key, o in catalog.options("strategy", name).items()})
     assert isinstance(strategy, Strategy)
     strategy.prepare(torch.nn.Linear(2, 2), torch.nn.TripletMarginLoss(), ())
-    assert bool(strategy.protections) == (name in ("mas", "local_mas"))
+    assert bool(strategy.protections) == (name in ("mas", "local_mas", "l2", "ewc", "si"))
+
+
+def test_a_combination_has_the_options_of_its_parts():
+    options = catalog.options("strategy", "mas+distill")
+    assert options["mas.strength"] == catalog.options("strategy", "mas")["strength"]
+    assert options["distill.strength"] == catalog.options("strategy", "distill")["strength"]
+    assert len(options) == sum(len(catalog.options("strategy", name)) for name in ("mas", "distill"))
+    assert catalog.options("strategy", "finetune+joint") == {}
+    assert not any("+" in name for name in catalog.names("strategy"))
+
+
+def test_a_combination_is_built_from_nested_options():
+    strategy = catalog.build_strategy("mas+distill", {"mas": {"strength": 0.125}, "distill": {}}, searched="distill")
+    assert isinstance(strategy, Combine)
+    assert list(strategy.parts) == ["mas", "distill"]
+    strategy.prepare(torch.nn.Linear(2, 2), torch.nn.TripletMarginLoss(), ())
+    assert strategy.protections[0].strength == 0.125
+    strategy.set_strength(7.0)
+    distill = strategy.parts["distill"]
+    assert isinstance(distill, Distill)
+    assert distill.strength == 7.0
+    assert list(catalog.build_strategy("replay+l2", {}).parts) == ["replay", "l2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mas+mass", r"unknown strategy 'mass' in 'mas\+mass' \(did you mean 'mas'\?\)"),
+        ("mas+", r"unknown strategy '' in 'mas\+' \(known: finetune, "),
+        ("mas+distill+mas", r"strategy 'mas' is in 'mas\+distill\+mas' twice"),
+    ],
+)
+def test_a_wrong_combination_is_refused(name, message):
+    for refused in (lambda: catalog.options("strategy", name), lambda: catalog.build_strategy(name, {})):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+def test_strategies_that_do_not_go_together_and_unknown_parts_are_refused():
+    with pytest.raises(ValueError, match="'joint' and 'replay' cannot be combined: they both define the training data"):
+        catalog.build_strategy("joint+replay", {})
+    with pytest.raises(ValueError, match=r"strategy 'mas\+l2' has no part 'l3' \(known: mas, l2\)|did you mean 'l2'"):
+        catalog.build_strategy("mas+l2", {"l3": {}})
+    with pytest.raises(ValueError, match=r"unknown strategy 'masss' \(did you mean 'mas'\?\)"):
+        catalog.build_strategy("masss", {})
 
 
 @pytest.mark.parametrize("part", catalog.PARTS)

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from tripletmas import commands, doctor, training
+from tripletmas import commands, doctor, task_training
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.cli import COMMANDS, main
 from tripletmas.models import mlp
@@ -67,7 +67,7 @@ def failed(result: tuple[int, str, str], message: str) -> None:
 
 def interrupt_after(monkeypatch, epochs: int) -> None:
     """Ctrl-C in the epoch after so many."""
-    real, calls = training._train_epoch, []
+    real, calls = task_training._train_epoch, []
 
     def train_epoch(*arguments):
         calls.append(1)
@@ -75,7 +75,7 @@ def interrupt_after(monkeypatch, epochs: int) -> None:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_train_epoch", train_epoch)
+    monkeypatch.setattr(task_training, "_train_epoch", train_epoch)
 
 
 # --- without a command
@@ -111,7 +111,7 @@ def test_torch_is_not_imported_for_what_needs_no_torch(argument):
 
 def test_an_unknown_command_comes_with_a_suggestion(call):
     failed(call("tran"), r"unknown command 'tran' \(did you mean 'train'\?\)")
-    failed(call("xyz"), r"unknown command 'xyz' \(see: tripletmas --help\)")
+    failed(call("xyz"), r"unknown command 'xyz' \(known: train, .*\); see: tripletmas --help")
 
 
 def test_the_package_can_be_run_and_its_status_is_the_exit_code():
@@ -266,12 +266,12 @@ def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
 
 def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, monkeypatch):
     out = tmp_path / "seeds"
-    real = training._train_epoch
+    real = task_training._train_epoch
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=4)  # the three tasks of the first seed, and one of the second
         assert call("train", "--out", out, "--seeds", "0,1", "--report", "false", *SMALL)[0] == 130
         patch.setattr(commands.reports, "write_report", lambda path: f"{path}/report.html")
-        patch.setattr(training, "_train_epoch", real)
+        patch.setattr(task_training, "_train_epoch", real)
         status, text, _ = call("resume", out)
     assert status == 0
     assert text.count("report: ") == 2

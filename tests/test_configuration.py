@@ -30,11 +30,12 @@ def config(*arguments: str) -> dict:
 
 def test_every_default_is_filled_in():
     found = config()
-    assert list(found) == ["data", "model", "loss", "strategy", "training", "seed", "device"]
+    assert list(found) == ["data", "model", "loss", "strategy", "training", "objective", "seed", "device"]
     assert found["data"]["name"] == "digits"
     assert found["model"] == {"name": "mlp", "dim": 32, "hidden": [256, 256]}
     assert (found["loss"]["name"], found["loss"]["mining"]) == ("triplet", "batch_hard")
-    assert found["strategy"] == {"name": "mas", "strength": 0.3, "decay": 1.0, "relative": True}
+    chosen = {"strength": 0.3, "decay": 1.0, "relative": True, "output": "embedding", "batch_gradients": None}
+    assert found["strategy"] == {"name": "mas", **chosen}
     assert (found["training"]["epochs"], found["seed"], found["device"]) == (15, 0, "auto")
     assert "seed" not in found["training"]
 
@@ -182,7 +183,7 @@ def test_configurations_beside_the_data_cards_are_valid():
         extra = jsonargparse.ArgumentParser(add_help=False)
         extra.add_argument("--out", type=str, default=None)
         found, _ = parse(["--config", str(path)], extra=extra)
-        assert found["data"]["name"] == path.parent.name
+        assert found["data"]["name"] == {"recogseq": "sequence"}.get(path.parent.name, path.parent.name)
 
 
 def test_versions_name_what_numbers_depend_on():

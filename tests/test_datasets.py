@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import pickle
 import socket
-import struct
 import zipfile
 
 import numpy as np
 import pytest
 import torchvision.datasets
-from PIL import Image
-from pytorch_metric_learning.datasets import CUB
+from tiny_datasets import house_numbers, omniglot_tree, write_idx
 
-from tripletmas import datasets
+from tripletmas import datasets, photographs
 from tripletmas.tasks import make_stream
 
 DOWNLOADED = {
@@ -23,15 +21,13 @@ DOWNLOADED = {
     "fashion-mnist": datasets.fashion_mnist,
     "cifar10": datasets.cifar10,
     "cifar100": datasets.cifar100,
-    "cub200": datasets.cub200,
-    "cars196": datasets.cars196,
-    "sop": datasets.sop,
+    "svhn": datasets.svhn,
+    "cub200": photographs.cub200,
+    "cars196": photographs.cars196,
+    "sop": photographs.sop,
+    "flowers102": photographs.flowers102,
+    "aircraft": photographs.aircraft,
 }
-
-
-def picture(path, value: int = 0, mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8), value).convert(mode).save(path)
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -61,21 +57,10 @@ def test_digits_are_the_bundled_ones():
     source = datasets.digits()
     assert len(source.train) == 1797
     assert source.train.sample_shape == (1, 8, 8)
-    assert float(source.train.samples[:].min()) == 0.0
-    assert float(source.train.samples[:].max()) == 1.0
+    images = source.train[list(range(1797))][0]
+    assert (float(images.min()), float(images.max())) == (0.0, 1.0)
     assert [int((source.train.labels == label).sum()) for label in (0, 8)] == [178, 174]  # load_digits' own description
     assert [task.name for task in make_stream(source)] == ["0,1", "2,3", "4,5", "6,7", "8,9"]
-
-
-def omniglot_tree(root) -> None:
-    for alphabet in ("Greek", "Latin"):
-        for character in (1, 2):
-            for drawing in range(4):
-                path = root / alphabet / f"character{character:02d}" / f"{drawing}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                image = Image.new("1", (105, 105), 1)
-                image.paste(0, (0, 0, 52, 105))  # the left half is ink
-                image.save(path)
 
 
 @pytest.mark.parametrize("below", ["", "images_background", "omniglot-py/images_background"])
@@ -118,12 +103,6 @@ def test_all_of_omniglot(shared_data):
     stream = make_stream(datasets.Source(train), tasks=10)
     assert len(stream) == 10
     assert stream[0].name == "task00 (Alphabet_of_the_Magi, Anglo-Saxon_Futhorc, ...)"
-
-
-def write_idx(path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)  # 8: unsigned bytes
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
 @pytest.mark.parametrize(("read", "name"), [(datasets.mnist, "MNIST"), (datasets.fashion_mnist, "FashionMNIST")])
@@ -181,92 +160,19 @@ def test_cifar_batches(tmp_path, monkeypatch, read):
     assert int(label) == 1
 
 
-def cub(root) -> None:
-    folders = ["001.Albatross"] * 4 + ["150.Wren"] * 4  # one class of each half
-    names = [f"{folder}/{i}.png" for i, folder in enumerate(folders)]
-    for i, name in enumerate(names):
-        picture(root / "CUB_200_2011" / "images" / name, i, mode="L" if i % 2 else "RGB")
-    lists = root / "CUB_200_2011"
-    (lists / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
-    (lists / "image_class_labels.txt").write_text("".join(f"{i} {int(n[:3])}\n" for i, n in enumerate(names, 1)))
-
-
-@pytest.mark.parametrize("below", ["", "cub200"])
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_cub_with_both_halves_of_its_classes(tmp_path, caplog, below, in_memory):
-    cub(tmp_path / below)
-    train = datasets.cub200(root=str(tmp_path), size=4, in_memory=in_memory).train
-    assert train.class_names == ("001.Albatross", "150.Wren")
-    assert train.labels.tolist() == [0] * 4 + [1] * 4
-    assert train[[0, 5]][0].shape == (2, 3, 4, 4)  # grey photographs become RGB
-    assert float(train[5][0].mean()) * 255 == pytest.approx(5)
-    assert "lists 8 images, the whole set has 11788" in caplog.text
-
-
-def test_a_photograph_that_a_list_names_must_exist(tmp_path):
-    cub(tmp_path)
-    (tmp_path / "CUB_200_2011" / "images" / "150.Wren" / "5.png").unlink()
-    for in_memory in (True, False):
-        with pytest.raises(ValueError, match=r"150\.Wren/5\.png cannot be read: no such file"):
-            datasets.cub200(root=str(tmp_path), in_memory=in_memory)
-    (tmp_path / "CUB_200_2011" / "image_class_labels.txt").unlink()
-    with pytest.raises(ValueError, match=r"the lists in .* cannot be read"):
-        datasets.cub200(root=str(tmp_path))
-
-
-def test_a_download_counts_only_when_it_is_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(CUB, "download_and_remove", lambda self: (_ for _ in ()).throw(EOFError("cut short")))
-    (tmp_path / "cub200.partial").mkdir()  # left by a download that was killed
-    (tmp_path / "cub200.partial" / "junk").touch()
-    with pytest.raises(OSError, match=r"^cub200: the download into .* failed \(cut short\)"):
-        datasets.cub200(root=str(tmp_path), download=True)
-    assert not (tmp_path / "cub200").exists()
-
-    def fetch(self):
-        assert not (tmp_path / "cub200.partial" / "junk").exists()
-        cub(tmp_path / "cub200.partial")
-
-    monkeypatch.setattr(CUB, "download_and_remove", fetch)
-    assert len(datasets.cub200(root=str(tmp_path), download=True, size=4).train) == 8
-    assert not (tmp_path / "cub200.partial").exists()
-    monkeypatch.setattr(CUB, "download_and_remove", lambda self: pytest.fail("fetched what is there"))
-    assert len(datasets.cub200(root=str(tmp_path), download=True, size=4).train) == 8
-
-
-def test_a_folder_with_something_else_is_not_downloaded_into(tmp_path, monkeypatch):
-    monkeypatch.setattr(CUB, "download_and_remove", lambda self: pytest.fail("fetched for nothing"))
-    (tmp_path / "cub200").mkdir()
-    (tmp_path / "cub200" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"cub200 has no CUB_200_2011/images\.txt; complete it, or delete"):
-        datasets.cub200(root=str(tmp_path), download=True)
-
-
-def test_cars(tmp_path):
-    names = ["Audi A/B 2012", "BMW X5 2007"]
-    (tmp_path / "names.csv").write_text("\n".join(names))
-    for split in ("train", "test"):
-        (tmp_path / f"anno_{split}.csv").write_text("".join(f"{n}{split}.png,1,2,3,4,{n}\n" for n in (1, 2)))
-        for n, name in enumerate(names, 1):
-            picture(tmp_path / "car_data" / "car_data" / split / name.replace("/", "-") / f"{n}{split}.png")
-    train = datasets.cars196(root=str(tmp_path), size=4).train
-    assert train.class_names == ("Audi A-B 2012", "BMW X5 2007")
-    assert train.labels.tolist() == [0, 1, 0, 1]
-
-
-def test_products_are_grouped_by_kind_and_small_ones_left_out(tmp_path, caplog):
-    root = tmp_path / "Stanford_Online_Products"
-    rows = {"train": [(1, "bicycle")] * 4 + [(2, "bicycle")] * 3, "test": [(3, "chair")] * 5}
-    for split, products in rows.items():
-        lines = ["image_id class_id super_class_id path"]
-        for i, (product, kind) in enumerate(products):
-            picture(root / f"{kind}_final" / f"{product}_{i}.png")
-            lines.append(f"{i} {product} 1 {kind}_final/{product}_{i}.png")
-        (root / f"Ebay_{split}.txt").write_text("\n".join(lines) + "\n")
-    train = datasets.sop(root=str(tmp_path), size=4).train
-    assert train.class_names == ("bicycle/1", "chair/3")
-    assert train.groups == ("bicycle", "chair")
-    assert train.labels.bincount().tolist() == [4, 5]
-    assert "left out 1 products with fewer than 4 images" in caplog.text
-    assert len(datasets.sop(root=str(tmp_path), size=4, min_images=2).train) == 12
-    with pytest.raises(ValueError, match="min_images=9"):
-        datasets.sop(root=str(tmp_path), min_images=9)
+@pytest.mark.parametrize("below", ["", "svhn"])
+def test_house_numbers(tmp_path, monkeypatch, below):
+    house_numbers(tmp_path / below, monkeypatch)
+    source = datasets.svhn(root=str(tmp_path))
+    assert source.test is not None
+    assert source.train.labels.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 0, 0]
+    assert source.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert source.train.class_names == tuple("0123456789")
+    image, label = source.train[13]
+    assert image.shape == (3, 32, 32)
+    assert (image[0] * 255).unique().tolist() == pytest.approx([int(label)]) == [7]
+    assert float(image[1:].max()) == 0
+    file = tmp_path / below / "test_32x32.mat"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="svhn: no complete copy in"):
+        datasets.svhn(root=str(tmp_path))

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from tripletmas.class_means import ClassMeans
 from tripletmas.data import LabelledDataset
-from tripletmas.evaluation import score_tasks
+from tripletmas.evaluation import score_alone, score_recognition, score_tasks
+from tripletmas.recognition import Recognition
 from tripletmas.retrieval import Embeddings, embed, evaluate
 from tripletmas.tasks import Task
 
@@ -107,3 +109,46 @@ def test_queries_with_nothing_to_find_are_counted_and_left_out():
     nothing = score_tasks(model, (task("nothing", points(at(0, 0), at(90, 1))),))
     assert all(math.isnan(value) for (value,) in nothing.values["seen"].values())
     assert nothing.without_relevant == [2]
+
+
+# --- recognition
+
+
+def recognising() -> Recognition:
+    """Two heads on the plane, each of which says which of two directions an embedding is nearer to."""
+    recognition = Recognition(2, [(0, 1), (2, 3)], list("abcd")).requires_grad_(False)
+    for head, angles in zip(recognition.heads, ((0, 90), (180, 270)), strict=True):
+        assert isinstance(head, nn.Linear)
+        directions = [at(angle, 0)[:2] for angle in angles]
+        head.weight.copy_(torch.tensor(directions))
+        head.bias.zero_()
+    return recognition
+
+
+def test_a_head_judges_the_queries_of_its_own_task():
+    second = points(at(180, 2), at(190, 2), at(270, 3), at(200, 3))  # the last looks like the other class
+    tasks = (task("first", FIRST), task("second", second))
+    queries = score_tasks(model, tasks).queries
+    found = score_recognition(recognising(), None, tasks, queries)
+    assert found == {"task": {"accuracy": [1.0, 0.75]}, "seen": {}}
+
+
+def test_the_nearest_mean_is_sought_among_all_classes():
+    tasks = (task("first", FIRST), task("second", SECOND))
+    means = ClassMeans()
+    means.after_task(model, tasks[:1])
+    means.before_task(model, tasks[1])
+    means.after_task(model, tasks)
+    means.means["stale"] = means.means["stale"][[1, 0, 2, 3]]  # as if the first two classes had changed places
+    found = score_recognition(recognising(), means, tasks, score_tasks(model, tasks).queries)
+    assert found["seen"] == {
+        "accuracy_fresh": [1.0, 1.0],
+        "accuracy_stale": [0.0, 1.0],
+        "accuracy_compensated": [1.0, 1.0],
+    }
+
+
+def test_a_task_alone_is_scored_in_its_own_gallery():
+    tasks = (task("first", FIRST), task("second", SECOND))
+    own = score_tasks(model, tasks).values["task"]
+    assert score_alone(model, tasks[1]) == {metric: values[1] for metric, values in own.items()}

@@ -49,7 +49,8 @@ def test_a_run_says_what_it_was(tmp_path):
     run = RunDirectory.open(tmp_path / "run")
     config = run.config()
     assert config["version"]["torch"]
-    assert config["strategy"] == {"name": "mas", "strength": 2.0, "decay": 1.0, "relative": True, "output": "embedding"}
+    chosen = {"strength": 2.0, "decay": 1.0, "relative": True, "output": "embedding", "batch_gradients": None}
+    assert config["strategy"] == {"name": "mas", **chosen}
     assert scores.matrix().shape == (3, 3)
     again = run_experiment(config, tmp_path / "run")  # its own configuration goes on with it; versions are ignored
     assert again.to_json() == scores.to_json()

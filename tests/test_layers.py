@@ -12,16 +12,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
-    {"params", "hooks", "metrics", "forgetting", "data", "images", "version"},
-    {"tasks", "sampling", "models", "losses", "datasets", "folders", "index", "importance", "doctor", "recognition"}
+    {"params", "hooks", "metrics", "forgetting", "data", "images", "downloads", "spelling", "version"},
+    {"splits", "sampling", "models", "losses", "index", "importance", "doctor", "recognition"}
+    | {"datasets", "photographs", "folders"}
     | {"penalty", "penalty_gradient", "coverage", "protection_file"},
-    {"protection", "retrieval", "optimization"},
-    {"evaluation", "strategies"},
-    {"checkpoint"},
+    {"tasks", "readers", "protection", "retrieval", "optimization"},
+    {"sequences", "class_means", "strategies"},
+    {"checkpoint", "evaluation"},
+    {"task_training"},
+    {"search"},
     {"training"},
     {"catalog", "report"},
     {"configuration"},
     {"experiment"},
+    {"sweeps"},
     {"commands"},
     {"cli"},
 )
@@ -32,8 +36,9 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "jsonargparse": {"configuration", "commands"},
-    "pytorch_metric_learning": {"losses", "datasets"},
+    "pytorch_metric_learning": {"losses", "photographs"},
     "sklearn": {"datasets", "report"},
+    "optuna": {"sweeps"},
     "torch.distributed": set(),
 }
 

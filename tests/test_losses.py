@@ -206,14 +206,14 @@ def test_every_listed_option_is_accepted(name: str):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("tripelt", {}, r"unknown loss 'tripelt' \(did you mean 'triplet'\?\); there are triplet, contrastive"),
+        ("tripelt", {}, r"unknown loss 'tripelt' \(did you mean 'triplet'\?\)"),
         (
             "triplet",
             {"options": {"marign": 1}},
-            r"loss 'triplet' has no option 'marign' \(did you mean 'margin'\?\); it has margin, swap",
+            r"loss 'triplet' has no option 'marign' \(did you mean 'margin'\?\)",
         ),
         ("triplet", {"options": {"distance": None}}, "loss 'triplet' has no option 'distance'"),
-        ("n_pairs", {"options": {"scale": 1}}, "loss 'n_pairs' has no option 'scale'; it has none"),
+        ("n_pairs", {"options": {"scale": 1}}, r"loss 'n_pairs' has no option 'scale' \(known: none\)"),
         ("triplet", {"mining": "batchhard"}, r"unknown mining 'batchhard' \(did you mean 'batch_hard'\?\)"),
         ("arcface", {"mining": "semihard"}, "loss 'arcface' .* takes no mining, got mining 'semihard'"),
         ("triplet", {"options": {"margin": "wide"}}, "option 'margin' of loss 'triplet' must be a number, got 'wide'"),

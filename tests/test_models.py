@@ -8,7 +8,7 @@ import torchvision
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from tripletmas.models import Normalize, backbone, constructor_for, conv4, make_model, mlp, model_names
+from tripletmas.models import Normalize, backbone, constructor_for, conv4, embedding_dim, make_model, mlp, model_names
 
 # name -> the smallest size of image at which it is tested here
 SIZES = {
@@ -59,6 +59,48 @@ def test_squeezenet_embeddings_take_both_signs():
     assert embeddings.min() < 0 < embeddings.max()
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("resnet18", 32, 512),
+        ("squeezenet1_1", 32, 512),
+        pytest.param("alexnet", 64, 4096, marks=pytest.mark.slow),
+        pytest.param("vit_b_16", 32, 768, marks=pytest.mark.slow),
+    ],
+)
+def test_without_a_new_last_layer_the_embedding_is_what_the_classifier_sees(name: str, size: int, expected: int):
+    torch.manual_seed(0)
+    model = backbone((3, size, size), name=name, dim=0).eval()
+    whole = torchvision.models.get_model(name, **({"image_size": size} if name.startswith("vit") else {})).eval()
+    missing = whole.load_state_dict(model.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    classifier = [module for module in whole.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+    seen: list[Tensor] = []
+    classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        whole(images)
+        embeddings = model(images)
+    features = seen[0].mean(dim=(2, 3)) if seen[0].ndim == 4 else seen[0]  # squeezenet classifies, then takes the mean
+    torch.testing.assert_close(embeddings, features)
+    assert embeddings.shape == (2, expected)
+    assert embedding_dim(model, (3, size, size)) == expected
+    with pytest.raises(ValueError, match="dim must be >= 1, or 0 for no new last layer, got -1"):
+        backbone((3, size, size), name=name, dim=-1)
+
+
+def test_embedding_dim_leaves_the_model_as_it_was():
+    model = conv4((1, 28, 28), dim=5)
+    model.get_submodule("block2").eval()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    assert embedding_dim(model, (1, 28, 28)) == 5
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"must return embeddings \(batch, dim\), but returned \(1, 4, 3, 3\)"):
+        embedding_dim(nn.Conv2d(1, 4, 2), (1, 4, 4))
+
+
 def test_mlp_takes_any_shape_and_any_depth():
     assert mlp((5,), dim=3, hidden=())(torch.zeros(2, 5)).shape == (2, 3)
     model = mlp((1, 8, 8), dim=32, hidden=(256, 256))
@@ -89,11 +131,9 @@ def test_a_shape_that_a_model_cannot_take(name: str, shape: tuple[int, ...], mes
 def test_unknown_names_and_options_get_a_suggestion():
     with pytest.raises(ValueError, match=r"unknown model 'resnet81' \(did you mean 'resnet18'\?\)"):
         make_model("resnet81", (3, 32, 32))
-    with pytest.raises(
-        ValueError, match=r"model 'conv4' has no option 'widht' \(did you mean 'width'\?\); it has dim, width"
-    ):
+    with pytest.raises(ValueError, match=r"model 'conv4' has no option 'widht' \(did you mean 'width'\?\)$"):
         make_model("conv4", (1, 28, 28), options={"widht": 3})
-    with pytest.raises(ValueError, match=r"model 'resnet18' has no option 'name'; it has dim, pretrained"):
+    with pytest.raises(ValueError, match=r"model 'resnet18' has no option 'name' \(known: dim, pretrained\)"):
         make_model("resnet18", (3, 32, 32), options={"name": "resnet34"})
     with pytest.raises(ValueError, match="dim must be >= 1, got 0"):
         make_model("mlp", (4,), options={"dim": 0})

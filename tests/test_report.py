@@ -17,12 +17,16 @@ from safetensors.torch import save_file
 from synthetic_runs import write_run
 
 from tripletmas.report import (
+    Curve,
+    Panel,
     Spread,
     comparison,
     comparison_markdown,
     comparison_table,
+    draw_sensitivity,
     read_group,
     read_run,
+    search_table,
     write_comparison,
     write_report,
 )
@@ -58,10 +62,19 @@ class _Text(HTMLParser):
 
 
 def _terminal(compared, width: int = 120) -> str:
+    return _printed(comparison_table(compared), width)
+
+
+def _printed(renderable, width: int) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(comparison_table(compared))
+        console.print(renderable)
     return console.export_text()
+
+
+def _ink(path: Path) -> float:
+    """The part of a picture that is not white."""
+    return float((np.abs(imread(path)[..., :3] - 1).max(axis=-1) > 0.1).mean())
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +141,7 @@ def test_the_page_is_self_contained(run: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["recall", "loss", "scores_seen", "scores_task", "importance", "movement", "embedding"]
+    "name", ["over_tasks", "loss", "scores_seen", "scores_task", "importance", "movement", "embedding"]
 )
 def test_every_plot_is_written_and_not_blank(run: Path, name: str):
     pixels = imread(run / "report" / f"{name}.png")[..., :3]
@@ -389,3 +402,297 @@ def test_spread():
     assert Spread(()).text() == "–"
     assert Spread((1.0, 2.0)).deviation == pytest.approx(math.sqrt(0.5))
     assert Spread((-0.0001,)).text(signed=True) == "0.000"
+
+
+# --- recognition ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recognition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    strategy = {"name": "mas+distill", "mas": {"strength": 0.3}, "distill": {"weight": 1.0}}
+    path = write_run(tmp_path_factory.mktemp("runs") / "rec", matrix=MATRIX, objective="recognition", strategy=strategy)
+    write_report(path)
+    return path
+
+
+def test_recognition_is_judged_by_the_accuracy_of_the_heads(recognition: Path, run: Path):
+    """MATRIX is the accuracy on the gallery "task"; recall@1 lies 5 % below it and must not be what is shown."""
+    found = read_run(recognition)
+    assert (found.primary.metric, found.primary.gallery) == ("accuracy", "task")
+    assert found.finished
+    text = _Text(recognition / "report" / "report.html").text
+    assert "0.750 final average task-incremental accuracy" in text
+    assert "0.200 forgetting" in text
+    assert "objective recognition" in text
+    assert "0.900 0.600 0.300" in text  # task by task
+    above_the_table = text[: text.index("All metrics")]
+    assert "recall" not in above_the_table.lower()
+    assert "task-incremental" not in _Text(run / "report" / "report.html").text.lower()
+
+
+def test_recognition_shows_each_metric_on_each_gallery_it_has(recognition: Path):
+    text = _Text(recognition / "report" / "report.html").text
+    # of the primary 0.75: fresh means have 0.7 of it, 0.525; stale 0.4, 0.300; compensated 0.6, 0.450
+    for words in (
+        "told which task it is – – 0.750 0.200",
+        "re-computed by the present model 0.525 0.140 – –",
+        "as it was when its class was learned 0.300 0.080 – –",
+        "(SDC) 0.450 0.120 – –",
+    ):
+        assert words in text
+    for title in ("Task-incremental accuracy", "Class-incremental accuracy, fresh class means"):
+        assert title in text
+    for name in ("over_tasks", "scores_task", "scores_seen"):
+        assert 0.005 < _ink(recognition / "report" / f"{name}.png") < 0.9
+
+
+def test_heads_are_summarised_as_not_held_by_design(recognition: Path):
+    text = _Text(recognition / "report" / "report.html").text
+    assert "Not held, by design: the 3 heads of the tasks (heads.0 to heads.2)." in text
+    assert "heads.0.weight" not in text
+    assert "Not held: 1 buffer: stem.running_mean." in text
+
+
+def test_comparison_of_recognition_says_what_it_compares(recognition: Path, tmp_path: Path):
+    strategy = {"name": "mas+distill", "mas": {"strength": 1.0}, "distill": {"weight": 1.0}}
+    other = write_run(tmp_path / "other", matrix=MATRIX, objective="recognition", strategy=strategy)
+    compared = comparison([recognition, other])
+    assert [method.label for method in compared.methods] == [f"mas+distill, mas.strength={s}" for s in (0.3, 1.0)]
+    table = _terminal(compared)
+    assert "task-incremental accuracy" in table
+    assert "recall" not in table
+    text = _Text(write_comparison([recognition, other], tmp_path / "out")).text
+    assert "Final task-incremental accuracy of each task" in text
+    assert "recall" not in text.lower()
+
+
+def test_different_objectives_are_an_error(recognition: Path, run: Path):
+    with pytest.raises(ValueError, match=r"mas \(metric learning\) and .*rec \(recognition\) had different objectives"):
+        comparison([run, recognition])
+
+
+def test_an_objective_that_is_named_and_one_that_is_not_are_the_same(tmp_path: Path):
+    """Runs of earlier versions name none."""
+    for seed, objective in enumerate((None, "metric")):
+        write_run(tmp_path / "mas" / f"seed{seed}", seed=seed, objective=objective)
+    assert comparison([tmp_path / "mas"]).methods[0].label == "mas"
+    alone = comparison([tmp_path / "mas" / "seed0", tmp_path / "mas" / "seed1"])
+    assert [method.label for method in alone.methods] == ["mas, seed=0", "mas, seed=1"]
+
+
+# --- beyond one matrix: forward transfer, intransigence, paired differences -------------------------------------------
+
+
+def test_forward_transfer_is_shown_where_it_was_measured(tmp_path: Path, run: Path):
+    """Each task is 0.1 above the untrained model before it is learned, so that forward transfer is 0.1."""
+    path = write_run(tmp_path / "ahead", matrix=MATRIX, baseline=0.5)
+    assert read_run(path).forward_transfer == pytest.approx(0.1)
+    text = _Text(write_report(path)).text
+    assert "+0.100 forward transfer" in text
+    for shown in ("0.750 final average recall@1", "0.200 forgetting", "0.883 learning"):
+        assert shown in text
+    assert "forward transfer" not in _Text(run / "report" / "report.html").text
+    compared = comparison([path, write_run(tmp_path / "finetune", strategy={"name": "finetune"})])
+    assert re.search(r"mas +\+0\.100\n", _terminal(compared).replace("  \n", "\n"))
+    assert "| mas | +0.100 |" in comparison_markdown(compared)
+    assert "| finetune | – |" in comparison_markdown(compared)
+
+
+def test_scores_above_the_diagonal_disturb_nothing(tmp_path: Path):
+    plain = write_run(tmp_path / "plain", matrix=MATRIX)
+    ahead = write_run(tmp_path / "ahead", matrix=MATRIX, baseline=0.01)  # lower than all others: 0.11
+    for gallery in ("seen", "task"):
+        one, other = (read_run(path).matrix("recall@1", gallery) for path in (plain, ahead))
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    pages = [write_report(path) for path in (plain, ahead)]
+    for name in ("scores_seen", "scores_task", "over_tasks"):
+        one, other = (page.with_name(f"{name}.png").read_bytes() for page in pages)
+        assert one == other
+
+
+def test_forward_transfer_of_unfinished_and_grown_runs(tmp_path: Path):
+    assert math.isnan(read_run(write_run(tmp_path / "none", done=0, baseline=0.5)).forward_transfer)
+    assert math.isnan(read_run(write_run(tmp_path / "one", done=1, baseline=0.5)).forward_transfer)
+    path = write_run(tmp_path / "two", num_tasks=4, done=2, baseline=0.5)
+    assert read_run(path).forward_transfer == pytest.approx(0.1)
+    # a task that came later: nothing was measured on it before
+    content = json.loads((path / "scores.json").read_text())
+    content["matrices"]["task"]["recall@1"][0][1] = None
+    (path / "scores.json").write_text(json.dumps(content))
+    assert math.isnan(read_run(path).forward_transfer)
+
+
+def _two_tasks(path: Path, strategy: str, scores: dict[int, tuple[float, float, float]]) -> Path:
+    for seed, (learned, kept, second) in scores.items():
+        matrix = [[learned], [kept, second]]
+        write_run(
+            path / strategy / f"seed{seed}",
+            seed=seed,
+            num_tasks=2,
+            matrix=matrix,
+            strategy={"name": strategy},
+            points=8,
+        )
+    return path / strategy
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    path = tmp_path_factory.mktemp("several")
+    return [
+        _two_tasks(path, "finetune", {0: (0.9, 0.5, 0.9), 1: (0.9, 0.6, 0.9), 2: (0.9, 0.6, 0.8)}),
+        _two_tasks(path, "mas", {0: (0.9, 0.7, 0.8), 1: (0.9, 0.6, 0.9), 3: (0.9, 0.7, 0.9)}),
+        _two_tasks(path, "joint", {0: (0.9, 0.9, 1.0), 1: (0.9, 0.9, 0.9)}),
+    ]
+
+
+def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
+    """mas and finetune share the seeds 0 and 1.
+
+    Averages: 0.75 - 0.7 = 0.05 and 0.75 - 0.75 = 0, mean 0.025, deviation 0.05 / sqrt(2) = 0.035. Forgetting: 0.2 - 0.4
+    = -0.2 and 0.3 - 0.3 = 0, mean -0.1, deviation 0.141; less forgetting is better. Seeds 2 and 3 have no partner.
+    """
+    compared = comparison(several)
+    mas, joint = compared.paired
+    assert (mas.label, mas.seeds, joint.seeds) == ("mas", 2, 2)
+    assert mas.average == pytest.approx((0.025, 0.05 / math.sqrt(2), 1, 1, 0, 2))
+    assert mas.forgetting == pytest.approx((-0.1, 0.2 / math.sqrt(2), 1, 1, 0, 2))
+    row = "+0.025 ± 0.035 | 1 / 1 / 0 | -0.100 ± 0.141 | 1 / 1 / 0 | 2 |"
+    markdown = comparison_markdown(compared)
+    assert f"| mas | {row}" in markdown
+    assert "Paired differences to finetune" in markdown
+    table = _terminal(compared, 80)
+    assert "paired differences to finetune" in table
+    assert re.search(r"mas +\+0\.025 ±0\.035 +1 / 1 / 0 +-0\.100 ±0\.141 +1 / 1 / 0 +2", table)
+    assert max(map(len, table.splitlines())) <= 80
+    for text in (table, markdown):
+        assert "mas: seeds left out of the differences, since only it or finetune has them: 2" in " ".join(text.split())
+
+
+def test_paired_differences_and_intransigence_on_the_page(several: list[Path], tmp_path: Path):
+    text = _Text(write_comparison(several, tmp_path)).text
+    assert "Paired differences to finetune" in text
+    assert "mas +0.025 ± 0.035 1 / 1 / 0 -0.100 ± 0.141 1 / 1 / 0 2" in text
+    assert "since only it or finetune has them: 2." in text
+    assert "Against joint, seed by seed" in text
+    one = _Text(write_report(several[0])).text  # one method alone has nothing to be compared with
+    assert "Paired" not in one
+    assert "intransigence" not in one
+
+
+def test_there_are_no_paired_differences_of_single_runs(run: Path, tmp_path: Path):
+    compared = comparison([run, write_run(tmp_path / "finetune", strategy={"name": "finetune"})])
+    assert compared.paired == ()
+    assert compared.joint is None
+    for word in ("paired", "intransigence", "forward"):
+        assert word not in _terminal(compared)
+
+
+def test_intransigence_is_against_the_joint_run_of_the_seed_else_their_mean(several: list[Path]):
+    """Diagonals of joint: (0.9, 1.0) and (0.9, 0.9), mean (0.9, 0.95).
+
+    finetune: seed 0 (0 + 0.1) / 2 = 0.05, seed 1 0, seed 2 against the mean (0 + 0.15) / 2 = 0.075.
+    """
+    compared = comparison(several)
+    assert compared.joint == "joint"
+    finetune, _, joint = compared.methods
+    assert finetune.intransigence.values == pytest.approx((0.05, 0.0, 0.075))
+    assert joint.intransigence.values == ()
+    expected = "intransigence of 1 of 3 runs is against the mean of joint's seeds"
+    assert finetune.note == expected
+    assert expected in " ".join(_terminal(compared, 80).split())
+    assert "(against joint)" in _terminal(compared)
+
+
+# --- the search for a strength ----------------------------------------------------------------------------------------
+
+
+def _search(task: int, scores: list[float], *, accepted: bool = True) -> dict:
+    """finetune reaches 0.9 and 0.8 of that is asked for: 0.72; strengths are halved from 8."""
+    trials = [{"strength": 8 / 2**i, "score": score} for i, score in enumerate(scores)]
+    return {
+        "kind": "search",
+        "task": task,
+        "name": f"class {2 * task},class {2 * task + 1}",
+        "finetune": 0.9,
+        "floor": 0.72,
+        "trials": trials,
+        "strength": trials[-1]["strength"] if accepted else 0.0,
+        "metric": "recall@1 on validation data of the new task",
+    }
+
+
+def test_the_search_is_shown_in_a_plot_and_a_table(tmp_path: Path):
+    searches = [_search(1, [0.5, 0.6, 0.75]), _search(2, [0.3, 0.4], accepted=False)]
+    path = write_run(tmp_path / "run", searches=searches)
+    found = read_run(path).searches
+    assert [record["task"] for record in found] == [1, 2]
+    text = _Text(write_report(path)).text
+    assert "Strength, chosen without old data" in text
+    assert "at least 80 % of what finetuning reaches" in text
+    assert "learned without protection: 1." in text
+    assert "2 class 2,class 3 0.900 0.720 3 0.750 2" in text
+    assert "3 class 4,class 5 0.900 0.720 2 – none" in text
+    assert 0.005 < _ink(path / "report" / "search.png") < 0.9
+    table = _printed(search_table(found), 80)
+    assert re.search(r"2 +class 2,class… +0\.900 +0\.720 +3 +0\.750 +2\b", table)
+    assert re.search(r"3 +class 4,class… +0\.900 +0\.720 +2 +– +none", table)
+    assert "chance" not in table
+    full = _printed(search_table([{**record, "chance": 0.5, "search_seconds": 1234.5} for record in found]), 80)
+    assert re.search(r"0\.500 +0\.900 +0\.720 +3 +0\.750 +2 +1234\.5", full)
+    assert max(map(len, full.splitlines())) <= 80
+
+
+def test_a_search_that_was_repeated_counts_once_and_other_runs_have_none(tmp_path: Path, run: Path):
+    path = write_run(tmp_path / "run", searches=[_search(1, [0.5]), _search(1, [0.5, 0.8])])
+    assert [len(record["trials"]) for record in read_run(path).searches] == [2]
+    assert read_run(run).searches == ()
+    assert not (run / "report" / "search.png").exists()
+    assert "Strength" not in _Text(run / "report" / "report.html").text
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 12])
+def test_the_plot_of_a_search_of_few_and_of_many_tasks(tmp_path: Path, tasks: int):
+    """A single trial and a score of 0 have a picture, too."""
+    searches = [_search(task, [0.0, 0.9][: 2 - task % 2]) for task in range(1, tasks + 1)]
+    path = write_run(tmp_path / "run", num_tasks=tasks + 1, searches=searches, epochs=1, points=2)
+    write_report(path)
+    assert _ink(path / "report" / "search.png") > 0.005
+
+
+# --- the sensitivity figure -------------------------------------------------------------------------------------------
+
+
+def _panel(title: str, base: float) -> Panel:
+    near, far = Curve([0.1, 1, 10], [base, base + 0.05, base - 0.2], [0.01, 0.01, 0.02]), Curve([1e3], [base], [0])
+    return Panel(title, {"mas, relative unit": near, "ewc": far}, (base, 0.01))
+
+
+@pytest.mark.parametrize("bottom", [None, -0.1])
+def test_the_sensitivity_figure(tmp_path: Path, bottom: float | None):
+    widths = []
+    for panels in ([_panel("digits", 0.8)], [_panel("digits", 0.8), _panel("Omniglot", 0.5), _panel("CIFAR-100", 0.3)]):
+        draw_sensitivity(tmp_path / "s.png", panels, bottom=bottom)
+        assert _ink(tmp_path / "s.png") > 0.005
+        widths.append(imread(tmp_path / "s.png").shape[1])
+    assert widths[1] > 2 * widths[0] * 0.9
+
+
+def test_the_sensitivity_figure_shows_the_change_to_finetune(tmp_path: Path):
+    """The same change on data sets of other difficulty is the same picture."""
+    for name, base in (("one", 0.5), ("two", 0.25)):
+        draw_sensitivity(tmp_path / f"{name}.png", [_panel("data", base)])
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_the_sensitivity_figure_refuses_what_it_cannot_draw(tmp_path: Path):
+    with pytest.raises(ValueError, match="at least one panel"):
+        draw_sensitivity(tmp_path / "s.png", [])
+    for curve, message in (
+        (Curve([1, 2], [0.5], [0.1, 0.1]), "data, mas: needs as many means"),
+        (Curve([0, 2], [0.5, 0.5], [0.1, 0.1]), "must be > 0 for a logarithmic axis, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw_sensitivity(tmp_path / "s.png", [Panel("data", {"mas": curve}, (0.5, 0.0))])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tripletmas.sampling import class_balanced_batches, seed_everything
+from tripletmas.sampling import class_balanced_batches, draw_batches, seed_everything, shuffled_batches
 
 
 def batches_of(labels: Tensor, batch_size: int, samples_per_class: int, *, seed: int = 0) -> list[list[int]]:
@@ -104,6 +104,35 @@ def test_the_generator_decides():
 def test_what_a_caller_can_get_wrong(sizes: list[int], batch_size: int, samples_per_class: int, message: str):
     with pytest.raises(ValueError, match=message):
         batches_of(labels_of(sizes), batch_size, samples_per_class)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 30), st.integers(2, 9), st.integers(0, 3))
+def test_shuffled_batches_hold_every_sample_once(num_samples: int, batch_size: int, seed: int):
+    batches = shuffled_batches(num_samples, batch_size=batch_size, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed)).tolist()
+    assert list(chain(*batches)) == order
+    full, rest = divmod(num_samples, batch_size)
+    if rest == 1 and full:  # batch norm cannot take one sample
+        assert [len(batch) for batch in batches] == [batch_size] * (full - 1) + [batch_size + 1]
+    else:
+        assert [len(batch) for batch in batches] == [batch_size] * full + [rest] * bool(rest)
+
+
+def test_batches_are_drawn_by_the_name_of_the_sampler():
+    labels, options = labels_of([7, 8, 9]), {"batch_size": 8, "samples_per_class": 2}
+
+    def generator():
+        return torch.Generator().manual_seed(3)
+
+    balanced = draw_batches(labels, sampler="class_balanced", generator=generator(), **options)
+    assert balanced == batches_of(labels, 8, 2, seed=3)
+    shuffled = draw_batches(labels, sampler="shuffled", generator=generator(), **options)
+    assert shuffled == shuffled_batches(24, batch_size=8, generator=generator())
+    with pytest.raises(ValueError, match="sampler must be one of class_balanced, shuffled, got 'random'"):
+        draw_batches(labels, sampler="random", generator=generator(), **options)
+    with pytest.raises(ValueError, match="batch_size must be >= 2, got 1"):
+        shuffled_batches(4, batch_size=1, generator=generator())
 
 
 def drawn() -> tuple[float, float, float]:

@@ -3,31 +3,58 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tripletmas.catalog import STRATEGIES, build_strategy, options
+from tripletmas.checkpoint import RunDirectory
 from tripletmas.data import LabelledDataset
 from tripletmas.forgetting import Scores
 from tripletmas.importance import mas_importance
 from tripletmas.losses import make_loss
 from tripletmas.models import mlp
 from tripletmas.optimization import TrainConfig
-from tripletmas.params import trainable
+from tripletmas.params import state_of, trainable
+from tripletmas.recognition import Recognition
 from tripletmas.strategies import Strategy
 from tripletmas.tasks import Stream, Task, split_by_class
 from tripletmas.training import train_stream
 
-CLASSES, DIM = 6, 6
-# Copies of the trainable parameters that a strategy keeps, as its docstring states.
-COPIES = {"finetune": 0, "frozen": 0, "joint": 0, "mas": 2, "local_mas": 2}
-DIFFERENT = [name for name in STRATEGIES if name != "finetune"]
+CLASSES, DIM, TASKS = 6, 6, 3
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.005)
+OBJECTIVES = ("metric", "recognition")
+
+COMBINED = ("mas+distill", "distill+replay", "mas+imm")
+ALL = (*STRATEGIES, *COMBINED)
+# In recognition with what only that has; else the defaults.
+OPTIONS = {"recognition": {"distill": {"distance": "soft_targets"}, "imm": {"merging": "mode"}}}
+DIFFERENT = [name for name in ALL if name != "finetune"]
+WITH_STRENGTH = [name for name in STRATEGIES if "strength" in options("strategy", name)]
+# Bytes of the state after all tasks, given those of the weights, as the docstrings state; a counter has 8.
+MEMORY: dict[str, Callable[[int], int]] = {
+    "finetune": lambda weights: 0,
+    "frozen": lambda weights: 0,
+    "joint": lambda weights: 0,
+    "mas": lambda weights: 2 * weights,
+    "local_mas": lambda weights: 2 * weights,
+    "l2": lambda weights: 2 * weights,
+    "ewc": lambda weights: 2 * weights,
+    "si": lambda weights: 2 * weights,
+    "distill": lambda weights: weights + 8,
+    "ebll": lambda weights: weights + 8 + TASKS * 4 * ((DIM // 4 + 2) * DIM + DIM // 4),
+    "imm": lambda weights: weights + 8,
+    "replay": lambda weights: 2 * 8 * NUM_SAMPLES + 8,  # fewer than the default memory
+}
+NUM_SAMPLES = 84  # 20 of each class, of which 6 are held out
 
 
-def make_stream(tasks: int = 3) -> Stream:
+def make_stream(tasks: int = TASKS) -> Stream:
     """Points around six centres, two classes a task."""
     generator = torch.Generator().manual_seed(0)
     centres = 2 * torch.randn(CLASSES, 8, generator=generator)
@@ -42,14 +69,60 @@ def make_model() -> nn.Module:
     return mlp((8,), dim=DIM, hidden=(16,))
 
 
-def train(strategy: Strategy, stream: Stream, config: TrainConfig = CONFIG) -> tuple[nn.Module, Scores]:
+def make_objective(objective: str = "metric") -> nn.Module:
+    """A metric loss, or heads for all three tasks."""
+    if objective == "metric":
+        # without a hinge: once all triplets satisfied one, ewc and si would find nothing important
+        return make_loss("ntxent", dim=DIM, num_classes=CLASSES)
+    torch.manual_seed(1)
+    return Recognition(DIM, [task.classes for task in make_stream()], [str(label) for label in range(CLASSES)])
+
+
+def build(name: str, objective: str = "metric") -> Strategy:
+    given = OPTIONS.get(objective, {})
+    return build_strategy(
+        name, {k: v for k, v in given.items() if k in name.split("+")} if "+" in name else given.get(name, {})
+    )
+
+
+def train(
+    strategy: Strategy,
+    stream: Stream,
+    config: TrainConfig = CONFIG,
+    *,
+    objective: str = "metric",
+    run: RunDirectory | None = None,
+) -> tuple[nn.Module, Scores]:
+    """The model that was trained, and its scores."""
     model = make_model()
-    loss = make_loss("triplet", dim=DIM, num_classes=CLASSES)
-    return model, train_stream(model, stream, strategy, loss, config)
+    return model, train_stream(model, stream, strategy, make_objective(objective), config, run)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that nobody changes any more."""
+
+    strategy: Strategy
+    model: nn.Module
+    scores: Scores
+
+    def weights(self) -> Tensor:
+        """Of the model that is deployed."""
+        return weights(self.strategy.deployed(self.model))
+
+
+@cache
+def trained(name: str, objective: str = "metric", tasks: int = TASKS) -> Trained:
+    strategy = build(name, objective)
+    return Trained(strategy, *train(strategy, make_stream(tasks), objective=objective))
 
 
 def prepare(strategy: Strategy, model: nn.Module, stream: Stream) -> None:
-    strategy.prepare(model, make_loss("triplet", dim=DIM, num_classes=CLASSES), stream)
+    strategy.prepare(model, make_objective(), stream)
+
+
+def num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -58,7 +131,16 @@ def weights(model: nn.Module) -> Tensor:
 
 @pytest.fixture(scope="module")
 def finetuned() -> Tensor:
-    return weights(train(build_strategy("finetune", {}), make_stream())[0])
+    return trained("finetune").weights()
+
+
+def assert_same(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(state) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in state.items())
+
+
+class Killed(BaseException):
+    """Stands for the death of the process."""
 
 
 # --- every strategy
@@ -66,7 +148,7 @@ def finetuned() -> Tensor:
 
 def test_the_baselines_are_in_the_table():
     assert {"finetune", "frozen", "joint"} <= STRATEGIES.keys()  # every method is reported beside them
-    assert COPIES.keys() == STRATEGIES.keys()
+    assert MEMORY.keys() == STRATEGIES.keys()
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -76,64 +158,136 @@ def test_every_listed_option_is_accepted(name: str):
     assert isinstance(build_strategy(name, defaults), Strategy)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_the_first_task_is_learned_as_by_finetune(name: str):
-    first = make_stream(1)
-    found, expected = (weights(train(build_strategy(strategy, {}), first)[0]) for strategy in (name, "finetune"))
-    assert torch.equal(found, expected)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ALL)
+def test_the_first_task_is_learned_as_by_finetune(name: str, objective: str):
+    assert torch.equal(trained(name, objective, 1).weights(), trained("finetune", objective, 1).weights())
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_later_tasks_are_learned_in_another_way(name: str, finetuned: Tensor):
-    found = weights(train(build_strategy(name, {}), make_stream())[0])
-    assert (found - finetuned).abs().max() > 1e-3
+def test_later_tasks_are_learned_in_another_way(name: str, objective: str):
+    assert (trained(name, objective).weights() - trained("finetune", objective).weights()).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ALL)
 def test_it_learns(name: str):
-    stream = make_stream()
-    model, scores = train(build_strategy(name, {}), stream)
-    recall = scores.matrix("recall@1", "task")
+    run = trained(name)
+    recall = run.scores.matrix("recall@1", "task")
     assert recall[0, 0] > 0.9
     if name != "frozen":
         assert recall[2, 2] > 0.9
-        start = make_model()
-        loss = make_loss("triplet", dim=DIM, num_classes=CLASSES)
-        samples, labels = stream[2].train[list(range(len(stream[2].train)))]
-        assert loss(model(samples), labels) < 0.5 * loss(start(samples), labels)
+        loss, start, last = make_objective(), make_model(), make_stream()[2]
+        samples, labels = last.train[list(range(len(last.train)))]
+        assert loss(run.model(samples), labels) < 0.5 * loss(start(samples), labels)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_a_seed_decides_the_run(name: str):
-    found, again = (weights(train(build_strategy(name, {}), make_stream())[0]) for _ in range(2))
-    assert torch.equal(found, again)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ALL)
+def test_a_seed_decides_the_run(name: str, objective: str):
+    again = build(name, objective)
+    model, _ = train(again, make_stream(), objective=objective)
+    assert torch.equal(weights(again.deployed(model)), trained(name, objective).weights())
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", WITH_STRENGTH)
+def test_without_strength_it_is_finetune(name: str, finetuned: Tensor):
+    assert torch.equal(weights(train(build_strategy(name, {"strength": 0.0}), make_stream())[0]), finetuned)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", WITH_STRENGTH)
+def test_a_strength_that_is_set_to_zero_is_finetune(name: str, objective: str):
+    strategy = build(name, objective)
+    prepare = strategy.prepare
+
+    def prepare_and_set(*arguments) -> None:
+        prepare(*arguments)
+        strategy.set_strength(0.0)
+
+    strategy.prepare = prepare_and_set
+    model, _ = train(strategy, make_stream(), objective=objective)
+    assert torch.equal(weights(model), trained("finetune", objective).weights())
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in WITH_STRENGTH])
+def test_a_strategy_without_strength_says_so(name: str):
+    with pytest.raises(ValueError, match="has no strength to set"):
+        build(name).set_strength(1.0)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_memory_is_what_the_docstring_states(name: str):
-    strategy = build_strategy(name, {})
-    model, _ = train(strategy, make_stream())
-    size = sum(p.numel() * p.element_size() for p in trainable(model).values())
-    assert sum(value.numel() * value.element_size() for value in strategy.state_dict().values()) == COPIES[name] * size
+    run = trained(name)
+    found = num_bytes(run.strategy.state_dict())
+    assert found == sum(MEMORY[part](num_bytes(trainable(run.model))) for part in name.split("+"))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_the_state_is_taken_over(name: str):
-    strategy, other = build_strategy(name, {}), build_strategy(name, {})
-    model, _ = train(strategy, make_stream(2))
-    prepare(other, model, make_stream(2))
-    other.load_state_dict(strategy.state_dict())
-    assert list(other.state_dict()) == list(strategy.state_dict())
-    assert all(torch.equal(value, strategy.state_dict()[key]) for key, value in other.state_dict().items())
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ALL)
+def test_the_state_is_taken_over(name: str, objective: str):
+    run, other = trained(name, objective), build(name, objective)
+    model = copy.deepcopy(run.model)
+    other.prepare(model, make_objective(objective), make_stream())
+    other.load_state_dict({key: value.clone() for key, value in run.strategy.state_dict().items()})
+    assert_same(other.state_dict(), run.strategy.state_dict())
+    assert torch.equal(weights(other.deployed(model)), run.weights())
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_the_trained_model_is_deployed_and_its_structure_stays(name: str):
-    strategy = build_strategy(name, {})
-    model, _ = train(strategy, make_stream(2))
-    assert strategy.deployed(model) is model
-    assert [key for key, _ in model.named_parameters()] == [key for key, _ in make_model().named_parameters()]
-    assert all(p.requires_grad for p in model.parameters())
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ALL)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(name: str, objective: str, tmp_path: Path, monkeypatch):
+    save = RunDirectory.save_checkpoint
+    deaths = {(1, 2), (2, 0), (2, 2)}  # (task, epochs done): in a later task, between two, and in the last one
+
+    def save_and_die(run: RunDirectory, checkpoint) -> None:
+        save(run, checkpoint)
+        if (place := (checkpoint.task, checkpoint.epoch)) in deaths:
+            deaths.remove(place)
+            raise Killed
+
+    def train_on() -> tuple[Strategy, nn.Module]:
+        strategy = build(name, objective)
+        return strategy, train(strategy, make_stream(), objective=objective, run=RunDirectory.create(tmp_path, {}))[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", save_and_die)
+        for _ in range(1 if name == "frozen" else 3):  # which has no epochs in a later task
+            with pytest.raises(Killed):
+                train_on()
+        strategy, model = train_on()
+    whole = trained(name, objective)
+    assert torch.equal(weights(model), weights(whole.model))
+    assert torch.equal(weights(strategy.deployed(model)), whole.weights())
+    assert_same(strategy.state_dict(), whole.strategy.state_dict())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_structure_of_the_model_stays(name: str):
+    run = trained(name)
+    deployed = run.strategy.deployed(run.model)
+    assert (deployed is run.model) == ("imm" not in name)
+    assert run.strategy.deployed(run.model) is deployed
+    assert list(state_of(run.model)) == list(state_of(deployed)) == list(state_of(make_model()))
+    assert all(p.requires_grad for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_loss_keeps_its_own_gradients_and_the_model_its_mode(name: str):
+    """After a task, nothing is left behind that the next step would count."""
+    strategy, model, loss, stream = build(name), make_model().train(), make_objective(), make_stream(2)
+    strategy.prepare(model, loss, stream)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    strategy.before_task(model, stream[0], optimizer)
+    loss(model(stream[0].train[[0, 1, 14, 15]][0]), stream[0].train.labels[[0, 1, 14, 15]]).backward()
+    optimizer.step()
+    strategy.after_step(model)
+    optimizer.zero_grad()
+    before = weights(model)
+    strategy.after_task(model, stream[0])
+    assert model.training
+    assert torch.equal(weights(model), before)
+    assert all(parameter.grad is None for parameter in (*model.parameters(), *loss.parameters()))
 
 
 # --- each by itself
@@ -154,10 +308,6 @@ def test_joint_trains_on_everything_so_far():
     samples, labels = data[list(range(len(data)))]
     assert torch.equal(samples, torch.cat([task.train[list(range(len(task.train)))][0] for task in stream]))
     assert torch.equal(labels, torch.cat([task.train.labels for task in stream]))
-
-
-def test_mas_without_strength_is_finetune(finetuned: Tensor):
-    assert torch.equal(weights(train(build_strategy("mas", {"strength": 0.0}), make_stream())[0]), finetuned)
 
 
 def test_mas_holds_weights_the_firmer_the_stronger_it_is(finetuned: Tensor):

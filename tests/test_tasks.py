@@ -151,7 +151,7 @@ def test_unknown_groups_are_named_with_a_suggestion():
     data = make([4] * 2, groups=["Greek", "Latin"])
     with pytest.raises(ValueError, match=r"no group 'Grek' \(did you mean 'Greek'"):
         split_by_group(data, groups=["Grek"])
-    with pytest.raises(ValueError, match=r"no group 'zzz' \(there are 'Greek', 'Latin'"):
+    with pytest.raises(ValueError, match=r"no group 'zzz' \(known: Greek, Latin"):
         split_by_group(data, groups=["zzz"])
     with pytest.raises(ValueError, match="each group can be named once"):
         split_by_group(data, groups=["Greek", "Greek"])
@@ -191,6 +191,22 @@ def test_make_stream_follows_the_groups_where_there_are_some():
     assert (len(with_parts.train), len(with_parts.query)) == (4, 2)
     assert with_parts.gallery is not None
     assert len(with_parts.gallery) == 6
+
+
+def test_groups_have_the_order_of_the_source_unless_another_is_named():
+    source = Source(make([4] * 3, groups=["x", "y", "z"]), group_order=("z", "x", "y"))
+    assert [task.name for task in make_stream(source)] == ["z", "x", "y"]
+    assert [task.name for task in make_stream(source, tasks=[2, 1])] == ["z+x", "y"]
+    assert [task.name for task in make_stream(source, groups=["y", "z"])] == ["y", "z"]
+
+
+def test_options_of_the_split_reach_the_stream():
+    source = Source(make([20] * 4), make([6] * 4), make([3] * 4))
+    limited = make_stream(source, tasks=2, per_class=5)
+    assert [(len(task.train), len(task.query)) for task in limited] == [(10, 10)] * 2
+    checked = make_stream(source, tasks=2, validation=True, test_share=0.25)
+    assert [(len(task.train), len(task.query), task.gallery) for task in checked] == [(30, 10, None)] * 2
+    assert fingerprint(make_stream(source, tasks=2, per_class=5, split_seed=1)[0]) != fingerprint(limited[0])
 
 
 def image_source() -> Source:

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.coverage import Coverage
+from tripletmas.evaluation import score_alone
 from tripletmas.folders import folder
+from tripletmas.importance import mas_importance
 from tripletmas.losses import make_loss
 from tripletmas.models import conv4, mlp
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import snapshot, state_of
+from tripletmas.recognition import Recognition
 from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, mas
 from tripletmas.tasks import Stream, Task, make_stream, split_by_class
 from tripletmas.training import train_stream
@@ -369,7 +372,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not(tiny_stream, tmp_path):
         ({"clip": -1.0}, "clip=-1.0"),
         ({"optimizer": "adamax"}, "optimizer must be one of adamw, adam, sgd, got 'adamax'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
-        ({"schedule": "cosin"}, "schedule must be one of constant, cosine, got 'cosin'"),
+        ({"schedule": "cosin"}, "schedule must be one of constant, cosine, step, got 'cosin'"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -599,3 +602,55 @@ def test_every_epoch_draws_anew_and_the_seed_decides(tiny_stream):
     assert first != second
     assert drawn(0) == (first, second)
     assert drawn(1)[0] != first
+
+
+# --- recognition, and scores on tasks to come
+
+
+def test_recognition_runs_through_the_same_loop(tiny_stream, tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    torch.manual_seed(0)
+    loss = Recognition(4, [task.classes for task in tiny_stream], tiny_stream[0].train.class_names)
+    config = replace(SMALL, epochs=60, lr=0.01, sampler="shuffled")
+    scores = train_stream(perceptron(), tiny_stream, mas(output="logits"), loss, config, run)
+    accuracy = scores.matrix("accuracy", "task")
+    assert accuracy.diagonal().mean() > 0.8  # two classes each: guessing gives 0.5
+    for kind in ("fresh", "stale", "compensated"):
+        assert not scores.matrix(f"accuracy_{kind}").tril().isnan().any()
+    assert scores.matrix("accuracy_fresh")[0, 0] == scores.matrix("accuracy_stale")[0, 0]  # nothing has moved yet
+    heads = run.read_tensors("recognition/task00.safetensors")
+    assert list(heads) == [f"heads.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
+    last = [record for record in run.records() if record["kind"] == "task"][-1]
+    assert last["unprotected"]["loss parameters"] == list(heads)  # heads are never penalised, and that is said
+    assert not any(name.startswith("heads") for name in run.read_tensors("importance/task02.safetensors"))
+
+
+def test_importance_of_the_logits_is_that_of_the_head_that_was_learned(tiny_stream):
+    torch.manual_seed(0)
+    loss = Recognition(4, [task.classes for task in tiny_stream], tiny_stream[0].train.class_names)
+    model, strategy = perceptron(), mas(output="logits", relative=False)
+    train_stream(model, tiny_stream[:1], strategy, loss, SMALL)
+    whole = nn.Sequential(model, loss.heads[0])
+    samples, _ = tiny_stream[0].train.plain()[list(range(len(tiny_stream[0].train)))]
+    expected = mas_importance(whole, [samples])
+    for name, value in strategy.protections[0].importance.items():
+        torch.testing.assert_close(value, expected[f"0.{name}"])
+
+
+def test_logits_need_heads(tiny_stream):
+    with pytest.raises(ValueError, match="output 'logits' needs heads: use it with --objective recognition"):
+        train_stream(perceptron(), tiny_stream, mas(output="logits"), triplet(), SMALL)
+
+
+def test_scores_before_a_task_is_learned(tiny_stream, tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    config = replace(SMALL, forward_transfer=True)
+    scores = train_stream(perceptron(), tiny_stream, Finetune(), triplet(), config, run)
+    untrained = [score_alone(perceptron(), task)["recall@1"] for task in tiny_stream]
+    assert scores.baseline["task"]["recall@1"].tolist() == untrained
+    first = perceptron()
+    train_stream(first, tiny_stream[:1], Finetune(), triplet(), SMALL)
+    ahead = scores.matrix("recall@1", "task")[0, 1]
+    assert ahead == score_alone(first, tiny_stream[1])["recall@1"]
+    without = train_stream(perceptron(), tiny_stream, Finetune(), triplet(), SMALL)
+    assert torch.equal(without.matrix().nan_to_num(-1), scores.matrix().nan_to_num(-1))  # looking ahead changes nothing

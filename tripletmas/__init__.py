@@ -28,14 +28,32 @@ if TYPE_CHECKING:
     from tripletmas.penalty import quadratic_penalty
     from tripletmas.protection import MAS, LocalMAS, Protection
     from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
-    from tripletmas.strategies import Consolidate, Finetune, Frozen, Joint, Strategy
+    from tripletmas.strategies import (
+        EBLL,
+        IMM,
+        Combine,
+        Consolidate,
+        Distill,
+        ElasticWeightConsolidation,
+        Finetune,
+        Frozen,
+        Joint,
+        Replay,
+        Strategy,
+        SynapticIntelligence,
+    )
     from tripletmas.tasks import Stream, Task, make_stream, split_by_class, split_by_group
     from tripletmas.training import train_stream
 
 __all__ = [
+    "EBLL",
+    "IMM",
     "MAS",
+    "Combine",
     "Consolidate",
     "Coverage",
+    "Distill",
+    "ElasticWeightConsolidation",
     "Embeddings",
     "Finetune",
     "Frozen",
@@ -44,12 +62,14 @@ __all__ = [
     "LabelledDataset",
     "LocalMAS",
     "Protection",
+    "Replay",
     "RetrievalScores",
     "RunDirectory",
     "Scores",
     "Source",
     "Strategy",
     "Stream",
+    "SynapticIntelligence",
     "Task",
     "TrainConfig",
     "__version__",
@@ -81,7 +101,20 @@ _PUBLIC = {
     "penalty": ("quadratic_penalty",),
     "protection": ("MAS", "LocalMAS", "Protection"),
     "retrieval": ("Embeddings", "RetrievalScores", "embed", "evaluate"),
-    "strategies": ("Consolidate", "Finetune", "Frozen", "Joint", "Strategy"),
+    "strategies": (
+        "EBLL",
+        "IMM",
+        "Combine",
+        "Consolidate",
+        "Distill",
+        "ElasticWeightConsolidation",
+        "Finetune",
+        "Frozen",
+        "Joint",
+        "Replay",
+        "Strategy",
+        "SynapticIntelligence",
+    ),
     "tasks": ("Stream", "Task", "make_stream", "split_by_class", "split_by_group"),
     "optimization": ("TrainConfig",),
     "training": ("train_stream",),

@@ -5,7 +5,6 @@ An option is a keyword of the constructor: its type, default and help are read f
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,32 +12,46 @@ from typing import Any, Literal, get_type_hints
 
 import docstring_parser
 
-from tripletmas import datasets, folders, losses, models
+from tripletmas import losses, models
 from tripletmas.data import Source
-from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, local_mas, mas
+from tripletmas.readers import READERS
+from tripletmas.sequences import sequence
+from tripletmas.spelling import suggestion
+from tripletmas.strategies import (
+    EBLL,
+    IMM,
+    Combine,
+    Distill,
+    ElasticWeightConsolidation,
+    Finetune,
+    Frozen,
+    Joint,
+    Replay,
+    Strategy,
+    SynapticIntelligence,
+    l2,
+    local_mas,
+    mas,
+)
 from tripletmas.tasks import make_stream
 
-DATASETS: dict[str, Callable[..., Source]] = {
-    "digits": datasets.digits,
-    "omniglot": datasets.omniglot,
-    "mnist": datasets.mnist,
-    "fashion-mnist": datasets.fashion_mnist,
-    "cifar10": datasets.cifar10,
-    "cifar100": datasets.cifar100,
-    "cub200": datasets.cub200,
-    "cars196": datasets.cars196,
-    "sop": datasets.sop,
-    "folder": folders.folder,
-    "csv": folders.csv,
-}
+DATASETS: dict[str, Callable[..., Source]] = {**READERS, "sequence": sequence}
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": Finetune,
     "frozen": Frozen,
     "mas": mas,
     "local_mas": local_mas,
+    "l2": l2,
+    "ewc": ElasticWeightConsolidation,
+    "si": SynapticIntelligence,
+    "distill": Distill,
+    "ebll": EBLL,
+    "imm": IMM,
+    "replay": Replay,
     "joint": Joint,
 }
 PARTS = ("data", "model", "loss", "strategy")
+CROSS_ENTROPY = "cross_entropy"  # the loss of recognition, which is made for a stream's tasks and has no options
 
 
 @dataclass(frozen=True)
@@ -51,21 +64,24 @@ class Option:
 
 
 def names(part: str) -> tuple[str, ...]:
-    """The names that a part ("data", "model", "loss", "strategy") can have."""
+    """The names that a part ("data", "model", "loss", "strategy") can have; of strategies the single ones."""
     return {
         "data": lambda: tuple(DATASETS),
         "model": models.model_names,
-        "loss": lambda: tuple(losses.LOSSES),
+        "loss": lambda: (*losses.LOSSES, CROSS_ENTROPY),
         "strategy": lambda: tuple(STRATEGIES),
     }[part]()
 
 
 def options(part: str, name: str) -> dict[str, Option]:
-    """The options of the `part` called `name`.
+    """The options of the `part` called `name`; those of a combination of strategies, `a+b`, as `a.OPTION`, `b.OPTION`.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: for an unknown name, with the nearest known one; for a strategy that is combined with itself.
     """
+    if part == "strategy" and "+" in name:
+        found = {single: options(part, single) for single in _combined(name)}
+        return {f"{single}.{key}": option for single, listed in found.items() for key, option in listed.items()}
     if name not in names(part):
         raise ValueError(f"unknown {part} {name!r}{suggestion(name, names(part))}")
     if part == "data":
@@ -74,6 +90,8 @@ def options(part: str, name: str) -> dict[str, Option]:
         return options_of(models.constructor_for(name), leave_out=("name",))
     if part == "strategy":
         return options_of(STRATEGIES[name])
+    if name == CROSS_ENTROPY:
+        return {}
     mining = Option(Literal[losses.MININGS], losses.default_mining(name), "which pairs or triplets the loss sees")
     return {"mining": mining} | {
         option: Option(parameter.annotation, parameter.default, f"as in {losses.LOSSES[name].constructor.__name__}")
@@ -106,15 +124,32 @@ def build_data(name: str, given: Mapping[str, Any]):
     return make_stream(source, **{key: value for key, value in given.items() if key in of_stream})
 
 
-def build_strategy(name: str, given: Mapping[str, Any]) -> Strategy:
-    """The strategy `name`."""
-    return STRATEGIES[name](**given)
+def build_strategy(name: str, given: Mapping[str, Any], *, searched: str | None = None) -> Strategy:
+    """The strategy `name`, or the combination `a+b`, whose options are given as `{"a": {...}, "b": {...}}`.
+
+    Args:
+        searched: the part of a combination whose strength can be set; a single strategy sets its own.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one, and for strategies that do not go together.
+    """
+    if "+" not in name:
+        if name not in STRATEGIES:
+            raise ValueError(f"unknown strategy {name!r}{suggestion(name, STRATEGIES)}")
+        return STRATEGIES[name](**given)
+    singles = _combined(name)
+    unknown = sorted(given.keys() - set(singles))
+    if unknown:
+        raise ValueError(f"strategy {name!r} has no part {unknown[0]!r}{suggestion(unknown[0], singles)}")
+    return Combine({single: STRATEGIES[single](**given.get(single, {})) for single in singles}, searched=searched)
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or the known names where none is near."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f" (did you mean {near[0]!r}?)"
-    return f" (known: {', '.join(known[:30])}{', ...' if len(known) > 30 else ''})"
+def _combined(name: str) -> list[str]:
+    """The single strategies in `a+b`."""
+    singles = name.split("+")
+    for single in singles:
+        if single not in STRATEGIES:
+            raise ValueError(f"unknown strategy {single!r} in {name!r}{suggestion(single, STRATEGIES)}")
+        if singles.count(single) > 1:
+            raise ValueError(f"strategy {single!r} is in {name!r} twice: a strategy combines with others only")
+    return singles

@@ -5,7 +5,8 @@ metrics.jsonl        one record a line, appended: an epoch, a task
 scores.json          the score matrices
 checkpoint/          the latest state, as one folder named by its place in the run; written aside and renamed
 weights/             the model at the start and after each task
-importance/          the importance that is protected after each task
+importance/          the importance that is protected after each task; task00-1 is that of a second protection
+recognition/         heads and class means after each task, where the objective is recognition
 index/               the final embeddings of all queries
 report/              derived from the rest; may be deleted
 """
@@ -22,7 +23,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from safetensors.torch import save_file
 
 from tripletmas.params import Params
 
-_PARTS = ("model", "strategy", "loss")
+_PARTS = ("model", "strategy", "loss", "means")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Checkpoint:
     """A whole state: after `epoch` epochs of task number `task`, both counted from 0.
 
     Attributes:
-        model, strategy, loss: tensors by name.
+        model, strategy, loss, means: tensors by name; means are those of recognition.
         optimizer: state_dicts of "optimizer" and "scaler"; None between tasks, since each task has fresh ones.
         record_bytes: how long metrics.jsonl was then; what follows was written by a run that did not get further.
     """
@@ -53,6 +54,7 @@ class Checkpoint:
     loss: Params
     optimizer: dict[str, Any] | None
     record_bytes: int = 0
+    means: Params = field(default_factory=dict)
 
 
 class RunDirectory:

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from tripletmas.spelling import suggestion
 from tripletmas.version import __version__
 
 COMMANDS = {
     "train": "learn a stream of tasks, score every task after each, write a report",
+    "search": "learn a stream with a strength that is found for each task on that task's data alone",
     "resume": "go on with a run that was interrupted, or whose data have new tasks",
     "evaluate": "score the model of a run on its tasks, or on other data",
     "compare": "put runs side by side: a table, and a page with pictures",
@@ -46,11 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see: tripletmas --help"
-        return _failed(f"unknown command {name!r} ({hint})")
+        return _failed(f"unknown command {name!r}{suggestion(name, COMMANDS)}; see: tripletmas --help")
     try:
         # doctor is for installations in which torch or faiss cannot be imported
         module = importlib.import_module("tripletmas.doctor" if name == "doctor" else "tripletmas.commands")

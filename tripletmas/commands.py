@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from tripletmas import catalog, configuration
+from tripletmas import catalog, configuration, sweeps
 from tripletmas import report as reports
 from tripletmas.checkpoint import RunDirectory, without_nan
 from tripletmas.data import LabelledDataset
-from tripletmas.evaluation import score_tasks
-from tripletmas.experiment import load_trained, run_experiment
+from tripletmas.evaluation import score_recognition, score_tasks
+from tripletmas.experiment import load_means, load_trained, run_experiment
 from tripletmas.images import ImageFiles, find_images, read_images
 from tripletmas.params import Params
+from tripletmas.recognition import Recognition
 from tripletmas.tasks import Stream
 
 
@@ -35,23 +36,54 @@ def train(arguments: Sequence[str]) -> None:
     extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/STRATEGY)")
     extra.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: one run for each, in OUT/seed0, ...")
     extra.add_argument("--report", type=bool, default=True, help="write a report at the end")
+    extra.add_argument(
+        "--sweep",
+        action="append",
+        metavar="OPTION=VALUES",
+        help="such as strategy.strength=0.1,0.3,1: a run for each value, in OUT/strength=0.1, ...; several combine",
+    )
+    extra.add_argument(
+        "--trials", type=int, default=None, help="let optuna choose so many values in a sweep over strength=0.01..10"
+    )
     asked = "--print_config" in arguments  # taken out first: jsonargparse has a special meaning for this name
-    config, own = configuration.parse([each for each in arguments if each != "--print_config"], extra=extra)
+    arguments = [each for each in arguments if each != "--print_config"]
+    config, own = configuration.parse(arguments, extra=extra)
     if asked:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return
     out = Path(own["out"] or f"runs/{config['strategy']['name']}")
-    if own["seeds"] is None:
-        _run(config, out, write_report=own["report"])
-        return
-    if (out / "config.yaml").exists():
-        raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
-    if any(each.partition("=")[0] == "--seed" for each in arguments):
+    if any(each.partition("=")[0] == "--seed" for each in arguments) and own["seeds"] is not None:
         raise ValueError("give --seed or --seeds, not both")
-    again = "the same command, which goes on where it stopped"
-    for seed in _numbers(own["seeds"], "--seeds"):
-        _run({**config, "seed": seed}, out / f"seed{seed}", write_report=own["report"], go_on=again)
-    _print_comparison([out])
+    seeds = None if own["seeds"] is None else _numbers(own["seeds"], "--seeds")
+
+    def run(values: sweeps.Chosen, folder: Path) -> None:
+        given = [*arguments, *(f"--{option}={value}" for option, value in values.items())]
+        chosen = configuration.parse(given, extra=extra)[0] if values else config
+        _run_seeds(chosen, folder, seeds, write_report=own["report"], is_single=not own["sweep"])
+
+    if own["trials"] is not None:
+        _guided(own["sweep"] or [], own["trials"], config, out, run)
+    elif own["sweep"]:
+        _sweep(own["sweep"], config, out, run)
+    else:
+        run({}, out)
+
+
+def search(arguments: Sequence[str]) -> None:
+    """Learn a stream with a strength that is searched for each task on that task's data alone; show the search."""
+    extra = jsonargparse.ArgumentParser(add_help=False)
+    extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/search)")
+    config, own = configuration.parse(arguments, extra=extra, program="tripletmas search")
+    if configuration.searched(config["strategy"]) is None:
+        name = config["strategy"]["name"]
+        if "+" in name:
+            raise ValueError(f"say whose strength is searched: such as --strategy.{name.split('+')[0]}.strength auto")
+        if "strength" not in config["strategy"]:
+            raise ValueError(f"strategy {name!r} has no strength to search")
+        config, own = configuration.parse([*arguments, "--strategy.strength=auto"], extra=extra)
+    out = Path(own["out"] or "runs/search")
+    _run(config, out)
+    _console().print(reports.search_table(reports.read_run(out).searches))
 
 
 def resume(arguments: Sequence[str]) -> None:
@@ -87,6 +119,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     chosen = _chosen(stream, options.task)
     model = experiment.strategy.deployed(experiment.model)
     found = score_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
+    if isinstance(experiment.loss, Recognition) and not of_data:  # heads and means know the run's own classes only
+        means = load_means(run, after)
+        for gallery, accuracies in score_recognition(experiment.loss, means, stream, found.queries).items():
+            found.values[gallery].update(accuracies)
     names = [stream[number].name for number in chosen]
     values = {
         gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
@@ -199,6 +235,54 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
     _print_comparison([out])
     if write_report:
         print(f"report: {reports.write_report(out)}")
+
+
+def _run_seeds(
+    config: dict[str, Any], out: Path, seeds: Sequence[int] | None, *, write_report: bool, is_single: bool
+) -> None:
+    """One run, or one for each seed."""
+    again = "the same command, which goes on where it stopped"
+    if seeds is None:
+        _run(config, out, write_report=write_report, go_on=None if is_single else again)
+        return
+    if (out / "config.yaml").exists():
+        raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
+    for seed in seeds:
+        _run({**config, "seed": seed}, out / f"seed{seed}", write_report=write_report, go_on=again)
+    _print_comparison([out])
+
+
+def _sweep(texts: Sequence[str], config: dict[str, Any], out: Path, run: Callable[[sweeps.Chosen, Path], None]) -> None:
+    chosen = sweeps.combinations(texts)
+    _say_what_chooses(config)
+    folders = [out / sweeps.folder_of(values) for values in chosen]
+    for values, folder in zip(chosen, folders, strict=True):
+        run(values, folder)
+    _print_comparison(folders)
+
+
+def _guided(
+    texts: Sequence[str], trials: int, config: dict[str, Any], out: Path, run: Callable[[sweeps.Chosen, Path], None]
+) -> None:
+    _say_what_chooses(config)
+
+    def score(values: sweeps.Chosen, number: int) -> float:
+        folder = out / f"trial{number:03d}"
+        run(values, folder)
+        return reports.comparison([folder]).methods[0].average.mean
+
+    best, value = sweeps.guided(texts, trials, score)
+    _print_comparison([out / f"trial{number:03d}" for number in range(trials)])
+    print(f"best of {trials}: {', '.join(f'{name}={chosen}' for name, chosen in best.items())} ({value:.3f})")
+
+
+def _say_what_chooses(config: dict[str, Any]) -> None:
+    if not config["data"].get("validation"):
+        print(
+            "the scores of this sweep are on the queries themselves: to choose an option by them, and measure with it "
+            "afterwards, sweep with --data.validation true",
+            file=sys.stderr,
+        )
 
 
 def _print_comparison(

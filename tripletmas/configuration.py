@@ -2,7 +2,8 @@
 
 A configuration file is a list of options that stand before those of the command line, so both are checked by one
 parser. Parts are written `--strategy mas --strategy.strength 0.3`, in YAML `strategy: {name: mas, strength: 0.3}` or
-`strategy: mas`.
+`strategy: mas`. The parts of a combined strategy have options of their own: `--strategy.mas.strength 0.3`, in YAML
+`strategy: {name: mas+distill, mas: {strength: 0.3}}`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import yaml
 
 from tripletmas import catalog
 from tripletmas.optimization import TrainConfig
+from tripletmas.search import SearchConfig
+from tripletmas.spelling import suggestion
 
-_DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "triplet", "strategy": "mas"}
-_ALONE = ("seed", "device")
+_DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
+_ALONE = ("objective", "seed", "device")
+_OBJECTIVES = {"metric": "triplet", "recognition": catalog.CROSS_ENTROPY}  # objective -> its loss if none is named
 _EMPTY = inspect.Parameter.empty
 
 
@@ -40,6 +44,7 @@ def parse(
     arguments = list(_with_files_unfolded(arguments))
     chosen = {part: name or _DEFAULT_NAMES[part] for part, name in _part_names(arguments).items()}
     chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
+    chosen["loss"] = _loss_for(_objective(arguments), chosen["loss"])
     parser = _parser(chosen, program, extra)
     _refuse_unknown(arguments, parser, chosen)
     try:
@@ -47,10 +52,26 @@ def parse(
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from None
     config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training")}
+    search = parsed.pop("search")
     config |= {key: parsed.pop(key) for key in _ALONE}
     for part in catalog.PARTS:
         config[part] = {"name": chosen[part], **{k: v for k, v in config[part].items() if k != "name"}}
+    if searched(config["strategy"]) is not None:
+        config["search"] = search
     return _plain(config), parsed
+
+
+def searched(strategy: Mapping[str, Any]) -> str | None:
+    """Whose strength is to be searched: the part of a combination, "" of a single strategy; None for nobody's.
+
+    Raises:
+        ValueError: for more than one.
+    """
+    own = [""] if strategy.get("strength") == "auto" else []
+    parts = [name for name, of in strategy.items() if isinstance(of, Mapping) and of.get("strength") == "auto"]
+    if len(own + parts) > 1:
+        raise ValueError(f"one strength can be searched, not those of {' and '.join(parts)}: give the others a number")
+    return next(iter(own + parts), None)
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +93,15 @@ def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.Argu
         group.add_argument(f"--{part}.name", default=chosen[part], metavar="NAME", help=f"also --{part} NAME")
         _add(group, part, catalog.options(part, chosen[part]))
     _add(parser.add_argument_group("training"), "training", catalog.options_of(TrainConfig, leave_out=("seed",)))
+    group = parser.add_argument_group("search: of a strength that is `auto`, for each task on that task's data alone")
+    _add(group, "search", catalog.options_of(SearchConfig))
     group = parser.add_argument_group("run")
+    group.add_argument(
+        "--objective",
+        type=Literal["metric", "recognition"],
+        default="metric",
+        help="a metric loss, or a linear head for each task under cross-entropy",
+    )
     group.add_argument(
         "--seed",
         type=int,
@@ -86,9 +115,10 @@ def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.Argu
 def _add(group, part: str, options: Mapping[str, catalog.Option]) -> None:
     for name, option in options.items():
         required = option.default is _EMPTY
+        is_strength = part == "strategy" and name.rpartition(".")[2] == "strength"
         group.add_argument(
             f"--{part}.{name}",
-            type=option.type,
+            type=float | Literal["auto"] if is_strength else option.type,
             required=required,
             default=None if required else option.default,
             help=option.help.replace("%", "%%"),
@@ -156,6 +186,25 @@ def _part_names(arguments: Sequence[str]) -> dict[str, str]:
     return vars(first.parse_known_args(list(arguments))[0])
 
 
+def _objective(arguments: Sequence[str]) -> str:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--objective", default="metric")
+    objective = first.parse_known_args(list(arguments))[0].objective
+    if objective not in _OBJECTIVES:
+        raise ValueError(f"unknown objective {objective!r}{suggestion(objective, _OBJECTIVES)}")
+    return objective
+
+
+def _loss_for(objective: str, name: str) -> str:
+    """The loss of an objective; a named one must fit it."""
+    if name and (name == catalog.CROSS_ENTROPY) != (objective == "recognition"):
+        raise ValueError(
+            f"loss {name!r} does not fit objective {objective!r}: recognition takes {catalog.CROSS_ENTROPY}, and the "
+            "metric objective all other losses"
+        )
+    return name or _OBJECTIVES[objective]
+
+
 def _refuse_unknown(arguments: Sequence[str], parser: jsonargparse.ArgumentParser, chosen: Mapping[str, str]) -> None:
     known = {option for action in parser._actions for option in action.option_strings}
     for argument in arguments:
@@ -166,8 +215,8 @@ def _refuse_unknown(arguments: Sequence[str], parser: jsonargparse.ArgumentParse
         prefix = f"--{part}."
         if part in chosen and key:
             names = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
-            raise ValueError(f"{part} {chosen[part]!r} has no option {key!r}{catalog.suggestion(key, sorted(names))}")
-        raise ValueError(f"unknown option {option!r}{catalog.suggestion(option, sorted(known))}")
+            raise ValueError(f"{part} {chosen[part]!r} has no option {key!r}{suggestion(key, sorted(names))}")
+        raise ValueError(f"unknown option {option!r}{suggestion(option, sorted(known))}")
 
 
 def _plain(value: Any) -> Any:

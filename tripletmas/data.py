@@ -173,11 +173,15 @@ class Source:
     Args:
         test: the queries; None where the set has no test part, so that a stream holds out a share of `train`.
         gallery: where the queries are searched; None for the queries themselves, each left out of its own search.
+        hold_out: groups that `test` leaves out, so that a stream holds out a share of them although there is a `test`.
+        group_order: the groups in the order in which a stream has them; None for that of their names.
     """
 
     train: LabelledDataset
     test: LabelledDataset | None = None
     gallery: LabelledDataset | None = None
+    hold_out: tuple[str, ...] = ()
+    group_order: tuple[str, ...] | None = None
 
 
 def encode_labels(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Named data sets: each reader gives a `Source`. `folders.py` reads a user's own images.
+"""Public data sets of small images: each reader gives a `Source`. `photographs.py` reads large ones.
 
 Classes have the order in which their publishers number them, or that of their names. Nothing is downloaded unless
 `download` says so.
@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
-import tarfile
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Sequence
-from http.client import HTTPException
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-# torchvision, scikit-learn and pytorch-metric-learning take seconds to import: each reader imports only its own.
+# torchvision and scikit-learn take seconds to import: each reader imports only its own.
 import torch
 from torch import Tensor
 
 from tripletmas.data import LabelledDataset, Source, encode_labels
+from tripletmas.downloads import fetch, missing, reason_of
 from tripletmas.images import ImageFiles, find_images, read_images
 
 logger = logging.getLogger(__name__)
@@ -53,10 +50,10 @@ def omniglot(*, root: str = "data", size: int = 28, download: bool = False) -> S
     if tree is None and download:
         from torchvision.datasets import Omniglot
 
-        _download("omniglot", root, lambda: Omniglot(root, background=True, download=True))
+        fetch("omniglot", root, lambda: Omniglot(root, background=True, download=True))
         tree = _omniglot_tree(Path(root))
     if tree is None:
-        raise _missing("omniglot", f"no <alphabet>/character<nn>/*.png in {root}")
+        raise missing("omniglot", f"no <alphabet>/character<nn>/*.png in {root}")
     files = [name for name in find_images(tree) if _OMNIGLOT_NAME.search(name)]
     parts = [PurePosixPath(name).parts[-3:] for name in files]
     samples, _ = read_images(ImageFiles(tree, files, size=size, channels=1), in_memory=True)
@@ -109,65 +106,32 @@ def cifar100(*, root: str = "data", download: bool = False) -> Source:
     return _torchvision("cifar100", "CIFAR100", root, download)
 
 
-def cub200(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
-    """CUB-200-2011: 11,788 photographs of 200 kinds of birds; all of them as training part, no test part.
+def svhn(*, root: str = "data", download: bool = False) -> Source:
+    """SVHN: 73,257 training and 26,032 test photographs of house numbers, cut out by digit, 3 x 32 x 32.
+
+    The 531,131 `extra` images are left out. The digit 0, which the publishers number 10, is class '0'.
 
     Args:
-        root: the folder that holds `CUB_200_2011`, or `cub200/CUB_200_2011`.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
-        in_memory: decode all images at the start. None: if they take less than 1 GiB.
-        download: fetch the set into `root/cub200` if it is missing.
+        root: the folder that holds `train_32x32.mat` and `test_32x32.mat`, or `svhn` with them.
+        download: fetch what is missing into `root/svhn` (checked by MD5 sums).
     """
-    folder, names, _ = _metric_learning("cub200", "CUB", "CUB_200_2011/images.txt", root, download, 11_788)
-    return _photographs(folder, names, [Path(name).parent.name for name in names], size=size, in_memory=in_memory)
+    import torchvision.datasets
 
-
-def cars196(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
-    """Cars196: 16,185 photographs of 196 models of cars; all of them as training part, no test part.
-
-    Args:
-        root: the folder that holds `names.csv`, `anno_train.csv`, `anno_test.csv` and `car_data`, or `cars196` with
-            them.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
-        in_memory: decode all images at the start. None: if they take less than 1 GiB.
-        download: fetch the set into `root/cars196` if it is missing.
-    """
-    folder, names, _ = _metric_learning("cars196", "Cars196", "anno_train.csv", root, download, 16_185)
-    return _photographs(folder, names, [Path(name).parent.name for name in names], size=size, in_memory=in_memory)
-
-
-def sop(
-    *,
-    root: str = "data",
-    size: int = 224,
-    min_images: int = 4,
-    in_memory: bool | None = None,
-    download: bool = False,
-) -> Source:
-    """Stanford Online Products: 120,053 photographs of 22,634 products; all of them as training part, no test part.
-
-    A class is a product ('bicycle/1'), and its group is one of the 12 kinds of products.
-
-    Args:
-        root: the folder that holds `Stanford_Online_Products`, or `sop/Stanford_Online_Products`.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
-        min_images: leaves out products with fewer images; 4 is the least of which 2 can be held out as queries.
-        in_memory: decode all images at the start. None: if they take less than 1 GiB.
-        download: fetch the set into `root/sop` if it is missing.
-    """
-    marker = "Stanford_Online_Products/Ebay_train.txt"
-    folder, names, products = _metric_learning("sop", "StanfordOnlineProducts", marker, root, download, 120_053)
-    kinds = [Path(name).parent.name.removesuffix("_final") for name in names]
-    classes = [f"{kind}/{product}" for kind, product in zip(kinds, products, strict=True)]
-    counts = Counter(classes)
-    kept = [i for i, name in enumerate(classes) if counts[name] >= min_images]
-    few = sum(count < min_images for count in counts.values())
-    if few:
-        logger.warning("sop: left out %d products with fewer than %d images", few, min_images)
-    if not kept:
-        raise ValueError(f"sop: no product in {folder} has min_images={min_images} images")
-    chosen = [classes[i] for i in kept]
-    return _photographs(folder, [names[i] for i in kept], chosen, size=size, in_memory=in_memory, grouped=True)
+    home = Path(root) if (Path(root) / "train_32x32.mat").is_file() else Path(root) / "svhn"
+    if download:
+        for split in ("train", "test"):
+            fetch("svhn", home, lambda split=split: torchvision.datasets.SVHN(home, split, download=True))
+    parts = []
+    for split in ("train", "test"):
+        try:
+            part = torchvision.datasets.SVHN(home, split)
+        except Exception as error:  # as in _torchvision
+            raise missing(
+                "svhn", f"no complete copy in {root} or {home} ({reason_of(error)}; delete files that are cut short)"
+            ) from None
+        pixels = torch.from_numpy(part.data).contiguous()
+        parts.append(LabelledDataset(pixels, torch.from_numpy(part.labels), _DIGIT_NAMES))
+    return Source(*parts)
 
 
 _OMNIGLOT_NAME = re.compile(r"(^|/)[^/]+/character\d+/[^/]+\.png$")
@@ -194,76 +158,16 @@ def _torchvision(name: str, reader: str, root: str, download: bool, class_names:
 
     make: Any = getattr(torchvision.datasets, reader)
     if download:
-        _download(name, root, lambda: make(root, download=True))
+        fetch(name, root, lambda: make(root, download=True))
     parts = []
     for train in (True, False):
         try:
             part = make(root, train=train)
         except Exception as error:  # each format fails in its own way when a file is cut short
-            raise _missing(
-                name, f"no complete copy in {root} ({_reason(error)}; delete files that are cut short)"
+            raise missing(
+                name, f"no complete copy in {root} ({reason_of(error)}; delete files that are cut short)"
             ) from None
         images = torch.as_tensor(part.data)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         parts.append(LabelledDataset(images, torch.as_tensor(part.targets), class_names or part.classes))
     return Source(*parts)
-
-
-def _metric_learning(
-    name: str, reader: str, marker: str, root: str, download: bool, num_images: int
-) -> tuple[Path, list[str], list[int]]:
-    """(folder, files relative to it, their labels) of one of pytorch-metric-learning's sets, both halves together."""
-    import pytorch_metric_learning.datasets
-
-    make: Any = getattr(pytorch_metric_learning.datasets, reader)
-    home = Path(root) / name
-    folder = next((folder for folder in (Path(root), home) if (folder / marker).is_file()), None)
-    if folder is None and home.is_dir() and any(home.iterdir()):
-        raise ValueError(f"{name}: {home} has no {marker}; complete it, or delete the folder to download the set anew")
-    if folder is None and download:
-        # The library takes any folder that is not empty for a complete set, so a download is moved in when it is whole.
-        partial = home.with_name(f"{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _download(name, root, lambda: (make(root=str(partial), download=True), partial.rename(home)))
-        folder = home
-    if folder is None:
-        raise _missing(name, f"no {marker} in {root} or {home}")
-    try:
-        found = make(root=str(folder))
-    except (OSError, ValueError, IndexError) as error:
-        raise _missing(name, f"the lists in {folder} cannot be read ({_reason(error)})") from None
-    if len(found.paths) != num_images:
-        logger.warning("%s: %s lists %d images, the whole set has %d", name, folder, len(found.paths), num_images)
-    return folder, [Path(path).relative_to(folder).as_posix() for path in found.paths], found.labels
-
-
-def _photographs(
-    folder: Path, names: list[str], classes: list[str], *, size: int, in_memory: bool | None, grouped: bool = False
-) -> Source:
-    images = ImageFiles(folder, names, size=size, channels=3)
-    samples, _ = read_images(images, in_memory=in_memory)
-    labels, class_names = encode_labels(classes)
-    groups = [name.split("/")[0] for name in class_names] if grouped else None
-    return Source(LabelledDataset(samples, labels, class_names, groups=groups, paths=images.paths))
-
-
-def _download(name: str, root: str, fetch: Callable[[], object]) -> None:
-    try:
-        fetch()
-    except (OSError, RuntimeError, EOFError, HTTPException, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise OSError(
-            f"{name}: the download into {root} failed ({_reason(error)}); try again when the network answers, "
-            f"or put the files there by hand as datasets/{name}/README.md says"
-        ) from None
-
-
-def _missing(name: str, problem: str) -> ValueError:
-    return ValueError(
-        f"{name}: {problem}; give download=True (--data.download true) to fetch it, "
-        f"or root= (--data.root) where it lies, laid out as datasets/{name}/README.md says"
-    )
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an error's message: torchvision puts what it tried before it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from torch import nn
 
 from tripletmas import catalog, configuration
 from tripletmas.checkpoint import RunDirectory
+from tripletmas.class_means import ClassMeans
 from tripletmas.forgetting import Scores
 from tripletmas.losses import make_loss
-from tripletmas.models import make_model
+from tripletmas.models import embedding_dim, make_model
 from tripletmas.optimization import TrainConfig
-from tripletmas.params import load_state
+from tripletmas.params import load_state, state_of
+from tripletmas.recognition import Recognition
 from tripletmas.sampling import seed_everything
+from tripletmas.search import SearchConfig
 from tripletmas.strategies import Strategy
 from tripletmas.tasks import Stream
 from tripletmas.training import train_stream
@@ -34,10 +37,14 @@ class Experiment:
     loss: nn.Module
     strategy: Strategy
     training: TrainConfig
+    search: SearchConfig | None = None
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(config: Mapping[str, Any], *, stream: Stream | None = None) -> Experiment:
     """The parts that a configuration names; what it leaves out has its default.
+
+    Args:
+        stream: the data that the configuration names, where they were read before; None reads them.
 
     Raises:
         ValueError: for unknown names and options, for data that cannot be read, for a device that is not there.
@@ -49,16 +56,18 @@ def build(config: Mapping[str, Any]) -> Experiment:
         for part in catalog.PARTS
     )
     training = TrainConfig(**resolved["training"], seed=resolved["seed"])
-    made_strategy = catalog.build_strategy(*strategy)
-    stream = catalog.build_data(*data)
+    made_strategy, search = _strategy(*strategy, resolved)
+    stream = catalog.build_data(*data) if stream is None else stream
     first = stream[0].train
     seed_everything(resolved["seed"])
     made_model = make_model(model[0], first.sample_shape, options=_tuples(model[1])).to(device)
-    mining = loss[1].pop("mining")
-    made_loss = make_loss(
-        loss[0], dim=model[1]["dim"], num_classes=len(first.class_names), mining=mining, options=loss[1]
-    ).to(device)
-    return Experiment(resolved, stream, made_model, made_loss, made_strategy, training)
+    dim = embedding_dim(made_model, first.sample_shape)
+    if resolved["objective"] == "recognition":
+        made_loss: nn.Module = Recognition(dim, [task.classes for task in stream], first.class_names)
+    else:
+        mining = loss[1].pop("mining")
+        made_loss = make_loss(loss[0], dim=dim, num_classes=len(first.class_names), mining=mining, options=loss[1])
+    return Experiment(resolved, stream, made_model, made_loss.to(device), made_strategy, training, search)
 
 
 def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
@@ -70,7 +79,13 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
     experiment = build(config)
     run = RunDirectory.create(out, {"version": versions(), **experiment.config})
     return train_stream(
-        experiment.model, experiment.stream, experiment.strategy, experiment.loss, experiment.training, run
+        experiment.model,
+        experiment.stream,
+        experiment.strategy,
+        experiment.loss,
+        experiment.training,
+        run,
+        experiment.search,
     )
 
 
@@ -89,7 +104,22 @@ def load_trained(run: RunDirectory, after: int | None = None) -> tuple[Experimen
     experiment = build(run.config())
     weights = f"weights/task{number:02d}.safetensors"
     load_state(experiment.model, run.read_tensors(weights), str(run.path / weights))
+    if isinstance(experiment.loss, Recognition):
+        heads = f"recognition/task{number:02d}.safetensors"
+        saved = state_of(experiment.loss) | run.read_tensors(heads)  # tasks may have been added since
+        load_state(experiment.loss, saved, str(run.path / heads))
     return experiment, number
+
+
+def load_means(run: RunDirectory, number: int) -> ClassMeans:
+    """The class means of a recognition run after a task.
+
+    Raises:
+        ValueError: if their file is missing or cut short.
+    """
+    means = ClassMeans()
+    means.load_state_dict(run.read_tensors(f"recognition/means{number:02d}.safetensors"))
+    return means
 
 
 def choose_device(name: str) -> torch.device:
@@ -111,6 +141,24 @@ def choose_device(name: str) -> torch.device:
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise ValueError(f"device {name!r} was asked for, but torch sees {found}: use --device auto or cpu")
     return device
+
+
+def _strategy(name: str, options: dict[str, Any], config: Mapping[str, Any]) -> tuple[Strategy, SearchConfig | None]:
+    """The strategy, and how its strength is searched, if it is `auto`: it then starts with what the search starts with.
+
+    Raises:
+        ValueError: as the catalog.
+    """
+    part = configuration.searched(config["strategy"])
+    if part is None:
+        return catalog.build_strategy(name, options), None
+    search = SearchConfig(**config["search"])
+    if search.start is None:
+        search = replace(search, start=32 * catalog.options("strategy", part or name)["strength"].default)
+    if not part:
+        return catalog.build_strategy(name, {**options, "strength": search.start}), search
+    given = {**options, part: {**options[part], "strength": search.start}}
+    return catalog.build_strategy(name, given, searched=part), search
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:

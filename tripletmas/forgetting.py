@@ -1,4 +1,4 @@
-"""The score matrix of a run, and what is read off it: average, forgetting, backward and forward transfer.
+"""The score matrix of a run, and what is read off it: average, forgetting, transfer, plasticity, intransigence.
 
 score[t, i] is the score after learning task t, on task i: (T, T) float64, nan where not measured, which above the
 diagonal is everywhere unless tasks were scored before they were learned. Every function of a matrix looks at the last
@@ -12,9 +12,10 @@ the `task` gallery only forgetting moves it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +28,13 @@ class Scores:
     Args:
         task_names: the tasks in the order they are learned.
         matrices: gallery ("seen", "task") -> metric ("recall@1", ...) -> (T, T) float64; filled by `record`.
+        baseline: gallery -> metric -> (T,) float64, the scores of the untrained model, which forward transfer needs;
+            filled by `record_baseline`, empty where they were not measured.
     """
 
     task_names: tuple[str, ...]
     matrices: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    baseline: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def record(self, gallery: str, metric: str, after_task: int, on_task: int, value: float) -> None:
         """Set the score on one task after learning another; measuring again overwrites."""
@@ -41,6 +45,16 @@ class Scores:
         if metric not in matrices:
             matrices[metric] = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
         matrices[metric][after_task, on_task] = value
+
+    def record_baseline(self, gallery: str, metric: str, task: int, value: float) -> None:
+        """Set the score of the untrained model on one task; measuring again overwrites."""
+        num_tasks = len(self.task_names)
+        if not 0 <= task < num_tasks:
+            raise ValueError(f"tasks are numbered 0 to {num_tasks - 1}, got task={task}")
+        rows = self.baseline.setdefault(gallery, {})
+        if metric not in rows:
+            rows[metric] = torch.full((num_tasks,), torch.nan, dtype=torch.float64)
+        rows[metric][task] = value
 
     def matrix(self, metric: str = "recall@1", gallery: str = "seen") -> Tensor:
         """The (T, T) matrix of one metric on one gallery.
@@ -59,17 +73,21 @@ class Scores:
         return {
             "task_names": list(self.task_names),
             "matrices": {
-                gallery: {metric: _to_lists(matrix) for metric, matrix in matrices.items()}
+                gallery: {metric: [_to_list(row) for row in matrix] for metric, matrix in matrices.items()}
                 for gallery, matrices in self.matrices.items()
+            },
+            "baseline": {
+                gallery: {metric: _to_list(row) for metric, row in rows.items()}
+                for gallery, rows in self.baseline.items()
             },
         }
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> Scores:
-        """The scores that `to_json` wrote.
+        """The scores that `to_json` wrote; files of earlier versions have no baseline.
 
         Raises:
-            ValueError: if a matrix does not have one row and one column for each task.
+            ValueError: if a matrix does not have one row and one column for each task, or a baseline not one score.
         """
         scores = Scores(tuple(content["task_names"]))
         num_tasks = len(scores.task_names)
@@ -77,9 +95,13 @@ class Scores:
             for metric, rows in matrices.items():
                 if len(rows) != num_tasks or any(len(row) != num_tasks for row in rows):
                     raise ValueError(f"{gallery} {metric}: expected {num_tasks} rows of {num_tasks} scores")
-                values = [[math.nan if value is None else value for value in row] for row in rows]
-                matrix = torch.tensor(values, dtype=torch.float64).reshape(num_tasks, num_tasks)
-                scores.matrices.setdefault(gallery, {})[metric] = matrix
+                values = torch.stack([_from_list(row) for row in rows]) if rows else torch.empty(0, 0).double()
+                scores.matrices.setdefault(gallery, {})[metric] = values
+        for gallery, baselines in content.get("baseline", {}).items():
+            for metric, row in baselines.items():
+                if len(row) != num_tasks:
+                    raise ValueError(f"{gallery} {metric}: expected {num_tasks} scores of the untrained model")
+                scores.baseline.setdefault(gallery, {})[metric] = _from_list(row)
         return scores
 
 
@@ -171,15 +193,93 @@ def plasticity(matrix: Tensor) -> float:
     return float(matrix.diagonal()[: len(last_row(matrix))].double().mean())
 
 
-def summarize(matrix: Tensor) -> dict[str, float]:
-    """The numbers of one run in one dict: average, forgetting, backward_transfer, plasticity."""
-    return {
+def intransigence(matrix: Tensor, joint: Tensor) -> float:
+    """mean_k (joint[k, k] - score[k, k]) over the tasks learned: what the method failed to learn; lower is better.
+
+    Goes up to the last measured row of `matrix`. Negative where tasks were learned better than with all data at once.
+    nan where nothing was measured.
+
+    Args:
+        joint: (T, T), the matrix of a run on the same stream that learned each task together with all earlier ones.
+
+    Raises:
+        ValueError: if the joint run is of another length, or lacks the score on one of these tasks.
+    Source: Chaudhry et al., Riemannian Walk, ECCV 2018, section 3.2: I_k = a*_k - a_kk; the mean over k is ours.
+
+    >>> intransigence(torch.tensor([[0.5]]), torch.tensor([[0.75]]))
+    0.25
+    """
+    if joint.shape != matrix.shape:
+        raise ValueError(f"the joint run must have a matrix of shape {tuple(matrix.shape)}, got {tuple(joint.shape)}")
+    learned = len(last_row(matrix))
+    reference = joint.diagonal()[:learned].double()
+    if reference.isnan().any():
+        task = int(reference.isnan().nonzero()[0])
+        raise ValueError(f"intransigence needs the joint run's score on task {task} after task {task}, which is nan")
+    return float((reference - matrix.diagonal()[:learned].double()).mean())
+
+
+class PairedDifference(NamedTuple):
+    """The differences between two methods over the seeds that both have.
+
+    Attributes:
+        mean: of the differences, the first method minus the second; nan without a common seed.
+        deviation: their sample standard deviation (ddof=1); nan for fewer than two seeds.
+        better, same, worse: on how many seeds the first method is.
+        left_out: how many seeds only one of them has, or has as nan.
+    """
+
+    mean: float
+    deviation: float
+    better: int
+    same: int
+    worse: int
+    left_out: int
+
+
+def paired_difference(
+    ours: Mapping[int, float], theirs: Mapping[int, float], *, lower_is_better: bool = False
+) -> PairedDifference:
+    """mean_s (ours[s] - theirs[s]) over the common seeds s, its spread, and how often ours is better.
+
+    Runs of one seed share the stream's data, the first weights and the first task, so that the difference varies less
+    than either number. Differences below 1e-9 are rounding, and count as "same".
+
+    Args:
+        ours, theirs: seed -> number.
+        lower_is_better: for forgetting and the like; turns the counts around, not the sign of the difference.
+
+    >>> paired_difference({0: 0.75, 1: 0.5, 2: 0.9}, {0: 0.25, 1: 0.5})
+    PairedDifference(mean=0.25, deviation=0.3535533905932738, better=1, same=1, worse=0, left_out=1)
+    """
+    common = [seed for seed in ours if seed in theirs and not math.isnan(ours[seed] - theirs[seed])]
+    differences = [ours[seed] - theirs[seed] for seed in common]
+    above, below = (sum(sign * difference > 1e-9 for difference in differences) for sign in (1, -1))
+    better, worse = (below, above) if lower_is_better else (above, below)
+    return PairedDifference(
+        mean=fmean(differences) if differences else math.nan,
+        deviation=stdev(differences) if len(differences) > 1 else math.nan,
+        better=better,
+        same=len(differences) - above - below,
+        worse=worse,
+        left_out=len(ours.keys() | theirs.keys()) - len(common),
+    )
+
+
+def summarize(matrix: Tensor, baseline: Tensor | None = None) -> dict[str, float]:
+    """The numbers of one run: average, forgetting, backward_transfer, plasticity; with a baseline forward_transfer."""
+    numbers = {
         "average": average(matrix),
         "forgetting": forgetting(matrix),
         "backward_transfer": backward_transfer(matrix),
         "plasticity": plasticity(matrix),
     }
+    return numbers if baseline is None else {**numbers, "forward_transfer": forward_transfer(matrix, baseline)}
 
 
-def _to_lists(matrix: Tensor) -> list[list[float | None]]:
-    return [[None if math.isnan(value) else value for value in row] for row in matrix.tolist()]
+def _to_list(row: Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in row.tolist()]
+
+
+def _from_list(row: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if value is None else value for value in row], dtype=torch.float64)

@@ -8,7 +8,6 @@ reducer, a regularizer) is passed to it as it is.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Any, Literal
 import torch
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
+
+from tripletmas.spelling import suggestion
 
 MetricLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -101,8 +102,7 @@ def make_loss(
     known = loss_options(name)
     for option, value in given.items():
         if option not in known:
-            listed = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"loss '{name}' has no option '{option}'{_suggestion(option, tuple(known))}; {listed}")
+            raise ValueError(f"loss '{name}' has no option '{option}'{suggestion(option, known)}")
         _check_value(name, known[option], value)
     mining = entry.mining if mining is None else mining
     _check_mining(name, mining, given)
@@ -197,7 +197,7 @@ def _make_miner(mining: str, margin: float, distance: nn.Module) -> nn.Module | 
 
 def _entry(name: str) -> LossEntry:
     if name not in LOSSES:
-        raise ValueError(f"unknown loss '{name}'{_suggestion(name, tuple(LOSSES))}; there are {', '.join(LOSSES)}")
+        raise ValueError(f"unknown loss '{name}'{suggestion(name, LOSSES)}")
     return LOSSES[name]
 
 
@@ -213,7 +213,7 @@ def _parameters(constructor: type) -> dict[str, inspect.Parameter]:
 
 def _check_mining(name: str, mining: str, given: Mapping[str, object]) -> None:
     if mining not in MININGS:
-        raise ValueError(f"unknown mining '{mining}'{_suggestion(mining, MININGS)}; there are {', '.join(MININGS)}")
+        raise ValueError(f"unknown mining '{mining}'{suggestion(mining, MININGS)}")
     if mining != "none" and not LOSSES[name].minable:
         raise ValueError(f"loss '{name}' chooses its own pairs and takes no mining, got mining '{mining}'")
     if mining != "none" and given.get("triplets_per_anchor", "all") != "all":
@@ -236,8 +236,3 @@ def _check_value(name: str, parameter: inspect.Parameter, value: object) -> None
         good, expected = number, "a number"
     if not good:
         raise ValueError(f"option '{parameter.name}' of loss '{name}' must be {expected}, got {value!r}")
-
-
-def _suggestion(name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -7,10 +7,9 @@ torch's global generator: seed it before you make a model that must be repeatabl
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -18,6 +17,9 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from tripletmas.params import device_of
+from tripletmas.spelling import suggestion
 
 INCEPTIONS = ("googlenet", "inception_v3")  # auxiliary heads, and an input normalisation of their own
 
@@ -32,9 +34,7 @@ def make_model(name: str, sample_shape: tuple[int, ...], *, options: Mapping[str
     known = [option for option in inspect.signature(constructor).parameters if option not in ("sample_shape", "name")]
     for option in options or {}:
         if option not in known:
-            raise ValueError(
-                f"model '{name}' has no option '{option}'{_suggestion(option, known)}; it has {', '.join(known)}"
-            )
+            raise ValueError(f"model '{name}' has no option '{option}'{suggestion(option, known)}")
     return constructor(sample_shape, **dict(options or {}))
 
 
@@ -52,7 +52,7 @@ def constructor_for(name: str) -> Callable[..., nn.Module]:
         return MODELS[name]
     if name not in model_names():
         raise ValueError(
-            f"unknown model '{name}'{_suggestion(name, model_names())}; there are {', '.join(MODELS)} and the names of "
+            f"unknown model '{name}'{suggestion(name, model_names())}; there are {', '.join(MODELS)} and the names of "
             "torchvision's classification models, such as resnet18"
         )
     return partial(backbone, name=name)
@@ -106,18 +106,23 @@ def conv4(sample_shape: tuple[int, ...], *, dim: int = 64, width: int = 64) -> n
 
 
 def backbone(sample_shape: tuple[int, ...], *, name: str, dim: int = 128, pretrained: bool = False) -> nn.Module:
-    """A torchvision classification model whose last layer is replaced by one to `dim`; auxiliary heads are left out.
+    """A torchvision classification model whose last layer is replaced by one to `dim`, or taken away.
+
+    Auxiliary heads are left out.
 
     Args:
         sample_shape: (channels, height, width) of an image with values in [0, 1]; any number of channels.
         name: a name of torchvision.models.
-        dim: length of the embedding.
+        dim: length of the embedding. 0 for no new last layer: the embedding is what the model's own classifier would
+            see (alexnet: 4096 values after the last ReLU, resnet18: the 512 means of its last maps).
         pretrained: start from torchvision's default ImageNet weights, downloaded on first use. The model then begins
             with a fixed normalisation of its input to the mean and deviation that these weights expect.
     """
     channels, height, breadth = _image_shape(name, sample_shape)
     network = _build(name, height, breadth, pretrained)
-    _replace_head(network, _positive("dim", dim))
+    if dim < 0:
+        raise ValueError(f"dim must be >= 1, or 0 for no new last layer, got {dim}")
+    _replace_head(network, dim)
     _adapt_first_convolution(network, channels, keep_filters=pretrained)
     if pretrained:
         preset = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
@@ -125,6 +130,25 @@ def backbone(sample_shape: tuple[int, ...], *, name: str, dim: int = 128, pretra
         network = nn.Sequential(OrderedDict(normalize=Normalize(mean, deviation, channels), backbone=network))
     _check_output(network, name, sample_shape, dim)
     return network
+
+
+def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
+    """The length of a model's embedding: that of one sample of zeros. The model is left as it was.
+
+    Raises:
+        ValueError: if the model does not return (batch, dim).
+    """
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(model(torch.zeros(1, *sample_shape, device=device_of(model))).shape)
+    finally:
+        for module, flag in training:  # not model.train(): parts may be in eval mode on purpose
+            module.training = flag
+    if len(shape) != 2:
+        raise ValueError(f"the model must return embeddings (batch, dim), but returned {shape} for one sample")
+    return shape[1]
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4}
@@ -172,13 +196,14 @@ def _build(name: str, height: int, breadth: int, pretrained: bool) -> nn.Module:
 
 
 def _replace_head(network: nn.Module, dim: int) -> None:
+    """A new last layer of `dim` outputs; for 0 none, so that what it would see comes out."""
     layers = [(path, module) for path, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     path, head = layers[-1]
     if isinstance(head, nn.Linear):
-        return _set_submodule(network, path, nn.Linear(head.in_features, dim))
+        return _set_submodule(network, path, nn.Linear(head.in_features, dim) if dim else nn.Identity())
     # squeezenet ends in a 1x1 convolution, a ReLU and the mean over the map. Without the ReLU, which would keep
     # embeddings in the positive orthant, this is a linear layer on the mean.
-    _set_submodule(network, path, nn.Conv2d(head.in_channels, dim, kernel_size=1))
+    _set_submodule(network, path, nn.Conv2d(head.in_channels, dim, kernel_size=1) if dim else nn.Identity())
     parent, position = path.rsplit(".", 1)
     _set_submodule(network, f"{parent}.{int(position) + 1}", nn.Identity())
 
@@ -224,13 +249,11 @@ def _vit_image_size(name: str, height: int, breadth: int, pretrained: bool) -> i
 def _check_output(network: nn.Module, name: str, sample_shape: tuple[int, ...], dim: int) -> None:
     """One sample through the model: too small an image is told here, not in the first training step."""
     try:
-        with torch.no_grad():
-            shape = tuple(network.eval()(torch.zeros(1, *sample_shape)).shape)
+        found = embedding_dim(network, sample_shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name} cannot take images of shape {tuple(sample_shape)}: {reason}") from error
-    network.train()
-    assert shape == (1, dim), f"{name} returned {shape}"
+    assert found == dim or not dim, f"{name} returned embeddings of length {found}"
 
 
 def _image_shape(name: str, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -244,8 +267,3 @@ def _positive(option: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{option} must be >= 1, got {value}")
     return value
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

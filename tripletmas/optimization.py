@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tripletmas.losses import MetricLoss
+from tripletmas.sampling import SAMPLERS
 
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-_SCHEDULES = ("constant", "cosine")
+_SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,24 +24,29 @@ class TrainConfig:
 
     Args:
         epochs: passes over the data of a task.
-        batch_size: samples in a P x K batch: P = batch_size / K classes; where a task has fewer, more samples of each.
-        samples_per_class: K, at least; a class with fewer samples gives all it has.
+        sampler: class_balanced for P x K batches, which metric losses need; shuffled for every sample once in an epoch.
+        batch_size: samples in a batch; of P x K there are P = batch_size / K classes in it, and where a task has fewer,
+            more samples of each.
+        samples_per_class: K, at least; a class with fewer samples gives all it has. Not for shuffled.
         optimizer: how gradients become steps.
         lr: learning rate of the model.
         loss_lr: learning rate of the loss's own parameters (proxies); null is that of the model.
         momentum: for sgd.
         weight_decay: decay of all weights of the model at every step; it also moves protected weights.
-        schedule: constant, or from lr to 0 along half a cosine in each task.
+        schedule: in each task, constant; or from lr to 0 along half a cosine; or step, a tenth of lr from step_at on.
+        step_at: for step, the share of a task's epochs after which the rate falls, in (0, 1).
         clip: largest norm of the metric loss's gradient; null does not clip.
         precision: of the forward pass (autocast); weights and importance stay in float32.
         freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are.
         eval_batch_size: samples that are embedded at once in evaluation.
         num_workers: processes that load images; 0 loads in the training process.
+        forward_transfer: also score each task before it is learned, on its own gallery, and the untrained model.
         seed: initial weights, batches and augmentation are a function of it, the task and the epoch; the order of
             classes and the held-out samples are the stream's.
     """
 
     epochs: int = 15
+    sampler: Literal["class_balanced", "shuffled"] = "class_balanced"
     batch_size: int = 32
     samples_per_class: int = 4
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -48,12 +54,14 @@ class TrainConfig:
     loss_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_at: float = 0.54
     clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     freeze_batchnorm: bool = False
     eval_batch_size: int = 256
     num_workers: int = 0
+    forward_transfer: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -66,14 +74,23 @@ class TrainConfig:
         ]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        for name, table in [("optimizer", _OPTIMIZERS), ("precision", PRECISIONS), ("schedule", _SCHEDULES)]:
+        for name, table in [
+            ("sampler", SAMPLERS),
+            ("optimizer", _OPTIMIZERS),
+            ("precision", PRECISIONS),
+            ("schedule", _SCHEDULES),
+        ]:
             if getattr(self, name) not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {getattr(self, name)!r}")
-        if self.batch_size < 2 * self.samples_per_class:
+        if self.sampler == "shuffled" and self.batch_size < 2:
+            raise ValueError(f"batch_size must be >= 2, got {self.batch_size}")
+        if self.sampler == "class_balanced" and self.batch_size < 2 * self.samples_per_class:
             raise ValueError(
                 f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {self.batch_size} for "
                 f"samples_per_class={self.samples_per_class}"
             )
+        if not 0 < self.step_at < 1:
+            raise ValueError(f"step_at must lie between 0 and 1, got {self.step_at}")
         if self.weight_decay < 0 or self.momentum < 0 or (self.loss_lr is not None and self.loss_lr < 0):
             raise ValueError(
                 "weight_decay, momentum and loss_lr must be >= 0, got "
@@ -100,7 +117,11 @@ def make_optimizer(model: nn.Module, loss: MetricLoss, config: TrainConfig) -> O
 
 def set_rate(optimizer: Optimizer, config: TrainConfig, progress: float) -> float:
     """Set each group's rate for this share of the task; a function of it alone, so there is nothing to resume."""
-    factor = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1.0
+    factor = {
+        "constant": 1.0,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "step": 1.0 if progress < config.step_at else 0.1,
+    }[config.schedule]
     for group in optimizer.param_groups:
         group["lr"] = group["full_rate"] * factor
     return optimizer.param_groups[0]["lr"]

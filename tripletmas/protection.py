@@ -24,13 +24,14 @@ from torch.utils.hooks import RemovableHandle
 from tripletmas.coverage import Coverage, measure_coverage
 from tripletmas.hooks import is_registered, make_step_hook
 from tripletmas.importance import Forward, local_mas_importance, mas_importance
+from tripletmas.importance.uniform import uniform_importance
 from tripletmas.params import Params, differing_names, named_parameters, snapshot, trainable
 from tripletmas.penalty import quadratic_penalty
 from tripletmas.penalty_gradient import Buffers, Pulled, add_penalty_gradient, dense_gradient, laid_out_as
 from tripletmas.protection_file import described, is_described, read_protection, write_protection
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
-ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance)}
+ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
 
 
 class _Protected(NamedTuple):

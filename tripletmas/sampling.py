@@ -1,4 +1,4 @@
-"""Class-balanced batches: P classes and K samples of each, so that every batch holds triplets."""
+"""Batches of positions: P x K, so that every batch holds triplets, or every sample once; seeding."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tripletmas.params import listed
+
+SAMPLERS = ("class_balanced", "shuffled")
 
 
 def seed_everything(seed: int, *place: int) -> int:
@@ -68,6 +70,41 @@ def class_balanced_batches(
         [position for label in deck.draw(num_classes) for position in decks[label].draw(per_class)]
         for _ in range(-(-len(labels) // (num_classes * per_class)))
     ]
+
+
+def shuffled_batches(num_samples: int, *, batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """The batches of one epoch that sees each of n samples once, in random order; the last one may be short.
+
+    A last batch of one sample joins the one before: batch norm cannot take it.
+
+    >>> [len(batch) for batch in shuffled_batches(7, batch_size=3, generator=torch.Generator())]
+    [3, 4]
+    """
+    if batch_size < 2:
+        raise ValueError(f"batch_size must be >= 2, got {batch_size}")
+    order = torch.randperm(num_samples, generator=generator).tolist()
+    batches = [order[start : start + batch_size] for start in range(0, num_samples, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        last = batches.pop()
+        batches[-1] += last
+    return batches
+
+
+def draw_batches(
+    labels: Tensor, *, sampler: str, batch_size: int, samples_per_class: int, generator: torch.Generator
+) -> list[list[int]]:
+    """The batches of one epoch, as positions into `labels` (n,), as this sampler draws them.
+
+    Args:
+        sampler: `class_balanced` or `shuffled`, which makes no use of `samples_per_class` and of the labels.
+    """
+    if sampler == "shuffled":
+        return shuffled_batches(len(labels), batch_size=batch_size, generator=generator)
+    if sampler != "class_balanced":
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    return class_balanced_batches(
+        labels, batch_size=batch_size, samples_per_class=samples_per_class, generator=generator
+    )
 
 
 class _Deck:

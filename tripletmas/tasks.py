@@ -6,17 +6,18 @@ of the data set that was split.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from tripletmas.data import LabelledDataset, Source, Transform, in_order
+from tripletmas.params import listed
+from tripletmas.spelling import suggestion
+from tripletmas.splits import split_samples
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,6 @@ def fingerprint(task: Task) -> str:
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
-_Parts = tuple[LabelledDataset, LabelledDataset, LabelledDataset | None]  # train, test, gallery
 _Unit = tuple[str, tuple[int, ...]]  # the name of a class or group, its labels
 
 
@@ -84,9 +84,8 @@ def split_by_class(
         ValueError: if there are fewer classes than tasks, or sizes that do not add up; if a class has too few samples,
             or queries but nothing to learn it from.
     """
-    parts = _hold_out(train, test, gallery, test_share, split_seed)
-    units = _shuffled([(train.class_names[label], (label,)) for label in train.classes], order_seed)
-    return _make_tasks(parts, units, tasks, unit="classes", joint=",", augment=augment)
+    parts = split_samples(Source(train, test, gallery), test_share=test_share, split_seed=split_seed)
+    return _make_tasks(parts, _classes(parts.train, order_seed), tasks, unit="classes", joint=",", augment=augment)
 
 
 def split_by_group(
@@ -113,24 +112,8 @@ def split_by_group(
     Raises:
         ValueError: as `split_by_class`; if `train` has no groups, or not those that are named.
     """
-    if train.groups is None:
-        raise ValueError("this data set has no groups of classes; split it by class")
-    members: dict[str, list[int]] = {}
-    for label in train.classes:
-        members.setdefault(train.groups[label], []).append(label)
-    if groups is None:
-        groups = in_order(members)
-    for group in groups:
-        if group not in members:
-            near = difflib.get_close_matches(group, members, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {_listed(list(members))}"
-            raise ValueError(f"no group {group!r} ({hint})")
-    if len(set(groups)) < len(groups):
-        raise ValueError(f"each group can be named once, got {_listed(groups)}")
-    units = _shuffled([(group, tuple(members[group])) for group in groups], order_seed)
-    used = [label for _, labels in units for label in labels]
-    used_test, used_gallery = (None if part is None else part.of_classes(used) for part in (test, gallery))
-    parts = _hold_out(train.of_classes(used), used_test, used_gallery, test_share, split_seed)
+    source, units = _groups(Source(train, test, gallery), groups, order_seed)
+    parts = split_samples(source, test_share=test_share, split_seed=split_seed)
     tasks = len(units) if tasks is None else tasks
     return _make_tasks(parts, units, tasks, unit="groups", joint="+", augment=augment)
 
@@ -143,6 +126,8 @@ def make_stream(
     order_seed: int | None = None,
     test_share: float = 0.3,
     split_seed: int = 0,
+    per_class: int | None = None,
+    validation: bool = False,
     augment: Augmentation = "none",
 ) -> Stream:
     """The stream of a data set: split by group where its classes have groups, else by class.
@@ -153,72 +138,55 @@ def make_stream(
         groups: the groups (alphabets, task folders) to use, in this order. None: all.
         order_seed: shuffles the classes (or groups) before they are split. None: the data set's order.
         test_share: the share of each class that is held out as queries where the data set has no test part.
-        split_seed: draws what is held out.
+        split_seed: draws what is held out, and what per_class keeps.
+        per_class: use at most so many samples of each class to learn from, and at most so many to ask for. None: all.
+        validation: to choose options without a look at the test queries. These and the gallery are put away, and
+            test_share of each class of the training part is held out as queries in their place.
         augment: changes training images at random: a horizontal flip, and a crop after padding by an eighth.
     """
     transform = _augmentation(augment, source.train)
     if source.train.groups is not None:
-        split = partial(split_by_group, tasks=tasks, groups=groups)
+        source, units = _groups(source, groups, order_seed)
+        tasks, unit, joint = len(units) if tasks is None else tasks, "groups", "+"
     elif groups is None:
-        split = partial(split_by_class, tasks=5 if tasks is None else tasks)
+        units = _classes(source.train, order_seed)
+        tasks, unit, joint = 5 if tasks is None else tasks, "classes", ","
     else:
-        raise ValueError(f"this data set has no groups of classes, so groups {_listed(groups)} cannot be chosen")
-    return split(
-        source.train,
-        source.test,
-        order_seed=order_seed,
-        test_share=test_share,
-        split_seed=split_seed,
-        gallery=source.gallery,
-        augment=transform,
+        names = listed([repr(group) for group in groups], 5)
+        raise ValueError(f"this data set has no groups of classes, so groups {names} cannot be chosen")
+    parts = split_samples(
+        source, test_share=test_share, split_seed=split_seed, per_class=per_class, validation=validation
     )
+    return _make_tasks(parts, units, tasks, unit=unit, joint=joint, augment=transform)
 
 
-def _hold_out(
-    train: LabelledDataset,
-    test: LabelledDataset | None,
-    gallery: LabelledDataset | None,
-    share: float,
-    seed: int,
-) -> _Parts:
-    """(train, test, gallery), with a share of each class of `train` as test where there is none."""
-    if not 0 < share < 1:
-        raise ValueError(f"test_share must lie between 0 and 1, got {share}")
-    for name, part in (("test", test), ("gallery", gallery)):
-        if part is not None and part.class_names != train.class_names:
-            raise ValueError(f"train and {name} must have the same class names")
-    if test is not None:
-        unlearned = set(test.classes) - set(train.classes)
-        if unlearned:
-            names = [test.class_names[label] for label in sorted(unlearned)]
-            raise ValueError(f"there are queries, but nothing to learn from, for {_listed(names, 'class')}")
-        _require(train, 2, "2 to form a positive pair")
-        return train, test, gallery
-    _require(train, 4, "4, of which 2 are learned and 2 held out as queries")
-    held_out = torch.zeros(len(train), dtype=torch.bool)
+def _classes(train: LabelledDataset, order_seed: int | None) -> list[_Unit]:
+    return _shuffled([(train.class_names[label], (label,)) for label in train.classes], order_seed)
+
+
+def _groups(source: Source, groups: Sequence[str] | None, order_seed: int | None) -> tuple[Source, list[_Unit]]:
+    """What a data set has of the groups that are named, and these groups in order."""
+    train = source.train
+    if train.groups is None:
+        raise ValueError("this data set has no groups of classes; split it by class")
+    members: dict[str, list[int]] = {}
     for label in train.classes:
-        positions = (train.labels == label).nonzero().flatten()
-        count = min(max(round(share * len(positions)), 2), len(positions) - 2)
-        # Drawn for each class by its name: classes that are added later, or left out, do not change what is held out of
-        # the others, so nothing that was a query becomes training data when a stream grows.
-        name = f"{seed} {train.class_names[label]}".encode()
-        order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(zlib.crc32(name)))
-        held_out[positions[order[:count]]] = True
-    return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten()), gallery
-
-
-def _require(train: LabelledDataset, least: int, why: str) -> None:
-    """Raises ValueError that names the classes with fewer than `least` samples."""
-    counts = torch.bincount(train.labels, minlength=len(train.class_names)).tolist()
-    short = [label for label in train.classes if counts[label] < least]
-    if short:
-        few = [f"{train.class_names[label]!r} ({counts[label]})" for label in short[:5]]
-        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-        raise ValueError(f"too few training samples in class {', '.join(few)}{more}: a class needs {why}")
+        members.setdefault(train.groups[label], []).append(label)
+    if groups is None:
+        groups = source.group_order or in_order(members)
+    for group in groups:
+        if group not in members:
+            raise ValueError(f"no group {group!r}{suggestion(group, members)}")
+    if len(set(groups)) < len(groups):
+        raise ValueError(f"each group can be named once, got {listed([repr(group) for group in groups], 5)}")
+    units = _shuffled([(group, tuple(members[group])) for group in groups], order_seed)
+    used = [label for _, labels in units for label in labels]
+    test, gallery = (None if part is None else part.of_classes(used) for part in (source.test, source.gallery))
+    return replace(source, train=train.of_classes(used), test=test, gallery=gallery), units
 
 
 def _make_tasks(
-    parts: _Parts,
+    parts: Source,
     units: list[_Unit],
     tasks: int | Sequence[int],
     *,
@@ -226,7 +194,8 @@ def _make_tasks(
     joint: str,
     augment: Transform | None,
 ) -> Stream:
-    train, test, gallery = parts
+    train, test, gallery = parts.train, parts.test, parts.gallery
+    assert test is not None
     stream, start = [], 0
     for number, size in enumerate(_sizes(tasks, len(units), unit)):
         chosen = units[start : start + size]
@@ -288,9 +257,3 @@ def _augmentation(name: str, train: LabelledDataset) -> Transform | None:
         return flip
     height, width = train.sample_shape[1:]
     return v2.Compose([v2.RandomCrop((height, width), padding=[width // 8, height // 8]), flip])
-
-
-def _listed(names: Sequence[str], what: str = "") -> str:
-    shown = ", ".join(repr(name) for name in names[:5])
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{what} {shown}{more}".strip()

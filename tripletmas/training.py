@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from tqdm import tqdm
 
 from tripletmas.checkpoint import Checkpoint, RunDirectory
-from tripletmas.data import LabelledDataset
-from tripletmas.evaluation import score_tasks
+from tripletmas.class_means import ClassMeans
+from tripletmas.evaluation import score_alone, score_recognition, score_tasks
 from tripletmas.forgetting import Scores
 from tripletmas.losses import MetricLoss
-from tripletmas.optimization import PRECISIONS, TrainConfig, make_optimizer, set_rate
-from tripletmas.params import device_of, load_state, state_of
-from tripletmas.sampling import class_balanced_batches, seed_everything
+from tripletmas.optimization import TrainConfig
+from tripletmas.params import load_state, state_of
+from tripletmas.recognition import Recognition
+from tripletmas.sampling import seed_everything
+from tripletmas.search import SearchConfig, find_strength
 from tripletmas.strategies import Strategy
-from tripletmas.tasks import Stream, Task, fingerprint
+from tripletmas.task_training import Learner, train_task
+from tripletmas.tasks import Stream, fingerprint
 
 
 def train_stream(
@@ -32,6 +31,7 @@ def train_stream(
     loss: MetricLoss,
     config: TrainConfig | None = None,
     run: RunDirectory | None = None,
+    search: SearchConfig | None = None,
 ) -> Scores:
     """Learn the tasks of a stream one after the other; after each, score all tasks seen so far.
 
@@ -41,18 +41,23 @@ def train_stream(
 
     Args:
         model: maps a batch of samples to raw embeddings (batch, dim).
-        loss: (raw embeddings (batch, dim), labels (batch,)) -> scalar; any loss of pytorch-metric-learning.
+        loss: (raw embeddings (batch, dim), labels (batch,)) -> scalar; any loss of pytorch-metric-learning, or a
+            `Recognition`.
+        search: before each task after the first, search the strategy's strength on that task's data.
 
     Returns:
         The scores after each task: recall@1, 2, 4, 8, R-precision, MAP@R and MRR, on the gallery of everything seen
-        so far ("seen") and on the task's own ("task").
+        so far ("seen") and on the task's own ("task"); for recognition the accuracies too (`score_recognition`).
 
     Raises:
         FloatingPointError: if a loss is not finite; what was saved before stays as it was.
         ValueError: if the run directory holds a checkpoint of another model or of other tasks.
     """
-    config = config or TrainConfig()
+    learner = Learner(model, loss, strategy, config or TrainConfig())
     strategy.prepare(model, loss, stream)
+    if search and search.start is not None:
+        strategy.set_strength(search.start)
+    means = _class_means(learner)
     scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
     if run:
@@ -61,147 +66,112 @@ def train_stream(
         scores = _earlier_scores(run, stream)
         load_state(model, start.model, f"the checkpoint in {run.path}")
         _load_loss(loss, start.loss, run)
+        if means and start.means:
+            means.load_state_dict(start.means)
         if not start.epoch:
             strategy.load_state_dict(start.strategy)
     elif run:
         run.write_tensors("weights/start.safetensors", state_of(model))
     for number in range(start.task if start else 0, len(stream)):
         resumed = start if start and start.epoch and start.task == number else None
-        _train_task(model, stream, number, strategy, loss, config, run, resumed)
-        _finish_task(model, stream, number, strategy, loss, config, scores, run)
+        if learner.config.forward_transfer and not resumed:
+            ahead = _score_ahead(learner, stream, number)
+            _take_ahead(scores, ahead)
+            if run:
+                run.append(ahead)
+        if means and not resumed:
+            means.before_task(strategy.deployed(model), stream[number])
+        if search and number:
+            _choose_strength(learner, stream, number, search, run)
+        _train(learner, stream, number, means, run, resumed)
+        _finish_task(learner, stream, number, means, scores, run)
         if run:
-            _save(run, model, strategy, loss, None, number + 1, 0)
+            _save(run, learner, means, None, number + 1, 0)
     return scores
 
 
-def _train_task(
-    model: nn.Module,
+def _train(
+    learner: Learner,
     stream: Stream,
     number: int,
-    strategy: Strategy,
-    loss: MetricLoss,
-    config: TrainConfig,
+    means: ClassMeans | None,
     run: RunDirectory | None,
     resumed: Checkpoint | None,
 ) -> None:
-    task = stream[number]
-    seed_everything(config.seed, number)
-    optimizer = make_optimizer(model, loss, config)
-    scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
-    strategy.before_task(model, task, optimizer)
-    if resumed and resumed.optimizer:
-        strategy.load_state_dict(resumed.strategy)
-        optimizer.load_state_dict(resumed.optimizer["optimizer"])
-        scaler.load_state_dict(resumed.optimizer["scaler"])
-    data = strategy.training_data(task, stream[:number])
-    if data is None:
-        return
-    for epoch in range(resumed.epoch if resumed else 0, config.epochs):
-        record = _train_epoch(model, task, data, number, epoch, strategy, loss, optimizer, scaler, config)
+    def record_epoch(epoch: int, record: dict[str, Any], steps: dict[str, Any]) -> None:
         if run:
-            run.append({"kind": "epoch", "task": number, "name": task.name, "epoch": epoch, **record})
-            steps = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            _save(run, model, strategy, loss, steps, number, epoch + 1)
+            run.append({"kind": "epoch", "task": number, "name": stream[number].name, "epoch": epoch, **record})
+            _save(run, learner, means, steps, number, epoch + 1)
+
+    train_task(learner, stream[number], stream[:number], resumed=resumed, on_epoch=record_epoch)
 
 
-def _train_epoch(
-    model: nn.Module,
-    task: Task,
-    data: LabelledDataset,
-    number: int,
-    epoch: int,
-    strategy: Strategy,
-    loss: MetricLoss,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: TrainConfig,
-) -> dict[str, Any]:
+def _choose_strength(
+    learner: Learner, stream: Stream, number: int, search: SearchConfig, run: RunDirectory | None
+) -> None:
+    """Search the strength for this task, unless it was found before the run was interrupted."""
+    records = run.records() if run else []
+    found = [record for record in records if record["kind"] == "search" and record["task"] == number]
+    if found:
+        learner.strategy.set_strength(found[-1]["strength"])
+        return
     began = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed_everything(config.seed, number, epoch))
-    batches = class_balanced_batches(
-        data.labels,
-        batch_size=config.batch_size,
-        samples_per_class=config.samples_per_class,
-        generator=generator,
-    )
-    loader = data.loader(batches=batches, num_workers=config.num_workers, generator=generator)
-    _set_train(model, config.freeze_batchnorm and number > 0)
-    device = device_of(model)
-    dtype = PRECISIONS[config.precision]
-    total, rate = 0.0, config.lr
-    with tqdm(loader, desc=f"task {task.name} epoch {epoch + 1}/{config.epochs}", disable=None, leave=False) as bar:
-        for step, (inputs, labels) in enumerate(bar):
-            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            rate = set_rate(optimizer, config, (epoch + step / len(batches)) / config.epochs)
-            optimizer.zero_grad()
-            with torch.autocast(device.type, dtype) if dtype else nullcontext():
-                embeddings = model(inputs)
-            objective = loss(embeddings.float(), labels)
-            addition = strategy.loss(model, inputs, embeddings)
-            if addition is not None:
-                objective = objective + addition
-            value = objective.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} in task {number} ({task.name}), epoch {epoch}, step {step}: lower lr or "
-                    "strength, or set clip; the last checkpoint is untouched"
-                )
-            scaler.scale(objective).backward()
-            if config.clip is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            scaler.step(optimizer)
-            scaler.update()
-            strategy.after_step(model)
-            total += value
-            if not bar.disable:
-                bar.set_postfix(loss=f"{value:.3f}", penalty=f"{_penalty(strategy):.3g}", rate=f"{rate:.2g}")
-    bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
-    if bad:  # a finite loss can have a gradient that is not; no later loss would tell before this is saved
-        raise FloatingPointError(
-            f"weights are no longer finite ({bad[0]}) after task {number} ({task.name}), epoch {epoch}: lower lr or "
-            "strength, or set clip; the last checkpoint is untouched"
-        )
-    return {
-        "loss": total / len(batches),
-        "penalty": _penalty(strategy),
-        "rate": rate,
-        "steps": len(batches),
-        "seconds": time.perf_counter() - began,
-    }
+    result = find_strength(learner, stream[number], stream[:number], search)
+    if run:
+        seconds = time.perf_counter() - began
+        run.append({"kind": "search", "task": number, "name": stream[number].name, **result, "search_seconds": seconds})
+
+
+def _score_ahead(learner: Learner, stream: Stream, number: int) -> dict[str, Any]:
+    """A record of the scores on the task that comes next, or, before the first, on all tasks: on their own galleries.
+
+    They are what forward transfer is made of.
+    """
+    model, config = learner.strategy.deployed(learner.model), learner.config
+    tasks = stream[number : number + 1] if number else stream
+    found = [score_alone(model, t, batch_size=config.eval_batch_size, num_workers=config.num_workers) for t in tasks]
+    values = {metric: [each[metric] for each in found] for metric in found[0]}
+    return {"kind": "ahead", "task": number, "scores": {"task": values}}
+
+
+def _take_ahead(scores: Scores, record: dict[str, Any]) -> None:
+    number = record["task"]
+    for gallery, values in record["scores"].items():
+        for metric, found in values.items():
+            for position, value in enumerate(math.nan if each is None else each for each in found):
+                if number:
+                    scores.record(gallery, metric, number - 1, number, value)
+                elif position < len(scores.task_names):
+                    scores.record_baseline(gallery, metric, position, value)
 
 
 def _finish_task(
-    model: nn.Module,
+    learner: Learner,
     stream: Stream,
     number: int,
-    strategy: Strategy,
-    loss: MetricLoss,
-    config: TrainConfig,
+    means: ClassMeans | None,
     scores: Scores,
     run: RunDirectory | None,
 ) -> None:
     began = time.perf_counter()
+    model, strategy, config = learner.model, learner.strategy, learner.config
     seen = stream[: number + 1]
     seed_everything(config.seed, number, config.epochs)
     strategy.after_task(model, seen[-1])
-    found = score_tasks(
-        strategy.deployed(model), seen, batch_size=config.eval_batch_size, num_workers=config.num_workers
-    )
+    deployed = strategy.deployed(model)
+    found = score_tasks(deployed, seen, batch_size=config.eval_batch_size, num_workers=config.num_workers)
+    if isinstance(learner.loss, Recognition):
+        if means:
+            means.after_task(deployed, seen)
+        for gallery, values in score_recognition(learner.loss, means, seen, found.queries).items():
+            found.values[gallery].update(values)
     for gallery, values in found.values.items():
         for metric, per_task in values.items():
             for on_task, value in enumerate(per_task):
                 scores.record(gallery, metric, number, on_task, value)
     if not run:
         return
-    run.write_tensors(f"weights/task{number:02d}.safetensors", state_of(strategy.deployed(model)))
-    unprotected: dict[str, Any] = {}
-    for position, protection in enumerate(strategy.protections):
-        suffix = f"-{position}" if position else ""
-        run.write_tensors(f"importance/task{number:02d}{suffix}.safetensors", protection.importance)
-    if strategy.protections:
-        own = [name for name, _ in loss.named_parameters()] if isinstance(loss, nn.Module) else []
-        unprotected = replace(strategy.protections[0].coverage(), loss_parameters=tuple(own)).to_json()
+    _write_tensors(learner, deployed, number, means, run)
     run.write_tensors("index/final.safetensors", {"vectors": found.queries.vectors, "labels": found.queries.labels})
     run.write_json(
         "index/final.json",
@@ -221,29 +191,43 @@ def _finish_task(
             "data": fingerprint(seen[-1]),
             "queries": [len(task.query) for task in seen],
             "without_relevant": found.without_relevant,
-            "unprotected": unprotected,
+            "unprotected": _unprotected(learner),
         }
     )
 
 
-def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
-    model.train()
-    if freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+def _write_tensors(
+    learner: Learner, deployed: nn.Module, number: int, means: ClassMeans | None, run: RunDirectory
+) -> None:
+    """The model after a task, what is important to it, and what recognition has besides."""
+    run.write_tensors(f"weights/task{number:02d}.safetensors", state_of(deployed))
+    for position, protection in enumerate(learner.strategy.protections):
+        suffix = f"-{position}" if position else ""
+        run.write_tensors(f"importance/task{number:02d}{suffix}.safetensors", protection.importance)
+    if isinstance(learner.loss, Recognition):
+        run.write_tensors(f"recognition/task{number:02d}.safetensors", state_of(learner.loss))
+    if means:
+        run.write_tensors(f"recognition/means{number:02d}.safetensors", means.state_dict())
 
 
-def _penalty(strategy: Strategy) -> float:
-    with torch.no_grad():
-        return sum(float(protection.value()) for protection in strategy.protections)
+def _unprotected(learner: Learner) -> dict[str, Any]:
+    protections = learner.strategy.protections
+    if not protections:
+        return {}
+    own = [name for name, _ in learner.loss.named_parameters()] if isinstance(learner.loss, nn.Module) else []
+    return replace(protections[0].coverage(), loss_parameters=tuple(own)).to_json()
+
+
+def _class_means(learner: Learner) -> ClassMeans | None:
+    if not isinstance(learner.loss, Recognition):
+        return None
+    return ClassMeans(batch_size=learner.config.eval_batch_size, num_workers=learner.config.num_workers)
 
 
 def _save(
     run: RunDirectory,
-    model: nn.Module,
-    strategy: Strategy,
-    loss: MetricLoss,
+    learner: Learner,
+    means: ClassMeans | None,
     optimizer: dict[str, Any] | None,
     task: int,
     epoch: int,
@@ -252,9 +236,10 @@ def _save(
         Checkpoint(
             task=task,
             epoch=epoch,
-            model=state_of(model),
-            strategy=strategy.state_dict(),
-            loss=state_of(loss) if isinstance(loss, nn.Module) else {},
+            model=state_of(learner.model),
+            strategy=learner.strategy.state_dict(),
+            loss=state_of(learner.loss) if isinstance(learner.loss, nn.Module) else {},
+            means=means.state_dict() if means else {},
             optimizer=optimizer,
         )
     )
@@ -263,6 +248,8 @@ def _save(
 def _load_loss(loss: MetricLoss, state: dict[str, Tensor], run: RunDirectory) -> None:
     if not isinstance(loss, nn.Module):
         return
+    if isinstance(loss, Recognition):  # the heads of tasks that were added since are new
+        state = {**state_of(loss), **state}
     try:
         load_state(loss, state, f"the state of the loss in {run.path}")
     except ValueError as error:
@@ -274,6 +261,8 @@ def _earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
     names = tuple(task.name for task in stream)
     scores = Scores(names)
     for record in run.records():
+        if record["kind"] == "ahead":
+            _take_ahead(scores, record)
         if record["kind"] not in ("epoch", "task"):
             continue
         now = repr(names[record["task"]]) if record["task"] < len(names) else "no such task"

@@ -1,27 +1,26 @@
-"""Runs of several methods on one stream, side by side: the numbers, and the table for terminal and Markdown.
+"""Runs of several methods on one stream, side by side: the numbers, and what each method is called.
 
-Everything here is recall@1 on the gallery of all tasks seen so far. A method trained with several seeds is one row:
-mean ± sample standard deviation (ddof=1) over its seeds.
+Everything here is of the primary score (`primary`), unless it says otherwise. A method trained with several seeds is
+one row: mean ± sample standard deviation (ddof=1) over its seeds.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from tripletmas import forgetting as measures
-from tripletmas.report.read import Record, Run, comparable, differing_keys, flatten, read_group, section
+from tripletmas.forgetting import PairedDifference
+from tripletmas.report.configs import Record, comparable, differing_keys, flatten, section
+from tripletmas.report.primary import Primary
+from tripletmas.report.read import Run, read_group
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,25 @@ class Method:
     """One row: the runs of one configuration, and what their score matrices say (finished runs only).
 
     Attributes:
-        average: recall@1 after the last task, mean over the tasks.
-        learning: recall@1 on each task right after it was learned, mean over the tasks (the diagonal): plasticity.
-        per_task: recall@1 after the last task, one for each task.
+        seeds: of the finished runs, in the order of all values below; None where a run names none.
+        average: the score after the last task, mean over the tasks.
+        learning: the score on each task right after it was learned, mean over the tasks (the diagonal): plasticity.
+        forward_transfer: of recall@1 on the task's own gallery; nan where it was not measured.
+        intransigence: against joint training, see `Comparison.joint`; empty without it, and for joint itself.
+        per_task: the score after the last task, one for each task.
         curves: (seeds, tasks) the average over the tasks seen so far, after each task.
         note: what was left out of the row and why; empty if nothing.
     """
 
     label: str
     runs: tuple[Run, ...]
+    seeds: tuple[int | None, ...]
     average: Spread
     forgetting: Spread
     backward_transfer: Spread
     learning: Spread
+    forward_transfer: Spread
+    intransigence: Spread
     per_task: tuple[Spread, ...]
     seconds: Spread
     curves: Tensor
@@ -73,11 +78,35 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """How a method differs from the first one, over the seeds that both have."""
+
+    label: str
+    average: PairedDifference
+    forgetting: PairedDifference
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds both have."""
+        return self.average.better + self.average.same + self.average.worse
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The methods, and the names of the tasks that all of them learned."""
+    """The methods, and the names of the tasks that all of them learned.
+
+    Attributes:
+        primary: what all of them are judged by.
+        paired: each method but the first against the first; empty where none shares two seeds with it.
+        joint: the label of the joint training that intransigence is measured against, with the run of the same seed
+            where there is one, else with the mean over joint's seeds; None without a finished joint run.
+    """
 
     task_names: tuple[str, ...]
     methods: tuple[Method, ...]
+    primary: Primary
+    paired: tuple[Paired, ...]
+    joint: str | None
 
 
 def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None = None) -> Comparison:
@@ -90,47 +119,31 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
         seeds: compare the runs of these seeds only; None for all.
 
     Raises:
-        ValueError: if there is no directory, one is no run, or the runs learned different streams (the differing
-            keys of `data` are named).
+        ValueError: if there is no directory, one is no run, or the runs had different objectives or learned different
+            streams (the differing keys of `data` are named).
     """
     if not directories:
         raise ValueError("nothing to compare: give at least one run directory")
     groups = [read_group(directory, seeds=seeds) for directory in directories]
     first = groups[0][0]
     for runs in groups[1:]:
-        _check_same_stream(first, runs[0])
+        _check_comparable(first, runs[0])
     task_names = max((run.task_names for runs in groups for run in runs), key=len)
     labels = _labels(groups, [Path(directory) for directory in directories])
-    methods = [_method(label, runs, len(task_names)) for label, runs in zip(labels, groups, strict=True)]
-    return Comparison(task_names, tuple(methods))
-
-
-def comparison_table(comparison: Comparison) -> RenderableType:
-    """The comparison for the terminal: `rich.print(comparison_table(...))`.
-
-    A table with a row for each method, and below it one with a row for each task, so that 80 columns are enough.
-    """
-    head, *rows = _cells(comparison)
-    first = _terminal_table(head[:6], [row[:6] for row in rows])
-    first.title = "recall@1 on the gallery of all tasks seen"
-    labels = [method.label for method in comparison.methods]
-    tasks = [
-        [f"{i + 1}  {name}", *(method.per_task[i].text() for method in comparison.methods)]
-        for i, name in enumerate(short_names(comparison.task_names, 24))
-    ]
-    second = _terminal_table(["on task", *labels], tasks)
-    heading = Text("of which, after the last task", style="bold")  # as a title it would wrap at the table's width
-    notes = [f"{method.label}: {method.note}." for method in comparison.methods if method.note]
-    return Group(first, heading, second, *(escape(note) for note in notes))
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown table, for a README."""
-    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in _cells(comparison))
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
-    notes = [f"{method.label}: {method.note}" for method in comparison.methods if method.note]
-    return "\n".join([*lines, *(f"\n{note}" for note in notes)]) + "\n"
+    joint = next((i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and _done(runs, task_names)), None)
+    reference = {} if joint is None else {run.config.get("seed"): m for run, m in _done(groups[joint], task_names)}
+    methods = tuple(
+        _method(label, runs, task_names, {} if i == joint else reference)
+        for i, (label, runs) in enumerate(zip(labels, groups, strict=True))
+    )
+    paired = tuple(_paired(method, methods[0]) for method in methods[1:])
+    return Comparison(
+        task_names=task_names,
+        methods=methods,
+        primary=first.primary,
+        paired=paired if any(each.seeds > 1 for each in paired) else (),
+        joint=None if joint is None else labels[joint],
+    )
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
@@ -146,46 +159,64 @@ def short_names(names: Sequence[str], limit: int = 14) -> list[str]:
     return [name if len(name) <= limit else f"{name[: limit - 1]}…" for name in names]
 
 
-def _cells(comparison: Comparison) -> list[list[str]]:
-    """The header and one row for each method; tasks beyond ten have no column of their own, the page shows them."""
-    shown = comparison.task_names if len(comparison.task_names) <= 10 else ()
-    head = ["method", "average", "forgetting", "backward transfer", "learning", "seconds", *short_names(shown)]
-    rows = [head]
-    for method in comparison.methods:
-        rows.append(
-            [
-                method.label,
-                method.average.text(),
-                method.forgetting.text(),
-                method.backward_transfer.text(signed=True),
-                method.learning.text(),
-                method.seconds.text(1),
-                *(spread.text() for spread in method.per_task[: len(shown)]),
-            ]
-        )
-    return rows
+def _done(runs: Sequence[Run], task_names: Sequence[str]) -> list[tuple[Run, Tensor]]:
+    """The runs that finished all these tasks, with their score matrices."""
+    finished = [run for run in runs if run.finished and len(run.task_names) == len(task_names)]
+    return [(run, matrix) for run in finished if (matrix := run.matrix()) is not None]
 
 
-def _method(label: str, runs: tuple[Run, ...], num_tasks: int) -> Method:
-    finished = [run for run in runs if run.finished and len(run.task_names) == num_tasks]
-    matrices = [matrix for run in finished if (matrix := run.matrix()) is not None]
+def _method(label: str, runs: tuple[Run, ...], task_names: Sequence[str], joint: Mapping[int | None, Tensor]) -> Method:
+    """One row; `joint` has the matrix of each seed of joint training, {} for none."""
+    done, num_tasks = _done(runs, task_names), len(task_names)
+    matrices = [matrix for _, matrix in done]
+    seeds = tuple(run.config.get("seed") for run, _ in done)
     curves = [[measures.average(m[: t + 1, : t + 1]) for t in range(num_tasks)] for m in matrices]
-    note = f"{len(runs) - len(finished)} of {len(runs)} runs did not finish and are left out"
+    notes, intransigence = [], []
+    if len(done) < len(runs):
+        notes.append(f"{len(runs) - len(done)} of {len(runs)} runs did not finish and are left out")
+    if joint:
+        mean = torch.stack(list(joint.values())).mean(dim=0)
+        intransigence = [
+            measures.intransigence(m, joint.get(seed, mean)) for seed, m in zip(seeds, matrices, strict=True)
+        ]
+        if alone := [seed for seed in seeds if seed not in joint]:
+            notes.append(f"intransigence of {len(alone)} of {len(seeds)} runs is against the mean of joint's seeds")
     return Method(
         label=label,
         runs=runs,
+        seeds=seeds,
         average=Spread(tuple(measures.average(m) for m in matrices)),
         forgetting=Spread(tuple(measures.forgetting(m) for m in matrices)),
         backward_transfer=Spread(tuple(measures.backward_transfer(m) for m in matrices)),
         learning=Spread(tuple(measures.plasticity(m) for m in matrices)),
+        forward_transfer=Spread(tuple(run.forward_transfer for run, _ in done)),
+        intransigence=Spread(tuple(intransigence)),
         per_task=tuple(Spread(tuple(float(m[-1, i]) for m in matrices)) for i in range(num_tasks)),
-        seconds=Spread(tuple(run.seconds for run in finished)),
+        seconds=Spread(tuple(run.seconds for run, _ in done)),
         curves=torch.tensor(curves, dtype=torch.float64).reshape(len(curves), num_tasks),
-        note=note if len(finished) < len(runs) else "",
+        note="; ".join(notes),
     )
 
 
-def _check_same_stream(one: Run, other: Run) -> None:
+def _paired(method: Method, first: Method) -> Paired:
+    def by_seed(of: Method, spread: Spread) -> dict[int, float]:
+        return {seed: value for seed, value in zip(of.seeds, spread.values, strict=True) if seed is not None}
+
+    return Paired(
+        method.label,
+        measures.paired_difference(by_seed(method, method.average), by_seed(first, first.average)),
+        measures.paired_difference(
+            by_seed(method, method.forgetting), by_seed(first, first.forgetting), lower_is_better=True
+        ),
+    )
+
+
+def _check_comparable(one: Run, other: Run) -> None:
+    if one.primary != other.primary:
+        raise ValueError(
+            f"{one.path} ({one.primary.objective}) and {other.path} ({other.primary.objective}) had different "
+            "objectives and cannot be compared; compare runs of one objective"
+        )
     first, second = flatten(section(one.config, "data")), flatten(section(other.config, "data"))
     if keys := differing_keys(first, second):
         what = "; ".join(f"data.{key}: {first.get(key, 'absent')} and {second.get(key, 'absent')}" for key in keys)
@@ -216,19 +247,11 @@ def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path]) -> l
 
 
 def _options(config: Record, keys: set[str]) -> list[str]:
-    """`strength=1`: the last part of a key, its whole where two keys end alike."""
+    """`strength=1`: the last part of a key, its whole where two keys end alike.
+
+    Of a combined strategy the part that the option belongs to stays: `mas.strength=1`.
+    """
     last = [key.split(".")[-1] for key in keys]
     names = {key: key.split(".")[-1] if last.count(key.split(".")[-1]) == 1 else key for key in keys}
+    names |= {key: key.removeprefix("strategy.") for key in keys if re.fullmatch(r"strategy\.\w+\..+", key)}
     return [f"{names[key]}={config[key]}" for key in sorted(keys) if key in config and key != "strategy.name"]
-
-
-def _terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
-    for i, name in enumerate(head):
-        longest = max((len(row[i]) for row in rows), default=0)
-        # The label of a method breaks only where it is very long.
-        table.add_column(escape(name), justify="right" if i else "left", no_wrap=i == 0 and longest <= 24)
-    for row in rows:
-        # Without the space a narrow column breaks "0.912 ±0.004" before the sign only.
-        table.add_row(*(escape(cell.replace("± ", "±")) for cell in row))
-    return table

@@ -15,7 +15,7 @@ from tripletmas.report.style import INK, MUTED, RULE, canvas, label_line_ends, s
 
 
 def draw_average(path: Path, comparison: Comparison) -> None:
-    """Recall@1 over the tasks, mean over the tasks seen; the band is one standard deviation over the seeds."""
+    """The score over the tasks, mean over the tasks seen; the band is one standard deviation over the seeds."""
     size = len(comparison.task_names)
     measured = [(i, method) for i, method in enumerate(comparison.methods) if len(method.curves)]
     with canvas(path, height=3.8) as figure:
@@ -35,7 +35,7 @@ def draw_average(path: Path, comparison: Comparison) -> None:
             ends.append((float(mean[-1]), _short(method), colour))
         task_axis(axes, size)
         axes.set_ylim(math.floor(max(min(lows) - 0.01, 0) * 20) / 20, 1.01)
-        axes.set_ylabel("average recall@1")
+        axes.set_ylabel(f"average {comparison.primary.label}")
         axes.grid(axis="y")
         label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], x=size)
 
@@ -68,11 +68,11 @@ def draw_forgetting(path: Path, comparison: Comparison) -> None:
         axes.margins(x=0.14)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("forgetting (recall@1 lost since the best moment)")
+        axes.set_xlabel(f"forgetting ({comparison.primary.label} lost since the best moment)")
 
 
 def draw_per_task(path: Path, comparison: Comparison) -> None:
-    """Final recall@1: a row for each task, a dot for each method, a line for one standard deviation to each side."""
+    """The final scores: a row for each task, a dot for each method, a line for one standard deviation to each side."""
     methods, size = comparison.methods, len(comparison.task_names)
     each = 0.2 + 0.085 * len(methods) if size <= 12 else 0.26
     with canvas(path, width=9.6, height=max(2.4, 1.0 + each * size)) as figure:
@@ -100,7 +100,7 @@ def draw_per_task(path: Path, comparison: Comparison) -> None:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
-        axes.set_xlabel("recall@1 after the last task")
+        axes.set_xlabel(f"{comparison.primary.label} after the last task")
         figure.legend(loc="outside upper left", ncols=min(4, len(methods)), handletextpad=0.2, columnspacing=1.2)
 
 
@@ -124,4 +124,6 @@ def _error_line(axes: Axes, row: float, spread: Spread, colour: str) -> None:
 
 
 def _short(method: Method) -> str:
-    return short_names([method.label], 24)[0]
+    """The label, cut in its middle: what tells methods apart often stands at the end."""
+    label = method.label
+    return label if len(label) <= 26 else f"{label[:12]}…{label[-13:]}"

@@ -6,18 +6,20 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tripletmas import forgetting as measures
-from tripletmas.coverage import Coverage
-from tripletmas.report import comparison_plots, plots, texts
-from tripletmas.report.compare import Comparison, comparison, number
+from tripletmas.report import comparison_plots, plots, rows, tables, texts
+from tripletmas.report.compare import Comparison, comparison
+from tripletmas.report.configs import flatten, section
 from tripletmas.report.embedding_plot import draw_embedding, project
 from tripletmas.report.layers import importance_by_layer, movement_by_layer, read_embedding
-from tripletmas.report.read import Run, flatten, read_run, section, seed_directories
+from tripletmas.report.read import Run, read_run, seed_directories
+from tripletmas.report.search import draw_search, search_head, search_rows, search_text
 from tripletmas.report.style import series_style
+from tripletmas.report.wording import wording
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,20 @@ def write_report(run_directory: Path | str) -> Path:
     shown, absent = _run_plots(run, out)
     values = {
         "title": run.name,
-        "about": _about(run),
-        "headline": _headline(run),
-        "metrics": _metric_rows(run),
-        "tasks": _task_rows(run),
+        "about": rows.about(run),
+        "primary": run.primary,
+        "wording": wording(run.primary),
+        "headline": rows.headline(run),
+        "metrics": rows.metric_rows(run),
+        "tasks": rows.task_rows(run),
         "plots": shown,
         "missing": run.missing,
         "absent": absent,
-        "coverage": _coverage(run).lines(),
+        "searches": (search_head(run.searches), search_rows(run.searches, limit=60)),
+        "coverage": rows.coverage_lines(run),
         "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
         "versions": section(run.config, "version"),
-        "duration": _duration(run.seconds),
+        "duration": rows.duration(run.seconds),
     }
     return _write(out / "report.html", "run.html.j2", values)
 
@@ -94,8 +99,15 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
     first = compared.methods[0].runs[0]
     values = {
         "title": first.path.resolve().parent.name if links else "Methods side by side",
-        "about": _about(first)[:-1] if links else _about(first)[1:-1],
+        "about": rows.about(first)[:-1] if links else rows.about(first)[1:-1],
+        "primary": compared.primary,
+        "wording": wording(compared.primary),
         "methods": compared.methods,
+        "forward": any(not math.isnan(method.forward_transfer.mean) for method in compared.methods),
+        "joint": compared.joint if len(compared.methods) > 1 else None,
+        "paired": compared.paired,
+        "left_out": tables.left_out(compared),
+        "tables": tables,
         "colours": [series_style(i)[0] for i in range(len(compared.methods))],
         "task_names": compared.task_names,
         "seeds": max(len(method.runs) for method in compared.methods),
@@ -109,19 +121,23 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
 def _run_plots(run: Run, out: Path) -> tuple[list[Plot], list[str]]:
     """The plots that the run has data for, and a sentence for each that it lacks and `run.missing` does not say."""
     shown, absent = [], []
-    seen, names = run.matrix(), run.task_names
-    if seen is not None:
-        path = out / "recall.png"
-        shown.append(_plot(path, "Recall over tasks", texts.RECALL, lambda p: plots.draw_recall(p, seen, names)))
+    scores, names, words = run.matrix(), run.task_names, wording(run.primary)
+    label = run.primary.label
+    if scores is not None:
+        path, title = out / "over_tasks.png", f"{label.capitalize()} over tasks"
+        shown.append(_plot(path, title, words.curves, lambda p: plots.draw_over_tasks(p, scores, names, label)))
     if run.epochs:
         path = out / "loss.png"
-        shown.append(_plot(path, "Loss", texts.LOSS, lambda p: plots.draw_loss(p, run.epochs, names)))
-    matrices = [(gallery, run.matrix(gallery=gallery)) for gallery in texts.GALLERIES]
-    low = plots.lower_end([matrix for _, matrix in matrices if matrix is not None])
-    for (gallery, matrix), text in zip(matrices, (texts.SEEN, texts.TASK), strict=True):
-        if matrix is not None:
-            path, title = out / f"scores_{gallery}.png", f"Scores, gallery: {texts.GALLERIES[gallery]}"
-            shown.append(_plot(path, title, text, lambda p, m=matrix: plots.draw_score_matrix(p, m, names, low=low)))
+        shown.append(_plot(path, "Loss", texts.LOSS, lambda p: plots.draw_loss(p, run.epochs, names, words.loss)))
+    maps = [(each, m) for each in words.maps if (m := run.matrix(each.metric, each.gallery)) is not None]
+    low = plots.lower_end([matrix for _, matrix in maps])
+    for each, matrix in maps:
+        path = out / f"scores_{each.gallery}.png"
+        draw = partial(plots.draw_score_matrix, matrix=matrix, task_names=names, low=low)
+        shown.append(_plot(path, each.title, each.text, draw))
+    if run.searches:
+        path, title, text = out / "search.png", "Strength, chosen without old data", search_text(run.searches)
+        shown.append(_plot(path, title, text, lambda p: draw_search(p, run.searches)))
     importance, movement = importance_by_layer(run), movement_by_layer(run)
     if importance is not None:
         path, title = out / "importance.png", "Where importance sits"
@@ -143,10 +159,11 @@ def _run_plots(run: Run, out: Path) -> tuple[list[Plot], list[str]]:
 
 def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
     shown = []
+    label, averages = compared.primary.label, wording(compared.primary).averages
     if any(len(method.curves) for method in compared.methods):
         draw = comparison_plots
         for file, title, text, function in (
-            ("average.png", "Average recall over tasks", texts.CURVES, draw.draw_average),
+            ("average.png", f"Average {label} over tasks", averages, draw.draw_average),
             ("forgetting.png", "Forgetting", texts.BARS, draw.draw_forgetting),
             ("per_task.png", "Each task at the end", texts.PER_TASK, draw.draw_per_task),
         ):
@@ -171,78 +188,6 @@ def _plot(path: Path, title: str, text: str, draw: Callable[[Path], None], *, wi
     content = path.read_bytes()
     width = int.from_bytes(content[16:20], "big") // 2  # where every PNG has its width
     return Plot(title, text, "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width, wide)
-
-
-def _about(run: Run) -> list[str]:
-    """What was run: strategy, data, model, loss, number of tasks, seed."""
-    named = [f"{key} {section(run.config, key).get('name', '?')}" for key in ("strategy", "data", "model", "loss")]
-    return [*named, f"{len(run.task_names)} tasks", f"seed {run.config.get('seed', '?')}"]
-
-
-def _headline(run: Run) -> list[tuple[str, str, str]]:
-    matrix = run.matrix()
-    if matrix is None:
-        return []
-    return [
-        ("final average recall@1", number(measures.average(matrix)), texts.AVERAGE),
-        ("forgetting", number(measures.forgetting(matrix)), texts.FORGETTING),
-        ("backward transfer", number(measures.backward_transfer(matrix), signed=True), texts.BACKWARD_TRANSFER),
-        ("learning", number(measures.plasticity(matrix)), texts.LEARNING),
-    ]
-
-
-def _metric_rows(run: Run) -> list[tuple[str, str, list[str]]]:
-    """(metric, its definition, average and forgetting on each gallery); a dash where a gallery lacks the metric."""
-    rows = []
-    for metric in dict.fromkeys(metric for gallery in texts.GALLERIES for metric in run.metrics(gallery)):
-        cells = []
-        for gallery in texts.GALLERIES:
-            matrix = run.matrix(metric, gallery)
-            pair = (math.nan, math.nan) if matrix is None else (measures.average(matrix), measures.forgetting(matrix))
-            cells += [number(value) for value in pair]
-        rows.append((metric, texts.DEFINITIONS.get(metric, ""), cells))
-    return rows
-
-
-def _task_rows(run: Run) -> list[tuple[str, list[str]]]:
-    """For each finished task its name, and recall@1 when learned and at the end, forgetting, seconds."""
-    matrix = run.matrix()
-    if matrix is None:
-        return []
-    lost = [*measures.forgetting_per_task(matrix).tolist(), math.nan]
-    rows = []
-    for i in range(len(matrix)):
-        scores = [number(value) for value in (float(matrix[i, i]), float(matrix[-1, i]), lost[i])]
-        rows.append((run.task_names[i], [*scores, number(run.seconds_of(i), 1)]))
-    return rows
-
-
-def _coverage(run: Run) -> Coverage:
-    """What the penalty held: names of what it did not hold in any task, and the weights by layer after the last."""
-    found = Coverage()
-    for task in run.tasks:
-        now = Coverage.from_json(task.get("unprotected", {}))
-        found = Coverage(
-            buffers=_union(found.buffers, now.buffers),
-            frozen=_union(found.frozen, now.frozen),
-            new=_union(found.new, now.new),
-            loss_parameters=_union(found.loss_parameters, now.loss_parameters),
-            layers=now.layers,
-        )
-    return found
-
-
-def _union(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*names, *more]))
-
-
-def _duration(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "not recorded"
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tripletmas.forgetting import average
 from tripletmas.report.compare import number, short_names
+from tripletmas.report.configs import Record
 from tripletmas.report.layers import LayerImportance, LayerMovement
-from tripletmas.report.read import Record
 from tripletmas.report.style import COLOURS, INK, MAP, MUTED, RULE, canvas, label_line_ends, task_axis
 
 _MAX_NUMBERS = 12  # a map with more rows or columns than this shows colours only
@@ -59,8 +59,8 @@ def draw_score_matrix(path: Path, matrix: Tensor, task_names: Sequence[str], *, 
         _colour_bar(figure, image, axes)
 
 
-def draw_recall(path: Path, matrix: Tensor, task_names: Sequence[str]) -> None:
-    """Recall@1 on each task after each task (thin lines), and its mean over the tasks learned so far (thick)."""
+def draw_over_tasks(path: Path, matrix: Tensor, task_names: Sequence[str], label: str) -> None:
+    """The score on each task after each task (thin lines), and its mean over the tasks learned so far (thick)."""
     size = len(matrix)
     with canvas(path) as figure:
         axes = figure.add_subplot()
@@ -77,11 +77,13 @@ def draw_recall(path: Path, matrix: Tensor, task_names: Sequence[str]) -> None:
         axes.plot(range(1, size + 1), means, color=INK, linewidth=2.6, marker="o", zorder=5)
         ends.append((means[-1], "average", INK))
         task_axis(axes, size)
-        _recall_axis(axes, matrix)
+        axes.set_ylim(lower_end([matrix]), 1.01)
+        axes.set_ylabel(label)
+        axes.grid(axis="y")
         label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], x=size)
 
 
-def draw_loss(path: Path, epochs: Sequence[Record], task_names: Sequence[str]) -> None:
+def draw_loss(path: Path, epochs: Sequence[Record], task_names: Sequence[str], name: str) -> None:
     """The loss of each epoch over all tasks; below it the penalty, where there is one. Lines show where tasks begin."""
     losses = [_value(record, "loss") for record in epochs]
     penalties = [_value(record, "penalty") for record in epochs]
@@ -93,7 +95,7 @@ def draw_loss(path: Path, epochs: Sequence[Record], task_names: Sequence[str]) -
             2 if penalised else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + penalised]
         )
         for axes, values, title, colour in zip(
-            panels[:, 0], (losses, penalties), ("metric loss", "penalty"), COLOURS, strict=False
+            panels[:, 0], (losses, penalties), (name, "penalty"), COLOURS, strict=False
         ):
             axes.set_title(title)
             axes.grid(axis="y")
@@ -181,12 +183,6 @@ def _colour_bar(figure: Figure, mappable: ScalarMappable, axes: Axes) -> Colorba
     bar.ax.tick_params(which="both", length=0, labelsize=8)
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     return bar
-
-
-def _recall_axis(axes: Axes, matrix: Tensor) -> None:
-    axes.set_ylim(lower_end([matrix]), 1.01)
-    axes.set_ylabel("recall@1")
-    axes.grid(axis="y")
 
 
 def _name_tasks(axes: Axes, starts: list[int], tasks: list[int], task_names: Sequence[str]) -> None:

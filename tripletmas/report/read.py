@@ -9,16 +9,16 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
-from tripletmas.forgetting import Scores, last_row
-
-Record = dict[str, Any]
+from tripletmas.forgetting import Scores, forward_transfer, last_row
+from tripletmas.report.configs import Record, comparable, differing_keys, section
+from tripletmas.report.primary import Primary, primary_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Run:
     Attributes:
         epochs: the records of kind "epoch", by task and epoch; where a resumed run repeated one, the later record.
         tasks: the records of kind "task", one for each finished task.
+        searches: the records of kind "search", one for each task whose strength was searched.
         scores: nan where not yet measured.
         missing: what the directory lacks, one sentence each.
     """
@@ -37,6 +38,7 @@ class Run:
     config: Record
     epochs: tuple[Record, ...]
     tasks: tuple[Record, ...]
+    searches: tuple[Record, ...]
     scores: Scores
     missing: tuple[str, ...]
 
@@ -44,6 +46,11 @@ class Run:
     def strategy(self) -> str:
         """The name of the strategy; "?" where the configuration has none."""
         return str(section(self.config, "strategy").get("name", "?"))
+
+    @property
+    def primary(self) -> Primary:
+        """The score that the run is judged by."""
+        return primary_of(self.config)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -66,27 +73,40 @@ class Run:
         """The metrics measured on this gallery."""
         return tuple(self.scores.matrices.get(gallery, {}))
 
-    def matrix(self, metric: str = "recall@1", gallery: str = "seen") -> Tensor | None:
-        """The measured part (t, t) of a score matrix, t <= number of tasks; None where nothing was measured."""
+    def matrix(self, metric: str | None = None, gallery: str | None = None) -> Tensor | None:
+        """The measured part (t, t) of a score matrix, t <= number of tasks; None where nothing was measured.
+
+        Above the diagonal it is nan: what was measured there is for `forward_transfer` alone.
+
+        Args:
+            metric, gallery: None for those of the primary score.
+        """
+        metric, gallery = metric or self.primary.metric, gallery or self.primary.gallery
         if metric not in self.metrics(gallery):
             return None
         full = self.scores.matrix(metric, gallery)
         done = len(last_row(full))
-        return full[:done, :done] if done else None
+        above = torch.ones(done, done).triu(1).bool()
+        return full[:done, :done].masked_fill(above, torch.nan) if done else None
+
+    @property
+    def forward_transfer(self) -> float:
+        """Of recall@1 on the task's own gallery, whatever the objective; nan where it was not measured."""
+        baseline = self.scores.baseline.get("task", {}).get("recall@1")
+        if baseline is None or "recall@1" not in self.metrics("task"):
+            return math.nan
+        full = self.scores.matrix("recall@1", "task")
+        done = len(last_row(full))
+        measured = full[:done, :done]  # without the next task of an unfinished run, which may not be measured yet
+        if measured.diagonal(1).isnan().any():
+            return math.nan  # the stream has grown since: what came later was measured on no task ahead
+        return forward_transfer(measured, baseline[:done])
 
     @property
     def finished(self) -> bool:
         """Whether every task of the stream was measured."""
         matrix = self.matrix()
         return matrix is not None and len(matrix) == len(self.task_names)
-
-
-def section(config: Record, name: str) -> Record:
-    """A part of the configuration, such as "strategy", as a dict: empty where absent, a bare name as {"name": it}."""
-    value = config.get(name)
-    if value is None:
-        return {}
-    return value if isinstance(value, dict) else {"name": value}
 
 
 def read_run(path: Path | str) -> Run:
@@ -107,16 +127,26 @@ def read_run(path: Path | str) -> Run:
     epochs = {(r.get("task", 0), r.get("epoch", 0)): r for r in records if r.get("kind") == "epoch"}
     tasks = {r.get("task", 0): r for r in records if r.get("kind") == "task"}
     tasks = tuple(tasks[key] for key in sorted(tasks))
+    searches = {r.get("task", 0): r for r in records if r.get("kind") == "search"}
     missing = [what for file, what in _OPTIONAL if not any(path.glob(file))]
     scores = _read_scores(path / "scores.json", tasks)
-    run = Run(path, _name(path), config, tuple(epochs[key] for key in sorted(epochs)), tasks, scores, ())
+    run = Run(
+        path=path,
+        name=_name(path),
+        config=config,
+        epochs=tuple(epochs[key] for key in sorted(epochs)),
+        tasks=tasks,
+        searches=tuple(searches[key] for key in sorted(searches)),
+        scores=scores,
+        missing=(),
+    )
     matrix = run.matrix()
     done = 0 if matrix is None else len(matrix)
     if done < len(run.task_names):
         missing.insert(0, f"Tasks finished: {done} of {len(run.task_names)}. The numbers are those so far.")
     elif not done:
         missing.insert(0, "No task is finished yet: there are no scores.")
-    return Run(run.path, run.name, run.config, run.epochs, run.tasks, run.scores, tuple(missing))
+    return replace(run, missing=tuple(missing))
 
 
 def read_group(path: Path | str, *, seeds: Sequence[int] | None = None) -> tuple[Run, ...]:
@@ -155,28 +185,6 @@ def seed_directories(path: Path) -> list[Path]:
     """The directories seed0, seed1, ... in `path` that hold a run, by number."""
     found = [p for p in path.glob("seed*") if re.fullmatch(r"seed\d+", p.name) and (p / "config.yaml").is_file()]
     return sorted(found, key=lambda p: int(p.name[4:]))
-
-
-def comparable(config: Record) -> Record:
-    """The flat configuration without what tells no method apart: seed, device, versions, where the run lies."""
-    return {k: v for k, v in flatten(config).items() if k.split(".")[0] not in ("seed", "device", "version", "out")}
-
-
-def flatten(config: Record, prefix: str = "") -> Record:
-    """Nested keys joined by dots: {"data": {"name": "digits"}} -> {"data.name": "digits"}."""
-    flat: Record = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def differing_keys(one: Record, other: Record) -> list[str]:
-    """The keys whose values differ between two flat configurations; a key that only one has differs."""
-    absent = object()
-    return [key for key in sorted(one.keys() | other.keys()) if one.get(key, absent) != other.get(key, absent)]
 
 
 _OPTIONAL = (
@@ -237,6 +245,6 @@ def _read_scores(path: Path, tasks: tuple[Record, ...]) -> Scores:
             for metric, values in metrics.items():
                 empty: list[list[float | None]] = [[None] * size for _ in range(size)]
                 matrix = matrices.setdefault(gallery, {}).setdefault(metric, empty)
-                matrix[row][: len(values)] = values
+                matrix[row][: len(values)] = values[:size]
     names = [str(task.get("name", f"task {i}")) for i, task in enumerate(tasks)]
     return Scores.from_json({"task_names": names, "matrices": matrices})

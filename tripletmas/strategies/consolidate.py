@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,6 +29,7 @@ class Consolidate(Strategy):
         try_first: measure two samples before the first task, for an estimator that knows some kinds of layers only:
             what it says of the others then comes before the training, not after.
         output: measure the embedding, or the logits of the head of the task that was learned.
+        shuffled: read the samples in an order drawn by torch's generator, for estimates to which batches matter.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Consolidate(Strategy):
         batch_size: int = 256,
         try_first: bool = False,
         output: str = "embedding",
+        shuffled: bool = False,
     ):
         if output not in ("embedding", "logits"):
             raise ValueError(f"output must be 'embedding' or 'logits', got {output!r}")
@@ -44,6 +47,7 @@ class Consolidate(Strategy):
         self.batch_size = batch_size
         self.try_first = try_first
         self.output = output
+        self.shuffled = shuffled
         self._recognition: Recognition | None = None
         self._head = 0
 
@@ -63,7 +67,9 @@ class Consolidate(Strategy):
     def after_task(self, model: nn.Module, task: Task) -> None:
         if self._recognition:
             self._head = self._recognition.head_for(task.classes)
-        self._prepared().consolidate(task.train.plain().loader(self.batch_size))
+        data = task.train.plain()
+        data = data.subset(torch.randperm(len(data))) if self.shuffled else data
+        self._prepared().consolidate(data.loader(self.batch_size))
 
     def set_strength(self, strength: float) -> None:
         self._prepared().strength = strength

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
-from tripletmas.protection import MAS, LocalMAS
+from torch import nn
+
+from tripletmas.importance import Forward, mas_importance
+from tripletmas.protection import MAS, LocalMAS, Protection
 from tripletmas.strategies.consolidate import Consolidate
 
 
@@ -14,6 +18,7 @@ def mas(
     decay: float = 1.0,
     relative: bool = True,
     output: Literal["embedding", "logits"] = "embedding",
+    batch_gradients: int | None = None,
 ) -> Consolidate:
     """Memory Aware Synapses: importance is how much the length of the output reacts to a weight, without labels.
 
@@ -25,13 +30,22 @@ def mas(
         decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
         relative: measure importance relative to the mean squared length of the output, so that one strength
             suits all models; false is the unit of the paper.
+        batch_gradients: take the magnitude of the summed gradient of so many samples, as most public code does, in
+            place of each sample's; inexact, for comparison only. null is exact.
         output: what F is: the embedding, or, in recognition, the logits of the task's head, as in the paper.
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018; the relative unit is ours.
     """
-    return Consolidate(
-        lambda model, forward: MAS(model, strength, decay=decay, relative=relative, forward=forward), output=output
-    )
+    if batch_gradients is None:
+        return Consolidate(
+            lambda model, forward: MAS(model, strength, decay=decay, relative=relative, forward=forward), output=output
+        )
+
+    def protect(model: nn.Module, forward: Forward | None) -> Protection:
+        estimate = partial(mas_importance, relative=relative, forward=forward, approximate="batch")
+        return Protection(model, strength=strength, decay=decay, estimate=estimate)
+
+    return Consolidate(protect, output=output, batch_size=batch_gradients, shuffled=True)
 
 
 def local_mas(

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""What each strategy costs: time of a training step in the second task, relative to finetune, and what it keeps.
+
+    .venv/bin/python scripts/bench_strategies.py --threads 2
+    .venv/bin/python scripts/bench_strategies.py --objective recognition --model conv4 --json strategies.json
+
+Every strategy of the catalog learns a first task of random images, then the second, a pass in each round, with the
+library's own loop. All take turns in every round, so that what else the machine does hits all alike. A step is timed
+from the end of the step before to its own end. The ratio is the median over the rounds of that within a round. `kept`
+is the size of the state that a strategy keeps between steps, in copies of the trainable parameters; the model, the
+optimizer and samples of earlier tasks that are read again are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tripletmas as tm
+from tripletmas.catalog import STRATEGIES, build_strategy
+from tripletmas.params import trainable
+from tripletmas.recognition import Recognition
+from tripletmas.task_training import Learner, train_task
+
+DIM = 64
+SAMPLES_PER_CLASS = 4
+COMBINATIONS = ("mas+distill",)
+BASELINE = "finetune"
+
+
+class Training:
+    """A strategy that has learned the first task and goes on with the second, a pass at a time."""
+
+    def __init__(self, name: str, stream: tm.Stream, options: argparse.Namespace):
+        self.name = name
+        self.stream = stream
+        self.ends: list[float] = []  # when each step of the present pass ended
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"dim": DIM} | ({"pretrained": False} if options.model == "resnet18" else {})
+        model = tm.make_model(options.model, stream[0].train.sample_shape, options=sizes).to(options.device)
+        names = stream[0].train.class_names
+        if options.objective == "recognition":
+            loss = Recognition(DIM, [task.classes for task in stream], names).to(options.device)
+        else:
+            loss = tm.make_loss("triplet", dim=DIM, num_classes=len(names))
+        config = tm.TrainConfig(epochs=1, batch_size=options.batch_size, samples_per_class=SAMPLES_PER_CLASS, lr=1e-4)
+        strategy = build_strategy(name, {})
+        strategy.prepare(model, loss, stream)
+        self.learner = Learner(model, loss, strategy, config)
+        train_task(self.learner, stream[0], ())
+        strategy.after_task(model, stream[0])
+        after_step = strategy.after_step
+
+        def note_end(model: torch.nn.Module) -> None:
+            after_step(model)
+            self.ends.append(time.perf_counter())
+
+        strategy.after_step = note_end
+
+    def seconds_per_step(self) -> float:
+        """The mean in a pass over the second task, without the first step, which allocates; nan if none is made."""
+        self.ends.clear()
+        train_task(self.learner, self.stream[1], self.stream[:1])
+        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1) if self.ends else math.nan
+
+    def bytes_kept(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self.learner.strategy.state_dict().values())
+
+    def bytes_trainable(self) -> int:
+        return sum(value.numel() * value.element_size() for value in trainable(self.learner.model).values())
+
+
+def make_stream(options: argparse.Namespace) -> tm.Stream:
+    """Two tasks of random images, `--steps` batches of classes each."""
+    generator = torch.Generator().manual_seed(0)
+    num_classes = 2 * max(2, options.batch_size // SAMPLES_PER_CLASS)
+    labels = torch.arange(num_classes).repeat_interleave(SAMPLES_PER_CLASS * options.steps + 2)
+    shape = (3, options.size, options.size)
+    samples = torch.randint(256, (len(labels), *shape), generator=generator, dtype=torch.uint8)
+    data = tm.LabelledDataset(samples, labels, [str(label) for label in range(num_classes)])
+    return tm.split_by_class(data, tasks=2, test_share=1e-6)  # 2 queries of each class, which nobody asks
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each strategy, finetune first."""
+    stream = make_stream(options)
+    names = [BASELINE, *(name for name in options.strategies if name != BASELINE)]
+    trainings = [Training(name, stream, options) for name in names]
+    for training in trainings:
+        training.seconds_per_step()  # the first time, memory is allocated
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(options.rounds):
+        first = turn % len(trainings)  # whoever comes after the hungriest finds the caches and the memory it left
+        for training in trainings[first:] + trainings[:first]:
+            seconds[training.name].append(training.seconds_per_step())
+    return [
+        {
+            "strategy": training.name,
+            "median_seconds": statistics.median(seconds[training.name]),
+            "fastest_seconds": min(seconds[training.name]),
+            "ratio": statistics.median(
+                own / bare for own, bare in zip(seconds[training.name], seconds[BASELINE], strict=True)
+            ),
+            "bytes_kept": training.bytes_kept(),
+            "copies_kept": training.bytes_kept() / training.bytes_trainable(),
+        }
+        for training in trainings
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown; a strategy that trains nothing in the second task has no times."""
+    lines = ["| strategy | median ms | fastest ms | ratio | kept |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        trains = not math.isnan(row["ratio"])
+        times = [1000 * row["median_seconds"], 1000 * row["fastest_seconds"], row["ratio"]]
+        cells = [f"{value:.{places}f}" if trains else "–" for value, places in zip(times, (2, 2, 3), strict=True)]
+        lines.append("| " + " | ".join([row["strategy"], *cells, f"{row['copies_kept']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["resnet18", "conv4", "mlp"], default="resnet18")
+    parser.add_argument("--objective", choices=["metric", "recognition"], default="metric")
+    parser.add_argument("--strategies", nargs="+", default=[*STRATEGIES, *COMBINATIONS], metavar="NAME")
+    parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
+    parser.add_argument("--batch-size", type=int, default=64, help=f"samples, {SAMPLES_PER_CLASS} of each class")
+    parser.add_argument("--steps", type=int, default=4, help="of a pass; those after its first are timed")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    options = parser.parse_args()
+    if options.batch_size < 2 * SAMPLES_PER_CLASS:
+        parser.error(
+            f"--batch-size must be >= {2 * SAMPLES_PER_CLASS} to form a negative pair, got {options.batch_size}"
+        )
+    if options.steps < 2:
+        parser.error(f"--steps must be >= 2, for the first of a pass is not timed, got {options.steps}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows = measure(options)
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    print(
+        f"{options.model}, {options.objective}, {options.batch_size} images of {options.size}x{options.size}, adamw, "
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n\n{table(rows)}"
+    )
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        settings |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "machine": platform.machine()}
+        found = [
+            {key: None if value != value else value for key, value in row.items()} for row in rows
+        ]  # nan is no JSON
+        options.json.write_text(json.dumps({"settings": settings, "rows": found}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

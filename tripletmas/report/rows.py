@@ -1,0 +1,115 @@
+"""The numbers on the page of one run: headline, tables, and what its penalty held."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tripletmas import forgetting as measures
+from tripletmas.coverage import Coverage
+from tripletmas.report import texts
+from tripletmas.report.compare import number
+from tripletmas.report.configs import section
+from tripletmas.report.primary import RECOGNITION
+from tripletmas.report.read import Run
+from tripletmas.report.wording import wording
+
+
+def about(run: Run) -> list[str]:
+    """What was run: strategy, data, model, what was minimised, number of tasks, seed."""
+    named = [f"{key} {section(run.config, key).get('name', '?')}" for key in ("strategy", "data", "model")]
+    minimised = f"loss {section(run.config, 'loss').get('name', '?')}"
+    if run.primary is RECOGNITION:
+        minimised = "objective recognition"
+    return [*named, minimised, f"{len(run.task_names)} tasks", f"seed {run.config.get('seed', '?')}"]
+
+
+def headline(run: Run) -> list[tuple[str, str, str]]:
+    """(what it is called, the number, what it means) for each of the tiles at the top."""
+    matrix = run.matrix()
+    if matrix is None:
+        return []
+    words = wording(run.primary)
+    tiles = [
+        (f"final average {run.primary.label}", number(measures.average(matrix)), words.average),
+        ("forgetting", number(measures.forgetting(matrix)), words.forgetting),
+        ("backward transfer", number(measures.backward_transfer(matrix), signed=True), words.backward_transfer),
+        ("learning", number(measures.plasticity(matrix)), words.learning),
+    ]
+    if not math.isnan(run.forward_transfer):
+        tiles.append(("forward transfer", number(run.forward_transfer, signed=True), texts.FORWARD_TRANSFER))
+    return tiles
+
+
+def metric_rows(run: Run) -> list[tuple[str, str, list[str]]]:
+    """(metric, its definition, average and forgetting on each gallery); a dash where a gallery lacks the metric."""
+    galleries = wording(run.primary).galleries
+    measured = {metric for gallery in galleries for metric in run.metrics(gallery)}
+    lines = []
+    for metric in [*(m for m in texts.DEFINITIONS if m in measured), *sorted(measured - texts.DEFINITIONS.keys())]:
+        cells = []
+        for gallery in galleries:
+            matrix = run.matrix(metric, gallery)
+            pair = (math.nan, math.nan) if matrix is None else (measures.average(matrix), measures.forgetting(matrix))
+            cells += [number(value) for value in pair]
+        lines.append((metric, texts.DEFINITIONS.get(metric, ""), cells))
+    return lines
+
+
+def task_rows(run: Run) -> list[tuple[str, list[str]]]:
+    """For each finished task its name, and the score when learned and at the end, forgetting, seconds."""
+    matrix = run.matrix()
+    if matrix is None:
+        return []
+    lost = [*measures.forgetting_per_task(matrix).tolist(), math.nan]
+    lines = []
+    for i in range(len(matrix)):
+        scores = [number(value) for value in (float(matrix[i, i]), float(matrix[-1, i]), lost[i])]
+        lines.append((run.task_names[i], [*scores, number(run.seconds_of(i), 1)]))
+    return lines
+
+
+def _coverage(run: Run) -> Coverage:
+    """What the penalty held: names of what it did not hold in any task, and the weights by layer after the last."""
+    found = Coverage()
+    for task in run.tasks:
+        now = Coverage.from_json(task.get("unprotected", {}))
+        found = Coverage(
+            buffers=_union(found.buffers, now.buffers),
+            frozen=_union(found.frozen, now.frozen),
+            new=_union(found.new, now.new),
+            loss_parameters=_union(found.loss_parameters, now.loss_parameters),
+            layers=now.layers,
+        )
+    return found
+
+
+def coverage_lines(run: Run) -> list[str]:
+    """The coverage in sentences; of many heads of recognition, the first and the last are named."""
+    found = _coverage(run)
+    heads = {int(match[1]) for name in found.loss_parameters if (match := re.match(r"heads\.(\d+)\.", name))}
+    if run.primary is not RECOGNITION or not heads:
+        return found.lines()
+    others = tuple(name for name in found.loss_parameters if not name.startswith("heads."))
+    span = f"heads.{min(heads)}" if len(heads) == 1 else f"heads.{min(heads)} to heads.{max(heads)}"
+    sentence = (
+        f"Not held, by design: the {len(heads)} heads of the tasks ({span}). They belong to the objective, not to the "
+        "model, and no strategy penalises them."
+    )
+    return [*replace(found, loss_parameters=others).lines(), sentence]
+
+
+def _union(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*names, *more]))
+
+
+def duration(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    if math.isnan(seconds):
+        return "not recorded"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,118 @@
+"""How the strength for each task was searched: a table, a plot and a sentence, from the records of kind "search".
+
+A record has "task", "name", "finetune" and "floor" (scores on validation data of the new task), "trials" (a list of
+"strength" and "score", in the order in which they were tried) and "strength", the accepted one: that of the last trial,
+or 0 where none reached the floor; and perhaps "chance", the score of guessing, "metric" and "search_seconds".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.ticker import NullLocator
+from rich.console import RenderableType
+from rich.table import Table
+
+from tripletmas.report.compare import number, short_names
+from tripletmas.report.configs import Record
+from tripletmas.report.style import COLOURS, MAP, canvas, label_line_ends
+from tripletmas.report.tables import terminal_table
+
+_MAX_COLOURS = 8  # more tasks than this are coloured by their order, and only the first and last are named
+
+
+def search_table(records: Sequence[Record]) -> RenderableType:
+    """What was chosen for each task, for the terminal: `rich.print(search_table(...))`."""
+    table: Table = terminal_table(search_head(records), search_rows(records))
+    table.caption, table.caption_justify = search_text(records, terminal=True), "left"
+    return table
+
+
+def search_head(records: Sequence[Record]) -> list[str]:
+    """The columns of `search_rows`; the score of guessing and the seconds are there where they were recorded."""
+    chance = ["chance"] if any("chance" in record for record in records) else []
+    seconds = ["seconds"] if any("search_seconds" in record for record in records) else []
+    return ["task", *chance, "finetune", "floor", "trials", "score", "strength", *seconds]
+
+
+def search_rows(records: Sequence[Record], *, limit: int = 14) -> list[list[str]]:
+    """A row of cells for each task; the score is that of the accepted strength, a dash where none was accepted.
+
+    Args:
+        limit: the characters of a task's name that are shown; the default fits the table into 80 columns.
+    """
+    head = search_head(records)
+    names = short_names([str(record.get("name", "")) for record in records], limit)
+    rows = []
+    for record, name in zip(records, names, strict=True):
+        accepted = record["strength"] > 0
+        cells = {
+            "task": f"{record['task'] + 1}  {name}",
+            "chance": number(record.get("chance", math.nan)),
+            "finetune": number(record["finetune"]),
+            "floor": number(record["floor"]),
+            "trials": str(len(record["trials"])),
+            "score": number(record["trials"][-1]["score"]) if accepted else "–",
+            "strength": f"{record['strength']:.4g}" if accepted else "none",
+            "seconds": number(record.get("search_seconds", math.nan), 1),
+        }
+        rows.append([cells[column] for column in head])
+    return rows
+
+
+def search_text(records: Sequence[Record], *, terminal: bool = False) -> str:
+    """How the strengths were chosen, and how to read the plot or the table."""
+    shares = {round(record["floor"] / record["finetune"], 3) for record in records if record["finetune"]}
+    share = f"{100 * shares.pop():g} %" if len(shares) == 1 else "a fixed share"
+    rule = (
+        f"Start high and halve until the new task is learned to at least {share} of what finetuning reaches on "
+        "validation data held out from it (De Lange et al., A Continual Learning Survey, TPAMI 2021)."
+    )
+    refused = [record for record in records if not record["strength"] > 0]
+    none = f" Tasks where no strength reached it, learned without protection: {len(refused)}." if refused else ""
+    if terminal:
+        return rule + none
+    return (
+        f"{rule} No old data is looked at. Read from right to left: a dashed line is what was asked for on the task of "
+        f"its colour, the ring marks the strength that was accepted.{none}"
+    )
+
+
+def draw_search(path: Path, records: Sequence[Record]) -> None:
+    """The score of each trial over its strength: a line for each task, its floor dashed, the accepted one in a ring."""
+    many = len(records) > _MAX_COLOURS
+    names = short_names([f"{record['task'] + 1}  {record.get('name', '')}" for record in records], 16)
+    with canvas(path) as figure:
+        axes = figure.add_subplot()
+        ends = []
+        for i, record in enumerate(records):
+            colour = colormaps[MAP](0.9 * i / (len(records) - 1)) if many else COLOURS[i]
+            strengths = [trial["strength"] for trial in record["trials"]]
+            scores = [trial["score"] for trial in record["trials"]]
+            axes.plot(strengths, scores, color=colour, linewidth=1.2, marker="o", markersize=3.5)
+            reach = (min(strengths) / 1.3, max(strengths) * 1.3)  # so that a single trial has a line, too
+            axes.hlines(record["floor"], *reach, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
+            if record["strength"] > 0:
+                ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.4}
+                axes.plot(strengths[-1], scores[-1], color=colour, **ring)
+            if not many or i in (0, len(records) - 1):
+                ends.append((scores[0], names[i], colour))
+        tried = sorted({trial["strength"] for record in records for trial in record["trials"]}, reverse=True)
+        axes.set_xscale("log")
+        axes.set_xticks(tried[:: math.ceil(len(tried) / 8)])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(tried[-1] / 1.6, tried[0] * 1.3)
+        axes.set_xlabel("strength")
+        axes.set_ylabel(_score_name(records))
+        least = min(min(record["floor"], *(trial["score"] for trial in record["trials"])) for record in records)
+        axes.set_ylim(max(0.0, math.floor(least * 10 - 0.2) / 10), 1.01)
+        axes.grid(axis="y")
+        label_line_ends(axes, ends, x=tried[0] * 1.3)
+
+
+def _score_name(records: Sequence[Record]) -> str:
+    return str(records[0].get("metric", "score on validation data of the new task"))

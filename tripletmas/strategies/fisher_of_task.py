@@ -1,0 +1,57 @@
+"""How much each weight matters to what a task was trained on: Fisher information, or squared gradients of its loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tripletmas.importance.fisher import FisherLabels, fisher_importance, squared_gradient_importance
+from tripletmas.losses import MetricLoss
+from tripletmas.params import Params, device_of
+from tripletmas.recognition import Recognition
+from tripletmas.sampling import class_balanced_batches
+from tripletmas.tasks import Task
+
+
+def fisher_of_task(
+    model: nn.Module,
+    task: Task,
+    loss: MetricLoss,
+    *,
+    labels: FisherLabels = "sampled",
+    batch_size: int = 256,
+    loss_batch_size: int = 32,
+    samples_per_class: int = 4,
+) -> Params:
+    """The importance of the model's weights on the task's training samples, without augmentation.
+
+    In recognition, the exact diagonal Fisher information of the task's own head on the embedding; the head itself gets
+    none. A metric loss has no Fisher information: there, `squared_gradient_importance` over class-balanced batches of
+    one pass, which depends on their size. Draws are a function of torch's seed (`torch.initial_seed()`), which the
+    training loop sets at the end of each task.
+
+    Args:
+        labels: recognition only: as in `fisher_importance`.
+        batch_size: recognition only: samples that are read at once; the result does not depend on it.
+        loss_batch_size: metric losses only: samples in a batch whose loss is differentiated.
+        samples_per_class: metric losses only: of each class in such a batch.
+
+    Raises:
+        ValueError: if nothing is important: a satisfied hinge, a saturated classifier.
+    """
+    data, seed = task.train.plain(), torch.initial_seed()
+    if isinstance(loss, Recognition):
+        head, device = loss.head_for(task.classes), device_of(model)
+
+        def logits(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return loss.logits(model(batch[0]), head)
+
+        batches = ((inputs, loss.positions(classes.to(device), head)) for inputs, classes in data.loader(batch_size))
+        return fisher_importance(model, batches, labels=labels, forward=logits, seed=seed)
+    balanced = class_balanced_batches(
+        data.labels,
+        batch_size=loss_batch_size,
+        samples_per_class=samples_per_class,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return squared_gradient_importance(model, data.loader(batches=balanced), loss)

@@ -1,0 +1,91 @@
+"""IMM: let training go on freely, and deploy a merger of the models at the ends of all tasks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tripletmas.losses import MetricLoss
+from tripletmas.params import Params, load_state, snapshot, state_of, unwrap
+from tripletmas.strategies.base import Strategy
+from tripletmas.strategies.fisher_of_task import fisher_of_task
+from tripletmas.tasks import Stream, Task
+
+
+class IMM(Strategy):
+    """Incremental Moment Matching: train each task from the last one's own weights, deploy the mean or the mode.
+
+    mean: (1/T) sum_t theta_t. mode: sum_t F_t theta_t / sum_t F_t with F_t the Fisher information of task t; a weight
+    about which no task says anything gets the mean. Buffers (statistics of batch norm) are averaged, integer ones are
+    those of the last task. After one task the model itself is deployed.
+    Stores one copy of weights and buffers, for the mode a second one of the trainable weights, whatever the number of
+    tasks; the mode costs the estimate of a Fisher information after each task. Nothing holds the weights together while
+    they are trained, and without that a merger may be worse than its parts: `imm+l2` is the paper's L2 transfer. So
+    there is no strength to set.
+
+    Args:
+        merging: mean, or mode, which weighs each weight of each task by its Fisher information.
+
+    Source: Lee et al., Overcoming Catastrophic Forgetting by Incremental Moment Matching, NeurIPS 2017, with all tasks
+    weighed the same.
+    """
+
+    def __init__(self, *, merging: Literal["mean", "mode"] = "mean"):
+        if merging not in ("mean", "mode"):
+            raise ValueError(f"merging must be 'mean' or 'mode', got {merging!r}")
+        self.merging = merging
+        self.num_tasks = 0
+        self._merged: Params = {}
+        self._fisher: Params = {}
+        self._loss: MetricLoss | None = None
+        self._deployed: nn.Module | None = None
+
+    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+        self.num_tasks, self._merged, self._fisher, self._loss, self._deployed = 0, {}, {}, loss, None
+
+    def after_task(self, model: nn.Module, task: Task) -> None:
+        if self._loss is None:
+            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
+        fisher = fisher_of_task(model, task, self._loss) if self.merging == "mode" else {}
+        state = snapshot(state_of(model))
+        merged = {name: value.to(state[name].device) for name, value in self._merged.items()} or state
+        total = {name: self._fisher.get(name, torch.zeros_like(new)).to(new.device) for name, new in fisher.items()}
+        self.num_tasks += 1
+        for name, value in state.items():
+            if not value.is_floating_point():
+                merged[name] = value
+                continue
+            share = torch.full_like(value, 1 / self.num_tasks)
+            if name in fisher:
+                total[name] = total[name] + fisher[name]
+                share = torch.where(total[name] > 0, fisher[name] / total[name], share)
+            merged[name] = merged_with(merged[name], value, share)
+        self._merged, self._fisher, self._deployed = merged, total, None
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        if self.num_tasks < 2:
+            return model
+        if self._deployed is None:
+            self._deployed = copy.deepcopy(unwrap(model))
+            load_state(self._deployed, self._merged, "the merged model")
+        return self._deployed
+
+    def state_dict(self) -> Params:
+        merged = {f"merged/{name}": value for name, value in self._merged.items()}
+        fisher = {f"fisher/{name}": value for name, value in self._fisher.items()}
+        return {"num_tasks": torch.tensor(self.num_tasks)} | merged | fisher
+
+    def load_state_dict(self, state: Params) -> None:
+        self.num_tasks, self._deployed = int(state["num_tasks"]), None
+        self._merged, self._fisher = (
+            {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+            for part in ("merged/", "fisher/")
+        )
+
+
+def merged_with(merged: Tensor, value: Tensor, share: Tensor) -> Tensor:
+    """merged + share * (value - merged): a running weighted mean, `share` being the new value's part of all weight."""
+    return merged + share * (value - merged)

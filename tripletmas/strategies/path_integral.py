@@ -1,0 +1,98 @@
+"""What every weight contributes to the fall of the loss, summed over the optimizer's steps of a task."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from tripletmas.hooks import is_registered
+from tripletmas.params import Params, snapshot, trainable
+
+
+class _Before(NamedTuple):
+    parameter: nn.Parameter
+    gradient: Tensor
+    weights: Tensor
+
+
+class PathIntegral:
+    """omega_i = - sum over steps of g_i * (change of theta_i), g the gradient before any hook of the optimizer.
+
+    To first order, the sum over all weights is the fall of the loss. Stores two copies of the trainable parameters
+    during a task, and two more during a step.
+
+    Attributes:
+        omega: so far, by canonical name; empty between tasks.
+        start: the weights at the task's start, by canonical name.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.omega: Params = {}
+        self.start: Params = {}
+        self._step: dict[str, _Before] = {}
+        self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Begin a task, in which this optimizer steps. What its other hooks add to gradients (penalties) does not count."""
+        self.start = snapshot(trainable(self.model))
+        self.omega = {name: torch.zeros_like(value) for name, value in self.start.items()}
+        if not is_registered(self._handles.get(optimizer), optimizer):
+            handle = self._handles[optimizer] = optimizer.register_step_pre_hook(self._before_step)
+            hooks = optimizer._optimizer_step_pre_hooks  # they run in this order: ours before all penalties
+            hooks.update({number: hooks.pop(number) for number in list(hooks) if number != handle.id})
+
+    def after_step(self) -> None:
+        """Add the step that was just made; nothing if the optimizer left it out, as a GradScaler may make it do."""
+        for name, (parameter, gradient, weights) in self._step.items():
+            self.omega[name].addcmul_(gradient, torch.sub(parameter.detach(), weights, out=weights), value=-1)
+        self._step = {}
+
+    def end(self, damping: float) -> Params:
+        """End the task: max(omega, 0) / ((change since its start)^2 + damping), by canonical name.
+
+        Raises:
+            ValueError: if it is zero everywhere.
+        """
+        importance = {
+            name: self.omega[name].clamp(min=0) / ((parameter.detach() - self.start[name]).square() + damping)
+            for name, parameter in trainable(self.model).items()
+        }
+        if not any(bool(value.any()) for value in importance.values()):
+            raise ValueError(
+                "the importance is zero everywhere: no step of this task lowered its loss. A metric loss with a "
+                "margin: all triplets or pairs satisfied it from the start; take a larger margin, a loss without a "
+                "hinge, or mas, which measures the embedding, not the loss. Else the loss only rose: lower lr"
+            )
+        self.omega, self.start = {}, {}
+        return importance
+
+    def state_dict(self) -> Params:
+        """`path/NAME` and `start/NAME`; empty between tasks."""
+        return {f"path/{name}": value for name, value in self.omega.items()} | {
+            f"start/{name}": value for name, value in self.start.items()
+        }
+
+    def load_state_dict(self, state: Params) -> None:
+        """Take over a state that `state_dict` gave; other names are left alone."""
+        current = trainable(self.model)
+        self.omega, self.start = (
+            {
+                name: torch.empty_like(parameter).copy_(state[f"{part}/{name}"]).detach()
+                for name, parameter in current.items()
+                if f"{part}/{name}" in state
+            }
+            for part in ("path", "start")
+        )
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self._step = {
+            name: _Before(parameter, parameter.grad.to_dense().clone(), parameter.detach().clone())
+            for name, parameter in trainable(self.model).items()
+            if parameter.grad is not None and name in self.omega
+        }

@@ -1,0 +1,112 @@
+"""Replay: keep some samples of earlier tasks, and train on them together with the new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tripletmas.data import LabelledDataset, concatenate
+from tripletmas.losses import MetricLoss
+from tripletmas.params import Params
+from tripletmas.retrieval import embed
+from tripletmas.strategies.base import Strategy
+from tripletmas.tasks import Stream, Task
+
+
+class Replay(Strategy):
+    """Train on a memory of samples of earlier tasks and on the new task's, which are both augmented as these are.
+
+    herding: the memory is shared out evenly among the classes seen; of each it keeps those samples whose mean is
+    nearest to the mean of the class (see `herd`), the best first, so that a smaller share keeps the first ones.
+    reservoir: each sample seen so far is in memory with the same probability; a class of which it holds one sample
+    only sits out, since a batch needs pairs.
+    Stores which samples are in memory, two integers each, beside the samples themselves; herding costs a forward pass
+    over the task's data after it. An epoch is a pass over memory and task.
+
+    Args:
+        memory: how many samples are kept in all; at least two for each earlier class.
+        selection: which samples are kept, herding or reservoir.
+
+    Source: herding is that of Rebuffi et al., iCaRL, CVPR 2017; the reservoir is algorithm R in Vitter, Random Sampling
+    with a Reservoir, ACM TOMS 1985.
+    """
+
+    def __init__(self, *, memory: int = 200, selection: Literal["herding", "reservoir"] = "herding"):
+        if selection not in ("herding", "reservoir"):
+            raise ValueError(f"selection must be 'herding' or 'reservoir', got {selection!r}")
+        self.memory = memory
+        self.selection = selection
+        self._held = torch.zeros(2, 0, dtype=torch.int64)  # index into the samples, label; herding: best first
+        self._num_seen = 0
+
+    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+        num_earlier = sum(len(task.classes) for task in stream[:-1])
+        if self.memory < 2 * num_earlier:
+            raise ValueError(
+                f"memory must be >= {2 * num_earlier}, two samples for each of {num_earlier} earlier classes, so that "
+                f"each has a positive pair; got {self.memory}: raise it, or learn fewer classes"
+            )
+        self._held, self._num_seen = torch.zeros(2, 0, dtype=torch.int64), 0
+
+    def training_data(self, task: Task, earlier: Sequence[Task]) -> LabelledDataset:
+        indices, labels = self._held
+        classes, counts = labels.unique(return_counts=True)
+        indices = indices[torch.isin(labels, classes[counts > 1])]
+        if not len(indices):
+            return task.train
+        old = concatenate([other.train for other in earlier])
+        kept = old.subset(torch.isin(old.indices, indices).nonzero().flatten())
+        return concatenate([kept, task.train]).with_transform(task.train.transform)
+
+    def after_task(self, model: nn.Module, task: Task) -> None:
+        new = torch.stack([task.train.indices, task.train.labels])
+        if self.selection == "reservoir":
+            generator = torch.Generator().manual_seed(torch.initial_seed())
+            self._held = reservoir(self._held, new, self._num_seen, self.memory, generator)
+        else:
+            old = self._held[1].unique().tolist()
+            share = self.memory // (len(old) + len(task.classes))
+            vectors = functional.normalize(embed(model, task.train.plain()).vectors.double())
+            parts = [self._held[:, self._held[1] == label][:, :share] for label in old]
+            for label in task.classes:
+                of_class = (new[1] == label).nonzero().flatten()
+                parts.append(new[:, of_class[herd(vectors[of_class], share)]])
+            self._held = torch.cat(parts, dim=1)
+        self._num_seen += new.shape[1]
+
+    def state_dict(self) -> Params:
+        return {"held": self._held, "num_seen": torch.tensor(self._num_seen)}
+
+    def load_state_dict(self, state: Params) -> None:
+        self._held, self._num_seen = state["held"].cpu(), int(state["num_seen"])
+
+
+def herd(vectors: Tensor, count: int) -> Tensor:
+    """Positions of `count` of these (n, dim), best first: each in turn brings the mean of the chosen nearest to that of
+    all. Each is chosen once; all if there are fewer."""
+    mean, chosen, total = vectors.mean(dim=0), [], torch.zeros_like(vectors[0])
+    free = torch.ones(len(vectors), dtype=torch.bool)
+    for number in range(1, min(count, len(vectors)) + 1):
+        gaps = (mean - (total + vectors) / number).square().sum(dim=1)
+        chosen.append(int(gaps.masked_fill(~free, torch.inf).argmin()))
+        free[chosen[-1]] = False
+        total = total + vectors[chosen[-1]]
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def reservoir(held: Tensor, new: Tensor, num_seen: int, size: int, generator: torch.Generator) -> Tensor:
+    """What a reservoir of `size` columns holds once the columns `new` have passed it, after `num_seen` earlier ones.
+
+    The first `size` are taken; later ones, number i of all, replace a random one with probability size / i.
+    """
+    num_free = max(0, size - held.shape[1])
+    held = torch.cat([held, new[:, :num_free]], dim=1)
+    seen = num_seen + torch.arange(new.shape[1])[num_free:] + 1
+    slots = (torch.rand(len(seen), generator=generator, dtype=torch.float64) * seen).long()
+    for position in (slots < size).nonzero().flatten().tolist():
+        held[:, slots[position]] = new[:, num_free + position]
+    return held
