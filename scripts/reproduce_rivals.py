@@ -170,8 +170,7 @@ def configured(setting: Setting, strategy: Config, seed: int, *, validation: boo
 
 def swept(setting: Setting, method: Method, strength: float) -> list[Config]:
     """The runs on validation data that judge a strength."""
-    strategy = {**method.strategy, "strength": strength}
-    return [configured(setting, strategy, seed, validation=True) for seed in setting.validation_seeds]
+    return _validated(setting, {**method.strategy, "strength": strength})
 
 
 def curve(results: Results, setting: Setting, method: Method) -> dict[float, list[float]]:
@@ -204,11 +203,13 @@ def chosen_strategy(results: Results, setting: Setting, name: str) -> Config | N
     strategy = dict(method.strategy)
     parts = strategy["name"].split("+")
     for part in parts if len(parts) > 1 else ():  # every part as it is best alone
-        if METHODS[part].strengths:
-            alone = chosen_strategy(results, setting, part)
+        of_heads = part == "distill" and setting.config.get("objective") == "recognition"
+        same = METHODS.get("distill, soft targets" if of_heads else part)
+        if same and same.strengths:
+            alone = chosen_strategy(results, setting, "distill, soft targets" if of_heads else part)
             if alone is None:
                 return None
-            strategy[part] = {**strategy.get(part, {}), "strength": alone["strength"]}
+            strategy[part] = {**strategy.get(part, {}), **{k: v for k, v in alone.items() if k != "name"}}
     if "replay" in parts:
         memory = {"memory": max(200, REPLAYED * _num_classes(setting))}
         strategy = {**strategy, **(memory if len(parts) == 1 else {"replay": memory})}
@@ -219,11 +220,13 @@ def wanted(results: Results, setting: Setting, names: list[str]) -> list[Config]
     """The runs that can be made now and are not there yet."""
     runs: list[Config] = []
     for name in names:
+        if name == "finetune":  # what the figure compares with
+            runs += _validated(setting, METHODS[name].strategy)
         if METHODS[name].strengths:
             for strength in curve(results, setting, METHODS[name]):
                 runs += swept(setting, METHODS[name], strength)
         strategy = chosen_strategy(results, setting, name)
-        if strategy:
+        if strategy:  # else its best strength is not known yet
             runs += [configured(setting, strategy, seed, validation=False) for seed in setting.seeds]
     return [run for run in runs if not results.path(run).exists()]
 
@@ -267,7 +270,7 @@ def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
         recognition = config["objective"] == "recognition"
         primary = scores.matrix("accuracy", "task") if recognition else scores.matrix("recall@1", "seen")
         kept = made.strategy.state_dict()
-        images = kept["memory"] if "memory" in kept else kept.get("replay.memory", [])
+        images = next((value for name, value in kept.items() if name.rpartition("/")[2] == "held"), ())
         weights = trainable(made.model).values()
         size = made.stream[0].train.sample_shape
         result |= {
@@ -307,7 +310,7 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
         done = {seed: each for seed, each in found.items() if each and "summary" in each}
         failed = [each["error"] for each in found.values() if each and "error" in each]
         if strategy is None or not done:
-            reason = f"failed: {failed[0]}" if failed else "missing"
+            reason = f"failed: {failed[0].partition(':')[0]}" if failed else "missing"
             lines.append(f"| {name} | {reason} |{' |' * (len(head) - 2)}")
             continue
         pick = {
@@ -323,6 +326,10 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
         cells.append(_memory(next(iter(done.values()))))
         lines.append(f"| {' | '.join(cells)} |")
     return f"{setting.about}.\n\n" + "\n".join(lines) + "\n"
+
+
+def _validated(setting: Setting, strategy: Config) -> list[Config]:
+    return [configured(setting, strategy, seed, validation=True) for seed in setting.validation_seeds]
 
 
 def _test(setting: Setting, strategy: Config | None, seed: int) -> Config:
@@ -346,22 +353,21 @@ def _memory(result: Config) -> str:
 
 def draw(results: Results, settings: list[str], path: Path) -> None:
     """The figure of how much a wrong strength costs."""
-    from tripletmas.report.sensitivity import Curve, Panel, draw_sensitivity
+    from tripletmas.report import Curve, Panel, Spread, draw_sensitivity
 
     panels = []
     for name in settings:
         setting = SETTINGS[name]
-        curves = []
+        curves = {}
         for method, label in SENSITIVITY.items():
             found = curve(results, setting, METHODS[method])
-            whole = {value: each for value, each in found.items() if not any(map(math.isnan, each))}
-            curves.append(Curve(label, tuple(whole), tuple(tuple(each) for each in whole.values())))
-        finetune = [
-            results.average(configured(setting, {"name": "finetune"}, seed, validation=True))
-            for seed in setting.validation_seeds
-        ]
-        panels.append(Panel(name, tuple(curves), tuple(finetune)))
-    draw_sensitivity(path, panels)
+            whole = {value: Spread(tuple(each)) for value, each in found.items() if not any(map(math.isnan, each))}
+            if whole:
+                deviations = [each.deviation or 0.0 for each in whole.values()]
+                curves[label] = Curve(list(whole), [each.mean for each in whole.values()], deviations)
+        finetune = Spread(tuple(results.average(each) for each in _validated(setting, {"name": "finetune"})))
+        panels.append(Panel(name, curves, (finetune.mean, finetune.deviation or 0.0)))
+    draw_sensitivity(path, panels, score="average score on validation data", bottom=-0.15)
 
 
 # --- small things

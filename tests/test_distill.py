@@ -189,3 +189,24 @@ def test_wrong_options(options, message):
 def test_it_must_be_prepared(tiny_stream):
     with pytest.raises(RuntimeError, match=r"call strategy\.prepare"):
         Distill().after_task(make_model(), tiny_stream[0])
+
+
+def test_the_default_distance_is_that_of_the_objective(tiny_stream):
+    """Without a choice: cosine under a metric loss, soft targets in recognition."""
+    found = {}
+    for name, loss in (("metric", make_metric()), ("recognition", make_recognition(tiny_stream))):
+        for distance in (None, "cosine", "soft_targets"):
+            if (name, distance) == ("metric", "soft_targets"):
+                continue
+            model, strategy = make_model(), Distill(distance=distance)
+            strategy.prepare(model, loss, tiny_stream)
+            strategy.after_task(model, tiny_stream[0])
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.1)
+            samples, _ = tiny_stream[1].train[[0, 1, 2]]
+            value = strategy.loss(model, samples, model(samples))
+            assert value is not None
+            found[name, distance] = value.item()
+    assert found["metric", None] == found["metric", "cosine"]
+    assert found["recognition", None] == found["recognition", "soft_targets"] != found["recognition", "cosine"]

@@ -101,6 +101,8 @@ def test_the_model_itself_is_deployed_after_one_task_and_then_a_lasting_copy(mer
         torch.testing.assert_close(merged, (before + own) / 2)
     assert torch.equal(model[1].weight, own)  # training goes on from the last task's own weights
     change(model)
+    model(tiny_stream[2].train[[0, 1]][0])  # in train mode: the statistics of batch norm move on, and are counted
+    assert strategy.state_dict()["merged/2.num_batches_tracked"] == deployed[2].num_batches_tracked == 0
     assert strategy.deployed(model) is deployed
     assert torch.equal(deployed[1].weight, merged)
     strategy.after_task(model, tiny_stream[2])
@@ -123,7 +125,8 @@ def test_the_state_is_exact_and_does_not_grow(merging, tiny_stream, tmp_path):
     wholly = strategy.state_dict()
     strategy.load_state_dict(load_file(tmp_path / "state.safetensors"))
     assert not torch.equal(strategy.deployed(model)[1].weight, expected[1].weight)
-    torch.manual_seed(0)
+    strategy.after_task(model, tiny_stream[2])
+    assert all(torch.equal(value, wholly[name]) for name, value in strategy.state_dict().items())
     strategy.load_state_dict(wholly)
     assert all(
         torch.equal(value, state_of(expected)[name]) for name, value in state_of(strategy.deployed(model)).items()

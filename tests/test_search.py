@@ -86,6 +86,15 @@ def test_where_none_leaves_room_the_task_is_learned_without(monkeypatch, caplog)
     assert "no strength down to 1 reaches 0.720" in caplog.text
 
 
+def test_a_floor_that_guessing_reaches_is_told(monkeypatch, caplog):
+    stream = make_stream()
+    learner = make_learner(stream, mas())
+    with_scores(monkeypatch, {0.0: 0.6, 4.0: 0.5})  # 0.8 * 0.6 = 0.48, and guessing gives 0.5
+    with caplog.at_level(logging.WARNING, "tripletmas.search"):
+        find_strength(learner, stream[1], stream[:1], SearchConfig(start=4.0))
+    assert "the strength has to leave 0.480, which guessing reaches too (0.500)" in caplog.text
+
+
 def test_a_finetune_that_does_not_learn_is_an_error(monkeypatch):
     stream = make_stream()
     learner = make_learner(stream, mas())

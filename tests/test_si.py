@@ -74,6 +74,7 @@ def test_damping_and_sign():
 
 
 def test_a_step_that_is_left_out_adds_nothing():
+    """As a GradScaler leaves out a step whose gradients are not finite: the optimizer is not called."""
     model = Point([1.0, 2.0])
     path = PathIntegral(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -82,6 +83,11 @@ def test_a_step_that_is_left_out_adds_nothing():
     assert path.omega["values"].tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="no step of this task lowered its loss"):
         path.end(0.1)
+    model.values.grad = torch.ones(2, dtype=torch.float64)
+    optimizer.step()
+    path.after_step()
+    path.after_step()
+    assert path.omega["values"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -77,6 +77,13 @@ def find_strength(learner: Learner, task: Task, earlier: Stream, search: SearchC
             "(--training.epochs), or with another --training.lr"
         )
     floor = (1 - search.drop) * finetune
+    if floor <= chance:
+        logger.warning(
+            "task %s: the strength has to leave %.3f, which guessing reaches too (%.3f): lower --search.drop",
+            task.name,
+            floor,
+            chance,
+        )
     trials: list[dict[str, float]] = []
     for halvings in range(search.most):
         strength = search.start / 2**halvings

@@ -26,7 +26,8 @@ class Distill(Strategy):
 
     Args:
         strength: weight of the distance; 0 is finetune.
-        distance: between embeddings cosine or squared; or soft_targets, which needs the heads of recognition.
+        distance: between embeddings cosine or squared; or soft_targets, which needs the heads of recognition. null is
+            soft_targets in recognition, whose heads see the length of the embedding too, and else cosine.
         temperature: of soft targets; higher weighs improbable classes more.
 
     Source: Li and Hoiem, Learning without Forgetting, ECCV 2016, whose loss is soft_targets. The paper first trains the
@@ -37,12 +38,12 @@ class Distill(Strategy):
         self,
         *,
         strength: float = 1.0,
-        distance: Literal["cosine", "squared", "soft_targets"] = "cosine",
+        distance: Literal["cosine", "squared", "soft_targets"] | None = None,
         temperature: float = 2.0,
     ):
         if strength < 0 or temperature <= 0:
             raise ValueError(f"strength must be >= 0 and temperature > 0, got {strength} and {temperature}")
-        if distance not in ("cosine", "squared", "soft_targets"):
+        if distance not in (None, "cosine", "squared", "soft_targets"):
             raise ValueError(f"distance must be 'cosine', 'squared' or 'soft_targets', got {distance!r}")
         self.strength = strength
         self.distance = distance
@@ -51,14 +52,14 @@ class Distill(Strategy):
         self._teacher: Teacher | None = None
 
     def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
-        self._recognition = None
+        heads = loss if isinstance(loss, Recognition) else None
+        self._recognition = heads if self.distance in (None, "soft_targets") else None
         if self.distance == "soft_targets":
-            if not isinstance(loss, Recognition):
+            if heads is None:
                 raise ValueError(
                     "distance 'soft_targets' needs heads: use it with --objective recognition, or distance 'cosine' or "
                     "'squared', which compare embeddings"
                 )
-            self._recognition = loss
         self._teacher = Teacher(model, self._recognition)
 
     def loss(self, model: nn.Module, inputs: Tensor, embeddings: Tensor) -> Tensor | None:
@@ -69,7 +70,7 @@ class Distill(Strategy):
         if self._recognition:
             logits = [self._recognition.logits(found, head) for head in range(teacher.num_tasks)]
             return self.strength * soft_target_loss(logits, teacher.logits(wanted), self.temperature)
-        distance = cosine_distance if self.distance == "cosine" else squared_distance
+        distance = squared_distance if self.distance == "squared" else cosine_distance
         return self.strength * distance(found, wanted)
 
     def after_task(self, model: nn.Module, task: Task) -> None:

@@ -39,7 +39,7 @@ class PathIntegral:
         self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
 
     def begin(self, optimizer: Optimizer) -> None:
-        """Begin a task, in which this optimizer steps. What its other hooks add to gradients (penalties) does not count."""
+        """Begin a task, in which this optimizer steps; what its other hooks add to gradients does not count."""
         self.start = snapshot(trainable(self.model))
         self.omega = {name: torch.zeros_like(value) for name, value in self.start.items()}
         if not is_registered(self._handles.get(optimizer), optimizer):

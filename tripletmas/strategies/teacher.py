@@ -77,4 +77,4 @@ class Teacher:
 
 
 def _frozen(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).eval().requires_grad_(False)
+    return copy.deepcopy(module).eval()
