@@ -612,3 +612,118 @@ def test_doctor_prints_its_findings(call, monkeypatch):
     ]
     monkeypatch.undo()
     assert f"tripletmas  {__version__}" in re.sub(" +", "  ", call("doctor")[1])
+
+
+# --- rivals, recognition, searches, sweeps
+
+
+def test_a_combination_has_the_options_of_its_parts(call, tmp_path):
+    out = tmp_path / "both"
+    options = ("--strategy", "mas+distill", "--strategy.mas.strength", "2", "--strategy.distill.distance", "squared")
+    assert call("train", "--out", out, *options, "--report", "false", *SMALL)[0] == 0
+    config = RunDirectory.open(out).config()["strategy"]
+    assert (config["name"], config["mas"]["strength"], config["distill"]["distance"]) == ("mas+distill", 2.0, "squared")
+    assert call("train", "--config", out / "config.yaml", "--out", out, "--report", "false")[0] == 0  # it is done
+
+
+def test_recognition_from_training_to_the_report(call, tmp_path):
+    out = tmp_path / "recognition"
+    status, text, _ = call("train", "--out", out, "--objective", "recognition", *SMALL)
+    assert status == 0
+    assert "task-incremental accuracy" in text
+    page = (out / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Class-incremental accuracy" in page
+    assert "heads" in page
+    scores = tmp_path / "scores.json"
+    assert call("evaluate", out, "--json", scores)[0] == 0
+    found = json.loads(scores.read_text())
+    recorded = RunDirectory.open(out).records()[-1]["scores"]
+    for gallery, metric in (("task", "accuracy"), ("seen", "accuracy_fresh"), ("seen", "accuracy_compensated")):
+        assert found[gallery][metric] == recorded[gallery][metric]
+    assert call("evaluate", out, "--after", "0", "--json", scores)[0] == 0
+    assert len(json.loads(scores.read_text())["task"]["accuracy"]) == 1
+
+
+def test_runs_of_different_objectives_cannot_be_compared(call, runs, tmp_path):
+    out = tmp_path / "recognition"
+    assert call("train", "--out", out, "--objective", "recognition", "--report", "false", *SMALL)[0] == 0
+    failed(call("compare", out, runs / "mas"), "objective")
+
+
+def test_a_search_shows_its_trials(call, tmp_path):
+    out = tmp_path / "search"
+    status, text, _ = call("search", "--out", out, "--search.start", "4", *SMALL)
+    assert status == 0
+    assert "finetune" in text
+    assert RunDirectory.open(out).config()["strategy"]["strength"] == "auto"
+    trials = [record for record in RunDirectory.open(out).records() if record["kind"] == "search"]
+    assert [record["trials"][0]["strength"] for record in trials] == [4.0, 4.0]
+    assert (out / "report" / "search.png").exists()
+    assert call("resume", out)[0] == 0
+
+
+def test_an_auto_strength_starts_at_32_times_the_default(call, tmp_path):
+    out = tmp_path / "auto"
+    options = ("--strategy", "mas+distill", "--strategy.mas.strength", "auto")
+    assert call("train", "--out", out, *options, "--report", "false", *SMALL)[0] == 0
+    trials = [record for record in RunDirectory.open(out).records() if record["kind"] == "search"]
+    assert trials[0]["trials"][0]["strength"] == 32 * 0.3
+
+
+def test_a_sweep_makes_a_run_for_each_value(call, tmp_path):
+    sweep = ("--sweep", "strategy.strength=0.1,1", "--sweep", "training.lr=0.001,0.01")
+    status, text, complaint = call("train", "--out", tmp_path / "sweep", *sweep, "--report", "false", *SMALL)
+    assert status == 0
+    folders = sorted(path.name for path in (tmp_path / "sweep").iterdir())
+    assert folders == ["strength=0.1,lr=0.001", "strength=0.1,lr=0.01", "strength=1,lr=0.001", "strength=1,lr=0.01"]
+    assert RunDirectory.open(tmp_path / "sweep" / folders[3]).config()["training"]["lr"] == 0.01
+    assert "on the queries themselves" in complaint
+    assert "mas, strength=1.0, lr=0.01" in text
+
+
+def test_a_sweep_on_validation_data_with_seeds(call, tmp_path):
+    options = ("--sweep", "strategy.strength=0.1,1", "--data.validation", "true", "--seeds", "0,1", "--report", "false")
+    status, _, complaint = call("train", "--out", tmp_path / "sweep", *options, *SMALL)
+    assert status == 0
+    assert "on the queries themselves" not in complaint
+    assert (tmp_path / "sweep" / "strength=1" / "seed1" / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "mas+distil"], r"unknown strategy 'distil' in 'mas\+distil' \(did you mean 'distill'\?\)"),
+        (["--strategy", "joint+replay"], "'joint' and 'replay' cannot be combined: they both define the training data"),
+        (["--strategy", "replay", "--strategy.memory", "7"], "memory must be >= 8"),
+        (
+            ["--sweep", "strategy.strenght=1,2"],
+            r"strategy 'mas' has no option 'strenght' \(did you mean 'strength'\?\)",
+        ),
+        (["--sweep", "strategy.strength=1,x"], "strength"),
+        (["--objective", "recogniton"], r"unknown objective 'recogniton' \(did you mean 'recognition'\?\)"),
+        (["--objective", "recognition", "--loss", "triplet"], "loss 'triplet' does not fit objective 'recognition'"),
+        (["--loss", "cross_entropy"], "loss 'cross_entropy' does not fit objective 'metric'"),
+        (["--strategy.output", "logits"], "output 'logits' needs heads"),
+        (["--search.drop", "0.3"], r"--search\.drop is for a strength that is searched: set a strength to auto"),
+        (["--strategy", "finetune", "--strategy.strength", "auto"], "strategy 'finetune' has no option 'strength'"),
+        (
+            ["--strategy", "mas+l2", "--strategy.mas.strength", "auto", "--strategy.l2.strength", "auto"],
+            "one strength can be searched, not those of mas and l2",
+        ),
+    ],
+)
+def test_what_is_refused_before_anything_is_trained(call, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    failed(call("train", "--out", out, *arguments, *SMALL), message)
+    assert not (out / "metrics.jsonl").exists()
+
+
+def test_searches_that_are_refused(call, tmp_path):
+    out = ("--out", tmp_path / "out")
+    failed(call("search", "--strategy", "finetune", *out, *SMALL), "strategy 'finetune' has no strength to search")
+    failed(
+        call("search", "--strategy", "mas+distill", *out, *SMALL),
+        r"say whose strength is searched: such as --strategy\.mas\.strength auto",
+    )
+    hopeless = ("--objective", "recognition", "--training.lr", "1e-9")
+    failed(call("search", *hopeless, *out, *SMALL), "finetune reaches .* where guessing gives .*it does not learn")

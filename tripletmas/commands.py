@@ -56,24 +56,26 @@ def train(arguments: Sequence[str]) -> None:
         raise ValueError("give --seed or --seeds, not both")
     seeds = None if own["seeds"] is None else _numbers(own["seeds"], "--seeds")
 
-    def run(values: sweeps.Chosen, folder: Path) -> None:
+    def with_values(values: sweeps.Chosen) -> dict[str, Any]:
         given = [*arguments, *(f"--{option}={value}" for option, value in values.items())]
-        chosen = configuration.parse(given, extra=extra)[0] if values else config
-        _run_seeds(chosen, folder, seeds, write_report=own["report"], is_single=not own["sweep"])
+        return configuration.parse(given, extra=extra)[0]
+
+    def run(config: dict[str, Any], folder: Path) -> None:
+        _run_seeds(config, folder, seeds, write_report=own["report"], is_single=not own["sweep"])
 
     if own["trials"] is not None:
-        _guided(own["sweep"] or [], own["trials"], config, out, run)
+        _guided(own["sweep"] or [], own["trials"], out, with_values, run)
     elif own["sweep"]:
-        _sweep(own["sweep"], config, out, run)
+        _sweep(own["sweep"], out, with_values, run)
     else:
-        run({}, out)
+        run(config, out)
 
 
 def search(arguments: Sequence[str]) -> None:
     """Learn a stream with a strength that is searched for each task on that task's data alone; show the search."""
     extra = jsonargparse.ArgumentParser(add_help=False)
     extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/search)")
-    config, own = configuration.parse(arguments, extra=extra, program="tripletmas search")
+    config, own = configuration.parse(arguments, extra=extra, program="tripletmas search", may_search=True)
     if configuration.searched(config["strategy"]) is None:
         name = config["strategy"]["name"]
         if "+" in name:
@@ -252,23 +254,27 @@ def _run_seeds(
     _print_comparison([out])
 
 
-def _sweep(texts: Sequence[str], config: dict[str, Any], out: Path, run: Callable[[sweeps.Chosen, Path], None]) -> None:
-    chosen = sweeps.combinations(texts)
-    _say_what_chooses(config)
-    folders = [out / sweeps.folder_of(values) for values in chosen]
-    for values, folder in zip(chosen, folders, strict=True):
-        run(values, folder)
-    _print_comparison(folders)
+_Configured = Callable[[sweeps.Chosen], dict[str, Any]]  # the configuration with these values
+_Runner = Callable[[dict[str, Any], Path], None]
 
 
-def _guided(
-    texts: Sequence[str], trials: int, config: dict[str, Any], out: Path, run: Callable[[sweeps.Chosen, Path], None]
-) -> None:
-    _say_what_chooses(config)
+def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runner) -> None:
+    """A run for every combination of values; all are checked before the first begins."""
+    runs = {out / sweeps.folder_of(values): configured(values) for values in sweeps.combinations(texts)}
+    _say_what_chooses(next(iter(runs.values())))
+    for folder, config in runs.items():
+        run(config, folder)
+    _print_comparison(list(runs))
+
+
+def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configured, run: _Runner) -> None:
+    """Runs with the values that optuna chooses."""
+    lowest = {option: f"{low:g}" for option, (low, _) in sweeps.ranges(texts).items()}
+    _say_what_chooses(configured(lowest))
 
     def score(values: sweeps.Chosen, number: int) -> float:
         folder = out / f"trial{number:03d}"
-        run(values, folder)
+        run(configured(values), folder)
         return reports.comparison([folder]).methods[0].average.mean
 
     best, value = sweeps.guided(texts, trials, score)

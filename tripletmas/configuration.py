@@ -30,13 +30,18 @@ _EMPTY = inspect.Parameter.empty
 
 
 def parse(
-    arguments: Sequence[str], *, extra: jsonargparse.ArgumentParser | None = None, program: str = "tripletmas train"
+    arguments: Sequence[str],
+    *,
+    extra: jsonargparse.ArgumentParser | None = None,
+    program: str = "tripletmas train",
+    may_search: bool = False,
 ):
     """(configuration, other options) of a command line.
 
     Args:
         arguments: options of a run, `--config FILE`, and those of `extra`.
         extra: the options that the command has besides.
+        may_search: options of a search are no mistake, even where no strength is `auto`.
 
     Raises:
         ValueError: for unknown names, options or keys, with the nearest known one, and for values of a wrong type.
@@ -58,6 +63,8 @@ def parse(
         config[part] = {"name": chosen[part], **{k: v for k, v in config[part].items() if k != "name"}}
     if searched(config["strategy"]) is not None:
         config["search"] = search
+    elif not may_search and (unused := [each for each in arguments if each.startswith("--search.")]):
+        raise ValueError(f"{unused[0].partition('=')[0]} is for a strength that is searched: set a strength to auto")
     return _plain(config), parsed
 
 

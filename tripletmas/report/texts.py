@@ -37,9 +37,9 @@ LOSS = (
     "one, is the price of moving weights that earlier tasks need."
 )
 IMPORTANCE = (
-    "Importance is how strongly the embedding reacts when a weight moves; the protection holds important weights back. "
-    "Left: the part of all importance that lies in a layer. Right: importance of an average weight of it; both axes "
-    "are logarithmic."
+    "Importance is how strongly the output (under EWC and SI, the loss) reacts when a weight moves; the protection "
+    "holds important weights back. Left: the part of all importance that lies in a layer. Right: importance of an "
+    "average weight of it; both axes are logarithmic."
 )
 MOVEMENT = (
     "How far the weights of each layer went while learning each task, in percent of their own length (L2 norm). "

@@ -54,12 +54,11 @@ class Distill(Strategy):
     def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
         heads = loss if isinstance(loss, Recognition) else None
         self._recognition = heads if self.distance in (None, "soft_targets") else None
-        if self.distance == "soft_targets":
-            if heads is None:
-                raise ValueError(
-                    "distance 'soft_targets' needs heads: use it with --objective recognition, or distance 'cosine' or "
-                    "'squared', which compare embeddings"
-                )
+        if self.distance == "soft_targets" and heads is None:
+            raise ValueError(
+                "distance 'soft_targets' needs heads: use it with --objective recognition, or distance 'cosine' or "
+                "'squared', which compare embeddings"
+            )
         self._teacher = Teacher(model, self._recognition)
 
     def loss(self, model: nn.Module, inputs: Tensor, embeddings: Tensor) -> Tensor | None:
