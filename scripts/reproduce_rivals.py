@@ -270,7 +270,8 @@ def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
         recognition = config["objective"] == "recognition"
         primary = scores.matrix("accuracy", "task") if recognition else scores.matrix("recall@1", "seen")
         kept = made.strategy.state_dict()
-        images = next((value for name, value in kept.items() if name.rpartition("/")[2] == "held"), ())
+        held = [value for name, value in kept.items() if name.rpartition("/")[2] == "held"]  # replay's, (2, samples)
+        images = held[0].shape[1] if held else 0
         weights = trainable(made.model).values()
         size = made.stream[0].train.sample_shape
         result |= {
@@ -278,8 +279,8 @@ def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
             "summary": summarize(primary),
             "scores": scores.to_json(),
             "memory_bytes": sum(value.numel() * value.element_size() for value in kept.values()),
-            "images": len(images),
-            "image_bytes": len(images) * math.prod(size),
+            "images": images,
+            "image_bytes": images * math.prod(size),
             "weight_bytes": sum(value.numel() * value.element_size() for value in weights),
         }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,6 +310,9 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
         found = {seed: results.get(_test(setting, strategy, seed)) for seed in setting.seeds if strategy}
         done = {seed: each for seed, each in found.items() if each and "summary" in each}
         failed = [each["error"] for each in found.values() if each and "error" in each]
+        if strategy is None and METHODS[name].strengths:
+            tried = [results.get(each) for s in METHODS[name].strengths for each in swept(setting, METHODS[name], s)]
+            failed = [each["error"] for each in tried if each] if all(each and "error" in each for each in tried) else []
         if strategy is None or not done:
             reason = f"failed: {failed[0].partition(':')[0]}" if failed else "missing"
             lines.append(f"| {name} | {reason} |{' |' * (len(head) - 2)}")
