@@ -21,13 +21,21 @@ if TYPE_CHECKING:
     from tripletmas.data import LabelledDataset, Source
     from tripletmas.experiment import run_experiment
     from tripletmas.forgetting import Scores
-    from tripletmas.importance import ImportanceAccumulator, local_mas_importance, mas_importance, merge_importance
+    from tripletmas.importance import (
+        ImportanceAccumulator,
+        fisher_importance,
+        local_mas_importance,
+        mas_importance,
+        merge_importance,
+    )
     from tripletmas.losses import make_loss
     from tripletmas.models import make_model
     from tripletmas.optimization import TrainConfig
     from tripletmas.penalty import quadratic_penalty
     from tripletmas.protection import MAS, LocalMAS, Protection
+    from tripletmas.recognition import Recognition
     from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
+    from tripletmas.search import SearchConfig
     from tripletmas.strategies import (
         EBLL,
         IMM,
@@ -62,10 +70,12 @@ __all__ = [
     "LabelledDataset",
     "LocalMAS",
     "Protection",
+    "Recognition",
     "Replay",
     "RetrievalScores",
     "RunDirectory",
     "Scores",
+    "SearchConfig",
     "Source",
     "Strategy",
     "Stream",
@@ -75,6 +85,7 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "fisher_importance",
     "local_mas_importance",
     "make_loss",
     "make_model",
@@ -95,8 +106,16 @@ _PUBLIC = {
     "experiment": ("run_experiment",),
     "forgetting": ("Scores",),
     "coverage": ("Coverage",),
-    "importance": ("ImportanceAccumulator", "local_mas_importance", "mas_importance", "merge_importance"),
+    "importance": (
+        "ImportanceAccumulator",
+        "fisher_importance",
+        "local_mas_importance",
+        "mas_importance",
+        "merge_importance",
+    ),
     "losses": ("make_loss",),
+    "recognition": ("Recognition",),
+    "search": ("SearchConfig",),
     "models": ("make_model",),
     "penalty": ("quadratic_penalty",),
     "protection": ("MAS", "LocalMAS", "Protection"),
