@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from tripletmas import commands, doctor, task_training
+from tripletmas import doctor, task_training
+from tripletmas import report as reports
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.cli import COMMANDS, main
 from tripletmas.models import mlp
@@ -260,7 +261,7 @@ def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("tripletmas.catalog.build_data", interrupt)
         assert call("train", "--out", tmp_path / "new", *SMALL) == (130, "", "\ninterrupted\n")
-    monkeypatch.setattr(commands.reports, "write_report", interrupt)
+    monkeypatch.setattr(reports, "write_report", interrupt)
     assert call("report", runs / "mas") == (130, "", "\ninterrupted\n")
 
 
@@ -270,7 +271,7 @@ def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, mon
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=4)  # the three tasks of the first seed, and one of the second
         assert call("train", "--out", out, "--seeds", "0,1", "--report", "false", *SMALL)[0] == 130
-        patch.setattr(commands.reports, "write_report", lambda path: f"{path}/report.html")
+        patch.setattr(reports, "write_report", lambda path: f"{path}/report.html")
         patch.setattr(task_training, "_train_epoch", real)
         status, text, _ = call("resume", out)
     assert status == 0
@@ -307,7 +308,7 @@ def task_folders(write_images, tmp_path):
 
 
 def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(commands.reports, "write_report", lambda path: path)
+    monkeypatch.setattr(reports, "write_report", lambda path: path)
     add, options = task_folders
     add("b", "c")
     out = tmp_path / "run"
@@ -464,7 +465,7 @@ def test_compare_writes_where_it_is_told(call, runs, tmp_path, monkeypatch):
         asked.append((directories, out, seeds))
         return out / "page.html"
 
-    monkeypatch.setattr(commands.reports, "write_comparison", write_comparison)
+    monkeypatch.setattr(reports, "write_comparison", write_comparison)
     status, text, _ = call("compare", runs / "seeds", "--out", tmp_path / "elsewhere", "--seeds", "0,1")
     assert status == 0
     assert asked == [([runs / "seeds"], tmp_path / "elsewhere", [0, 1])]
@@ -549,7 +550,7 @@ def test_importance_is_added_to_the_protection(weight, invert, call, runs, photo
 
 
 def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
-    monkeypatch.setattr(commands.reports, "write_report", lambda path: path)
+    monkeypatch.setattr(reports, "write_report", lambda path: path)
     assert call("importance", runs / "mas", "--images", photos)[0] == 0
     with open(runs / "mas" / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "importance", "samp')  # of a measurement that was killed

@@ -80,7 +80,7 @@ def test_imports_point_down(path):
         assert LAYER_OF[imported] < LAYER_OF[own], f"{path.name} imports {imported}, which is no lower layer"
 
 
-@pytest.mark.parametrize("package", ["importance", "strategies", "report"])
+@pytest.mark.parametrize("package", ["importance", "strategies", "report", "commands"])
 def test_no_cycle_inside_a_package(package):
     needs = {
         path.stem: {

@@ -1,0 +1,120 @@
+"""Commands that score and show runs: evaluate, compare, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tripletmas import catalog, configuration
+from tripletmas import report as reports
+from tripletmas.checkpoint import RunDirectory, without_nan
+from tripletmas.commands.console import console, make_parser, name_and_options, numbers, print_comparison
+from tripletmas.evaluation import score_recognition, score_tasks
+from tripletmas.experiment import load_means, load_trained
+from tripletmas.recognition import Recognition
+from tripletmas.tasks import Stream
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
+    parser = make_parser("evaluate", evaluate.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
+    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the scores there")
+    own, of_data = _split_data_options(arguments)
+    options = parser.parse_args(own)
+    run = RunDirectory.open(options.run)
+    experiment, after = load_trained(run, options.after)
+    stream = experiment.stream[: after + 1]
+    if of_data:
+        config, _ = configuration.parse(of_data, program="tripletmas evaluate")
+        stream = catalog.build_data(*name_and_options(config["data"]))
+        if stream[0].query.sample_shape != experiment.stream[0].query.sample_shape:
+            raise ValueError(
+                f"the model of {run.path} takes samples of shape {experiment.stream[0].query.sample_shape}, the data "
+                f"have {stream[0].query.sample_shape}: set --data.size or --data.channels"
+            )
+    chosen = _chosen(stream, options.task)
+    model = experiment.strategy.deployed(experiment.model)
+    found = score_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
+    if isinstance(experiment.loss, Recognition) and not of_data:  # heads and means know the run's own classes only
+        means = load_means(run, after)
+        for gallery, accuracies in score_recognition(experiment.loss, means, stream, found.queries).items():
+            found.values[gallery].update(accuracies)
+    names = [stream[number].name for number in chosen]
+    values = {
+        gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
+        for gallery, metrics in found.values.items()
+    }
+    for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
+        table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("task")
+        for metric in values[gallery]:
+            table.add_column(metric, justify="right")
+        for row, name in enumerate(names):
+            table.add_row(name, *(f"{per_task[row]:.3f}" for per_task in values[gallery].values()))
+        if len(names) > 1:
+            means = (sum(per_task) / len(per_task) for per_task in values[gallery].values())
+            table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
+        console().print(table)
+    left_out = sum(found.without_relevant[number] for number in chosen)
+    if left_out:
+        print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
+    if options.json:
+        content = without_nan({"tasks": names, "after": after, **values})
+        Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Put runs, or folders of seeds, side by side."""
+    parser = make_parser("compare", compare.__doc__)
+    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: only these seeds")
+    parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown, write no page")
+    options = parser.parse_args(arguments)
+    seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
+    directories = [Path(run) for run in options.runs]
+    print_comparison(directories, markdown=options.markdown, seeds=seeds)
+    if not options.markdown:
+        out = Path(options.out) if options.out else directories[0].parent / "comparison"
+        print(f"page: {reports.write_comparison(directories, out, seeds=seeds)}")
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the report of a run again, from its directory alone."""
+    parser = make_parser("report", report.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    print(f"report: {reports.write_report(parser.parse_args(arguments).run)}")
+
+
+def _split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other options, those that describe data: `--data NAME` and `--data.OPTION VALUE`)."""
+    own, of_data = [], []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument.partition("=")[0] != "--data" and not argument.startswith("--data."):
+            own.append(argument)
+            continue
+        of_data.append(argument)
+        if "=" not in argument and waiting:
+            of_data.append(waiting.pop(0))
+    return own, of_data
+
+
+def _chosen(stream: Stream, task: str | None) -> list[int]:
+    """The numbers of the tasks that are asked for, by number or by name."""
+    if task is None:
+        return list(range(len(stream)))
+    chosen = [number for number in range(len(stream)) if task == str(number)]
+    chosen += [number for number, each in enumerate(stream) if task == each.name]
+    if not chosen:
+        names = ", ".join(f"{number} ({each.name})" for number, each in enumerate(stream))
+        raise ValueError(f"no task {task!r}; there are {names}")
+    return chosen[:1]
