@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,12 +103,23 @@ def test_means_are_those_of_directions():
         assert means.means["fresh"][position].tolist() == pytest.approx(mean, abs=1e-6)
 
 
+def test_a_stream_that_has_grown_may_have_other_labels():
+    """A class whose name sorts first is added: all labels move by one, and the means follow their classes."""
+    means, tasks, _ = turned_means(0.0)
+    grown = tuple(replace(task, classes=tuple(label + 1 for label in task.classes)) for task in tasks)
+    other = ClassMeans()
+    other.load_state_dict(means.state_dict(), grown)
+    assert other.labels.tolist() == [1, 2, 3, 4]
+    vectors = torch.tensor([[1.0, 0.0]])
+    assert other.nearest(vectors, "stale").tolist() == (means.nearest(vectors, "stale") + 1).tolist()
+
+
 def test_a_state_is_taken_over_in_the_middle_of_a_task():
     model, tasks, means = Turned(), stream(), ClassMeans()
     means.after_task(model, tasks[:1])
     means.before_task(model, tasks[1])
     other = ClassMeans()
-    other.load_state_dict(means.state_dict())
+    other.load_state_dict(means.state_dict(), tasks)
     with torch.no_grad():
         model.angle.fill_(0.3)
     for each in (means, other):

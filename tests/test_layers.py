@@ -19,7 +19,7 @@ LAYERS = (
     {"tasks", "readers", "protection", "retrieval", "optimization"},
     {"sequences", "class_means", "strategies"},
     {"checkpoint", "evaluation"},
-    {"task_training"},
+    {"task_training", "resuming"},
     {"search"},
     {"training"},
     {"catalog", "report"},

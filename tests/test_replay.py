@@ -14,6 +14,7 @@ from tripletmas.data import LabelledDataset
 from tripletmas.retrieval import embed
 from tripletmas.strategies import Replay
 from tripletmas.strategies.replay import herd, reservoir
+from tripletmas.tasks import Stream
 
 
 def prepared(stream, **options) -> Replay:
@@ -27,6 +28,14 @@ def indices(data: LabelledDataset) -> list[int]:
 
 
 # --- herding
+
+
+def in_memory(strategy: Replay, stream: Stream) -> Tensor:
+    """(2, m): which samples of the data set are held, and their labels."""
+    positions, classes = strategy.state_dict()["held"]
+    samples = torch.cat([task.train.indices for task in stream])
+    labels = torch.tensor([label for task in stream for label in task.classes])
+    return torch.stack([samples[positions], labels[classes]])
 
 
 def literal_herding(vectors: list[list[float]], count: int) -> list[int]:
@@ -64,7 +73,7 @@ def test_each_class_keeps_its_herd_and_gives_room_from_the_end_of_the_list(tiny_
             vectors = functional.normalize(embed(model, data).vectors.double())
             ranked[label] = [indices(data)[position] for position in literal_herding(vectors.tolist(), share)]
         ranked = {label: listed[:share] for label, listed in ranked.items()}
-        held, labels = strategy.state_dict()["held"].tolist()
+        held, labels = in_memory(strategy, tiny_stream).tolist()
         assert len(ranked) == 2 * (number + 1)
         for label, listed in ranked.items():
             assert [index for index, other in zip(held, labels, strict=True) if other == label] == listed
@@ -128,12 +137,13 @@ def test_a_class_with_a_single_sample_sits_out(tiny_stream):
     strategy = prepared(tiny_stream, memory=8, selection="reservoir")
     first = tiny_stream[0].train
     positions = [0, 1, int((first.labels == first.labels[-1]).nonzero()[0])]
-    held = torch.stack([first.indices[positions], first.labels[positions]])
-    assert held[1].unique().tolist() == list(tiny_stream[0].classes)
-    strategy.load_state_dict({"held": held, "num_seen": torch.tensor(14)})
+    held = torch.stack([torch.tensor(positions), first.labels[positions]])
+    assert held[1].unique().tolist() == list(tiny_stream[0].classes) == [0, 1]
+    seen = torch.tensor([14, 2])
+    strategy.load_state_dict({"held": held, "num_seen": seen})
     data = strategy.training_data(tiny_stream[1], tiny_stream[:1])
-    assert indices(data) == [*held[0, :2].tolist(), *indices(tiny_stream[1].train)]
-    strategy.load_state_dict({"held": held[:, 1:], "num_seen": torch.tensor(14)})
+    assert indices(data) == [*first.indices[:2].tolist(), *indices(tiny_stream[1].train)]
+    strategy.load_state_dict({"held": held[:, 1:], "num_seen": seen})
     assert indices(strategy.training_data(tiny_stream[1], tiny_stream[:1])) == indices(tiny_stream[1].train)
 
 
@@ -151,7 +161,7 @@ def test_memory_and_task_are_trained_on_and_both_augmented(selection, tiny_strea
     for number, task in enumerate(stream[:2]):
         strategy.after_task(model, task)
         data = strategy.training_data(stream[number + 1], stream[: number + 1])
-        held = strategy.state_dict()["held"]
+        held = in_memory(strategy, tuple(stream))
         assert held.shape == (2, 8)
         new = len(stream[number + 1].train)
         paired = held[:, [int((held[1] == label).sum()) > 1 for label in held[1]]]
@@ -180,12 +190,35 @@ def test_a_memory_too_small_for_pairs_is_told_before_the_training(tiny_stream):
     prepared(tiny_stream[:1], memory=0)
 
 
-def test_the_state_is_integers_that_point_into_the_samples(tiny_stream):
+def test_a_memory_stays_the_same_when_the_data_grow_around_it(tiny_stream):
+    """In the grown data set another class comes first: labels move by one, and samples by the size of that class."""
+    first = tiny_stream[0].train
+    more = torch.cat([torch.zeros(10, 1, 4, 4), torch.as_tensor(first.samples)])
+    labels = torch.cat([torch.zeros(10, dtype=torch.int64), first._all_labels + 1])
+    grown = tuple(
+        replace(
+            task,
+            classes=tuple(label + 1 for label in task.classes),
+            train=LabelledDataset(more, labels, ["a", *first.class_names], indices=task.train.indices + 10),
+        )
+        for task in tiny_stream
+    )
+    for selection in ("herding", "reservoir"):
+        strategy, other = prepared(tiny_stream, selection=selection, memory=8), prepared(grown, memory=8)
+        strategy.after_task(make_model(), tiny_stream[0])
+        other.load_state_dict(strategy.state_dict())
+        data = other.training_data(grown[1], grown[:1])
+        expected = strategy.training_data(tiny_stream[1], tiny_stream[:1])
+        assert torch.equal(data.indices, expected.indices + 10)
+        assert torch.equal(data.labels, expected.labels + 1)
+
+
+def test_the_state_is_integers_that_say_which_samples_and_classes(tiny_stream):
     strategy, other = (prepared(tiny_stream, selection="reservoir", memory=8) for _ in range(2))
     strategy.after_task(make_model(), tiny_stream[0])
     state = strategy.state_dict()
     assert state["held"].dtype == torch.int64
-    assert state["num_seen"] == 14
+    assert state["num_seen"].tolist() == [14, 2]
     other.load_state_dict(state)
     before, model = state["held"].clone(), make_model()
     for each in (strategy, other):

@@ -64,13 +64,17 @@ class ClassMeans:
 
     def state_dict(self) -> Params:
         """All that resuming needs."""
-        state = {"labels": self.labels, **{f"means/{kind}": mean for kind, mean in self.means.items()}}
+        state = {f"means/{kind}": mean for kind, mean in self.means.items()}
         return state if self._before is None else {**state, "before": self._before}
 
-    def load_state_dict(self, state: Params) -> None:
-        """Take over what `state_dict` gave."""
-        self.labels = state["labels"]
+    def load_state_dict(self, state: Params, stream: Stream) -> None:
+        """Take over what `state_dict` gave, for the classes of the stream's first tasks.
+
+        The stream may have grown since: then a class may have another label than it had.
+        """
         self.means = {kind: state[f"means/{kind}"] for kind in KINDS}
+        labels = [label for task in stream for label in task.classes]
+        self.labels = torch.tensor(labels[: len(self.means["stale"])], dtype=torch.int64)
         self._before = state.get("before")
 
     def _embedded(self, model: nn.Module, task: Task) -> Embeddings:

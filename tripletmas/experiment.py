@@ -111,14 +111,14 @@ def load_trained(run: RunDirectory, after: int | None = None) -> tuple[Experimen
     return experiment, number
 
 
-def load_means(run: RunDirectory, number: int) -> ClassMeans:
-    """The class means of a recognition run after a task.
+def load_means(run: RunDirectory, stream: Stream, number: int) -> ClassMeans:
+    """The class means of a recognition run after task `number` of its stream.
 
     Raises:
         ValueError: if their file is missing or cut short.
     """
     means = ClassMeans()
-    means.load_state_dict(run.read_tensors(f"recognition/means{number:02d}.safetensors"))
+    means.load_state_dict(run.read_tensors(f"recognition/means{number:02d}.safetensors"), stream)
     return means
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tripletmas.checkpoint import Checkpoint, RunDirectory
 from tripletmas.class_means import ClassMeans
@@ -17,6 +16,7 @@ from tripletmas.losses import MetricLoss
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
 from tripletmas.recognition import Recognition
+from tripletmas.resuming import earlier_scores, load_loss, take_ahead
 from tripletmas.sampling import seed_everything
 from tripletmas.search import SearchConfig, find_strength
 from tripletmas.strategies import Strategy
@@ -63,11 +63,11 @@ def train_stream(
     if run:
         run.rewind(start)
     if run and start:
-        scores = _earlier_scores(run, stream)
+        scores = earlier_scores(run, stream)
         load_state(model, start.model, f"the checkpoint in {run.path}")
-        _load_loss(loss, start.loss, run)
+        load_loss(loss, start.loss, run)
         if means and start.means:
-            means.load_state_dict(start.means)
+            means.load_state_dict(start.means, stream)
         if not start.epoch:
             strategy.load_state_dict(start.strategy)
     elif run:
@@ -76,7 +76,7 @@ def train_stream(
         resumed = start if start and start.epoch and start.task == number else None
         if learner.config.forward_transfer and not resumed:
             ahead = _score_ahead(learner, stream, number)
-            _take_ahead(scores, ahead)
+            take_ahead(scores, ahead)
             if run:
                 run.append(ahead)
         if means and not resumed:
@@ -132,17 +132,6 @@ def _score_ahead(learner: Learner, stream: Stream, number: int) -> dict[str, Any
     found = [score_alone(model, t, batch_size=config.eval_batch_size, num_workers=config.num_workers) for t in tasks]
     values = {metric: [each[metric] for each in found] for metric in found[0]}
     return {"kind": "ahead", "task": number, "scores": {"task": values}}
-
-
-def _take_ahead(scores: Scores, record: dict[str, Any]) -> None:
-    number = record["task"]
-    for gallery, values in record["scores"].items():
-        for metric, found in values.items():
-            for position, value in enumerate(math.nan if each is None else each for each in found):
-                if number:
-                    scores.record(gallery, metric, number - 1, number, value)
-                elif position < len(scores.task_names):
-                    scores.record_baseline(gallery, metric, position, value)
 
 
 def _finish_task(
@@ -243,41 +232,3 @@ def _save(
             optimizer=optimizer,
         )
     )
-
-
-def _load_loss(loss: MetricLoss, state: dict[str, Tensor], run: RunDirectory) -> None:
-    if not isinstance(loss, nn.Module):
-        return
-    if isinstance(loss, Recognition):  # the heads of tasks that were added since are new
-        state = {**state_of(loss), **state}
-    try:
-        load_state(loss, state, f"the state of the loss in {run.path}")
-    except ValueError as error:
-        raise ValueError(f"{error} (a loss with a vector for each class cannot go on with new classes)") from None
-
-
-def _earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
-    """The scores of the tasks that are done; tasks that were added to the stream since may follow."""
-    names = tuple(task.name for task in stream)
-    scores = Scores(names)
-    for record in run.records():
-        if record["kind"] == "ahead":
-            _take_ahead(scores, record)
-        if record["kind"] not in ("epoch", "task"):
-            continue
-        now = repr(names[record["task"]]) if record["task"] < len(names) else "no such task"
-        if repr(record["name"]) != now:
-            raise ValueError(
-                f"task {record['task']} of the run in {run.path} was {record['name']!r}, but the data now give {now}: "
-                "tasks may be added at the end, where new ones come if their names sort last, not changed"
-            )
-        if record["kind"] == "task" and record.get("data") != fingerprint(stream[record["task"]]):
-            raise ValueError(
-                f"the data of task {record['name']!r} have changed since the run in {run.path} learned it: a sample "
-                "that was a query may now be trained on. New data come as new tasks; train anew for changed ones"
-            )
-        for gallery, values in record.get("scores", {}).items():
-            for metric, per_task in values.items():
-                for on_task, value in enumerate(per_task):
-                    scores.record(gallery, metric, record["task"], on_task, math.nan if value is None else value)
-    return scores

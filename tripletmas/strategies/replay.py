@@ -40,8 +40,7 @@ class Replay(Strategy):
             raise ValueError(f"selection must be 'herding' or 'reservoir', got {selection!r}")
         self.memory = memory
         self.selection = selection
-        self._held = torch.zeros(2, 0, dtype=torch.int64)  # index into the samples, label; herding: best first
-        self._num_seen = 0
+        self._forget()
 
     def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
         num_earlier = sum(len(task.classes) for task in stream[:-1])
@@ -50,20 +49,20 @@ class Replay(Strategy):
                 f"memory must be >= {2 * num_earlier}, two samples for each of {num_earlier} earlier classes, so that "
                 f"each has a positive pair; got {self.memory}: raise it, or learn fewer classes"
             )
-        self._held, self._num_seen = torch.zeros(2, 0, dtype=torch.int64), 0
+        self._forget()
 
     def training_data(self, task: Task, earlier: Sequence[Task]) -> LabelledDataset:
-        indices, labels = self._held
-        classes, counts = labels.unique(return_counts=True)
-        indices = indices[torch.isin(labels, classes[counts > 1])]
-        if not len(indices):
+        positions, classes = self._held
+        numbers, counts = classes.unique(return_counts=True)
+        positions = positions[torch.isin(classes, numbers[counts > 1])]
+        if not len(positions):
             return task.train
-        old = concatenate([other.train for other in earlier])
-        kept = old.subset(torch.isin(old.indices, indices).nonzero().flatten())
+        kept = concatenate([other.train for other in earlier]).subset(positions.sort().values)
         return concatenate([kept, task.train]).with_transform(task.train.transform)
 
     def after_task(self, model: nn.Module, task: Task) -> None:
-        new = torch.stack([task.train.indices, task.train.labels])
+        of_task = torch.searchsorted(torch.tensor(sorted(task.classes)), task.train.labels)
+        new = torch.stack([self._num_seen + torch.arange(len(task.train)), self._num_classes + of_task])
         if self.selection == "reservoir":
             generator = torch.Generator().manual_seed(torch.initial_seed())
             self._held = reservoir(self._held, new, self._num_seen, self.memory, generator)
@@ -71,18 +70,26 @@ class Replay(Strategy):
             old = self._held[1].unique().tolist()
             share = self.memory // (len(old) + len(task.classes))
             vectors = functional.normalize(embed(model, task.train.plain()).vectors.double())
-            parts = [self._held[:, self._held[1] == label][:, :share] for label in old]
-            for label in task.classes:
-                of_class = (new[1] == label).nonzero().flatten()
+            parts = [self._held[:, self._held[1] == number][:, :share] for number in old]
+            for number in new[1].unique().tolist():
+                of_class = (new[1] == number).nonzero().flatten()
                 parts.append(new[:, of_class[herd(vectors[of_class], share)]])
             self._held = torch.cat(parts, dim=1)
         self._num_seen += new.shape[1]
+        self._num_classes += len(task.classes)
 
     def state_dict(self) -> Params:
-        return {"held": self._held, "num_seen": torch.tensor(self._num_seen)}
+        return {"held": self._held, "num_seen": torch.tensor([self._num_seen, self._num_classes])}
 
     def load_state_dict(self, state: Params) -> None:
-        self._held, self._num_seen = state["held"].cpu(), int(state["num_seen"])
+        self._held = state["held"].cpu()
+        self._num_seen, self._num_classes = state["num_seen"].tolist()
+
+    def _forget(self) -> None:
+        # Which of the training samples so far, of which of the classes so far, both counted in the order of the stream:
+        # indices and labels may change when the data grow. Of herding best first.
+        self._held = torch.zeros(2, 0, dtype=torch.int64)
+        self._num_seen = self._num_classes = 0
 
 
 def herd(vectors: Tensor, count: int) -> Tensor:

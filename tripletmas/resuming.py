@@ -1,0 +1,64 @@
+"""What a run directory says of the tasks that are done, to go on from there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from tripletmas.checkpoint import RunDirectory
+from tripletmas.forgetting import Scores
+from tripletmas.losses import MetricLoss
+from tripletmas.params import load_state, state_of
+from tripletmas.recognition import Recognition
+from tripletmas.tasks import Stream, fingerprint
+
+
+def take_ahead(scores: Scores, record: dict[str, Any]) -> None:
+    number = record["task"]
+    for gallery, values in record["scores"].items():
+        for metric, found in values.items():
+            for position, value in enumerate(math.nan if each is None else each for each in found):
+                if number:
+                    scores.record(gallery, metric, number - 1, number, value)
+                elif position < len(scores.task_names):
+                    scores.record_baseline(gallery, metric, position, value)
+
+
+def load_loss(loss: MetricLoss, state: dict[str, Tensor], run: RunDirectory) -> None:
+    if not isinstance(loss, nn.Module):
+        return
+    if isinstance(loss, Recognition):  # the heads of tasks that were added since are new
+        state = {**state_of(loss), **state}
+    try:
+        load_state(loss, state, f"the state of the loss in {run.path}")
+    except ValueError as error:
+        raise ValueError(f"{error} (a loss with a vector for each class cannot go on with new classes)") from None
+
+
+def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
+    """The scores of the tasks that are done; tasks that were added to the stream since may follow."""
+    names = tuple(task.name for task in stream)
+    scores = Scores(names)
+    for record in run.records():
+        if record["kind"] == "ahead":
+            take_ahead(scores, record)
+        if record["kind"] not in ("epoch", "task"):
+            continue
+        now = repr(names[record["task"]]) if record["task"] < len(names) else "no such task"
+        if repr(record["name"]) != now:
+            raise ValueError(
+                f"task {record['task']} of the run in {run.path} was {record['name']!r}, but the data now give {now}: "
+                "tasks may be added at the end, where new ones come if their names sort last, not changed"
+            )
+        if record["kind"] == "task" and record.get("data") != fingerprint(stream[record["task"]]):
+            raise ValueError(
+                f"the data of task {record['name']!r} have changed since the run in {run.path} learned it: a sample "
+                "that was a query may now be trained on. New data come as new tasks; train anew for changed ones"
+            )
+        for gallery, values in record.get("scores", {}).items():
+            for metric, per_task in values.items():
+                for on_task, value in enumerate(per_task):
+                    scores.record(gallery, metric, record["task"], on_task, math.nan if value is None else value)
+    return scores
