@@ -140,6 +140,17 @@ def test_a_data_set_twice_has_two_names(readers):
         sequence(parts=["grey", "digits", {"name": "grey"}])
 
 
+def test_some_groups_of_a_part(readers):
+    omniglot_tree(readers)
+    part = {"name": "omniglot", "groups": ["Latin"], "root": str(readers)}
+    stream = make_stream(sequence(parts=[part, "grey"]))
+    names = stream[0].train.class_names
+    assert [names[label] for label in stream[0].classes] == ["omniglot/Latin/character01", "omniglot/Latin/character02"]
+    assert len(stream[0].train) + len(stream[0].query) == 8
+    with pytest.raises(ValueError, match=r"part 'omniglot' has no group 'Latn' \(did you mean 'Latin'\?\)"):
+        sequence(parts=[{**part, "groups": ["Latn"]}])
+
+
 def test_size_root_and_download_reach_the_parts_that_take_them(monkeypatch):
     given = {}
 
@@ -194,7 +205,15 @@ def test_the_short_side_is_resized_and_the_centre_square_cut_out():
             {"parts": [{"name": "fashion-mnist", "rot": "x"}]},
             r"part 'fashion-mnist' has no option 'rot' \(did you mean 'root'\?\)",
         ),
-        ({"parts": [{"name": "digits", "as": "ten", "size": 3}]}, r"part 'ten' has no option 'size' \(known: as\)"),
+        (
+            {"parts": [{"name": "digits", "as": "ten", "size": 3}]},
+            r"part 'ten' has no option 'size' \(known: as, groups\)",
+        ),
+        (
+            {"parts": [{"name": "digits", "groups": ["x"]}]},
+            "part 'digits' has no groups of classes, so groups x cannot be chosen",
+        ),
+        ({"parts": [{"name": "digits", "groups": "x"}]}, "part 'digits': groups must be a list of names, got 'x'"),
         ({"parts": ["folder"]}, r"part 'folder' needs the option 'root': \{name: folder, root: \.\.\.\}"),
         (
             {"parts": ["grey", "colour", "digits"]},

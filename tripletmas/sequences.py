@@ -38,7 +38,8 @@ def sequence(
 
     Args:
         parts: names of data sets, or mappings such as `{name: folder, as: scenes, root: data/scenes}`, whose other keys
-            are options of that data set; `as` names a part, and with it its task: to use a data set twice.
+            are options of that data set; `as` names a part, and with it its task: to use a data set twice. `groups`
+            are those of the part's groups (alphabets, task folders) that are used; without it all.
         root: given to each public data set that does not set its own.
         size: height and width in pixels: the short side is resized, the centre square cut out.
         channels: 1 for grey, 3 for RGB. None: what all parts have.
@@ -53,10 +54,10 @@ def sequence(
     common = {"root": root, "size": size, "channels": channels, "download": download}
     sources: dict[str, Source] = {}
     for part in parts:
-        name, reader, options = _unfolded(part, common)
+        name, reader, groups, options = _unfolded(part, common)
         if name in sources:
             raise ValueError(f"two parts are called {name!r}: give one another name, {{name: {reader}, as: ...}}")
-        sources[name] = READERS[reader](**options)
+        sources[name] = _with_groups(name, READERS[reader](**options), groups)
     counts = {name: _channels_of(name, source.train) for name, source in sources.items()}
     if channels is None and len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -64,8 +65,25 @@ def sequence(
     return _joined(sources, size, next(iter(counts.values())) if channels is None else channels)
 
 
-def _unfolded(part: str | Mapping[str, Any], common: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """(what the part is called, its reader, the options of that)."""
+def _with_groups(name: str, source: Source, groups: Sequence[str] | None) -> Source:
+    """The source with the classes of some of its groups only."""
+    if groups is None:
+        return source
+    of_class = source.train.groups
+    if of_class is None:
+        raise ValueError(f"part {name!r} has no groups of classes, so groups {listed(groups)} cannot be chosen")
+    for group in groups:
+        if group not in of_class:
+            raise ValueError(f"part {name!r} has no group {group!r}{suggestion(group, sorted(set(of_class)))}")
+    labels = [label for label, group in enumerate(of_class) if group in groups]
+    test, gallery = (None if part is None else part.of_classes(labels) for part in (source.test, source.gallery))
+    return Source(source.train.of_classes(labels), test, gallery)
+
+
+def _unfolded(
+    part: str | Mapping[str, Any], common: Mapping[str, Any]
+) -> tuple[str, str, list[str] | None, dict[str, Any]]:
+    """(what the part is called, its reader, the groups that are used of it, the options of the reader)."""
     options = {"name": part} if isinstance(part, str) else dict(part)
     reader = options.pop("name", None)
     if not isinstance(reader, str):
@@ -73,10 +91,15 @@ def _unfolded(part: str | Mapping[str, Any], common: Mapping[str, Any]) -> tuple
     if reader not in READERS:
         raise ValueError(f"unknown part {reader!r}{suggestion(reader, READERS)}")
     name = str(options.pop("as", reader))
+    groups: Any = options.pop("groups", None)
+    if groups is not None:
+        if not isinstance(groups, (list, tuple)) or not groups:
+            raise ValueError(f"part {name!r}: groups must be a list of names, got {groups!r}")
+        groups = [str(group) for group in groups]
     known = inspect.signature(READERS[reader]).parameters
     for option in options:
         if option not in known:
-            raise ValueError(f"part {name!r} has no option {option!r}{suggestion(option, ['as', *known])}")
+            raise ValueError(f"part {name!r} has no option {option!r}{suggestion(option, ['as', 'groups', *known])}")
     for option, value in common.items():
         parameter = known.get(option)
         # A user's own images have a root of their own; the one that public data sets share has a default.
@@ -86,7 +109,7 @@ def _unfolded(part: str | Mapping[str, Any], common: Mapping[str, Any]) -> tuple
     for option, parameter in known.items():
         if parameter.default is parameter.empty and option not in options:
             raise ValueError(f"part {name!r} needs the option {option!r}: {{name: {reader}, {option}: ...}}")
-    return name, reader, options
+    return name, reader, groups, options
 
 
 def _channels_of(name: str, train: LabelledDataset) -> int:
