@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ METHODS = {
     "ebll": Method({"name": "ebll"}, DECADES),
     "imm, mean": Method({"name": "imm", "merging": "mean"}),
     "imm, mode": Method({"name": "imm", "merging": "mode"}),
-    "imm+l2, mode": Method({"name": "imm+l2", "imm": {"merging": "mode"}}),
+    "imm+l2, mode": Method({"name": "imm+l2", "imm": {"merging": "mode"}, "l2": {"decay": 0.0}}),
     "replay": Method({"name": "replay"}),
     "mas+distill": Method({"name": "mas+distill"}),
     "mas+replay": Method({"name": "mas+replay"}),
@@ -151,8 +152,7 @@ class Results:
         self.out = out
 
     def path(self, config: Config) -> Path:
-        text = json.dumps(_without_places(config), sort_keys=True)
-        return self.out / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        return self.out / f"{_hash(json.dumps(config, sort_keys=True))}.json"
 
     def get(self, config: Config) -> Config | None:
         path = self.path(config)
@@ -204,14 +204,11 @@ def chosen_strategy(results: Results, setting: Setting, name: str) -> Config | N
         return None if unknown or not known else {**method.strategy, "strength": max(known, key=lambda v: known[v])}
     strategy = dict(method.strategy)
     parts = strategy["name"].split("+")
-    for part in parts if len(parts) > 1 else ():  # every part as it is best alone
-        of_heads = part == "distill" and setting.config.get("objective") == "recognition"
-        same = METHODS.get("distill, soft targets" if of_heads else part)
-        if same and same.strengths:
-            alone = chosen_strategy(results, setting, "distill, soft targets" if of_heads else part)
-            if alone is None:
-                return None
-            strategy[part] = {**strategy.get(part, {}), **{k: v for k, v in alone.items() if k != "name"}}
+    for same, part in _parts(setting, method).items():  # every part as it is best alone
+        alone = chosen_strategy(results, setting, same)
+        if alone is None:
+            return None
+        strategy[part] = {**{key: value for key, value in alone.items() if key != "name"}, **strategy.get(part, {})}
     if "replay" in parts:
         memory = {"memory": max(200, REPLAYED * _num_classes(setting))}
         strategy = {**strategy, **(memory if len(parts) == 1 else {"replay": memory})}
@@ -224,13 +221,21 @@ def wanted(results: Results, setting: Setting, names: list[str]) -> list[Config]
     for name in names:
         if name == "finetune":  # what the figure compares with
             runs += _validated(setting, METHODS[name].strategy)
-        if METHODS[name].strengths:
-            for strength in curve(results, setting, METHODS[name]):
-                runs += swept(setting, METHODS[name], strength)
+        for judged in (name, *_parts(setting, METHODS[name])):
+            for strength in curve(results, setting, METHODS[judged]) if METHODS[judged].strengths else ():
+                runs += swept(setting, METHODS[judged], strength)
         strategy = chosen_strategy(results, setting, name)
         if strategy:  # else its best strength is not known yet
             runs += [configured(setting, strategy, seed, validation=False) for seed in setting.seeds]
-    return [run for run in runs if not results.path(run).exists()]
+    return [run for path, run in {results.path(run): run for run in runs}.items() if not path.exists()]
+
+
+def _parts(setting: Setting, method: Method) -> dict[str, str]:
+    """Of a combination: the methods whose strengths its parts take -> the names of these parts."""
+    parts = method.strategy["name"].split("+")
+    of_heads = {"distill": "distill, soft targets"} if setting.config.get("objective") == "recognition" else {}
+    found = {of_heads.get(part, part): part for part in parts if len(parts) > 1}
+    return {name: part for name, part in found.items() if name in METHODS and METHODS[name].strengths}
 
 
 def applicable(setting: Setting, names: list[str]) -> list[str]:
@@ -274,6 +279,8 @@ def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
         kept = made.strategy.state_dict()
         held = [value for name, value in kept.items() if name.rpartition("/")[2] == "held"]  # replay's, (2, samples)
         images = held[0].shape[1] if held else 0
+        if config["strategy"]["name"] == "joint":
+            images = sum(len(task.train) for task in made.stream[:-1])
         weights = trainable(made.model).values()
         size = made.stream[0].train.sample_shape
         result |= {
@@ -325,7 +332,8 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
             key: [each["summary"][key] for each in done.values()] for key in ("average", "forgetting", "plasticity")
         }
         differences = [each["summary"]["average"] - of_finetune[seed] for seed, each in done.items()]
-        cells = [name, _strengths(strategy), str(len(done)), *(Spread(tuple(pick[key])).text() for key in pick)]
+        shown = f"{len(done)}, {len(failed)} failed" if failed else str(len(done))
+        cells = [name, _strengths(strategy), shown, *(Spread(tuple(pick[key])).text() for key in pick)]
         cells.append("" if name == "finetune" else Spread(tuple(differences)).text(signed=True))
         for kind in ("fresh", "compensated", "stale") if recognition else ():
             matrices = [Scores.from_json(each["scores"]).matrix(f"accuracy_{kind}", "seen") for each in done.values()]
@@ -381,10 +389,19 @@ def draw(results: Results, settings: list[str], path: Path) -> None:
 # --- small things
 
 
+@cache
+def _hash(text: str) -> str:
+    """Of the whole configuration, with all defaults: where one of them changes, a run is another."""
+    from tripletmas.configuration import resolve
+
+    whole = _without_places(resolve(json.loads(text)))
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _without_places(value: Any) -> Any:
-    """A configuration without where data lie, which no result depends on."""
+    """A configuration without where data lie and on what device it runs, which no result should depend on."""
     if isinstance(value, dict):
-        return {key: _without_places(entry) for key, entry in value.items() if key != "root"}
+        return {key: _without_places(entry) for key, entry in value.items() if key not in ("root", "device")}
     return [_without_places(entry) for entry in value] if isinstance(value, list) else value
 
 

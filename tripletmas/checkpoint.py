@@ -21,7 +21,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +64,13 @@ class RunDirectory:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path, config: Mapping[str, Any]) -> RunDirectory:
+    def create(
+        cls, path: str | Path, config: Mapping[str, Any], *, completed: Callable[[Mapping[str, Any]], Any] = dict
+    ) -> RunDirectory:
         """A run directory with this configuration: a new one, or the present one if its configuration is equal.
+
+        Args:
+            completed: fills in the defaults of options that the present run did not know, being of an older version.
 
         Raises:
             ValueError: if the folder holds a run of another configuration (the differing keys are listed), or files
@@ -73,7 +78,7 @@ class RunDirectory:
         """
         run = cls(path)
         if (run.path / "config.yaml").exists():
-            differing = _differing(run.config(), dict(config))
+            differing = _differing(completed(run.config()), dict(config))
             if differing:
                 raise ValueError(
                     f"{run.path} holds a run with another configuration ({'; '.join(differing)}): choose another "

@@ -77,7 +77,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
         ValueError: as `build`, and if `out` holds another run.
     """
     experiment = build(config)
-    run = RunDirectory.create(out, {"version": versions(), **experiment.config})
+    run = RunDirectory.create(out, {"version": versions(), **experiment.config}, completed=_completed)
     return train_stream(
         experiment.model,
         experiment.stream,
@@ -141,6 +141,14 @@ def choose_device(name: str) -> torch.device:
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise ValueError(f"device {name!r} was asked for, but torch sees {found}: use --device auto or cpu")
     return device
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with today's defaults for what it lacks; as it is where it cannot be understood any more."""
+    try:
+        return configuration.resolve(config)
+    except ValueError:
+        return config
 
 
 def _strategy(name: str, options: dict[str, Any], config: Mapping[str, Any]) -> tuple[Strategy, SearchConfig | None]:

@@ -1,7 +1,8 @@
 """A strength for the next task, chosen on the data of that task alone.
 
 Start with a strength so high that little is learned, and halve it until the model learns the new task nearly as well
-as one that protects nothing: the strongest protection that leaves enough room. No old data is looked at.
+as without it: the strongest protection that leaves enough room. The score is that on the new task alone; no old data
+is looked at, but where a combined strategy trains on some (replay). There, "finetune" is what the other parts do.
 
 Source: De Lange et al., A Continual Learning Survey, TPAMI 2021, the framework of section 4 (maximal plasticity search,
 then stability decay). There the accepted trial is the new model; here the task is learned once more with the strength
@@ -11,6 +12,7 @@ that was found, on all its data.
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,8 +60,8 @@ class SearchConfig:
 def find_strength(learner: Learner, task: Task, earlier: Stream, search: SearchConfig) -> dict[str, Any]:
     """Try strengths on a task; the learner is left as it was.
 
-    Returns: a record: "finetune", the score without protection; "floor", what was asked for; "trials", a list of
-        "strength" and "score"; "strength", the accepted one.
+    Returns: a record: "finetune", the score with strength 0; "floor", what was asked for; "trials", a list of
+        "strength" and "score", nan where training diverged; "strength", the accepted one.
 
     Raises:
         ValueError: if finetune itself does not learn the task, so that there is nothing to compare with; if a class is
@@ -87,7 +89,10 @@ def find_strength(learner: Learner, task: Task, earlier: Stream, search: SearchC
     trials: list[dict[str, float]] = []
     for halvings in range(search.most):
         strength = search.start / 2**halvings
-        score = _trial(learner, start, trial_task, earlier, strength)
+        try:
+            score = _trial(learner, start, trial_task, earlier, strength)
+        except FloatingPointError:  # too strong for this optimizer: that is what lower ones are tried for
+            score = math.nan
         trials.append({"strength": strength, "score": score})
         logger.info("task %s: strength %.4g reaches %.3f, asked for %.3f", task.name, strength, score, floor)
         if score >= floor:

@@ -49,6 +49,8 @@ def ranges(sweeps: Sequence[str]) -> dict[str, tuple[float, float]]:
     Raises:
         ValueError: for a sweep of another form.
     """
+    if not sweeps:
+        raise ValueError("--trials needs a --sweep, such as --sweep strategy.strength=0.01..10")
     found = {}
     for sweep in sweeps:
         match = re.fullmatch(r"(?:--)?([\w.]+)=([^,]+)\.\.([^,]+)", sweep)

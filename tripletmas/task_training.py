@@ -131,9 +131,15 @@ def _train_epoch(
             f"weights are no longer finite ({bad[0]}) after task {number} ({task.name}), epoch {epoch}: lower lr or "
             "strength, or set clip; the last checkpoint is untouched"
         )
+    penalty = _penalty(strategy)
+    if not math.isfinite(penalty):
+        raise FloatingPointError(
+            f"the penalty is {penalty} after task {number} ({task.name}), epoch {epoch}: lower lr or strength; the "
+            "last checkpoint is untouched"
+        )
     return {
         "loss": total / len(batches),
-        "penalty": _penalty(strategy),
+        "penalty": penalty,
         "rate": rate,
         "steps": len(batches),
         "seconds": time.perf_counter() - began,

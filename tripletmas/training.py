@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
 from typing import Any
@@ -70,6 +71,8 @@ def train_stream(
             means.load_state_dict(start.means, stream)
         if not start.epoch:
             strategy.load_state_dict(start.strategy)
+        if learner.config.forward_transfer:
+            _score_added(learner, stream, scores, run)
     elif run:
         run.write_tensors("weights/start.safetensors", state_of(model))
     for number in range(start.task if start else 0, len(stream)):
@@ -132,6 +135,18 @@ def _score_ahead(learner: Learner, stream: Stream, number: int) -> dict[str, Any
     found = [score_alone(model, t, batch_size=config.eval_batch_size, num_workers=config.num_workers) for t in tasks]
     values = {metric: [each[metric] for each in found] for metric in found[0]}
     return {"kind": "ahead", "task": number, "scores": {"task": values}}
+
+
+def _score_added(learner: Learner, stream: Stream, scores: Scores, run: RunDirectory) -> None:
+    """Scores of the untrained model on tasks that were added since the run began."""
+    known = scores.baseline.get("task", {}).get("recall@1")
+    if known is None or not known.isnan().any():
+        return
+    untrained = copy.deepcopy(learner.model)
+    load_state(untrained, run.read_tensors("weights/start.safetensors"), "weights/start.safetensors")
+    record = _score_ahead(replace(learner, model=untrained, strategy=Strategy()), stream, 0)
+    take_ahead(scores, record)
+    run.append(record)
 
 
 def _finish_task(

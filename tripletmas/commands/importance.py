@@ -16,7 +16,7 @@ from tripletmas.commands.console import console, make_parser
 from tripletmas.data import LabelledDataset
 from tripletmas.experiment import load_trained
 from tripletmas.images import ImageFiles, find_images, read_images
-from tripletmas.params import Params
+from tripletmas.params import Params, load_state
 
 
 def importance(arguments: Sequence[str]) -> None:
@@ -40,9 +40,9 @@ def importance(arguments: Sequence[str]) -> None:
     experiment, _ = load_trained(run)
     strategy = experiment.strategy
     strategy.prepare(experiment.model, experiment.loss, experiment.stream)
-    if len(strategy.protections) != 1:
-        what = "protects no weights" if not strategy.protections else "has several protections: which one is not clear"
-        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} {what}")
+    if not strategy.protections:
+        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
+    load_state(experiment.model, state.model, f"the checkpoint in {run.path}")  # not a model that is only deployed
     strategy.load_state_dict(state.strategy)
     images = _unlabelled(options.images, experiment.stream[0].query.sample_shape, options.skip_unreadable)
     if options.invert:
@@ -50,7 +50,7 @@ def importance(arguments: Sequence[str]) -> None:
     protection = strategy.protections[0]
     total = sum(float(value.sum()) for value in protection.importance.values())
     batches = tqdm(images.loader(experiment.training.eval_batch_size), desc="importance", unit="batch", leave=False)
-    measured = protection.estimate(experiment.model, batches)
+    measured = strategy.measure(experiment.model, batches)
     protection.add(measured, weight=options.weight)
     run.rewind(state)
     # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on

@@ -70,6 +70,8 @@ def search(arguments: Sequence[str]) -> None:
             raise ValueError(f"say whose strength is searched: such as --strategy.{name.split('+')[0]}.strength auto")
         if "strength" not in config["strategy"]:
             raise ValueError(f"strategy {name!r} has no strength to search")
+        if any(each.partition("=")[0] == "--strategy.strength" for each in arguments):
+            raise ValueError("a search chooses the strength itself: --search.start is the first that it tries")
         config, own = configuration.parse([*arguments, "--strategy.strength=auto"], extra=extra)
     out = Path(own["out"] or "runs/search")
     _run(config, out)
@@ -126,9 +128,16 @@ def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runne
     """A run for every combination of values; all are checked before the first begins."""
     runs = {out / sweeps.folder_of(values): configured(values) for values in sweeps.combinations(texts)}
     _say_what_chooses(next(iter(runs.values())))
+    failed = {}
     for folder, config in runs.items():
-        run(config, folder)
-    print_comparison(list(runs))
+        try:
+            run(config, folder)
+        except FloatingPointError as error:  # a value that is too large must not keep the others from their turn
+            failed[folder] = str(error)
+    if len(failed) < len(runs):
+        print_comparison([folder for folder in runs if folder not in failed])
+    for folder, message in failed.items():
+        print(f"{folder} failed: {message}", file=sys.stderr)
 
 
 def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configured, run: _Runner) -> None:
@@ -138,11 +147,16 @@ def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configure
 
     def score(values: sweeps.Chosen, number: int) -> float:
         folder = out / f"trial{number:03d}"
-        run(configured(values), folder)
+        try:
+            run(configured(values), folder)
+        except FloatingPointError as error:
+            print(f"{folder} failed: {error}", file=sys.stderr)
+            return -1.0  # below every score
         return reports.comparison([folder]).methods[0].average.mean
 
     best, value = sweeps.guided(texts, trials, score)
-    print_comparison([out / f"trial{number:03d}" for number in range(trials)])
+    folders = [out / f"trial{number:03d}" for number in range(trials)]
+    print_comparison([folder for folder in folders if (folder / "scores.json").exists()])
     print(f"best of {trials}: {', '.join(f'{name}={chosen}' for name, chosen in best.items())} ({value:.3f})")
 
 

@@ -217,13 +217,18 @@ def _check_comparable(one: Run, other: Run) -> None:
             f"{one.path} ({one.primary.objective}) and {other.path} ({other.primary.objective}) had different "
             "objectives and cannot be compared; compare runs of one objective"
         )
-    first, second = flatten(section(one.config, "data")), flatten(section(other.config, "data"))
+    first, second = (_given(flatten(section(run.config, "data"))) for run in (one, other))
     if keys := differing_keys(first, second):
         what = "; ".join(f"data.{key}: {first.get(key, 'absent')} and {second.get(key, 'absent')}" for key in keys)
         raise ValueError(
             f"{one.path} and {other.path} learned different streams and cannot be compared ({what}); "
             "compare runs whose `data` configuration is equal"
         )
+
+
+def _given(options: Record) -> Record:
+    """Without options that are off: a run of an older version does not know them."""
+    return {key: value for key, value in options.items() if value is not None and value is not False}
 
 
 def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path]) -> list[str]:

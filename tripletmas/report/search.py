@@ -91,7 +91,7 @@ def draw_search(path: Path, records: Sequence[Record]) -> None:
         for i, record in enumerate(records):
             colour = colormaps[MAP](0.9 * i / (len(records) - 1)) if many else COLOURS[i]
             strengths = [trial["strength"] for trial in record["trials"]]
-            scores = [trial["score"] for trial in record["trials"]]
+            scores = [math.nan if trial["score"] is None else trial["score"] for trial in record["trials"]]  # diverged
             axes.plot(strengths, scores, color=colour, linewidth=1.2, marker="o", markersize=3.5)
             reach = (min(strengths) / 1.3, max(strengths) * 1.3)  # so that a single trial has a line, too
             axes.hlines(record["floor"], *reach, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -99,7 +99,8 @@ def draw_search(path: Path, records: Sequence[Record]) -> None:
                 ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.4}
                 axes.plot(strengths[-1], scores[-1], color=colour, **ring)
             if not many or i in (0, len(records) - 1):
-                ends.append((scores[0], names[i], colour))
+                first = next((score for score in scores if not math.isnan(score)), record["floor"])
+                ends.append((first, names[i], colour))
         tried = sorted({trial["strength"] for record in records for trial in record["trials"]}, reverse=True)
         axes.set_xscale("log")
         axes.set_xticks(tried[:: math.ceil(len(tried) / 8)])
@@ -108,7 +109,8 @@ def draw_search(path: Path, records: Sequence[Record]) -> None:
         axes.set_xlim(tried[-1] / 1.6, tried[0] * 1.3)
         axes.set_xlabel("strength")
         axes.set_ylabel(_score_name(records))
-        least = min(min(record["floor"], *(trial["score"] for trial in record["trials"])) for record in records)
+        reached = [trial["score"] for record in records for trial in record["trials"] if trial["score"] is not None]
+        least = min(*(record["floor"] for record in records), *reached, 1.0)
         axes.set_ylim(max(0.0, math.floor(least * 10 - 0.2) / 10), 1.01)
         axes.grid(axis="y")
         label_line_ends(axes, ends, x=tried[0] * 1.3)

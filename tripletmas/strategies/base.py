@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -47,6 +48,14 @@ class Strategy:
 
     def after_task(self, model: nn.Module, task: Task) -> None:
         """After the last epoch of a task, before it is evaluated."""
+
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
+        """The importance of unlabelled data to the model as it is between two tasks, in the unit of `protections[0]`.
+
+        Raises:
+            ValueError: for a strategy that measures no importance, or needs more than unlabelled data.
+        """
+        raise ValueError(f"{type(self).__name__} does not measure importance on unlabelled data; mas and local_mas do")
 
     def deployed(self, model: nn.Module) -> nn.Module:
         """The model to evaluate and to save; usually the one that is trained."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tripletmas.data import LabelledDataset
 from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
+from tripletmas.params import Params, listed
 from tripletmas.strategies.base import Strategy
+from tripletmas.strategies.frozen import Frozen
 from tripletmas.tasks import Stream, Task
 
 
@@ -24,8 +26,8 @@ class Combine(Strategy):
         searched: the part whose strength `set_strength` sets; None for none.
 
     Raises:
-        ValueError: for one strategy under two names, two that define the training data, or two that deploy another
-            model than the one that is trained.
+        ValueError: for one strategy under two names, for `Frozen` with another, for two that define the training data,
+            or two that deploy another model than the one that is trained.
     """
 
     def __init__(self, parts: Mapping[str, Strategy], *, searched: str | None = None):
@@ -35,6 +37,9 @@ class Combine(Strategy):
             raise ValueError(f"the same strategy object is in {list(parts)} twice: make one for each name")
         if searched is not None and searched not in parts:
             raise ValueError(f"searched must be one of {list(parts)}, got {searched!r}")
+        frozen = [name for name, part in parts.items() if isinstance(part, Frozen)]
+        if frozen and len(parts) > 1:
+            raise ValueError(f"{frozen[0]!r} combines with nothing: its model learns the first task only")
         self.parts = dict(parts)
         self.searched = searched
         self._data = _only([n for n, part in parts.items() if _defines_data(part)], "define the training data")
@@ -64,6 +69,14 @@ class Combine(Strategy):
     def after_task(self, model: nn.Module, task: Task) -> None:
         for part in self.parts.values():
             part.after_task(model, task)
+
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
+        protecting = [name for name, part in self.parts.items() if part.protections]
+        if len(protecting) != 1:
+            raise ValueError(
+                f"importance is measured for one protecting strategy, not for {listed(protecting) or 'none'}"
+            )
+        return self.parts[protecting[0]].measure(model, batches)
 
     def deployed(self, model: nn.Module) -> nn.Module:
         return self.parts[self._deploys].deployed(model) if self._deploys else model

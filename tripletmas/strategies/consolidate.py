@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Consolidate(Strategy):
             what it says of the others then comes before the training, not after.
         output: measure the embedding, or the logits of the head of the task that was learned.
         shuffled: read the samples in an order drawn by torch's generator, for estimates to which batches matter.
+        from_data: the importance is one of the data, so that it can be measured on others, too.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Consolidate(Strategy):
         try_first: bool = False,
         output: str = "embedding",
         shuffled: bool = False,
+        from_data: bool = True,
     ):
         if output not in ("embedding", "logits"):
             raise ValueError(f"output must be 'embedding' or 'logits', got {output!r}")
@@ -48,6 +50,7 @@ class Consolidate(Strategy):
         self.try_first = try_first
         self.output = output
         self.shuffled = shuffled
+        self.from_data = from_data
         self._recognition: Recognition | None = None
         self._head = 0
 
@@ -71,13 +74,20 @@ class Consolidate(Strategy):
         data = data.subset(torch.randperm(len(data))) if self.shuffled else data
         self._prepared().consolidate(data.loader(self.batch_size))
 
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
+        if not self.from_data or self.shuffled:
+            raise ValueError("this importance is not one of unlabelled data (l2), or depends on batches: use mas")
+        return self._prepared().estimate(model, batches)
+
     def set_strength(self, strength: float) -> None:
         self._prepared().strength = strength
 
     def state_dict(self) -> Params:
-        return self._prepared().state_dict()
+        head = {"head": torch.tensor(self._head)} if self._recognition else {}
+        return self._prepared().state_dict() | head
 
     def load_state_dict(self, state: Params) -> None:
+        self._head = int(state.get("head", 0))
         self._prepared().load_state_dict(state)
 
     def _prepared(self) -> Protection:

@@ -23,8 +23,9 @@ class IMM(Strategy):
     those of the last task. After one task the model itself is deployed.
     Stores one copy of weights and buffers, for the mode a second one of the trainable weights, whatever the number of
     tasks; the mode costs the estimate of a Fisher information after each task. Nothing holds the weights together while
-    they are trained, and without that a merger may be worse than its parts: `imm+l2` is the paper's L2 transfer. So
-    there is no strength to set.
+    they are trained, and without that a merger may be worse than its parts: `imm+l2` with `--strategy.l2.decay 0` is
+    the paper's L2 transfer. So there is no strength to set. In recognition heads are not merged: each was trained on
+    the model of its own task, and is used on the merged one.
 
     Args:
         merging: mean, or mode, which weighs each weight of each task by its Fisher information.

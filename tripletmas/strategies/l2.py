@@ -20,4 +20,6 @@ def l2(*, strength: float = 0.01, decay: float = 1.0) -> Consolidate:
 
     Source: the baseline "L2" of Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 2017.
     """
-    return Consolidate(lambda model, _: Protection(model, strength=strength, decay=decay, estimate=uniform_importance))
+    return Consolidate(
+        lambda model, _: Protection(model, strength=strength, decay=decay, estimate=uniform_importance), from_data=False
+    )
