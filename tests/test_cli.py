@@ -20,7 +20,9 @@ from tripletmas import report as reports
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.cli import COMMANDS, main
 from tripletmas.models import mlp
-from tripletmas.params import load_state
+from tripletmas.params import load_state, state_of
+from tripletmas.recognition import Recognition
+from tripletmas.strategies import Consolidate
 from tripletmas.version import __version__
 
 SMALL = [
@@ -728,3 +730,85 @@ def test_searches_that_are_refused(call, tmp_path):
     )
     hopeless = ("--objective", "recognition", "--training.lr", "1e-9")
     failed(call("search", *hopeless, *out, *SMALL), "finetune reaches .* where guessing gives .*it does not learn")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strategy", "ewc", "--objective", "recognition"], "does not measure importance on unlabelled data"),
+        (["--strategy", "si"], "SynapticIntelligence does not measure importance on unlabelled data"),
+        (["--strategy", "l2"], "this importance is not one of unlabelled data"),
+        (["--strategy.batch_gradients", "8"], "or depends on batches: use mas"),
+        (["--strategy", "mas+l2"], "importance is measured for one protecting strategy, not for mas, l2"),
+    ],
+)
+def test_importance_of_strategies_that_have_none_of_unlabelled_data(call, tmp_path, photos, options, message):
+    out = tmp_path / "out"
+    assert call("train", "--out", out, *options, "--report", "false", *SMALL)[0] == 0
+    failed(call("importance", out, "--images", photos), message)
+
+
+def test_importance_of_logits_is_that_of_the_last_head(call, tmp_path, photos, monkeypatch):
+    out = tmp_path / "out"
+    options = ("--objective", "recognition", "--strategy.output", "logits", "--report", "false")
+    assert call("train", "--out", out, *options, *SMALL)[0] == 0
+    heads = []
+    real = Recognition.logits
+    monkeypatch.setattr(Recognition, "logits", lambda self, x, head: heads.append(head) or real(self, x, head))
+    assert call("importance", out, "--images", photos)[0] == 0
+    assert set(heads) == {2}
+
+
+def test_importance_is_measured_on_the_weights_that_are_trained(call, tmp_path, photos, monkeypatch):
+    """Under imm+mas another model is deployed, and saved as the run's model."""
+    out = tmp_path / "out"
+    assert call("train", "--out", out, "--strategy", "imm+mas", "--report", "false", *SMALL)[0] == 0
+    checkpoint = RunDirectory.open(out).load_checkpoint()
+    assert checkpoint is not None
+    seen = []
+    real = Consolidate.measure
+    monkeypatch.setattr(
+        Consolidate, "measure", lambda self, model, data: seen.append(state_of(model)) or real(self, model, data)
+    )
+    assert call("importance", out, "--images", photos)[0] == 0
+    assert all(torch.equal(value, seen[0][name]) for name, value in checkpoint.model.items())
+    deployed = RunDirectory.open(out).read_tensors("weights/task02.safetensors")
+    assert any(not torch.equal(value, seen[0][name]) for name, value in deployed.items())
+
+
+@pytest.mark.filterwarnings("ignore:rate . strength . importance reaches")
+def test_a_sweep_outlives_a_value_that_diverges(call, tmp_path):
+    sgd = ("--training.optimizer", "sgd", "--training.lr", "0.1", "--training.epochs", "3")
+    options = ("--strategy", "l2", "--sweep", "strategy.strength=1e9,0.01", "--report", "false")
+    status, text, complaint = call("train", "--out", tmp_path / "sweep", *options, *SMALL, *sgd)
+    assert status == 0
+    assert re.search(r"strength=1e9 failed: (the loss|the penalty|weights)", complaint)
+    assert "l2" in text
+    assert (tmp_path / "sweep" / "strength=0.01" / "scores.json").exists()
+
+
+def test_a_run_of_an_older_version_is_gone_on_with_and_compared(call, runs):
+    """It lacks the options that were not there yet; they had what is the default now."""
+    path = runs / "mas" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for part, option in (
+        ("data", "validation"),
+        ("data", "per_class"),
+        ("training", "sampler"),
+        ("strategy", "output"),
+    ):
+        del config[part][option]
+    del config["objective"]
+    path.write_text(yaml.safe_dump(config))
+    assert call("resume", runs / "mas")[0] == 0
+    assert call("compare", runs / "mas", runs / "finetune", "--markdown")[0] == 0
+    assert "validation" not in path.read_text()
+
+
+def test_a_strength_given_to_a_search_is_refused(call, tmp_path):
+    out = ("--out", tmp_path / "out")
+    failed(call("search", "--strategy.strength", "1", *out, *SMALL), "a search chooses the strength itself")
+
+
+def test_trials_need_a_sweep(call, tmp_path):
+    failed(call("train", "--trials", "2", "--out", tmp_path / "out", *SMALL), "--trials needs a --sweep")

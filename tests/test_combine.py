@@ -12,6 +12,11 @@ from tripletmas.strategies import IMM, Combine, Distill, Finetune, Frozen, Joint
 from tripletmas.training import train_stream
 
 
+def test_frozen_combines_with_nothing():
+    with pytest.raises(ValueError, match="'frozen' combines with nothing: its model learns the first task only"):
+        Combine({"frozen": Frozen(), "mas": mas()})
+
+
 class Recorder(Strategy):
     """Writes down each moment."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -93,6 +94,22 @@ def test_a_floor_that_guessing_reaches_is_told(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "tripletmas.search"):
         find_strength(learner, stream[1], stream[:1], SearchConfig(start=4.0))
     assert "the strength has to leave 0.480, which guessing reaches too (0.500)" in caplog.text
+
+
+def test_a_strength_at_which_training_diverges_is_halved_like_others(monkeypatch):
+    stream = make_stream()
+    learner = make_learner(stream, mas())
+
+    def trial(learner, start, task, earlier, strength):
+        if strength > 4:
+            raise FloatingPointError("the loss is nan")
+        return 0.9
+
+    monkeypatch.setattr(module, "_trial", trial)
+    found = find_strength(learner, stream[1], stream[:1], SearchConfig(start=16.0))
+    assert found["strength"] == 4.0
+    assert [trial["strength"] for trial in found["trials"]] == [16.0, 8.0, 4.0]
+    assert [math.isnan(trial["score"]) for trial in found["trials"]] == [True, True, False]
 
 
 def test_a_finetune_that_does_not_learn_is_an_error(monkeypatch):

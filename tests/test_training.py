@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.coverage import Coverage
-from tripletmas.evaluation import score_alone
+from tripletmas.evaluation import head_accuracy, score_alone
 from tripletmas.folders import folder
 from tripletmas.importance import mas_importance
 from tripletmas.losses import make_loss
@@ -23,6 +23,7 @@ from tripletmas.models import conv4, mlp
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import snapshot, state_of
 from tripletmas.recognition import Recognition
+from tripletmas.retrieval import embed
 from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, mas
 from tripletmas.tasks import Stream, Task, make_stream, split_by_class
 from tripletmas.training import train_stream
@@ -654,3 +655,38 @@ def test_scores_before_a_task_is_learned(tiny_stream, tmp_path):
     assert ahead == score_alone(first, tiny_stream[1])["recall@1"]
     without = train_stream(perceptron(), tiny_stream, Finetune(), triplet(), SMALL)
     assert torch.equal(without.matrix().nan_to_num(-1), scores.matrix().nan_to_num(-1))  # looking ahead changes nothing
+
+
+def test_scores_of_the_untrained_model_on_tasks_that_are_added(tiny_stream, tmp_path):
+    config = replace(SMALL, forward_transfer=True)
+
+    def learn(name: str, stream: Stream):
+        run = RunDirectory.create(tmp_path / name, {})
+        return train_stream(perceptron(), stream, Finetune(), triplet(), config, run)
+
+    learn("grown", tiny_stream[:2])
+    grown, whole = learn("grown", tiny_stream), learn("whole", tiny_stream)
+    assert grown.to_json() == whole.to_json()
+    again = learn("grown", tiny_stream)
+    assert again.to_json() == whole.to_json()
+
+
+def test_a_frozen_model_learns_heads(tiny_stream):
+    torch.manual_seed(0)
+    loss = Recognition(4, [task.classes for task in tiny_stream], tiny_stream[0].train.class_names)
+    model, first = perceptron(), {}
+    before = [snapshot(state_of(head)) for head in loss.heads]
+
+    class Watched(Frozen):
+        def after_task(self, model, task):
+            first.setdefault("state", snapshot(state_of(model)))
+            super().after_task(model, task)
+
+    scores = train_stream(model, tiny_stream, Watched(), loss, replace(SMALL, epochs=60, lr=0.01))
+    assert all(torch.equal(value, state_of(model)[name]) for name, value in first["state"].items())
+    assert all(not torch.equal(was["weight"], head.weight) for was, head in zip(before, loss.heads, strict=True))
+    matrix = scores.matrix("accuracy", "task")
+    assert torch.equal(matrix[2], matrix.diagonal())  # nothing is forgotten
+    for task in tiny_stream[1:]:
+        found = embed(model, task.train.plain())
+        assert head_accuracy(loss, task.classes, found.vectors, found.labels) > 0.85  # of what it was trained on

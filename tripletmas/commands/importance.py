@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -49,8 +50,7 @@ def importance(arguments: Sequence[str]) -> None:
         images = images.with_transform(lambda image: 1 - image)
     protection = strategy.protections[0]
     total = sum(float(value.sum()) for value in protection.importance.values())
-    batches = tqdm(images.loader(experiment.training.eval_batch_size), desc="importance", unit="batch", leave=False)
-    measured = strategy.measure(experiment.model, batches)
+    measured = strategy.measure(experiment.model, _shown(images.loader(experiment.training.eval_batch_size)))
     protection.add(measured, weight=options.weight)
     run.rewind(state)
     # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
@@ -62,6 +62,11 @@ def importance(arguments: Sequence[str]) -> None:
     _print_layers(measured)
     for sentence in protection.coverage().lines():
         print(sentence)
+
+
+def _shown(batches: Iterable[Any]) -> Iterator[Any]:
+    """The same with a progress bar, from the moment that the first is read."""
+    yield from tqdm(batches, desc="importance", unit="batch", leave=False)
 
 
 def _unlabelled(root: str, shape: tuple[int, ...], skip_unreadable: bool) -> LabelledDataset:

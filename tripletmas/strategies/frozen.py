@@ -52,7 +52,7 @@ class Frozen(Strategy):
 
 
 def train_head(recognition: Recognition, embeddings: Tensor, labels: Tensor, epochs: int) -> None:
-    """Train the heads of these classes on embeddings (n, dim) that stay as they are, in batches drawn by torch's seed."""
+    """Train the heads of these classes on embeddings (n, dim) that stay; batches are drawn by torch's seed."""
     optimizer = torch.optim.AdamW(recognition.parameters(), lr=_RATE, weight_decay=0.0)  # leaves other heads alone
     generator = torch.Generator().manual_seed(torch.initial_seed())
     for _ in range(epochs):
