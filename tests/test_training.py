@@ -684,7 +684,8 @@ def test_a_frozen_model_learns_heads(tiny_stream):
 
     scores = train_stream(model, tiny_stream, Watched(), loss, replace(SMALL, epochs=60, lr=0.01))
     assert all(torch.equal(value, state_of(model)[name]) for name, value in first["state"].items())
-    assert all(not torch.equal(was["weight"], state_of(head)["weight"]) for was, head in zip(before, loss.heads, strict=True))
+    for was, head in zip(before, loss.heads, strict=True):
+        assert not torch.equal(was["weight"], state_of(head)["weight"])
     matrix = scores.matrix("accuracy", "task")
     assert torch.equal(matrix[2], matrix.diagonal())  # nothing is forgotten
     for task in tiny_stream[1:]:
