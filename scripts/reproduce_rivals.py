@@ -41,6 +41,7 @@ ALPHABETS = [  # the first fifteen of thirty
     *["Early_Aramaic", "Futurama", "Grantha", "Greek"],
 ]
 CONV = {"epochs": 8, "batch_size": 64, "samples_per_class": 4, "freeze_batchnorm": True}
+HEADS = {**CONV, "loss_lr": 0.01}  # new heads have to catch up with a trunk that has learned before
 SLIM = {"name": "conv4", "width": 32}  # sized to two cores
 OMNIGLOT = {"name": "omniglot", "size": 28, "root": "{omniglot}"}
 FASHION = {"name": "fashion-mnist", "root": "{fashion_mnist}"}
@@ -82,7 +83,7 @@ SETTINGS = {
         {
             "data": {**OMNIGLOT, "tasks": 5, "groups": ALPHABETS},
             "model": SLIM,
-            "training": CONV,
+            "training": HEADS,
             "objective": "recognition",
         },
     ),
@@ -93,7 +94,7 @@ SETTINGS = {
         {
             "data": {"name": "sequence", "parts": SEQUENCE, "size": 28, "channels": 1, "per_class": 100},
             "model": SLIM,
-            "training": CONV,
+            "training": HEADS,
             "objective": "recognition",
         },
     ),
@@ -125,7 +126,6 @@ METHODS = {
     "ewc": Method({"name": "ewc"}, tuple(1e3 * each for each in DECADES)),
     "si": Method({"name": "si"}, DECADES),
     "distill": Method({"name": "distill"}, RELATIVE),
-    "distill, soft targets": Method({"name": "distill", "distance": "soft_targets"}, RELATIVE),
     "ebll": Method({"name": "ebll"}, DECADES),
     "imm, mean": Method({"name": "imm", "merging": "mean"}),
     "imm, mode": Method({"name": "imm", "merging": "mode"}),
@@ -136,7 +136,7 @@ METHODS = {
     "mas, batch 32": Method({"name": "mas", "batch_gradients": 32}, RELATIVE),
     "mas, batch 128": Method({"name": "mas", "batch_gradients": 128}, RELATIVE),
 }
-HEADS_ONLY = ("mas, logits", "distill, soft targets")
+HEADS_ONLY, METRIC_ONLY = ("mas, logits",), ("mas, batch 32", "mas, batch 128")
 REPLAYED = 2  # samples of each class of the stream that replay may keep, and at least 200
 FURTHER = 3  # values that are tried beyond the end of a sweep
 SENSITIVITY = {"mas": "mas, relative unit", "mas, raw unit": "mas, raw unit", "ewc": "ewc", "si": "si"}
@@ -204,8 +204,8 @@ def chosen_strategy(results: Results, setting: Setting, name: str) -> Config | N
         return None if unknown or not known else {**method.strategy, "strength": max(known, key=lambda v: known[v])}
     strategy = dict(method.strategy)
     parts = strategy["name"].split("+")
-    for same, part in _parts(setting, method).items():  # every part as it is best alone
-        alone = chosen_strategy(results, setting, same)
+    for part in _parts(method):  # as it is best alone
+        alone = chosen_strategy(results, setting, part)
         if alone is None:
             return None
         strategy[part] = {**{key: value for key, value in alone.items() if key != "name"}, **strategy.get(part, {})}
@@ -221,7 +221,7 @@ def wanted(results: Results, setting: Setting, names: list[str]) -> list[Config]
     for name in names:
         if name == "finetune":  # what the figure compares with
             runs += _validated(setting, METHODS[name].strategy)
-        for judged in (name, *_parts(setting, METHODS[name])):
+        for judged in (name, *_parts(METHODS[name])):
             for strength in curve(results, setting, METHODS[judged]) if METHODS[judged].strengths else ():
                 runs += swept(setting, METHODS[judged], strength)
         strategy = chosen_strategy(results, setting, name)
@@ -230,18 +230,16 @@ def wanted(results: Results, setting: Setting, names: list[str]) -> list[Config]
     return [run for path, run in {results.path(run): run for run in runs}.items() if not path.exists()]
 
 
-def _parts(setting: Setting, method: Method) -> dict[str, str]:
-    """Of a combination: the methods whose strengths its parts take -> the names of these parts."""
+def _parts(method: Method) -> list[str]:
+    """Of a combination: the parts that take the strength which is best for them alone."""
     parts = method.strategy["name"].split("+")
-    of_heads = {"distill": "distill, soft targets"} if setting.config.get("objective") == "recognition" else {}
-    found = {of_heads.get(part, part): part for part in parts if len(parts) > 1}
-    return {name: part for name, part in found.items() if name in METHODS and METHODS[name].strengths}
+    return [part for part in parts if len(parts) > 1 and part in METHODS and METHODS[part].strengths]
 
 
 def applicable(setting: Setting, names: list[str]) -> list[str]:
     """The methods that a setting's objective allows."""
     recognition = setting.config.get("objective") == "recognition"
-    return [name for name in names if recognition or name not in HEADS_ONLY]
+    return [name for name in names if name not in (METRIC_ONLY if recognition else HEADS_ONLY)]
 
 
 # --- one run, in a process of its own
