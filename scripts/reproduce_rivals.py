@@ -312,6 +312,9 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
     head += ["seconds", "extra memory"]
     lines = [f"| {' | '.join(head)} |", f"| --- | ---: |{' ---: |' * (len(head) - 2)}"]
     strategies = {name: chosen_strategy(results, setting, name) for name in names}
+    first = setting.seeds[0]
+    if not any(strategy and results.get(_test(setting, strategy, first)) for strategy in strategies.values()):
+        return f"{setting.about}.\n\nMissing: no run of it is there yet.\n"
     of_finetune = {seed: results.average(_test(setting, {"name": "finetune"}, seed)) for seed in setting.seeds}
     for name, strategy in strategies.items():
         found = {seed: results.get(_test(setting, strategy, seed)) for seed in setting.seeds if strategy}
