@@ -18,7 +18,10 @@ from tripletmas import checkpoint
 from tripletmas.checkpoint import Checkpoint, RunDirectory
 
 CONFIG = {"strategy": {"name": "mas", "strength": 0.3}, "seed": 0}
-FILES = ("loss.safetensors", "model.safetensors", "optimizer.pt", "place.json", "strategy.safetensors")
+FILES = (
+    *("loss.safetensors", "means.safetensors", "model.safetensors"),
+    *("optimizer.pt", "place.json", "strategy.safetensors"),
+)
 
 
 def state(task: int = 1, epoch: int = 2, *, size: int = 3, fill: float = 1.0) -> Checkpoint:

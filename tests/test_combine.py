@@ -96,8 +96,6 @@ def test_data_and_deployed_model_are_those_of_the_part_that_has_them(tiny_stream
     plain = Combine({"l2": l2(), "distill": Distill()})
     assert plain.training_data(tiny_stream[1], tiny_stream[:1]) is tiny_stream[1].train
     assert plain.deployed(model) is model
-    frozen = Combine({"frozen": Frozen(), "l2": l2()})
-    assert frozen.training_data(tiny_stream[1], tiny_stream[:1]) is None
 
 
 def test_the_strength_that_is_searched_is_that_of_the_named_part(tiny_stream):
@@ -116,7 +114,7 @@ def test_what_cannot_go_together_is_refused():
     same = Finetune()
     refused = [
         ({"joint": Joint(), "mas": mas(), "replay": Replay()}, "'joint' and 'replay' .* both define the training data"),
-        ({"joint": Joint(), "frozen": Frozen()}, "'joint' and 'frozen' .* both define the training data"),
+        ({"joint": Joint(), "replay": Replay()}, "'joint' and 'replay' .* both define the training data"),
         ({"a": IMM(), "b": IMM()}, "'a' and 'b' cannot be combined: they both deploy a model of their own"),
         ({"a": same, "b": same}, "the same strategy object"),
         ({}, "at least one strategy"),
