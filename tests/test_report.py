@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from matplotlib.image import imread
 from rich.console import Console
 from safetensors.torch import save_file
@@ -350,6 +351,20 @@ def test_labels_fall_back_on_other_options_then_seed_then_directory(tmp_path: Pa
     other = write_run(tmp_path / "other", epochs=2, num_tasks=2, seed=7)
     assert [m.label for m in comparison([short, other]).methods] == ["mas, seed=0", "mas, seed=7"]
     assert [m.label for m in comparison([short, short]).methods] == [f"mas ({short})"] * 2
+
+
+def test_how_a_strength_was_searched_tells_searches_apart_only(tmp_path: Path):
+    def searched(name: str, drop: float) -> Path:
+        path = write_run(tmp_path / name, num_tasks=2, strategy={"name": "mas", "strength": "auto"})
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        (path / "config.yaml").write_text(yaml.safe_dump({**config, "search": {"start": None, "drop": drop}}))
+        return path
+
+    fixed = write_run(tmp_path / "fixed", num_tasks=2, strategy={"name": "mas", "strength": 0.3})
+    first, second = searched("first", 0.2), searched("second", 0.1)
+    assert [m.label for m in comparison([fixed, first]).methods] == ["mas, strength=0.3", "mas, strength=auto"]
+    labels = [m.label for m in comparison([first, second]).methods]
+    assert labels == ["mas, drop=0.2", "mas, drop=0.1"]
 
 
 def test_different_streams_are_an_error_that_names_the_keys(tmp_path: Path):

@@ -241,6 +241,9 @@ def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path]) -> l
         keys = {key for other in rivals for key in differing_keys(config, other)}
         # Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none.
         keys |= {key for other in configs for key in differing_keys(config, other) if not key.startswith("strategy")}
+        # How a strength was searched tells searches apart; a run without one needs no such words.
+        searches = {key for key in keys if key.startswith("search.")}
+        keys -= {key for key in searches if len({str(other[key]) for other in configs if key in other}) < 2}
         labels.append(", ".join([strategy, *_options(config, keys)]))
     for label in {label for label in labels if labels.count(label) > 1}:
         same = [i for i, other in enumerate(labels) if other == label]
