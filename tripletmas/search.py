@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from tripletmas.evaluation import head_accuracy
 from tripletmas.params import Params, load_state, snapshot, state_of
 from tripletmas.recognition import Recognition
 from tripletmas.retrieval import embed, evaluate
+from tripletmas.splits import drawn_of_class
 from tripletmas.task_training import Learner, train_task
 from tripletmas.tasks import Stream, Task
 
@@ -126,17 +126,16 @@ def held_out(task: Task, share: float, seed: int) -> tuple[Task, float]:
         ValueError: for a class with fewer than three training samples: two to learn from, one to hold out.
     """
     data = task.train
-    chosen = torch.zeros(len(data), dtype=torch.bool)
     for label in task.classes:
-        positions = (data.labels == label).nonzero().flatten()
-        if len(positions) < 3:
+        size = int((data.labels == label).sum())
+        if size < 3:
             raise ValueError(
-                f"class {data.class_names[label]!r} has {len(positions)} training samples; a search for a strength "
+                f"class {data.class_names[label]!r} has {size} training samples; a search for a strength "
                 "needs 3 of each class, of which 1 is held out"
             )
-        count = min(max(round(share * len(positions)), 1), len(positions) - 2)
-        drawn = torch.Generator().manual_seed(zlib.crc32(f"search {seed} {data.class_names[label]}".encode()))
-        chosen[positions[torch.randperm(len(positions), generator=drawn)[:count]]] = True
+    chosen = drawn_of_class(
+        data, set(task.classes), f"search {seed}", lambda size: min(max(round(share * size), 1), size - 2)
+    )
     query, rest = data.plain().subset(chosen.nonzero().flatten()), (~chosen).nonzero().flatten()
     train = data.subset(rest)
     return replace(task, train=train, query=query, gallery=train.plain()), _chance(query, train)

@@ -70,16 +70,16 @@ def _hold_out(
     train: LabelledDataset, classes: set[int], share: float, seed: str
 ) -> tuple[LabelledDataset, LabelledDataset]:
     """(what is left, what is held out): a share of each of these classes, at least 2 and at most all but 2."""
-    drawn = _drawn(train, classes, seed, lambda count: min(max(round(share * count), 2), count - 2))
+    drawn = drawn_of_class(train, classes, seed, lambda count: min(max(round(share * count), 2), count - 2))
     return train.subset((~drawn).nonzero().flatten()), train.subset(drawn.nonzero().flatten())
 
 
 def _at_most(part: LabelledDataset, count: int, seed: str) -> LabelledDataset:
     """`count` samples of each class, all where there are fewer; a larger count has those of a smaller one, and more."""
-    return part.subset(_drawn(part, set(part.classes), seed, lambda size: min(count, size)).nonzero().flatten())
+    return part.subset(drawn_of_class(part, set(part.classes), seed, lambda size: min(count, size)).nonzero().flatten())
 
 
-def _drawn(part: LabelledDataset, classes: set[int], seed: str, count: Callable[[int], int]) -> Tensor:
+def drawn_of_class(part: LabelledDataset, classes: set[int], seed: str, count: Callable[[int], int]) -> Tensor:
     """(n,) whether a sample is among those drawn of its class, `count` of them given its size."""
     drawn = torch.zeros(len(part), dtype=torch.bool)
     for label in sorted(classes):
