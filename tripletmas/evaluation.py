@@ -75,11 +75,12 @@ def score_recognition(
     sizes = [len(task.query) for task in tasks]
     parts = list(zip(tasks, queries.vectors.split(sizes), queries.labels.split(sizes), strict=True))
     own = [head_accuracy(recognition, task.classes, vectors, labels) for task, vectors, labels in parts]
-    nearest = {
-        f"accuracy_{kind}": [_share(means.nearest(vectors, kind) == labels) for _, vectors, labels in parts]
-        for kind in (KINDS if means else ())
-        if means
-    }
+    nearest: dict[str, list[float]] = {}
+    if means:
+        for kind in KINDS:
+            nearest[f"accuracy_{kind}"] = [
+                _share(means.nearest(vectors, kind) == labels) for _, vectors, labels in parts
+            ]
     return {"task": {"accuracy": own}, "seen": nearest}
 
 

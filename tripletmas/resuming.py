@@ -16,6 +16,7 @@ from tripletmas.tasks import Stream, fingerprint
 
 
 def take_ahead(scores: Scores, record: dict[str, Any]) -> None:
+    """Enter a record of scores on tasks before they were learned; that of task 0 is of the untrained model, on all."""
     number = record["task"]
     for gallery, values in record["scores"].items():
         for metric, found in values.items():
@@ -27,6 +28,11 @@ def take_ahead(scores: Scores, record: dict[str, Any]) -> None:
 
 
 def load_loss(loss: MetricLoss, state: dict[str, Tensor], run: RunDirectory) -> None:
+    """Give a loss the state that it had.
+
+    Raises:
+        ValueError: if the state is that of another loss, or of one for fewer classes; heads of new tasks stay new.
+    """
     if not isinstance(loss, nn.Module):
         return
     if isinstance(loss, Recognition):  # the heads of tasks that were added since are new

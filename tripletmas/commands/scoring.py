@@ -43,8 +43,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     model = experiment.strategy.deployed(experiment.model)
     found = score_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
     if isinstance(experiment.loss, Recognition) and not of_data:  # heads and means know the run's own classes only
-        means = load_means(run, stream, after)
-        for gallery, accuracies in score_recognition(experiment.loss, means, stream, found.queries).items():
+        class_means = load_means(run, stream, after)
+        for gallery, accuracies in score_recognition(experiment.loss, class_means, stream, found.queries).items():
             found.values[gallery].update(accuracies)
     names = [stream[number].name for number in chosen]
     values = {

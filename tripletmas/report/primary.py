@@ -43,6 +43,4 @@ RECOGNITION = Primary(
 
 def primary_of(config: Mapping[str, Any]) -> Primary:
     """The primary score of a run with this configuration; one without `objective` is metric learning."""
-    objective = config.get("objective")
-    name = objective.get("name") if isinstance(objective, dict) else objective
-    return RECOGNITION if name == RECOGNITION.objective else METRIC_LEARNING
+    return RECOGNITION if config.get("objective") == RECOGNITION.objective else METRIC_LEARNING
