@@ -51,12 +51,17 @@ SEQUENCE = ["digits", {**OMNIGLOT, "groups": ALPHABETS[:5]}, FASHION, {**CLOTHIN
 
 @dataclass(frozen=True)
 class Setting:
-    """A stream, a model and how they are trained; and the seeds of the test runs and of those on validation data."""
+    """A stream, a model and how they are trained; and the seeds of the test runs and of those on validation data.
+
+    Attributes:
+        memory: images that replay may keep: two of each class of the stream, and at least 200.
+    """
 
     about: str
     config: Config
     seeds: tuple[int, ...] = (0, 1, 2)
     validation_seeds: tuple[int, ...] = (0,)
+    memory: int = 200
 
 
 SETTINGS = {
@@ -69,6 +74,7 @@ SETTINGS = {
     "omniglot-5": Setting(
         "Omniglot, the first 15 alphabets as 5 tasks of 3; conv4 of width 32, triplet loss, 8 epochs a task",
         {"data": {**OMNIGLOT, "tasks": 5, "groups": ALPHABETS}, "model": SLIM, "training": CONV},
+        memory=2 * 507,
     ),
     "fashion-mnist": Setting(
         "Fashion-MNIST, 5 tasks of 2 classes, 300 images a class; conv4 of width 32, triplet loss, 8 epochs a task",
@@ -86,6 +92,7 @@ SETTINGS = {
             "training": HEADS,
             "objective": "recognition",
         },
+        memory=2 * 507,
     ),
     "sequence": Setting(
         "Recognition: digits, five alphabets of Omniglot, Fashion-MNIST, clothing, a task each, at most 100 images a "
@@ -97,10 +104,12 @@ SETTINGS = {
             "training": HEADS,
             "objective": "recognition",
         },
+        memory=2 * 186,
     ),
     "omniglot": Setting(
         "Omniglot, 30 alphabets as 10 tasks of 3; conv4, batch-hard triplet loss, 8 epochs a task",
         {"data": {**OMNIGLOT, "tasks": 10}, "model": "conv4", "training": CONV},
+        memory=2 * 964,
     ),
 }
 
@@ -137,7 +146,6 @@ METHODS = {
     "mas, batch 128": Method({"name": "mas", "batch_gradients": 128}, RELATIVE),
 }
 HEADS_ONLY, METRIC_ONLY = ("mas, logits",), ("mas, batch 32", "mas, batch 128")
-REPLAYED = 2  # samples of each class of the stream that replay may keep, and at least 200
 FURTHER = 3  # values that are tried beyond the end of a sweep
 SENSITIVITY = {"mas": "mas, relative unit", "mas, raw unit": "mas, raw unit", "ewc": "ewc", "si": "si"}
 
@@ -210,7 +218,7 @@ def chosen_strategy(results: Results, setting: Setting, name: str) -> Config | N
             return None
         strategy[part] = {**{key: value for key, value in alone.items() if key != "name"}, **strategy.get(part, {})}
     if "replay" in parts:
-        memory = {"memory": max(200, REPLAYED * _num_classes(setting))}
+        memory = {"memory": setting.memory}
         strategy = {**strategy, **(memory if len(parts) == 1 else {"replay": memory})}
     return strategy
 
@@ -425,15 +433,6 @@ def _rounded(value: float) -> float:
 def _failed(results: Results, setting: Setting, method: Method, strength: float) -> bool:
     found = [results.get(each) for each in swept(setting, method, strength)]
     return any(each is not None and "error" in each for each in found)
-
-
-def _num_classes(setting: Setting) -> int:
-    data = setting.config["data"]
-    if data["name"] == "sequence":
-        return 10 + 156 + 10 + 10
-    if data["name"] == "omniglot":
-        return 507 if "groups" in data else 964
-    return 10
 
 
 def main() -> None:
