@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,7 @@ from tripletmas.params import (
     state_of,
     trainable,
     unwrap,
+    weight_hash,
 )
 
 
@@ -159,3 +161,42 @@ def test_long_lists_are_cut_and_counted():
 def test_device_of_a_model_without_parameters():
     assert device_of(nn.ReLU()) == torch.device("cpu")
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+# --- the hash of the weights
+
+
+def test_the_hash_of_weights_is_that_of_their_names_types_shapes_and_bytes():
+    state = {"b": torch.tensor([1.0, 2.0]), "a": torch.tensor(3), "empty": torch.empty(0, 2)}
+    parts = [("a", "torch.int64", (), torch.tensor(3)), ("b", "torch.float32", (2,), state["b"])]
+    parts.append(("empty", "torch.float32", (0, 2), state["empty"]))
+    content = b"".join(repr(part[:3]).encode() + part[3].numpy().tobytes() for part in parts)
+    assert weight_hash(state) == hashlib.sha256(content).hexdigest()
+
+
+def test_the_hash_of_weights_does_not_depend_on_order_device_memory_or_wrapper():
+    model = CalledModule()
+    state = state_of(model)
+    expected = weight_hash(state)
+    assert weight_hash(dict(reversed(state.items()))) == expected
+    assert weight_hash({name: value.clone() for name, value in state.items()}) == expected
+    transposed = state | {"module.weight": state["module.weight"].T.contiguous().T}  # equal, but not contiguous
+    assert weight_hash(transposed) == expected
+    assert all(weight_hash(state_of(wrap(model))) == weight_hash(state_of(wrap(model))) for wrap in WRAPPERS.values())
+    if torch.cuda.is_available():
+        assert weight_hash({name: value.cuda() for name, value in state.items()}) == expected
+
+
+def test_any_change_changes_the_hash_of_weights():
+    state = state_of(CalledModule())
+    others = [
+        state | {"module.weight": state["module.weight"].nextafter(torch.tensor(9.0))},
+        state | {"inner.module.num_batches_tracked": torch.tensor(1)},  # a buffer
+        {("other" if name == "module.bias" else name): value for name, value in state.items()},
+        {name: value for name, value in state.items() if name != "module.bias"},
+        state | {"module.weight": state["module.weight"].reshape(4)},
+        state | {"module.weight": state["module.weight"].double()},
+        state | {"module.bias": state["inner.module.bias"], "inner.module.bias": state["module.bias"]},
+    ]
+    hashes = [weight_hash(each) for each in others]
+    assert len({weight_hash(state), *hashes}) == 1 + len(others)

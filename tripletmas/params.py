@@ -7,6 +7,7 @@ that is really called `module`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -98,6 +99,20 @@ def load_state(model: nn.Module, state: Params, source: str = "the state") -> No
     with torch.no_grad():
         for name, value in state.items():
             own[name].copy_(value)
+
+
+def weight_hash(state: Params) -> str:
+    """The SHA-256 of a state, as hex: of each tensor's name, type, shape and bytes, in the order of the names.
+
+    Two models have the same if and only if they compute the same by the same weights; where the tensors lie, and in
+    which order, does not matter. `state_of(model)` gives the state of a model.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().to("cpu").contiguous()
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _walk(module: nn.Module, prefix: str, kind: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
