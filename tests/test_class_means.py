@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tripletmas.class_means import ClassMeans, compensate_drift
+from tripletmas.class_means import ClassMeans
+from tripletmas.drift import compensate_drift
 from tripletmas.data import LabelledDataset
 from tripletmas.tasks import Stream, split_by_class
 

@@ -12,7 +12,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
-    {"params", "hooks", "metrics", "forgetting", "data", "images", "downloads", "spelling", "version"},
+    {
+        "params",
+        "hooks",
+        "metrics",
+        "forgetting",
+        "compatibility",
+        "drift",
+        "data",
+        "images",
+        "downloads",
+        "spelling",
+        "version",
+    },
     {"splits", "sampling", "models", "losses", "index", "importance", "doctor", "recognition"}
     | {"datasets", "photographs", "folders"}
     | {"penalty", "penalty_gradient", "coverage", "protection_file"},

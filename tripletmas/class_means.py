@@ -7,7 +7,8 @@ moved by the drift that the new task's data show: no old data is needed.
 Embeddings are normalised to unit length, means are not normalised again; distances are Euclidean.
 
 Shapes: c classes, n samples of the new task, q queries, dim.
-Source: Yu et al., Semantic Drift Compensation, CVPR 2020, of which the compensation and these conventions are.
+Source: Yu et al., Semantic Drift Compensation, CVPR 2020, of which the compensation (see `drift`)
+    and these conventions are.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tripletmas.drift import compensate_drift
 from tripletmas.params import Params
 from tripletmas.retrieval import Embeddings, embed
 from tripletmas.tasks import Stream, Task
 
 KINDS = ("fresh", "stale", "compensated")
-SIGMA = 0.2  # the main value of the authors' runs; others have 0.3. The embeddings lie on the unit sphere.
 
 
 class ClassMeans:
@@ -80,23 +81,6 @@ class ClassMeans:
     def _embedded(self, model: nn.Module, task: Task) -> Embeddings:
         found = embed(model, task.train.plain(), batch_size=self._batch_size, num_workers=self._num_workers)
         return Embeddings(functional.normalize(found.vectors, dim=1), found.labels)
-
-
-def compensate_drift(means: Tensor, before: Tensor, after: Tensor, *, sigma: float = SIGMA) -> Tensor:
-    """Means (c, dim) of old classes, moved as the samples of a new task moved that lie near them.
-
-    mean_c + sum_i w_i (after_i - before_i), w_i proportional to exp(-||before_i - mean_c||^2 / (2 sigma^2)), with
-    weights that sum to 1; they are a softmax, so that a mean far from every sample gives no 0 / 0.
-
-    Args:
-        before: (n, dim) the new task's samples by the model before it learned the task.
-        after: (n, dim) the same by the model afterwards.
-        sigma: how near a sample must be to count; the authors' runs have 0.2, some 0.3.
-
-    Source: Yu et al., Semantic Drift Compensation, CVPR 2020.
-    """
-    weights = functional.softmax(-torch.cdist(means, before).square() / (2 * sigma**2), dim=1)
-    return means + weights @ (after - before)
 
 
 def _means(embedded: Embeddings, classes: tuple[int, ...]) -> Tensor:
