@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch import Tensor, nn
 
-from tripletmas import index
 from tripletmas.data import LabelledDataset
-from tripletmas.index import FaissIndex
+from tripletmas.index import ExactIndex, base
 from tripletmas.retrieval import Embeddings, embed, evaluate
 
 KS = (1, 2, 4, 8)
@@ -89,7 +88,7 @@ def test_gallery_that_holds_some_queries_equals_the_oracle(num_queries: int, oth
 
 
 def test_small_blocks_and_deep_searches_equal_the_oracle(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(index, "_BLOCK_QUERIES", (7, 7))
+    monkeypatch.setattr(base, "_BLOCK_QUERIES", (7, 7))
     generator = torch.Generator().manual_seed(0)
     labels = torch.cat([torch.zeros(60), torch.arange(1, 61).repeat_interleave(2)]).long()
     found = Embeddings(torch.randn(180, 4, generator=generator), labels)  # pairs lost among noise: late first ranks
@@ -100,13 +99,13 @@ def test_small_blocks_and_deep_searches_equal_the_oracle(monkeypatch: pytest.Mon
 
 def test_the_gallery_is_never_ranked_whole(monkeypatch: pytest.MonkeyPatch):
     calls: list[tuple[int, int]] = []
-    search = FaissIndex.search
+    search = ExactIndex.search
 
-    def spy(self: FaissIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def spy(self: ExactIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         calls.append((len(queries), k))
         return search(self, queries, k)
 
-    monkeypatch.setattr(FaissIndex, "search", spy)
+    monkeypatch.setattr(ExactIndex, "search", spy)
     # 199 items on one side of the plane in pairs, and item 199 of the first pair's class on the other side.
     angle = torch.linspace(0, 1, 199)
     vectors = torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -119,14 +118,14 @@ def test_the_gallery_is_never_ranked_whole(monkeypatch: pytest.MonkeyPatch):
 
 def test_one_large_class_does_not_deepen_the_search_for_all(monkeypatch: pytest.MonkeyPatch):
     depths: list[int] = []
-    search = FaissIndex.search
+    search = ExactIndex.search
 
-    def spy(self: FaissIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def spy(self: ExactIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         depths.append(k)
         return search(self, queries, k)
 
-    monkeypatch.setattr(FaissIndex, "search", spy)
-    monkeypatch.setattr(index, "_BLOCK_QUERIES", (30, 30))
+    monkeypatch.setattr(ExactIndex, "search", spy)
+    monkeypatch.setattr(base, "_BLOCK_QUERIES", (30, 30))
     # 30 items of one class, R = 29, between 15 pairs, R = 1: each class in a direction of its own, so nothing is deep.
     labels = torch.cat([torch.arange(15), torch.full((30,), 99), torch.arange(15)])
     assert evaluate(Embeddings(nn.functional.one_hot(labels).float(), labels))["map@r"] == 1

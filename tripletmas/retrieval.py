@@ -1,48 +1,23 @@
-"""Embed a data set, and score how well queries find their class in a gallery.
+"""Score how well queries find their class in a gallery.
 
-Shapes: n samples, q queries, g gallery vectors, k ranks, dim.
+Shapes: q queries, g gallery vectors, k ranks, dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from tripletmas import metrics
-from tripletmas.data import LabelledDataset
-from tripletmas.index import FaissIndex, Index, queries_per_block, unit
+from tripletmas.embedding import Embeddings, embed
+from tripletmas.index import ExactIndex, cluster, queries_per_block, unit
 
-
-@dataclass(frozen=True, eq=False)
-class Embeddings:
-    """Raw embeddings of n samples, (n, dim) float32 on the CPU, all finite, and their labels, (n,) int64."""
-
-    vectors: Tensor
-    labels: Tensor
-
-    def __post_init__(self):
-        vectors, labels = self.vectors, self.labels
-        if vectors.ndim != 2 or vectors.dtype != torch.float32 or vectors.device.type != "cpu":
-            raise ValueError(
-                "vectors must be float32 of shape (n, dim) on the CPU, "
-                f"got {vectors.dtype} of {tuple(vectors.shape)} on {vectors.device}"
-            )
-        # No conversion: labels that went through a float on their way here may already have collided.
-        if labels.shape != vectors.shape[:1] or labels.dtype != torch.int64 or labels.device.type != "cpu":
-            raise ValueError(
-                f"labels must be int64 of shape ({len(vectors)},) on the CPU, "
-                f"got {labels.dtype} of {tuple(labels.shape)} on {labels.device}"
-            )
-        bad = (~vectors.isfinite().all(dim=1)).nonzero()
-        if len(bad):
-            raise ValueError(f"vectors must be finite; row {int(bad[0])} holds NaN or infinity")
-
-    def __len__(self) -> int:
-        return len(self.labels)
+__all__ = ["Embeddings", "RetrievalScores", "embed", "evaluate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,68 +29,18 @@ class RetrievalScores:
         per_query: metric -> (q,) float64, nan for queries without anything relevant.
         num_queries: all queries, with or without.
         num_without_relevant: the queries whose gallery held nothing of their class; no mean counts them.
+        nearest: (q,) int64, where in the gallery each query's nearest other item is; -1 where there is none, and for
+            the queries without anything relevant, which are not searched.
     """
 
     values: dict[str, float]
     per_query: dict[str, Tensor]
     num_queries: int
     num_without_relevant: int
+    nearest: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __getitem__(self, metric: str) -> float:
         return self.values[metric]
-
-
-def embed(
-    model: nn.Module,
-    dataset: LabelledDataset,
-    *,
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-    num_workers: int = 0,
-    progress: bool = False,
-) -> Embeddings:
-    """The raw embeddings of all samples, in their order, by the model in eval mode.
-
-    Samples are read as the data set gives them: a data set that augments is to be passed as `dataset.plain()`.
-    Afterwards every submodule is back in the mode it was in.
-
-    Args:
-        device: where the samples are moved; the model is not moved. None: where the model's parameters are.
-        progress: show a bar, if the output is a terminal.
-
-    Raises:
-        ValueError: naming the sample (and its file) whose embedding is not finite; if the data set is empty; if the
-            model does not return one vector a sample.
-    """
-    if not len(dataset):
-        raise ValueError("an empty data set has no embeddings")
-    if device is None:
-        first = next(model.parameters(), None)
-        device = torch.device("cpu") if first is None else first.device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    pieces, start = [], 0
-    try:
-        batches = dataset.loader(batch_size, num_workers=num_workers)
-        for samples, _ in tqdm(batches, desc="embed", leave=False, disable=None if progress else True):
-            with torch.inference_mode():
-                vectors = model(samples.to(device))
-            if vectors.ndim != 2 or len(vectors) != len(samples):
-                raise ValueError(
-                    f"the model must return embeddings of shape (batch, dim): for {len(samples)} samples "
-                    f"it returned {tuple(vectors.shape)}"
-                )
-            pieces.append(vectors.to("cpu", torch.float32))
-            bad = (~pieces[-1].isfinite().all(dim=1)).nonzero()
-            if len(bad):
-                sample = start + int(bad[0])
-                file = f" ({dataset.paths[sample]})" if dataset.paths is not None else ""
-                raise ValueError(f"the embedding of sample {sample}{file} holds NaN or infinity")
-            start += len(samples)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return Embeddings(torch.cat(pieces), dataset.labels)
 
 
 def evaluate(
@@ -124,18 +49,27 @@ def evaluate(
     *,
     ks: Sequence[int] = (1, 2, 4, 8),
     self_positions: Tensor | None = None,
+    clustering: bool = False,
+    progress: bool = False,
 ) -> RetrievalScores:
     """How well the queries find items of their class in the gallery by cosine: recall@k, R-precision, MAP@R and MRR.
 
     A query never counts as its own neighbour; it is left out by its position in the gallery, so duplicates do not
     matter. All metrics are exact: nothing is cut off at a search depth. recall@k is the share of queries with at least
-    one item of their class among the k nearest (see `metrics`). Where items have equal scores (duplicates of another
-    class, an embedding that collapsed), their order is the index's and the values depend on it.
+    one item of their class among the k nearest (see `metrics`). Items of equal scores (duplicates of another class, an
+    embedding that collapsed) are ordered by their position in the gallery, smallest first (see `ExactIndex`): the
+    values are the same on every machine, but with ties they depend on the gallery's order.
+
+    One search of the gallery serves all metrics, in blocks of queries, as deep as R of each block asks.
 
     Args:
         gallery: None: the queries are the gallery, each query itself left out.
         self_positions: (q,) int64, where in the gallery each query is, -1 where it is not. None: no query is in the
             gallery (or, without a gallery, each at its own position).
+        clustering: add "nmi" and "ami", the normalised (by the arithmetic mean) and the adjusted mutual information of
+            the queries' labels and their clusters, by k-means on their unit vectors with as many clusters as they have
+            classes (see `cluster`; seed 0). They are of all queries together, so `per_query` has none.
+        progress: show a bar, if the output is a terminal.
 
     Raises:
         ValueError: if the dimensions differ; if a position lies outside the gallery or points to an item of another
@@ -156,75 +90,128 @@ def evaluate(
     _check_positions(self_positions, queries, gallery)
 
     num_relevant = _count_relevant(queries.labels, gallery.labels) - (self_positions >= 0).long()
-    index = FaissIndex(gallery.vectors.shape[1])
-    index.add(gallery.vectors)
-    search = _Search(index, queries, gallery.labels, self_positions)
+    vectors = unit(gallery.vectors).contiguous()
+    search = _Search(ExactIndex.over(vectors), queries, gallery.labels, self_positions)
     names = [*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr"]
     per_query = {name: torch.full((len(queries),), torch.nan, dtype=torch.float64) for name in names}
+    nearest = torch.full((len(queries),), -1)
 
     # Sorted by R, so that one large class does not deepen the search for everybody.
-    rows = (num_relevant > 0).nonzero().flatten()
-    rows = rows[num_relevant[rows].argsort()]
-    deepest = max(max(ks), int(num_relevant.max()) if len(rows) else 0)
-    pending = []
-    for block in _blocks(rows, deepest):
-        depth = max(max(ks), int(num_relevant[block].max()))
-        relevant, count = search.relevant(block, depth), num_relevant[block]
-        for k in ks:
-            per_query[f"recall@{k}"][block] = metrics.recall_at_k(relevant, count, k)
-        per_query["r_precision"][block] = metrics.r_precision(relevant, count)
-        per_query["map@r"][block] = metrics.map_at_r(relevant, count)
-        found = relevant.any(dim=1)
-        per_query["mrr"][block[found]] = metrics.reciprocal_rank(relevant[found], count[found])
-        pending.append(block[~found])
-
-    # A query whose first relevant item lies deeper is counted, not ranked: the gallery is never sorted for everybody.
-    deeper = torch.cat([rows[:0], *pending])
-    per_query["mrr"][deeper] = 1 / _first_relevant_rank(deeper, queries, gallery, self_positions).double()
-
     counted = num_relevant > 0
+    rows = counted.nonzero().flatten()
+    rows = rows[num_relevant[rows].argsort(stable=True)]
+    pending = [rows[:0]]
+    with tqdm(desc="search", total=len(rows), leave=False, disable=None if progress else True) as bar:
+        for block in _blocks(rows, num_relevant[rows].clamp_min(max(ks)) + 1):
+            depth = max(max(ks), int(num_relevant[block].max()))
+            relevant, nearest[block] = search.ranked(block, depth)
+            count = num_relevant[block]
+            for k in ks:
+                per_query[f"recall@{k}"][block] = metrics.recall_at_k(relevant, count, k)
+            per_query["r_precision"][block] = metrics.r_precision(relevant, count)
+            per_query["map@r"][block] = metrics.map_at_r(relevant, count)
+            found = relevant.any(dim=1)
+            per_query["mrr"][block[found]] = metrics.reciprocal_rank(relevant[found], count[found])
+            pending.append(block[~found])
+            bar.update(len(block))
+
+        # A query whose first relevant item lies deeper is counted, not ranked: the gallery is never sorted whole.
+        deeper = torch.cat(pending)
+        bar.reset(len(deeper))
+        bar.set_description("deeper ranks")
+        for block in deeper.split(queries_per_block(max(len(gallery), 1))):
+            per_query["mrr"][block] = 1 / search.first_relevant_rank(block).double()
+            bar.update(len(block))
+
     values = {name: float(value[counted].mean()) for name, value in per_query.items()}
-    return RetrievalScores(values, per_query, len(queries), int((~counted).sum()))
+    if clustering:
+        values |= _clustering(queries)
+    return RetrievalScores(values, per_query, len(queries), int((~counted).sum()), nearest)
 
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """Ranked lists of some of the queries, without the queries themselves."""
+    """Ranked lists of some of the queries, without the queries themselves; ids are positions in the gallery."""
 
-    index: Index
+    index: ExactIndex
     queries: Embeddings
     gallery_labels: Tensor
     self_positions: Tensor
 
-    def relevant(self, rows: Tensor, depth: int) -> Tensor:
-        """(rows, depth) bool: whether the item at each rank is of the query's class; False where the gallery ended."""
+    def ranked(self, rows: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """(whether the item at each rank is of the query's class (rows, depth), position of the first item (rows,)).
+
+        Where the gallery ended, an item is not of the class, and its position -1.
+        """
         _, positions = self.index.search(self.queries.vectors[rows], depth + 1)
-        exists = positions >= 0
-        same_class = self.gallery_labels[positions.clamp_min(0)] == self.queries.labels[rows, None]
-        relevant = same_class & exists
-        itself = (positions == self.self_positions[rows, None]) & exists
+        itself = (positions == self.self_positions[rows, None]) & (positions >= 0)
         # From the query's own rank on, the list moves up by one. Among duplicates a query may rank below depth + 1, or
         # not be in the gallery at all: then the list just ends one rank earlier.
-        return torch.where(itself.cumsum(dim=1)[:, :-1] > 0, relevant[:, 1:], relevant[:, :-1])
+        kept = torch.ones_like(itself)
+        kept[:, -1] = False
+        inside = itself.any(dim=1)
+        kept[inside] = ~itself[inside]
+        positions = positions[kept].view(len(rows), depth)
+        relevant = self.gallery_labels[positions.clamp_min(0)] == self.queries.labels[rows, None]
+        return relevant.logical_and_(positions >= 0), positions[:, 0]
+
+    def first_relevant_rank(self, rows: Tensor) -> Tensor:
+        """The rank, from 1, of the nearest item of each query's class; every query has one."""
+        queries, itself = self.queries.vectors[rows], self.self_positions[rows]
+        target, score = self._nearest_relevant(rows)
+        ranks = self.index.rank(queries, target)
+        inside = (itself >= 0).nonzero().flatten()  # the query itself does not count, if it comes before the target
+        own = self.index.pair_scores(queries, inside, itself[inside])
+        before = (own > score[inside]) | ((own == score[inside]) & (itself[inside] < target[inside]))
+        ranks[inside[before]] -= 1
+        return ranks
+
+    def _nearest_relevant(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(position of the nearest item of each query's class (rows,), its exact score (rows,))."""
+        by_label, sorted_labels = self._by_label
+        labels = self.queries.labels[rows]
+        start = torch.searchsorted(sorted_labels, labels)
+        count = torch.searchsorted(sorted_labels, labels, right=True) - start
+        # Pairs (number of the query in the block, position of an item of its class), query after query.
+        number = torch.arange(len(rows)).repeat_interleave(count)
+        skipped = (count.cumsum(0) - count).repeat_interleave(count)
+        positions = by_label[start[number] + torch.arange(len(number)) - skipped]
+        others = positions != self.self_positions[rows[number]]
+        number, positions = number[others], positions[others]
+        scores = self.index.pair_scores(self.queries.vectors[rows], number, positions)
+        best = torch.full((len(rows),), -torch.inf, dtype=torch.float64).scatter_reduce(0, number, scores, "amax")
+        first = torch.where(scores == best[number], positions, len(by_label))
+        return torch.full((len(rows),), len(by_label)).scatter_reduce(0, number, first, "amin"), best
+
+    @cached_property
+    def _by_label(self) -> tuple[Tensor, Tensor]:
+        """(positions in the gallery by their labels, these labels)."""
+        by_label = self.gallery_labels.argsort(stable=True)
+        return by_label, self.gallery_labels[by_label]
 
 
-def _first_relevant_rank(rows: Tensor, queries: Embeddings, gallery: Embeddings, self_positions: Tensor) -> Tensor:
-    """The rank, from 1, of the nearest item of each query's class: one more than the items with a larger score."""
-    ranks = [torch.empty(0, dtype=torch.int64)]
-    vectors = unit(gallery.vectors)
-    for block in _blocks(rows, len(gallery)):
-        scores = unit(queries.vectors[block]) @ vectors.T
-        inside = self_positions[block] >= 0
-        scores[inside.nonzero().flatten(), self_positions[block][inside]] = -torch.inf
-        relevant = queries.labels[block, None] == gallery.labels
-        nearest = scores.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append((scores > nearest).sum(dim=1) + 1)
-    return torch.cat(ranks)
+def _blocks(rows: Tensor, depths: Tensor) -> Iterator[Tensor]:
+    """The rows, sorted by the depth that each needs, in pieces whose ranked lists fit in memory."""
+    start = 0
+    while start < len(rows):
+        end = start + queries_per_block(int(depths[start]))
+        # A block is as deep as its last row: take as many as fit at that depth.
+        end = start + max(queries_per_block(int(depths[min(end, len(rows)) - 1])), 1)
+        yield rows[start:end]
+        start = end
 
 
-def _blocks(rows: Tensor, depth: int) -> Sequence[Tensor]:
-    """The rows in pieces whose ranked lists of this depth fit in memory."""
-    return rows.split(queries_per_block(depth)) if len(rows) else ()
+def _clustering(queries: Embeddings) -> dict[str, float]:
+    if not len(queries):
+        return {"nmi": float("nan"), "ami": float("nan")}
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+    clusters = cluster(unit(queries.vectors), len(queries.labels.unique())).numpy()
+    labels = queries.labels.numpy()
+    return {
+        "nmi": float(normalized_mutual_info_score(labels, clusters)),
+        "ami": float(adjusted_mutual_info_score(labels, clusters)),
+    }
 
 
 def _count_relevant(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:

@@ -1,144 +1,172 @@
-"""Nearest-neighbour search: the Index protocol, and faiss behind it. faiss is imported nowhere else.
+"""Any index of faiss, by its factory string.
 
 Shapes: g gallery vectors, q queries, k ranks, dim.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-import faiss
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-_BLOCK_CELLS = 2**22  # (query, rank) cells in one call: faiss keeps a few copies of each, so about 100 MB
-_BLOCK_QUERIES = (32, 4096)  # at least and at most; with fewer than 20 queries faiss leaves BLAS and gets slow
-
-
-def queries_per_block(k: int) -> int:
-    """How many queries to search at once, so that their ranked lists of k fit in about 100 MB."""
-    smallest, largest = _BLOCK_QUERIES
-    return min(max(_BLOCK_CELLS // k, smallest), largest)
-
-
-class Index(Protocol):
-    """A gallery of vectors that can be searched. A position counts the vectors in the order they were added."""
-
-    def add(self, vectors: Tensor) -> None:
-        """Append vectors (g, dim) to the gallery."""
-        ...
-
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best of the gallery for each query: scores (q, k) and positions (q, k), best first."""
-        ...
+from tripletmas.index import base, faiss_kinds
 
 
 class FaissIndex:
-    """An index of faiss on the CPU; scores are inner products, of normalised vectors unless asked otherwise.
+    """An index of faiss on the CPU. An approximate one can miss items; the order among equal scores is faiss's own.
 
-    With `normalize` a score is the cosine of the angle, and ranking by it equals ranking by the Euclidean distance of
-    the normalised vectors. A vector of zeros has no direction: its score with everything is 0. The order among equal
-    scores is faiss's own. Vectors are converted to float32.
+    Scores are float32: inner products, or negative squared distances for the metric "l2"; see `Index`. A kind that
+    compresses vectors (PQ, SQ8, ...) gives the scores of the compressed ones.
 
     Args:
-        kind: "exact", or a factory string of faiss ("IVF64,Flat", "HNSW32", ...). An index that must be trained is
-            trained on the vectors of the first `add`. An approximate index can miss items.
+        kind: a factory string of faiss ("IVF64,Flat", "HNSW32", "OPQ16,IVF64,PQ16", ...). What must be trained is
+            trained on the vectors of the first `add`.
         normalize: whether vectors and queries are scaled to length 1; they are not changed in place.
+        nprobe: how many lists an IVF kind looks into; more find more and take longer. None: what faiss has, 1.
+        ef_search: how many candidates an HNSW kind keeps. None: what faiss has.
 
     Raises:
-        ValueError: if faiss does not know the factory string.
-
-    >>> index = FaissIndex(2)
-    >>> index.add(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
-    >>> index.search(torch.tensor([[1.0, 0.0]]), 2)
-    (tensor([[1., 0.]]), tensor([[1, 0]]))
+        ValueError: if faiss does not know the factory string or is not installed; if the kind has no nprobe or no
+            ef_search.
     """
 
-    def __init__(self, dim: int, *, kind: str = "exact", normalize: bool = True):
-        if dim < 1:
-            raise ValueError(f"dim must be >= 1, got {dim}")
-        self.dim = dim
-        self.kind = kind
-        self.normalize = normalize
-        try:
-            self._index: Any = faiss.index_factory(dim, "Flat" if kind == "exact" else kind, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise ValueError(
-                f"kind must be 'exact' or a factory string of faiss for dim {dim}, got {kind!r} ({_reason(error)})"
-            ) from error
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kind: str,
+        metric: str = "inner_product",
+        normalize: bool = True,
+        nprobe: int | None = None,
+        ef_search: int | None = None,
+    ):
+        base.check_settings(dim, metric)
+        self._take(faiss_kinds.make(dim, kind, metric), kind, metric, normalize, nprobe, ef_search)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def add(self, vectors: Tensor) -> None:
-        """Append vectors (g, dim) to the gallery; all of them, or none if one is refused.
+    @property
+    def ids(self) -> Tensor:
+        """(g,) int64 of the vectors, in no particular order."""
+        if self._ids is None:
+            self._ids = torch.from_numpy(faiss_kinds.stored_ids(self._index))
+        return self._ids
+
+    def add(self, vectors: Tensor, ids: Tensor | None = None) -> None:
+        """Append vectors (g, dim) with their ids; all of them, or none if one is refused.
+
+        Args:
+            ids: (g,) int64, unique, >= 0; None counts on from the largest so far: positions, if none were ever given.
 
         Raises:
-            ValueError: naming the row of a value that is not finite; if the dimension or the type does not fit; if
-                there are too few vectors to train the index on.
+            ValueError: naming the row of a value that is not finite, or an id that is given twice; if the dimension or
+                the type does not fit; if there are too few vectors to train the index on.
         """
-        rows = self._prepare(vectors, "vectors")
+        rows = base.prepare(vectors, self.dim, "vectors", normalize=self.normalize)
+        new = base.new_ids(ids, len(rows), self.ids)
         if not len(rows):
             return
         if not self._index.is_trained:
-            try:
-                self._index.train(rows)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{len(rows)} vectors cannot train the index {self.kind!r}; "
-                    f"the first add must bring more ({_reason(error)})"
-                ) from error
-        self._index.add(rows)
+            faiss_kinds.train(self._index, self.kind, rows.numpy())
+        self._own()
+        with faiss_kinds.clean_errors(f"the index {self.kind!r} cannot take these vectors"):
+            self._index.add_with_ids(rows.numpy(), new.numpy())
+        self._ids = torch.cat([self.ids, new])
+
+    def remove(self, ids: Tensor) -> int:
+        """Remove the vectors of these ids, and say how many there were; ids that the index does not hold count not.
+
+        Raises:
+            ValueError: if vectors of this kind cannot be removed (HNSW): build it anew from those that stay.
+        """
+        ids = base.check_removed(ids).unique()
+        problem = f"vectors cannot be removed from an index of kind {self.kind!r}; rebuild it from those that stay"
+        self._own()
+        with faiss_kinds.clean_errors(problem):
+            removed = int(self._index.remove_ids(ids.numpy()))
+        self._ids = self.ids[~torch.isin(self.ids, ids)]
+        return removed
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k vectors of largest score for each query, best first, found in blocks of queries.
+        """The k vectors of largest score that the index finds for each query, best first, in blocks of queries.
 
-        Where the gallery ends before rank k (or an approximate index finds fewer), positions are -1 and scores -inf.
+        Where the gallery ends before rank k, or the index finds fewer, ids are -1 and scores -inf.
 
-        Returns: scores (q, k) float32 and positions (q, k) int64.
+        Returns: scores (q, k) float32 and ids (q, k) int64.
         Raises:
             ValueError: naming the row of a value that is not finite; if the dimension or the type does not fit.
         """
-        if k < 1:
-            raise ValueError(f"k must be >= 1, got {k}")
-        self._check(queries, "queries")
-        scores = torch.full((len(queries), k), -torch.inf)
-        positions = torch.full((len(queries), k), -1)
+        base.check_k(k)
+        base.check_rows(queries, self.dim, "queries")
+        scores, ids = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
         found = min(k, len(self))
         if not found:
-            return scores, positions
-        step = queries_per_block(found)
+            return scores, ids
+        step = base.queries_per_block(found)
         for start in range(0, len(queries), step):
-            block = self._prepare(queries[start : start + step], "queries", first_row=start)
-            block_scores, block_positions = self._index.search(block, found)
-            scores[start : start + step, :found] = torch.from_numpy(block_scores)
-            positions[start : start + step, :found] = torch.from_numpy(block_positions)
-        return scores.masked_fill_(positions < 0, -torch.inf), positions
+            block = base.prepare(
+                queries[start : start + step], self.dim, "queries", normalize=self.normalize, first_row=start
+            )
+            with faiss_kinds.clean_errors(f"the index {self.kind!r} cannot search"):
+                block_scores, block_ids = self._index.search(block.numpy(), found)
+            block_scores = torch.from_numpy(block_scores)
+            scores[start : start + step, :found] = -block_scores if self.metric == "l2" else block_scores
+            ids[start : start + step, :found] = torch.from_numpy(block_ids)
+        return scores.masked_fill_(ids < 0, -torch.inf), ids
 
-    def _check(self, vectors: Tensor, what: str) -> None:
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise ValueError(f"{what} must have shape (n, {self.dim}), got {tuple(vectors.shape)}")
-        if not vectors.is_floating_point():
-            raise ValueError(f"{what} must be floating point, got {vectors.dtype}")
+    def serialize(self) -> Tensor:
+        """The index in faiss's own format, (bytes,) uint8; the settings beside it are for the caller to keep."""
+        return torch.from_numpy(faiss_kinds.to_bytes(self._index))
 
-    def _prepare(self, vectors: Tensor, what: str, *, first_row: int = 0) -> np.ndarray:
-        self._check(vectors, what)
-        rows = vectors.detach().to("cpu", torch.float32)
-        bad = (~rows.isfinite().all(dim=1)).nonzero()
-        if len(bad):
-            raise ValueError(f"{what} must be finite in float32; row {first_row + int(bad[0])} holds NaN or infinity")
-        return (unit(rows) if self.normalize else rows).contiguous().numpy()
+    @classmethod
+    def deserialize(
+        cls,
+        data: Tensor,
+        *,
+        kind: str,
+        metric: str,
+        normalize: bool,
+        nprobe: int | None = None,
+        ef_search: int | None = None,
+    ) -> FaissIndex:
+        """The index that `serialize` gave.
 
+        faiss reads the data where they lie (ZeroCopyIOReader, since faiss 1.11): the codes of flat kinds, which PQ and
+        SQ8 are too, and the links of HNSW stay in a memory-mapped tensor and are not copied, so the data must not
+        change; what is added later, or removed, needs a copy of its own. Lists of IVF and tables of ids are always read
+        into memory, and older faiss copies all.
 
-def unit(rows: Tensor) -> Tensor:
-    """The rows divided by their lengths; a row of zeros stays."""
-    # Divided by the largest entry first: the square of a huge entry would overflow, that of a tiny one vanish.
-    largest = rows.abs().amax(dim=1, keepdim=True)
-    return functional.normalize(rows / largest.masked_fill(largest == 0, 1.0), dim=1)
+        Args:
+            data: (bytes,) uint8 on the CPU.
+            kind, metric, normalize: of the index that was serialized.
 
+        Raises:
+            ValueError: if faiss cannot read the data, or the index has another metric.
+        """
+        if data.dtype != torch.uint8 or data.ndim != 1 or data.device.type != "cpu":
+            raise ValueError(f"data must be uint8 of shape (bytes,), got {data.dtype} of {tuple(data.shape)}")
+        base.check_settings(1, metric)
+        data = data.contiguous()
+        index = cls.__new__(cls)
+        index._take(faiss_kinds.from_bytes(data.numpy(), metric), kind, metric, normalize, nprobe, ef_search)
+        index._data = data
+        return index
 
-def _reason(error: RuntimeError) -> str:
-    """What faiss says went wrong, without the C++ function and file before it."""
-    return str(error).strip().splitlines()[-1].rsplit(": ", 1)[-1]
+    def _take(
+        self, index: Any, kind: str, metric: str, normalize: bool, nprobe: int | None, ef_search: int | None
+    ) -> None:
+        faiss_kinds.set_search(index, kind, nprobe=nprobe, ef_search=ef_search)
+        self._index, self.dim = index, int(index.d)
+        self.kind, self.metric, self.normalize = kind, metric, normalize
+        self._search_settings = {"nprobe": nprobe, "ef_search": ef_search}
+        self._ids: Tensor | None = None  # read from the index when they are asked for
+        self._data: Tensor | None = None  # from where faiss reads as long as the index is not changed
+
+    def _own(self) -> None:
+        """Take what faiss reads from elsewhere into its own memory, before the index changes."""
+        if self._data is not None:
+            self._index = faiss_kinds.from_bytes(self._data.numpy(), self.metric, copy=True)
+            faiss_kinds.set_search(self._index, self.kind, **self._search_settings)
+            self._data = None

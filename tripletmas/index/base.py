@@ -1,0 +1,150 @@
+"""What every index has in common: the protocol, preparing vectors, checking ids, and importing faiss.
+
+Shapes: g gallery vectors, q queries, k ranks, dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+METRICS = ("inner_product", "l2")
+
+_BLOCK_CELLS = 2**22  # (query, rank) cells in one call: faiss keeps a few copies of each, so about 100 MB
+_BLOCK_QUERIES = (32, 4096)  # at least and at most; with fewer than 20 queries faiss leaves BLAS and gets slow
+_UNIT_ROWS = 2**16  # normalised at once: a gallery is not copied several times over
+
+
+class Index(Protocol):
+    """A gallery of vectors that can be searched, each known by an id.
+
+    A score is larger for what is nearer: the inner product, or for the metric "l2" the *negative squared* Euclidean
+    distance. With `normalize`, vectors and queries are scaled to length 1 (a vector of zeros stays), so that the inner
+    product is the cosine, and both metrics give one order.
+    """
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def normalize(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def add(self, vectors: Tensor, ids: Tensor | None = None) -> None:
+        """Append vectors (g, dim) with ids (g,) int64; without ids they count on from the largest so far."""
+        ...
+
+    def remove(self, ids: Tensor) -> int:
+        """Remove the vectors of these ids; how many of them there were."""
+        ...
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best of the gallery for each query: scores (q, k) float32 and ids (q, k) int64, best first.
+
+        Where the gallery ends before rank k, scores are -inf and ids -1.
+        """
+        ...
+
+
+def queries_per_block(k: int) -> int:
+    """How many queries to search at once, so that their ranked lists of k fit in about 100 MB."""
+    smallest, largest = _BLOCK_QUERIES
+    return min(max(_BLOCK_CELLS // k, smallest), largest)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """The rows divided by their lengths; a row of zeros stays."""
+    if len(rows) > _UNIT_ROWS and not rows.requires_grad:
+        result = torch.empty_like(rows)
+        for start in range(0, len(rows), _UNIT_ROWS):
+            result[start : start + _UNIT_ROWS] = unit(rows[start : start + _UNIT_ROWS])
+        return result
+    # Divided by the largest entry first: the square of a huge entry would overflow, that of a tiny one vanish.
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    return functional.normalize(rows / largest.masked_fill(largest == 0, 1.0), dim=1)
+
+
+def check_settings(dim: int, metric: str) -> None:
+    if dim < 1:
+        raise ValueError(f"dim must be >= 1, got {dim}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+
+
+def check_rows(vectors: Tensor, dim: int, what: str) -> None:
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ValueError(f"{what} must have shape (n, {dim}), got {tuple(vectors.shape)}")
+    if not vectors.is_floating_point():
+        raise ValueError(f"{what} must be floating point, got {vectors.dtype}")
+
+
+def check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be >= 1, got {k}")
+
+
+def prepare(
+    vectors: Tensor, dim: int, what: str, *, normalize: bool, device: torch.device | str = "cpu", first_row: int = 0
+) -> Tensor:
+    """The vectors as an index holds and compares them: finite, float32, of length 1 if asked, contiguous.
+
+    Raises:
+        ValueError: naming the row (counted from `first_row`) of a value that is not finite in float32; if the
+            dimension or the type does not fit.
+    """
+    check_rows(vectors, dim, what)
+    rows = vectors.detach().to(device, torch.float32)
+    bad = (~rows.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        raise ValueError(f"{what} must be finite in float32; row {first_row + int(bad[0])} holds NaN or infinity")
+    return (unit(rows) if normalize else rows).contiguous()
+
+
+def new_ids(ids: Tensor | None, count: int, taken: Tensor) -> Tensor:
+    """The ids that `count` new vectors get, (count,) int64 on the CPU; None counts on from the largest one taken.
+
+    Raises:
+        ValueError: if an id is negative, given twice, or taken.
+    """
+    if ids is None:
+        first = int(taken.max()) + 1 if len(taken) else 0
+        return torch.arange(first, first + count)
+    if ids.dtype != torch.int64 or ids.shape != (count,):
+        raise ValueError(f"ids must be int64 of shape ({count},), got {ids.dtype} of {tuple(ids.shape)}")
+    ids = ids.detach().to("cpu", copy=True)
+    if (ids < 0).any():
+        raise ValueError(f"ids must be >= 0, got {int(ids.min())}")
+    values, counts = ids.unique(return_counts=True)
+    if len(values) < count:
+        raise ValueError(f"ids must be unique; {int(values[counts > 1][0])} is given more than once")
+    there = ids[torch.isin(ids, taken)]
+    if len(there):
+        raise ValueError(f"the index already holds the id {int(there[0])}; remove it first")
+    return ids
+
+
+def check_removed(ids: Tensor) -> Tensor:
+    """The ids to remove, on the CPU."""
+    if ids.dtype != torch.int64 or ids.ndim != 1:
+        raise ValueError(f"ids must be int64 of shape (n,), got {ids.dtype} of {tuple(ids.shape)}")
+    return ids.detach().cpu()
+
+
+def import_faiss(purpose: str) -> Any:
+    """The module faiss, which is imported only when it is needed.
+
+    Raises:
+        ValueError: where it is not installed, saying what for and how to install it.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(f"{purpose} needs faiss: pip install faiss-cpu") from error
+    return faiss

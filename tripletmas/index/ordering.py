@@ -1,0 +1,156 @@
+"""Ranked lists in their exact order: a quick search first, and more work only where it cannot tell.
+
+A float32 search a little deeper than asked brings candidates. Those that lie closer together than its rounding are
+recomputed (see `ties`). Where the candidates' last score is so close to that of rank k that an unseen vector might
+belong before it, the query is searched deeper, then by products in float64 with the whole gallery, and at last (exactly
+equal scores across rank k) by whatever of the gallery is level with rank k.
+
+Shapes: g gallery vectors, r queries of one block, k ranks, m candidates, dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tripletmas.index import ties
+from tripletmas.index.nearest import block_scores
+
+Nearest = Callable[[Tensor, Tensor, int, str], tuple[Tensor, Tensor]]
+
+_DEEPER = 8  # how many times as deep the second search is
+_DENSE = 4  # from a quarter of the gallery on, all of it is compared in float64
+_CELLS = 2**22  # (query, vector) cells in float64 at once: 32 MB
+_FEWEST = 32  # queries at once: the gallery is converted to float64 for each block
+_MANY = 512  # vectors level with one, on average a query, from which on float64 sorts out first
+
+
+class Gallery:
+    """Prepared vectors (g, dim) float32 that do not change, and a quick search over them."""
+
+    def __init__(self, vectors: Tensor, metric: str, nearest: Nearest):
+        self._vectors, self._metric, self._nearest = vectors, metric, nearest
+
+    def best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k <= g best: scores (r, k) float32 and positions (r, k)."""
+        scores = torch.empty(len(queries), k)
+        positions = torch.empty(len(queries), k, dtype=torch.int64)
+        bound = self._bound(queries, _unit_of_rounding())
+        rows = torch.arange(len(queries))
+        depth = k + max(4, k // 8)
+        for m in (depth, _DEEPER * depth):
+            if m * _DENSE < len(self._vectors) and len(rows) and self._fits_float32(queries[rows]):
+                found, where, settled = self._by_float32(queries[rows], k, m, bound[rows])
+                scores[rows[settled]], positions[rows[settled]] = found[settled], where[settled]
+                rows = rows[~settled]
+        if len(rows):
+            scores[rows], positions[rows] = self._by_float64(queries[rows], k)
+        if self._metric == "l2":  # near vectors cancel: what is small against the rounding is computed again
+            small = scores > -128 * bound[:, None]
+            scores[small] = self.exact(queries, small.nonzero()[:, 0], positions[small]).float()
+        return scores, positions
+
+    def rank(self, queries: Tensor, positions: Tensor) -> Tensor:
+        """The rank, from 1, of the vector at each position (r,): one more than the vectors that come before it."""
+        target = self.exact(queries, torch.arange(len(queries)), positions)
+        for dtype, rounding in ((torch.float32, _unit_of_rounding()), (torch.float64, ties.FLOAT64)):
+            if dtype == torch.float32 and not self._fits_float32(queries):
+                continue
+            before, level = self._counted(queries, target, self._bound(queries, rounding), dtype)
+            if len(level) <= _MANY * len(queries):
+                break
+        rows, others = level.unbind(dim=1)
+        scores = self._exact_with_duplicates(queries, rows, others)
+        first = (scores > target[rows]) | ((scores == target[rows]) & (others < positions[rows]))
+        return before.index_add(0, rows, first.long()) + 1
+
+    def exact(self, queries: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Exact scores (n,) float64 of the pairs (queries[rows[i]], vectors[positions[i]])."""
+        return ties.pair_scores(queries, self._vectors, rows, positions, self._metric, exact=True)
+
+    def _by_float32(self, queries: Tensor, k: int, m: int, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scores (r, k), positions (r, k), whether no vector that was not seen can belong there (r,))."""
+        scores, positions = self._nearest(queries, self._vectors, m, self._metric)
+        scores = scores.double()
+        unseen = scores[:, -1] + bound
+        bounds = (bound, self._bound(queries, ties.FLOAT64))
+        scores, positions = ties.refined(queries, self._vectors, scores, positions, bounds, self._metric)
+        return scores[:, :k].float(), positions[:, :k], scores[:, k - 1] - bound > unseen
+
+    def _by_float64(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(scores (r, k), positions (r, k)) by the scores with the whole gallery; equal queries are searched once."""
+        first, which = ties.first_equal(queries).unique(return_inverse=True)
+        queries = queries[first]
+        size, m = len(self._vectors), min(len(self._vectors), k + max(4, k // 8))
+        found, where = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
+        for rows in torch.arange(len(queries)).split(max(_CELLS // size, _FEWEST)):
+            block, bound = queries[rows], self._bound(queries[rows], ties.FLOAT64)
+            everything = torch.cat([part for _, part in self._blocks(block, torch.float64)], dim=1)
+            best = everything.topk(m, dim=1)
+            kth = best.values[:, k - 1]
+            scores, positions = ties.refined(block, self._vectors, best.values, best.indices, (bound,), self._metric)
+            found[rows], where[rows] = scores[:, :k].float(), positions[:, :k]
+            if m == size:
+                continue
+            for row in (kth - best.values[:, -1] <= 2 * bound).nonzero().flatten().tolist():
+                level = (everything[row] >= kth[row] - 2 * bound[row]).nonzero().flatten()
+                scores = self._exact_with_duplicates(block, torch.full_like(level, row), level)
+                scores, level = ties.ordered(scores[None], level[None])
+                found[rows[row]], where[rows[row]] = scores[0, :k].float(), level[0, :k]
+        return found[which], where[which]
+
+    def _counted(self, queries: Tensor, target: Tensor, bound: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """How many vectors certainly score more than the target (r,), and the pairs (row, position) that may not."""
+        above, below = (target + bound).to(dtype)[:, None], (target - bound).to(dtype)[:, None]
+        count, level = torch.zeros(len(queries), dtype=torch.int64), []
+        for start, scores in self._blocks(queries, dtype):
+            more = scores > above
+            count += more.sum(dim=1)
+            level.append(((scores >= below) & ~more).nonzero() + torch.tensor([0, start]))
+        return count, torch.cat(level)
+
+    def _blocks(self, queries: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """(first position, scores (r, block) on the CPU) for the gallery block after block."""
+        step = max(_CELLS // max(len(queries), 1), 1024)
+        for start in range(0, len(self._vectors), step):
+            vectors = self._vectors[start : start + step]
+            vectors = vectors if dtype == torch.float32 else vectors.cpu().to(dtype)
+            yield start, block_scores(queries.to(vectors.device, dtype), vectors, self._metric).cpu()
+
+    def _exact_with_duplicates(self, queries: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """As `exact`; vectors that equal each other are computed once."""
+        if len(rows) < _MANY:
+            return self.exact(queries, rows, positions)
+        pairs = rows * len(self._vectors) + self._first_equal[positions]
+        pairs, which = pairs.unique(return_inverse=True)
+        rows, positions = pairs // len(self._vectors), pairs % len(self._vectors)
+        return self.exact(queries, rows, positions)[which]
+
+    @cached_property
+    def _first_equal(self) -> Tensor:
+        return ties.first_equal(self._vectors)
+
+    @cached_property
+    def _longest(self) -> float:
+        """Length of the longest vector."""
+        step = max(_CELLS // self._vectors.shape[1], 1)
+        return max(float(_lengths(block.cpu()).max()) for block in self._vectors.split(step))
+
+    def _bound(self, queries: Tensor, unit_of_rounding: float) -> Tensor:
+        return ties.rounding_bound(_lengths(queries), self._longest, queries.shape[1], self._metric, unit_of_rounding)
+
+    def _fits_float32(self, queries: Tensor) -> bool:
+        """Whether no square overflows."""
+        return (float(_lengths(queries).max()) + self._longest) ** 2 < 1e37
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+def _unit_of_rounding() -> float:
+    """Of the quick search: larger where torch may multiply in a shorter type than float32."""
+    return ties.FLOAT32 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
