@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
     {
+        "aside",
         "params",
         "hooks",
         "metrics",
@@ -25,19 +26,21 @@ LAYERS = (
         "spelling",
         "version",
     },
-    {"splits", "sampling", "models", "losses", "index", "embedding", "importance", "doctor", "recognition"}
+    {"index_file", "image_paths", "embedding_file"}
+    | {"splits", "sampling", "models", "losses", "index", "embedding", "importance", "doctor", "recognition"}
     | {"datasets", "photographs", "folders"}
     | {"penalty", "penalty_gradient", "coverage", "protection_file"},
-    {"tasks", "readers", "protection", "retrieval", "optimization"},
-    {"sequences", "class_means", "strategies"},
-    {"checkpoint", "evaluation"},
-    {"task_training", "resuming"},
+    {"tasks", "readers", "protection", "retrieval", "optimization", "index_parts", "picture_grid"},
+    {"sequences", "class_means", "strategies", "image_index"},
+    {"checkpoint", "evaluation", "index_changes"},
+    {"task_training", "resuming", "gallery", "shown"},
     {"search"},
     {"training"},
     {"catalog", "report"},
     {"configuration"},
     {"experiment"},
-    {"sweeps"},
+    {"sweeps", "run_models"},
+    {"image_embedding"},
     {"commands"},
     {"cli"},
 )
@@ -46,11 +49,13 @@ FACADE = {"__init__", "__main__"}  # the public names, and `python -m tripletmas
 ONLY_IN = {
     "faiss": {"index"},
     "matplotlib": {"report"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "picture_grid"},
     "jsonargparse": {"configuration", "commands"},
     "pytorch_metric_learning": {"losses", "photographs"},
     "sklearn": {"datasets", "report", "retrieval"},
     "optuna": {"sweeps"},
+    "filelock": {"index_file"},
+    "pyarrow": {"embedding_file"},
     "torch.distributed": set(),
 }
 

@@ -18,6 +18,9 @@ COMMANDS = {
     "compare": "put runs side by side: a table, and a page with pictures",
     "report": "write the report of a run again",
     "importance": "measure importance on unlabelled images and add it to a run's protection",
+    "index": "keep an index of images: build, add, remove, info, refresh",
+    "query": "find the images of an index that are nearest to others",
+    "export": "write the embeddings of a run for other programs",
     "doctor": "versions, devices, OpenMP runtimes, and what is missing for which feature",
 }
 

@@ -104,8 +104,8 @@ def load_state(model: nn.Module, state: Params, source: str = "the state") -> No
 def weight_hash(state: Params) -> str:
     """The SHA-256 of a state, as hex: of each tensor's name, type, shape and bytes, in the order of the names.
 
-    Two models have the same if and only if they compute the same by the same weights; where the tensors lie, and in
-    which order, does not matter. `state_of(model)` gives the state of a model.
+    Where the tensors lie and in which order does not matter; any other difference gives another hash. `state_of(model)`
+    is the state of a model: its parameters and persistent buffers.
     """
     digest = hashlib.sha256()
     for name in sorted(state):

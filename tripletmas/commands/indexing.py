@@ -1,0 +1,159 @@
+"""The command that keeps an index of images: build, add, remove, info, refresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tripletmas.checkpoint import RunDirectory
+from tripletmas.commands.console import make_parser
+from tripletmas.commands.index_info import info
+from tripletmas.commands.index_models import model_of, stale_vectors, ways_out
+from tripletmas.commands.refreshing import refresh
+from tripletmas.image_embedding import class_names_of, embed_images
+from tripletmas.image_index import ImageIndex, prefix
+from tripletmas.image_paths import missing_images
+from tripletmas.images import ImageFiles, find_images
+from tripletmas.index_changes import add_images, check_new, remove_images
+from tripletmas.index_file import locked
+from tripletmas.index_parts import Part, Settings, Transform
+from tripletmas.params import listed
+from tripletmas.run_models import RunModel, load_model
+from tripletmas.spelling import suggestion
+
+
+def index(arguments: Sequence[str]) -> None:
+    """Keep an index of images: a file of their vectors, which knows the model that made each."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_HELP.format(text=index.__doc__), end="")
+        if arguments:
+            raise SystemExit(0)
+        raise ValueError(f"index needs one of {', '.join(_ACTIONS)}")
+    name, *rest = arguments
+    if name not in _ACTIONS:
+        raise ValueError(f"unknown command 'index {name}'{suggestion(name, _ACTIONS)}; see: tripletmas index --help")
+    _ACTIONS[name](rest)
+
+
+def build(arguments: Sequence[str]) -> None:
+    """Embed all images of a folder by the model of a run, and write an index of them."""
+    parser = make_parser("index build", build.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
+    parser.add_argument("--out", type=str, required=True, help="the index file to write")
+    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
+    parser.add_argument("--kind", type=str, default="exact", help="exact, or a factory string of faiss: IVF64,Flat")
+    parser.add_argument("--metric", type=str, default="inner_product", help="inner_product or l2")
+    parser.add_argument("--no-normalize", action="store_true", help="compare raw embeddings, not unit vectors")
+    parser.add_argument("--nprobe", type=int, default=None, help="how many lists an IVF index looks into")
+    parser.add_argument("--ef-search", type=int, default=None, help="how many candidates an HNSW index keeps")
+    parser.add_argument(
+        "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
+    )
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    options = parser.parse_args(arguments)
+    with locked(options.out):
+        if Path(options.out).exists():
+            raise ValueError(
+                f"{options.out} exists: choose another --out, or change it with: tripletmas index add {options.out} "
+                f"--images {options.images} (or index refresh)"
+            )
+        names = find_images(options.images)  # before the model: what is not there is told at once
+        model = load_model(RunDirectory.open(options.run), after=options.after, device=options.device)
+        channels, size, _ = model.sample_shape
+        settings = Settings(
+            dim=model.dim,
+            transform=Transform(size, channels, options.invert),
+            metric=options.metric,
+            normalize=not options.no_normalize,
+            kind=options.kind,
+            nprobe=options.nprobe,
+            ef_search=options.ef_search,
+        )
+        built = _with_images(
+            ImageIndex.empty(settings, str(options.run)), model, options.images, names, options.skip_unreadable
+        )
+        built.save(options.out)
+    print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
+
+
+def add(arguments: Sequence[str]) -> None:
+    """Add the images of a folder to an index, embedded by the present model of its run."""
+    parser = make_parser("index add", add.__doc__)
+    parser.add_argument("index", type=str, help="the index file")
+    parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
+    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    options = parser.parse_args(arguments)
+    with locked(options.index):
+        before = ImageIndex.open(options.index)
+        names = find_images(options.images)
+        check_new(before, [prefix(options.images) + name for name in names])
+        model = model_of(before, options.run, options.device)
+        after = _with_images(replace(before, run=model.run), model, options.images, names, options.skip_unreadable)
+        after.save(options.index)
+    print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
+    if after.stale(model.hash):
+        print(f"{stale_vectors(after, model)}; {ways_out(options.index)}")
+
+
+def remove(arguments: Sequence[str]) -> None:
+    """Remove images from an index by their paths, or those that have vanished."""
+    parser = make_parser("index remove", remove.__doc__)
+    parser.add_argument("index", type=str, help="the index file")
+    parser.add_argument("paths", nargs="*", help="paths as the index has them; of a folder, all images below it")
+    parser.add_argument("--missing", action="store_true", help="remove the images whose files have vanished")
+    options = parser.parse_args(arguments)
+    if bool(options.paths) == options.missing:
+        raise ValueError("name the paths to remove, or give --missing")
+    with locked(options.index):
+        before = ImageIndex.open(options.index)
+        rows = set(missing_images(before.paths) if options.missing else [])
+        for path in options.paths:
+            below = {row for row, each in enumerate(before.paths) if each == path or each.startswith(prefix(path))}
+            if not below:
+                raise ValueError(f"{options.index} holds no image {path}, and none below it")
+            rows |= below
+        if rows:
+            remove_images(before, torch.tensor(sorted(rows))).save(options.index)
+    removed = listed((before.paths[row] for row in sorted(rows)), most=3)
+    print(f"{options.index}: {len(rows)} of {len(before)} vectors removed{f': {removed}' if rows else ''}")
+
+
+def _with_images(
+    index: ImageIndex, model: RunModel, root: str, names: Sequence[str], skip_unreadable: bool
+) -> ImageIndex:
+    """The index with the images below a root."""
+    transform = index.settings.transform
+    images = ImageFiles(root, names, size=transform.size, channels=transform.channels)
+    vectors, kept = embed_images(model, images, invert=transform.invert, skip_unreadable=skip_unreadable)
+    classes = class_names_of(names)
+    part = Part(model.hash, model.after_task, model.hash)
+    return add_images(index, vectors, [names[i] for i in kept], [classes[i] for i in kept], part, root=str(root))
+
+
+_ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {
+    "build": build,
+    "add": add,
+    "remove": remove,
+    "info": info,
+    "refresh": refresh,
+}
+_HELP = """usage: tripletmas index build|add|remove|info|refresh ...
+
+{text}
+
+  tripletmas index build runs/mas --images FOLDER --out shop.index
+  tripletmas index add shop.index --images MORE
+  tripletmas index remove shop.index PATH
+  tripletmas index info shop.index
+  tripletmas index refresh shop.index --compensate      moves stale vectors, reads no image
+  tripletmas index refresh shop.index --reembed         embeds the images of stale vectors again
+
+  tripletmas index build --help      the options of each
+"""

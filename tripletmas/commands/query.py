@@ -1,0 +1,107 @@
+"""The command that finds the nearest images of an index."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tripletmas.aside import written_aside
+from tripletmas.commands.console import console, make_parser
+from tripletmas.commands.index_models import model_of, stale_vectors, ways_out
+from tripletmas.image_embedding import embed_images
+from tripletmas.image_index import ImageIndex
+from tripletmas.image_paths import ImagesAt
+from tripletmas.picture_grid import picture_grid
+
+
+def query(arguments: Sequence[str]) -> None:
+    """Find the images of an index that are nearest to others, as the present model of its run sees them."""
+    parser = make_parser("query", query.__doc__)
+    parser.add_argument("index", type=str, help="the index file")
+    parser.add_argument("images", nargs="+", help="image files to search with")
+    parser.add_argument("-k", "--k", type=int, default=10, help="how many neighbours of each")
+    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
+    parser.add_argument("--allow-stale", action="store_true", help="search although vectors are of another model")
+    parser.add_argument("--html", type=str, default=None, metavar="FILE", help="also write a page with pictures there")
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the neighbours there")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    options = parser.parse_args(arguments)
+    if options.k < 1:
+        raise ValueError(f"-k must be >= 1, got {options.k}")
+    index = ImageIndex.open(options.index)
+    if not len(index):
+        raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
+    model = model_of(index, options.run, options.device)
+    notes = []
+    if index.stale(model.hash):
+        if not options.allow_stale:
+            raise ValueError(
+                f"{options.index}: {stale_vectors(index, model)}, so scores do not compare: {ways_out(options.index)}, "
+                "--allow-stale searches them as they are"
+            )
+        notes.append(f"{stale_vectors(index, model)}: scores with them do not compare")
+    if options.k > len(index):
+        notes.append(f"the index holds {len(index)} vectors, fewer than the {options.k} that are asked for")
+    transform = index.settings.transform
+    images = ImagesAt(options.images, size=transform.size, channels=transform.channels)
+    vectors, _ = embed_images(model, images, invert=transform.invert, option=None)
+    found = neighbours(index, options.images, *index.search(vectors, min(options.k, len(index))))
+    for each in found:
+        console().print(_table(each))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    about = f"{options.index}: {len(index)} images, {model.run} after task {model.after_task}"
+    if options.json:
+        _write(options.json, json.dumps({"index": options.index, "queries": found}, indent=1, allow_nan=False) + "\n")
+    if options.html:
+        _write(options.html, picture_grid(found, about=about, notes=notes, measure=_measure(index)))
+        print(f"page: {options.html}")
+
+
+def neighbours(index: ImageIndex, queries: Sequence[str], scores: Any, rows: Any) -> list[dict[str, Any]]:
+    """For each query its path and neighbours: rank from 1, score, label (None without one), path, id."""
+    return [
+        {
+            "query": path,
+            "neighbours": [
+                {
+                    "rank": rank,
+                    "score": score,
+                    "label": index.label_of(row),
+                    "path": index.paths[row],
+                    "id": int(index.ids[row]),
+                }
+                for rank, (score, row) in enumerate(zip(own_scores, own_rows, strict=True), start=1)
+                if row >= 0
+            ],
+        }
+        for path, own_scores, own_rows in zip(queries, scores.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def _measure(index: ImageIndex) -> str:
+    if index.settings.metric == "l2":
+        return "negative squared distance"
+    return "cosine" if index.settings.normalize else "inner product"
+
+
+def _table(found: dict[str, Any]) -> Table:
+    table = Table(title=found["query"], title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("rank", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("label")
+    table.add_column("path", overflow="fold")
+    for each in found["neighbours"]:
+        table.add_row(str(each["rank"]), f"{each['score']:.4f}", each["label"] or "", each["path"])
+    return table
+
+
+def _write(path: str, text: str) -> None:
+    with written_aside(path) as aside:
+        Path(aside).write_text(text, encoding="utf-8")
