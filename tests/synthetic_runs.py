@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 RETRIEVAL = {"recall@1": 1.0, "recall@2": 1.02, "r_precision": 0.8, "map@r": 0.75, "mrr": 0.9}
 METRIC_LEARNING = {"seen": RETRIEVAL, "task": {metric: 1.01 * part for metric, part in RETRIEVAL.items()}}
 ACCURACIES = {"accuracy_fresh": 0.7, "accuracy_stale": 0.4, "accuracy_compensated": 0.6}
+# gallery of stored vectors -> its score as a part of the fresh one
+STORED = {"stale": 0.7, "compensated": 0.9}
 RECOGNITION = {
     "seen": {"recall@1": 0.75, "mrr": 0.8, **ACCURACIES},
     "task": {"recall@1": 0.95, "mrr": 0.97, "accuracy": 1.0},
@@ -36,6 +38,7 @@ def write_run(
     objective: str | None = None,
     searches: list[dict] | None = None,
     baseline: float | None = None,
+    galleries: bool = False,
 ) -> Path:
     """A run with two classes a task.
 
@@ -45,6 +48,8 @@ def write_run(
         points: vectors in the final index for each class.
         objective: "recognition" for a run with heads; None writes none, as runs of earlier versions.
         searches: the records of kind "search".
+        galleries: also write what is known of stored vectors: the scores on stale and compensated galleries, drift,
+            unseen classes, the cost of re-embedding, the shown embeddings, neighbours, and the compatibility matrix.
         baseline: recall@1 of the untrained model on every task; each task is then 0.1 above it before it is learned.
     """
     random = torch.Generator().manual_seed(seed)
@@ -59,7 +64,11 @@ def write_run(
             [float(0.97 * (1 - decay) ** age[t, i] - noise[t, i]) for i in range(t + 1)] for t in range(num_tasks)
         ]
     path.mkdir(parents=True)
-    factors = RECOGNITION if objective == "recognition" else METRIC_LEARNING
+    factors = dict(RECOGNITION if objective == "recognition" else METRIC_LEARNING)
+    if galleries:
+        for stored, part in STORED.items():
+            for gallery in ("seen", "task"):
+                factors[f"{gallery}_{stored}"] = {m: part * of for m, of in factors[gallery].items() if m in RETRIEVAL}
     config = {
         "version": {"tripletmas": "0.1.0", "torch": "2.15.0", "python": "3.11.2"},
         "data": data or {"name": "digits", "tasks": num_tasks},
@@ -70,6 +79,8 @@ def write_run(
         "seed": seed,
         "device": "cpu",
     }
+    if galleries:
+        config["gallery"] = {"compensate": "linear"}
     if objective:
         config["objective"] = objective
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -102,6 +113,10 @@ def write_run(
             "layers": {layer: [9 * (layer == "block2"), 36] for layer in layers},
         }
         record = {"kind": "task", "task": task, "name": names[task], "seconds": 2.5, "scores": scores}
+        if galleries:
+            record["drift"] = [drift(task, i) for i in range(task)]
+            record["unseen"] = {"recall@1": 0.5 + 0.02 * task, "mrr": 0.6}
+            record["reembed"] = {"images": 200 * task, "seconds": 0.25 * task}
         records.append(
             record | {"queries": [108] * (task + 1), "without_relevant": [0] * (task + 1), "unprotected": unprotected}
         )
@@ -133,7 +148,58 @@ def write_run(
     (path / "scores.json").write_text(json.dumps(content), encoding="utf-8")
     if done == num_tasks:
         _write_index(path / "index", class_names, num_tasks, points, random)
+    if galleries and done:
+        write_shown(path / "gallery", done, random)
+        if done > 1:
+            write_neighbours(path / "gallery" / "neighbours.safetensors", done, random)
+        compatibility = [[matrix[t][k] if k <= t else None for k in range(done)] for t in range(done)]
+        (path / "compatibility.json").write_text(json.dumps({"metric": "recall@1", "matrix": compatibility}))
     return path
+
+
+def drift(after_task: int, of_task: int) -> list[float]:
+    """The recorded drift of the two classes of a task: the second drifts twice as far as the first."""
+    return [0.05 * (after_task - of_task), 0.1 * (after_task - of_task)]
+
+
+def write_shown(path: Path, done: int, random: torch.Generator, *, each: int = 6, dim: int = 16) -> None:
+    """The embeddings of `each` queries of each class after each task: they start near their class and drift."""
+    path.mkdir(exist_ok=True)
+    labels = torch.arange(2 * done).repeat_interleave(each)
+    centres = 2 * torch.randn(2 * done, dim, generator=random)
+    vectors = centres[labels] + 0.5 * torch.randn(len(labels), dim, generator=random)
+    for task in range(done):
+        seen = labels < 2 * (task + 1)
+        vectors = vectors + 0.5 * torch.randn(2 * done, dim, generator=random)[labels]
+        tensors = {"vectors": vectors[seen], "tasks": labels[seen] // 2, "labels": labels[seen]}
+        save_file(tensors | {"queries": seen.nonzero().flatten()}, path / f"shown{task:02}.safetensors")
+
+
+def write_neighbours(
+    path: Path, done: int, random: torch.Generator, *, size: int = 28, channels: int = 1, each: int = 6
+) -> None:
+    """`each` queries a task; picture p shows class p // 5 as that many bars. Every third query forgot its class."""
+    pictures = torch.zeros(10 * done, channels, size, size, dtype=torch.uint8)
+    for picture in range(len(pictures)):
+        label, place = picture // 5, picture % 5
+        for bar in range(label % 6 + 1):
+            start = size * (bar + 1) // 8
+            pictures[picture, label % channels, start : start + max(1, size // 16), place : size - place] = (
+                255 - 20 * place
+            )
+    tasks = torch.arange(done).repeat_interleave(each)
+    labels = 2 * tasks + torch.arange(len(tasks)) % 2
+    right = 5 * labels[:, None] + torch.arange(5)
+    wrong = (right + 5) % len(pictures)
+    forgot = (torch.arange(len(tasks)) % 3 == 2) & (tasks < done - 1)
+    after = torch.where(forgot[:, None] & (torch.arange(5) % 2 == 0), wrong, right)
+    before = torch.where(tasks[:, None] < done - 1, right, -1)
+    scores = 0.98 - 0.03 * torch.arange(5.0).expand(len(tasks), 5) - 0.01 * torch.rand(len(tasks), 1, generator=random)
+    tensors = {"pictures": pictures, "query_picture": right[:, 4], "query_label": labels, "query_task": tasks}
+    for moment, found in (("before", before), ("after", after)):
+        tensors |= {f"{moment}_picture": found, f"{moment}_label": torch.where(found < 0, -1, found // 5)}
+        tensors[f"{moment}_score"] = torch.where(found < 0, -1.0, scores)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _weights(layers: tuple[str, ...], random: torch.Generator) -> dict[str, torch.Tensor]:

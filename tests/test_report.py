@@ -138,7 +138,7 @@ def test_the_page_is_self_contained(run: Path):
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert len(page.sources) == 7
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,18 @@ from matplotlib.axes import Axes
 
 from tripletmas.report.compare import Comparison, Method, Spread, number, short_names
 from tripletmas.report.embedding_plot import Picture, draw_points
-from tripletmas.report.style import INK, MUTED, RULE, canvas, label_line_ends, series_style, task_axis
+from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, series_style, task_axis
 
 
-def draw_average(path: Path, comparison: Comparison) -> None:
+def draw_average(path: Path, comparison: Comparison, *, theme: Theme = LIGHT) -> None:
     """The score over the tasks, mean over the tasks seen; the band is one standard deviation over the seeds."""
     size = len(comparison.task_names)
     measured = [(i, method) for i, method in enumerate(comparison.methods) if len(method.curves)]
-    with canvas(path, height=3.8) as figure:
+    with canvas(path, theme, height=3.8) as figure:
         axes = figure.add_subplot()
         ends, lows = [], [1.0]
         for i, method in measured:
-            colour, marker = series_style(i)
+            colour, marker = series_style(i, theme)
             mean, x = method.curves.mean(dim=0), range(1, size + 1)
             axes.plot(x, mean.numpy(), color=colour, marker=marker)
             lows.append(float(np.nanmin(mean)))
@@ -37,24 +37,24 @@ def draw_average(path: Path, comparison: Comparison) -> None:
         axes.set_ylim(math.floor(max(min(lows) - 0.01, 0) * 20) / 20, 1.01)
         axes.set_ylabel(f"average {comparison.primary.label}")
         axes.grid(axis="y")
-        label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], x=size)
+        label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
 
 
-def draw_forgetting(path: Path, comparison: Comparison) -> None:
+def draw_forgetting(path: Path, comparison: Comparison, *, theme: Theme = LIGHT) -> None:
     """A bar for each method; the line across its end is one standard deviation to each side."""
     methods = comparison.methods
-    with canvas(path, height=max(2.0, 0.7 + 0.42 * len(methods))) as figure:
+    with canvas(path, theme, height=max(2.0, 0.7 + 0.42 * len(methods))) as figure:
         axes = figure.add_subplot()
-        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.axvline(0, color=theme.muted, linewidth=0.8)
         for i, method in enumerate(methods):
-            spread, colour = method.forgetting, series_style(i)[0]
+            spread, colour = method.forgetting, series_style(i, theme)[0]
             if math.isnan(spread.mean):
-                axes.text(0, i, " not measured", va="center", color=MUTED, fontsize=8.5)
+                axes.text(0, i, " not measured", va="center", color=theme.muted, fontsize=8.5)
                 continue
             axes.barh(i, spread.mean, height=0.6, color=colour)
             reach = spread.mean + (spread.deviation or 0.0)
             if spread.deviation is not None:
-                axes.hlines(i, spread.mean - spread.deviation, reach, color=INK, linewidth=1.1)
+                axes.hlines(i, spread.mean - spread.deviation, reach, color=theme.ink, linewidth=1.1)
             axes.annotate(
                 number(spread.mean),
                 (max(reach, 0), i),
@@ -66,21 +66,21 @@ def draw_forgetting(path: Path, comparison: Comparison) -> None:
         axes.set_yticks(range(len(methods)), [_short(method) for method in methods])
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.margins(x=0.14)
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"forgetting ({comparison.primary.label} lost since the best moment)")
 
 
-def draw_per_task(path: Path, comparison: Comparison) -> None:
+def draw_per_task(path: Path, comparison: Comparison, *, theme: Theme = LIGHT) -> None:
     """The final scores: a row for each task, a dot for each method, a line for one standard deviation to each side."""
     methods, size = comparison.methods, len(comparison.task_names)
     each = 0.2 + 0.085 * len(methods) if size <= 12 else 0.26
-    with canvas(path, width=9.6, height=max(2.4, 1.0 + each * size)) as figure:
+    with canvas(path, theme, width=9.6, height=max(2.4, 1.0 + each * size)) as figure:
         axes = figure.add_subplot()
         for edge in range(size - 1):
-            axes.axhline(edge + 0.5, color=RULE, linewidth=0.7)
+            axes.axhline(edge + 0.5, color=theme.rule, linewidth=0.7)
         for i, method in enumerate(methods):
-            colour, marker = series_style(i)
+            colour, marker = series_style(i, theme)
             offset = ((i + 0.5) / len(methods) - 0.5) * 0.72
             rows = np.arange(size) + offset
             axes.scatter(
@@ -104,15 +104,15 @@ def draw_per_task(path: Path, comparison: Comparison) -> None:
         figure.legend(loc="outside upper left", ncols=min(4, len(methods)), handletextpad=0.2, columnspacing=1.2)
 
 
-def draw_embeddings(path: Path, pictures: Sequence[tuple[str, Picture]]) -> None:
+def draw_embeddings(path: Path, pictures: Sequence[tuple[str, Picture]], *, theme: Theme = LIGHT) -> None:
     """The final embeddings side by side, at most four in a row."""
     columns = len(pictures) if len(pictures) <= 4 else 3
     rows = math.ceil(len(pictures) / columns)
-    with canvas(path, width=min(11.8, 5 * columns), height=(3.0 if columns == 4 else 3.8) * rows) as figure:
+    with canvas(path, theme, width=min(11.8, 5 * columns), height=(3.0 if columns == 4 else 3.8) * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, (label, picture) in zip(panels, pictures, strict=False):
             axes.set_title(label)
-            draw_points(axes, picture)
+            draw_points(axes, picture, theme)
             axes.spines[:].set_visible(True)
         for axes in panels[len(pictures) :]:
             axes.remove()

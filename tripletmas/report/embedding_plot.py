@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
@@ -17,7 +16,7 @@ from torch.nn.functional import normalize
 
 from tripletmas.report.compare import short_names
 from tripletmas.report.layers import FinalEmbedding
-from tripletmas.report.style import INK, MAP, canvas, series_style
+from tripletmas.report.style import LIGHT, Theme, canvas, series_style
 
 _MAX_POINTS = 1000
 _MIN_POINTS = 50  # with fewer points t-SNE shows its own noise: the two principal directions are shown
@@ -65,28 +64,31 @@ def project(embedding: FinalEmbedding, task_names: tuple[str, ...]) -> Picture:
     return Picture(points, method, len(chosen), total, groups, names, by)
 
 
-def draw_embedding(path: Path, picture: Picture, *, width: float = 8.4, height: float = 5.6) -> None:
+def draw_embedding(
+    path: Path, picture: Picture, *, theme: Theme = LIGHT, width: float = 8.4, height: float = 5.6
+) -> None:
     """A dot for each vector; the name of a class stands at the middle of its points."""
-    with canvas(path, width=width, height=height) as figure:
-        draw_points(figure.add_subplot(), picture)
+    with canvas(path, theme, width=width, height=height) as figure:
+        draw_points(figure.add_subplot(), picture, theme)
 
 
-def draw_points(axes: Axes, picture: Picture) -> None:
+def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
     """Draw the picture on axes without scales: only nearness means anything in it."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     names = short_names(picture.names)
+    in_order = theme.in_order(len(names))
     for i, name in enumerate(names):
         members = picture.points[(picture.groups == i).numpy()]
-        colour, marker = series_style(i)
+        colour, marker = series_style(i, theme)
         if len(names) > MAX_COLOURS:
-            colour, marker = colormaps[MAP](i / (len(names) - 1)), "o"
+            colour, marker = in_order[i], "o"
         axes.scatter(members[:, 0], members[:, 1], s=16, color=colour, marker=marker, alpha=0.75, linewidths=0)
         if len(names) <= MAX_COLOURS and len(members):
             x, y = np.median(members, axis=0)
-            halo = [withStroke(linewidth=3, foreground="white")]
-            place = axes.text(x, y, name, ha="center", va="center", color=INK, path_effects=halo, zorder=5)
+            halo = [withStroke(linewidth=3, foreground=theme.background)]
+            place = axes.text(x, y, name, ha="center", va="center", color=theme.ink, path_effects=halo, zorder=5)
             place.set(fontsize=10, weight="bold")
     axes.margins(0.03)
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tripletmas.report.classes import read_classes
 from tripletmas.report.read import Run
 
 MAX_LAYERS = 60  # more rows than this are unreadable: layers are then merged into the modules that hold them
@@ -126,14 +127,9 @@ def read_embedding(run: Run) -> FinalEmbedding | None:
         )
     finite = tensors["vectors"].isfinite().all(dim=1)
     vectors, labels = tensors["vectors"][finite].float(), tensors["labels"][finite].long()
-    names_file = path.with_suffix(".json")
-    names = json.loads(names_file.read_text(encoding="utf-8")) if names_file.is_file() else {}
-    last = int(labels.max()) + 1 if len(labels) else 0
-    task_of = torch.zeros(last, dtype=torch.int64)
-    for task, classes in enumerate(names.get("tasks", [])):
-        task_of[[label for label in classes if label < last]] = task
-    class_names = tuple(str(name) for name in names.get("class_names", range(last)))
-    return FinalEmbedding(vectors, labels, task_of[labels], class_names)
+    classes = read_classes(run.path)
+    names = classes.names or tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
+    return FinalEmbedding(vectors, labels, classes.task_of(labels), names)
 
 
 def group_by_layer(names: Sequence[str], limit: int = MAX_LAYERS) -> dict[str, list[str]]:

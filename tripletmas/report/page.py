@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tripletmas.report import comparison_plots, plots, rows, tables, texts
+from tripletmas.report import comparison_plots, rows, tables, texts
+from tripletmas.report.classes import read_classes
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.configs import flatten, section
-from tripletmas.report.embedding_plot import draw_embedding, project
-from tripletmas.report.layers import importance_by_layer, movement_by_layer, read_embedding
-from tripletmas.report.read import Run, read_run, seed_directories
-from tripletmas.report.search import draw_search, search_head, search_rows, search_text
-from tripletmas.report.style import series_style
+from tripletmas.report.embedding_map import group_shape, map_colours, map_json, read_map
+from tripletmas.report.embedding_plot import project
+from tripletmas.report.figures import Plot, make_plot
+from tripletmas.report.galleries import gallery_rows
+from tripletmas.report.layers import read_embedding
+from tripletmas.report.neighbours import read_neighbours
+from tripletmas.report.read import read_run, seed_directories
+from tripletmas.report.run_plots import map_plot, run_plots
+from tripletmas.report.search import search_head, search_rows
+from tripletmas.report.style import THEMES
 from tripletmas.report.wording import wording
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture on a page.
-
-    Attributes:
-        text: what it shows, for a reader who knows none of the terms.
-        image: the PNG as a data URI.
-        width: in CSS pixels, half as many as the PNG has, so that it is sharp on every screen.
-        wide: whether it takes the whole width of the page.
-    """
-
-    title: str
-    text: str
-    image: str
-    width: int
-    wide: bool
 
 
 def write_report(run_directory: Path | str) -> Path:
@@ -60,7 +46,8 @@ def write_report(run_directory: Path | str) -> Path:
     out.mkdir(exist_ok=True)
     for old in out.glob("*.png"):
         old.unlink()  # a plot that this report has no data for must not stay from an earlier one
-    shown, absent = _run_plots(run, out)
+    classes = read_classes(run.path)
+    shown, found = run_plots(run, classes, out), read_map(run, classes)
     values = {
         "title": run.name,
         "about": rows.about(run),
@@ -71,7 +58,15 @@ def write_report(run_directory: Path | str) -> Path:
         "tasks": rows.task_rows(run),
         "plots": shown,
         "missing": run.missing,
-        "absent": absent,
+        "neighbours": read_neighbours(run, classes),
+        "map": found,
+        "map_plot": None if found is None else map_plot(found, out),
+        "map_json": "" if found is None else map_json(found),
+        "map_colours": [] if found is None else [map_colours(found, theme) for theme in THEMES],
+        "map_shapes": [] if found is None else [group_shape(found, i) for i in range(len(found.names))],
+        "map_text": "" if found is None else texts.map_text(found),
+        "galleries": gallery_rows(run),
+        "layers": rows.layer_rows(run),
         "searches": (search_head(run.searches), search_rows(run.searches, limit=60)),
         "coverage": rows.coverage_lines(run),
         "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
@@ -108,7 +103,6 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "paired": compared.paired,
         "left_out": tables.left_out(compared),
         "tables": tables,
-        "colours": [series_style(i)[0] for i in range(len(compared.methods))],
         "task_names": compared.task_names,
         "seeds": max(len(method.runs) for method in compared.methods),
         "plots": _comparison_plots(compared, page.parent),
@@ -116,45 +110,6 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "versions": section(first.config, "version"),
     }
     return _write(page, "comparison.html.j2", values)
-
-
-def _run_plots(run: Run, out: Path) -> tuple[list[Plot], list[str]]:
-    """The plots that the run has data for, and a sentence for each that it lacks and `run.missing` does not say."""
-    shown, absent = [], []
-    scores, names, words = run.matrix(), run.task_names, wording(run.primary)
-    label = run.primary.label
-    if scores is not None:
-        path, title = out / "over_tasks.png", f"{label.capitalize()} over tasks"
-        shown.append(_plot(path, title, words.curves, lambda p: plots.draw_over_tasks(p, scores, names, label)))
-    if run.epochs:
-        path = out / "loss.png"
-        shown.append(_plot(path, "Loss", texts.LOSS, lambda p: plots.draw_loss(p, run.epochs, names, words.loss)))
-    maps = [(each, m) for each in words.maps if (m := run.matrix(each.metric, each.gallery)) is not None]
-    low = plots.lower_end([matrix for _, matrix in maps])
-    for each, matrix in maps:
-        path = out / f"scores_{each.gallery}.png"
-        draw = partial(plots.draw_score_matrix, matrix=matrix, task_names=names, low=low)
-        shown.append(_plot(path, each.title, each.text, draw))
-    if run.searches:
-        path, title, text = out / "search.png", "Strength, chosen without old data", search_text(run.searches)
-        shown.append(_plot(path, title, text, lambda p: draw_search(p, run.searches)))
-    importance, movement = importance_by_layer(run), movement_by_layer(run)
-    if importance is not None:
-        path, title = out / "importance.png", "Where importance sits"
-        shown.append(
-            _plot(path, title, texts.importance(importance.in_order), lambda p: plots.draw_importance(p, importance))
-        )
-    else:
-        absent.append(f"There is no plot of importance: the strategy {run.strategy!r} stored none, or only zeros.")
-    if movement is not None:
-        path, title = out / "movement.png", "How far the weights moved"
-        shown.append(_plot(path, title, texts.MOVEMENT, lambda p: plots.draw_movement(p, movement)))
-    embedding = read_embedding(run)
-    if embedding is not None and len(embedding.vectors):
-        picture = project(embedding, names)
-        path, text = out / "embedding.png", texts.embedding_text(picture)
-        shown.append(_plot(path, "The final embedding", text, lambda p: draw_embedding(p, picture), wide=True))
-    return shown, absent
 
 
 def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
@@ -167,9 +122,8 @@ def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
             ("forgetting.png", "Forgetting", texts.BARS, draw.draw_forgetting),
             ("per_task.png", "Each task at the end", texts.PER_TASK, draw.draw_per_task),
         ):
-            shown.append(
-                _plot(out / file, title, text, lambda p, f=function: f(p, compared), wide=file == "per_task.png")
-            )
+            draw_it = partial(function, comparison=compared)
+            shown.append(make_plot(out / file, title, text, draw_it, wide=file == "per_task.png"))
     pictures = []
     for method in compared.methods:
         embedding = read_embedding(method.runs[0])
@@ -178,16 +132,9 @@ def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
     if pictures:
         text = f"{texts.embedding_text(pictures[0][1])} One run of each method (its first seed)."
         path = out / "embeddings.png"
-        draw_all = comparison_plots.draw_embeddings
-        shown.append(_plot(path, "The final embeddings", text, lambda p: draw_all(p, pictures), wide=True))
+        draw_all = partial(comparison_plots.draw_embeddings, pictures=pictures)
+        shown.append(make_plot(path, "The final embeddings", text, draw_all, wide=True))
     return shown
-
-
-def _plot(path: Path, title: str, text: str, draw: Callable[[Path], None], *, wide: bool = False) -> Plot:
-    draw(path)
-    content = path.read_bytes()
-    width = int.from_bytes(content[16:20], "big") // 2  # where every PNG has its width
-    return Plot(title, text, "data:image/png;base64," + base64.b64encode(content).decode("ascii"), width, wide)
 
 
 def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:
@@ -195,6 +142,6 @@ def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.get_template(template).render({"texts": texts, **values})
+    page = environment.get_template(template).render({"texts": texts, "themes": THEMES, **values})
     path.write_text(page, encoding="utf-8")
     return path

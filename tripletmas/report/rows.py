@@ -101,6 +101,20 @@ def coverage_lines(run: Run) -> list[str]:
     return [*replace(found, loss_parameters=others).lines(), sentence]
 
 
+def layer_rows(run: Run) -> list[tuple[str, list[str]]]:
+    """For each layer its weights, those of importance 0, and the share that is held; [] where nothing was counted."""
+    layers = _coverage(run).layers
+    rows = [(name, layer.weights, layer.zero) for name, layer in layers.items() if layer.weights]
+    if len(rows) > 1:
+        rows.append(("all layers", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    return [(name, [f"{weights:,}", f"{zero:,}", _share_held(weights - zero, weights)]) for name, weights, zero in rows]
+
+
+def _share_held(held: int, weights: int) -> str:
+    """In percent; cut and not rounded, so that 100 % means all."""
+    return f"{math.floor(1000 * held / weights) / 10:g} %"
+
+
 def _union(names: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, *more]))
 

@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import colormaps
 from matplotlib.ticker import NullLocator
 from rich.console import RenderableType
 from rich.table import Table
 
 from tripletmas.report.compare import number, short_names
 from tripletmas.report.configs import Record
-from tripletmas.report.style import COLOURS, MAP, canvas, label_line_ends
+from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends
 from tripletmas.report.tables import terminal_table
 
 _MAX_COLOURS = 8  # more tasks than this are coloured by their order, and only the first and last are named
@@ -81,15 +80,16 @@ def search_text(records: Sequence[Record], *, terminal: bool = False) -> str:
     )
 
 
-def draw_search(path: Path, records: Sequence[Record]) -> None:
+def draw_search(path: Path, records: Sequence[Record], *, theme: Theme = LIGHT) -> None:
     """The score of each trial over its strength: a line for each task, its floor dashed, the accepted one in a ring."""
     many = len(records) > _MAX_COLOURS
     names = short_names([f"{record['task'] + 1}  {record.get('name', '')}" for record in records], 16)
-    with canvas(path) as figure:
+    with canvas(path, theme) as figure:
         axes = figure.add_subplot()
+        colours = theme.in_order(len(records)) if many else theme.series
         ends = []
         for i, record in enumerate(records):
-            colour = colormaps[MAP](0.9 * i / (len(records) - 1)) if many else COLOURS[i]
+            colour = colours[i]
             strengths = [trial["strength"] for trial in record["trials"]]
             scores = [math.nan if trial["score"] is None else trial["score"] for trial in record["trials"]]  # diverged
             axes.plot(strengths, scores, color=colour, linewidth=1.2, marker="o", markersize=3.5)
@@ -113,7 +113,7 @@ def draw_search(path: Path, records: Sequence[Record]) -> None:
         least = min(*(record["floor"] for record in records), *reached, 1.0)
         axes.set_ylim(max(0.0, math.floor(least * 10 - 0.2) / 10), 1.01)
         axes.grid(axis="y")
-        label_line_ends(axes, ends, x=tried[0] * 1.3)
+        label_line_ends(axes, ends, theme, x=tried[0] * 1.3)
 
 
 def _score_name(records: Sequence[Record]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from tripletmas.report.style import MUTED, RULE, canvas, label_line_ends, series_style
+from tripletmas.report.style import LIGHT, canvas, label_line_ends, series_style
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def draw_sensitivity(
 def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     base, spread = panel.finetune
     axes.set_title(panel.title)
-    axes.axhspan(-spread, spread, color=RULE, alpha=0.6, linewidth=0)
-    axes.axhline(0, color=MUTED, linewidth=1)
+    axes.axhspan(-spread, spread, color=LIGHT.rule, alpha=0.6, linewidth=0)
+    axes.axhline(0, color=LIGHT.muted, linewidth=1)
     for label, curve in panel.curves.items():
         colour, marker = series_style(labels.index(label))
         change, deviation = np.asarray(curve.means) - base, np.asarray(curve.deviations)
@@ -104,7 +104,7 @@ def _name_ends(
 ) -> None:
     """The names stand right of the axes; a thin line leads from a curve that ends earlier to its height there."""
     right = axes.get_xlim()[1]
-    ends = [(0.0, "finetune", MUTED)] if with_finetune else []
+    ends = [(0.0, "finetune", LIGHT.muted)] if with_finetune else []
     for label, curve in curves.items():
         colour, y = series_style(labels.index(label))[0], float(curve.means[-1]) - panel.finetune[0]
         y = max(y, axes.get_ylim()[0])  # where the axis is cut, the name stands at the cut

@@ -1,6 +1,7 @@
 """How every plot looks: type, colours, size; and the canvas that writes one as PNG.
 
 Lines take the colours of Okabe and Ito, maps take cividis: both are told apart by colour-blind readers and in grey.
+A page has a light and a dark theme, and every plot is drawn in both.
 Figures are matplotlib objects on an Agg canvas; pyplot, and with it any state that outlives a plot, is not used.
 """
 
@@ -9,19 +10,92 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-INK, MUTED, RULE = "#1b1f24", "#5b6570", "#dfe3e8"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#555555")
-MARKERS = ("o", "^", "s", "D")
 MAP = "cividis"
+ON_DARK, ON_BRIGHT = "#ffffff", "#14171b"  # numbers on the cells of a map, whatever the theme
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a page and of its plots. Colours are "#rrggbb".
+
+    Attributes:
+        name: "light" or "dark".
+        ink, muted: text; at least 4.5:1 against `background` and `tint`.
+        rule, tint: thin lines, and boxes.
+        accent, right, wrong: links and the keyboard's focus; answers. At least 4.5:1 against `background`.
+        series: of several series, in order.
+        ramp: where on the map the first and the last of many series lie, so that both stand out.
+    """
+
+    name: str
+    background: str
+    ink: str
+    muted: str
+    rule: str
+    tint: str
+    accent: str
+    right: str
+    wrong: str
+    series: tuple[str, ...]
+    ramp: tuple[float, float]
+
+    def in_order(self, count: int) -> list[str]:
+        """`count` colours along the map, for series that follow each other and are too many to tell apart."""
+        first, last = self.ramp
+        return [to_hex(colormaps[MAP](first + (last - first) * i / max(count - 1, 1))) for i in range(count)]
+
+    def readable(self, colour: str) -> str:
+        """The colour, moved towards the ink until text in it has a contrast of 4.5:1."""
+        for part in range(0, 101, 5):
+            mixed = [
+                (100 - part) / 100 * c + part / 100 * i for c, i in zip(to_rgb(colour), to_rgb(self.ink), strict=True)
+            ]
+            if contrast(to_hex(mixed), self.background) >= 4.5:
+                return to_hex(mixed)
+        return self.ink
+
+
+LIGHT = Theme(
+    name="light",
+    background="#ffffff",
+    ink="#1b1f24",
+    muted="#5b6570",
+    rule="#dfe3e8",
+    tint="#f6f7f9",
+    accent="#0069a6",
+    right="#007a5a",
+    wrong="#b84a00",
+    series=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#555555"),
+    ramp=(0.0, 0.88),
+)
+DARK = Theme(
+    name="dark",
+    background="#14181d",
+    ink="#e8ebee",
+    muted="#a3adb8",
+    rule="#343c45",
+    tint="#1d232a",
+    accent="#6cb8ea",
+    right="#3cc79a",
+    wrong="#f58f4d",
+    series=("#4ba3db", "#f2813a", "#2dbd92", "#de9dc1", "#f2b33d", "#9ad3f5", "#c4a93f", "#a9b0b8"),
+    ramp=(0.32, 1.0),
+)
+THEMES = (LIGHT, DARK)
+
+MARKERS = ("o", "^", "s", "D")
 WIDTH = 5.6  # inches at 96 CSS pixels: two plots stand side by side on a page of 1200 pixels
 DPI = 192  # two image pixels for each CSS pixel
 
@@ -29,9 +103,9 @@ _FONTS = ("Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "DejaVu Sans
 
 
 @contextmanager
-def canvas(path: Path, *, width: float = WIDTH, height: float = 3.6) -> Iterator[Figure]:
+def canvas(path: Path, theme: Theme = LIGHT, *, width: float = WIDTH, height: float = 3.6) -> Iterator[Figure]:
     """An empty figure to draw on, written to `path` as PNG at the end. Text is never read as TeX."""
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(_style(theme)):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
@@ -41,12 +115,20 @@ def canvas(path: Path, *, width: float = WIDTH, height: float = 3.6) -> Iterator
             figure.savefig(path, dpi=DPI)
 
 
-def series_style(i: int) -> tuple[str, str]:
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours as WCAG 2 defines it, from 1 to 21."""
+    low, high = sorted(_luminance(colour) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def series_style(i: int, theme: Theme = LIGHT) -> tuple[str, str]:
     """The colour and the marker of the i-th of several series: all pairs differ up to 32."""
-    return COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
+    return theme.series[i % len(theme.series)], MARKERS[i // len(theme.series) % len(MARKERS)]
 
 
-def label_line_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float, gap: float = 0.05) -> None:
+def label_line_ends(
+    axes: Axes, ends: Sequence[tuple[float, str, str]], theme: Theme = LIGHT, *, x: float, gap: float = 0.05
+) -> None:
     """Write (y, text, colour) right of x, moved apart so that no two lie closer than `gap` of the axis height."""
     low, high = axes.get_ylim()
     step = gap * (high - low)
@@ -61,7 +143,7 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: fl
             placed[i] = min(placed[i], placed[i + 1] - step)
     for y, (_, text, colour) in zip(placed, ends, strict=True):
         place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(text, (x, y), color=colour, fontsize=8.5, **place)
+        axes.annotate(text, (x, y), color=theme.readable(colour), fontsize=8.5, **place)
 
 
 def task_axis(axes: Axes, num_tasks: int, *, label: str = "after task") -> None:
@@ -71,36 +153,43 @@ def task_axis(axes: Axes, num_tasks: int, *, label: str = "after task") -> None:
     axes.set_xticks(range(1, num_tasks + 1, max(1, round(num_tasks / 10))))
 
 
-def _style() -> dict[Any, Any]:
+def _luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour, WCAG 2."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _style(theme: Theme) -> dict[Any, Any]:
     installed = set(fontManager.get_font_names())
     return {
         "font.family": [name for name in _FONTS if name in installed],
         "font.size": 9.5,
         "text.parse_math": False,
-        "text.color": INK,
-        "axes.labelcolor": MUTED,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.muted,
         "axes.labelsize": 9,
-        "axes.edgecolor": RULE,
+        "axes.edgecolor": theme.rule,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 9.5,
         "axes.titlelocation": "left",
-        "axes.titlecolor": INK,
+        "axes.titlecolor": theme.ink,
         "axes.grid": False,
         "axes.axisbelow": True,
         "axes.unicode_minus": True,
-        "grid.color": RULE,
+        "grid.color": theme.rule,
         "grid.linewidth": 0.7,
-        "xtick.color": RULE,
-        "ytick.color": RULE,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
+        "xtick.color": theme.rule,
+        "ytick.color": theme.rule,
+        "xtick.labelcolor": theme.muted,
+        "ytick.labelcolor": theme.muted,
         "xtick.labelsize": 8.5,
         "ytick.labelsize": 8.5,
         "lines.linewidth": 1.6,
         "lines.markersize": 4.5,
         "legend.frameon": False,
         "legend.fontsize": 8.5,
-        "figure.facecolor": "white",
-        "savefig.facecolor": "white",
+        "axes.facecolor": theme.background,
+        "figure.facecolor": theme.background,
+        "savefig.facecolor": theme.background,
     }

@@ -5,6 +5,7 @@ Those that depend on what a run is judged by are in `wording`.
 
 from __future__ import annotations
 
+from tripletmas.report.embedding_map import EmbeddingMap
 from tripletmas.report.embedding_plot import MAX_COLOURS, Picture
 
 FORWARD_TRANSFER = (
@@ -45,6 +46,40 @@ MOVEMENT = (
     "How far the weights of each layer went while learning each task, in percent of their own length (L2 norm). "
     "Under protection, layers that hold much importance should move less after the first task."
 )
+CURVES_SEEN = (
+    "Mean over the tasks learned so far, searching everything seen. Queries are always embedded by the present model. "
+    "Where stale falls below fresh, stored vectors no longer fit; compensated wins a part back without reading an old "
+    "image."
+)
+CURVES_TASK = "The same, searching only the items of the query's own task: the gallery does not grow."
+GALLERY_MAP = "Recall@1 on each task (column) after learning each task (row). All six maps have one scale of colours."
+DRIFT_BY_TASK = (
+    "How far the gallery items of each task (column) have turned by the time each later task is learned (row): mean of "
+    "1 − cosine of the stored and the fresh vector. 0: not at all; 1: at a right angle."
+)
+DRIFT_BY_CLASS = (
+    "The same for the single classes, the most drifted first. Classes of earlier tasks have had more time to drift."
+)
+UNSEEN = (
+    "Recall@1 among classes that belong to no task and are never trained on: whether the embedding itself becomes "
+    "better or worse for what it does not know."
+)
+COMPATIBILITY = (
+    "Queries embedded by the model after one task (row), searched in a gallery embedded by the model after another "
+    "(column), {metric}. The diagonal is a model with itself; what lies below it is what old vectors still find."
+)
+NEIGHBOURS = (
+    "Pictures of test queries and the five nearest items of the gallery of everything seen, before the last task was "
+    "learned and after it, the nearest first. ✓ and a green frame: of the query's class; ✗ and an orange dashed frame: "
+    "of another. Queries whose first answer changed come first, then those that found more or fewer: they show what "
+    "changed and are no fair sample."
+)
+MAP = (
+    "Each mark is a query, seen along the two directions in which the unit-length vectors of all steps together vary "
+    "most (one PCA for all steps, {kept} of the variance). So a place means the same at every step, and a mark that "
+    "moves has moved in the embedding: that is drift. A line leads to each mark from where it was a step before. The "
+    "colour is the {coloured_by}."
+)
 BARS = (
     "What was lost on earlier tasks between their best moment and the end. Shorter is better; negative means that they "
     "improved."
@@ -58,6 +93,12 @@ PER_TASK = (
 def importance(in_order: bool) -> str:
     """How to read the plot of importance."""
     return f"{IMPORTANCE} Layers run from {'input (top) to output' if in_order else 'top to bottom by name'}."
+
+
+def map_text(found: EmbeddingMap) -> str:
+    """How to read the map of the embedding."""
+    text = MAP.format(kept=f"{100 * found.kept:.0f} %", coloured_by=found.coloured_by)
+    return text + (f" {found.shown} of {found.of} queries are shown." if found.shown < found.of else "")
 
 
 def embedding_text(picture: Picture) -> str:
