@@ -45,6 +45,21 @@ def ranked_relevance(
     return [relevant for group in groups for relevant in sorted(group, reverse=best)]
 
 
+def nearest(
+    query: Sequence[float], vectors: Sequence[Sequence[float]], metric: str, k: int
+) -> tuple[list[float], list[int]]:
+    """Scores and positions of the k nearest by the exact score, equal scores by position; vectors as they are compared.
+
+    A score is the inner product or the negative squared distance, its terms summed without error and rounded once.
+    """
+    if metric == "inner_product":
+        scores = [math.fsum(a * b for a, b in zip(query, vector, strict=True)) for vector in vectors]
+    else:
+        scores = [-math.fsum((a - b) * (a - b) for a, b in zip(query, vector, strict=True)) for vector in vectors]
+    order = sorted(range(len(vectors)), key=lambda position: (-scores[position], position))[:k]
+    return [scores[position] for position in order], order
+
+
 def recall_at_k(ranking: Sequence[bool], k: int) -> float:
     return 1.0 if any(ranking[:k]) else 0.0
 
