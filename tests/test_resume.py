@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tripletmas import checkpoint, task_training, training
+from tripletmas import checkpoint, evaluation, task_training, training
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.experiment import run_experiment
 from tripletmas.losses import make_loss
@@ -70,7 +70,7 @@ class Points:
 def dying(points: Points):
     """Points around every step, scoring, record and change of a file; seconds are 0, to compare records."""
     replace, rmtree, remove, save_file = os.replace, shutil.rmtree, checkpoint._remove, checkpoint.save_file
-    append, score_tasks = RunDirectory.append, training.score_tasks
+    append, score_embedded = RunDirectory.append, training.score_embedded
 
     def dying_replace(*paths):
         points()
@@ -105,10 +105,10 @@ def dying(points: Points):
 
     def dying_score(*arguments, **options):
         points()
-        return score_tasks(*arguments, **options)
+        return score_embedded(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (training, task_training):
+        for module in (training, task_training, evaluation):
             patch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
         patch.setattr(checkpoint.os, "replace", dying_replace)
         patch.setattr(checkpoint.os, "fsync", lambda handle: None)  # the machine does not lose power here
@@ -116,7 +116,7 @@ def dying(points: Points):
         patch.setattr(checkpoint, "_remove", lambda path: None if points.dead else remove(path))
         patch.setattr(checkpoint, "save_file", dying_save)
         patch.setattr(RunDirectory, "append", dying_append)
-        patch.setattr(training, "score_tasks", dying_score)
+        patch.setattr(training, "score_embedded", dying_score)
         patch.setattr(Strategy, "after_step", points)
         yield
 
@@ -305,7 +305,11 @@ def test_a_killed_process(tmp_path):
     run_experiment(config, out)
 
     def without_seconds(path: Path) -> list[dict]:
-        return [{k: v for k, v in record.items() if k != "seconds"} for record in RunDirectory(path).records()]
+        records = RunDirectory(path).records()
+        for record in records:
+            record.pop("seconds", None)
+            record.get("reembed", {}).pop("seconds", None)
+        return records
 
     assert without_seconds(out) == without_seconds(tmp_path / "whole")
     first, second = contents(tmp_path / "whole"), contents(out)

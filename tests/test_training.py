@@ -225,6 +225,7 @@ def test_the_moments_of_a_strategy(tiny_stream, tmp_path):
     assert recorder.moments == [
         "prepare",
         *["before c0,c1", "data c0,c1 after 0", *of_task, "after c0,c1", "deployed"],
+        "deployed",  # its embeddings of what comes next are one half of the drift
         *["before c2,c3", "data c2,c3 after 1", *of_task, "after c2,c3", "deployed"],
     ]
 
@@ -294,7 +295,7 @@ def test_what_a_strategy_draws_is_the_same_after_an_interruption(tiny_stream, tm
         train_stream(linear(), tiny_stream, again, failing_at(6), SMALL, run)
     torch.manual_seed(123)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tripletmas.training.score_tasks", fail)
+        patch.setattr("tripletmas.training.score_embedded", fail)
         with pytest.raises(RuntimeError, match="interrupted"):
             train_stream(linear(), tiny_stream, again, triplet(), SMALL, run)
     train_stream(linear(), tiny_stream, again, triplet(), SMALL, run)

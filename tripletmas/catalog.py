@@ -33,7 +33,7 @@ from tripletmas.strategies import (
     local_mas,
     mas,
 )
-from tripletmas.tasks import make_stream
+from tripletmas.tasks import Stream, Task, make_stream, make_unseen
 
 DATASETS: dict[str, Callable[..., Source]] = {**READERS, "sequence": sequence}
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
@@ -117,11 +117,19 @@ def options_of(constructor: Callable[..., Any], *, leave_out: Iterable[str] = ()
     }
 
 
-def build_data(name: str, given: Mapping[str, Any]):
+def build_data(name: str, given: Mapping[str, Any]) -> Stream:
     """The stream of the data set `name`."""
-    of_stream = options_of(make_stream)
+    return build_data_and_unseen(name, given)[0]
+
+
+def build_data_and_unseen(name: str, given: Mapping[str, Any]) -> tuple[Stream, Task | None]:
+    """The stream of the data set `name`, and the classes that are in none of its tasks; None for none."""
+    of_stream, of_unseen = options_of(make_stream), options_of(make_unseen)
     source = DATASETS[name](**{key: value for key, value in given.items() if key not in of_stream})
-    return make_stream(source, **{key: value for key, value in given.items() if key in of_stream})
+    stream = make_stream(source, **{key: value for key, value in given.items() if key in of_stream})
+    if not given.get("unseen"):
+        return stream, None
+    return stream, make_unseen(source, **{key: value for key, value in given.items() if key in of_unseen})
 
 
 def build_strategy(name: str, given: Mapping[str, Any], *, searched: str | None = None) -> Strategy:

@@ -19,6 +19,7 @@ import jsonargparse
 import yaml
 
 from tripletmas import catalog
+from tripletmas.gallery import GalleryConfig
 from tripletmas.optimization import TrainConfig
 from tripletmas.search import SearchConfig
 from tripletmas.spelling import suggestion
@@ -56,7 +57,7 @@ def parse(
         parsed = parser.parse_args(arguments).as_dict()
     except argparse.ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training")}
+    config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training", "gallery")}
     search = parsed.pop("search")
     config |= {key: parsed.pop(key) for key in _ALONE}
     for part in catalog.PARTS:
@@ -94,12 +95,17 @@ def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.Argu
         description="The options of a part depend on its name: shown are those of the named or default parts. "
         "--print_config prints the whole configuration, which --config reads, and stops.",
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with options; those given here count more")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with options, or a preset such as no-reindex; options given here count more",
+    )
     for part in catalog.PARTS:
         group = parser.add_argument_group(f"{part}: {chosen[part]}")
         group.add_argument(f"--{part}.name", default=chosen[part], metavar="NAME", help=f"also --{part} NAME")
         _add(group, part, catalog.options(part, chosen[part]))
     _add(parser.add_argument_group("training"), "training", catalog.options_of(TrainConfig, leave_out=("seed",)))
+    _add(parser.add_argument_group("gallery"), "gallery", catalog.options_of(GalleryConfig))
     group = parser.add_argument_group("search: of a strength that is `auto`, for each task on that task's data alone")
     _add(group, "search", catalog.options_of(SearchConfig))
     group = parser.add_argument_group("run")
@@ -156,12 +162,21 @@ def _with_files_unfolded(arguments: Sequence[str]) -> Iterator[str]:
     yield from rest
 
 
+def presets() -> dict[str, Path]:
+    """The configurations that come with the package, by name: `--config NAME`."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+
+
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
+    """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name."""
+    path = Path(file) if Path(file).exists() else presets().get(str(file), Path(file))
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"the configuration {str(file)!r} cannot be read: {error.strerror}") from None
+        names = ", ".join(presets())
+        raise ValueError(
+            f"the configuration {str(file)!r} cannot be read: {error.strerror} (presets are {names})"
+        ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"the configuration {str(file)!r} is no YAML: {error}") from None
     if not isinstance(content, dict):

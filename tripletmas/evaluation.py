@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +12,23 @@ from torch import Tensor, nn
 from tripletmas.class_means import KINDS, ClassMeans
 from tripletmas.params import device_of
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import Embeddings, embed, evaluate
+from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
 from tripletmas.tasks import Stream, Task
+
+
+@dataclass(frozen=True)
+class EmbeddedTasks:
+    """Several tasks as one model embeds them: an entry a task.
+
+    Attributes:
+        own: where in its task's gallery each query is, -1 where it is not.
+        seconds: how long the galleries of all but the last task took, which an index that is kept need not embed again.
+    """
+
+    queries: list[Embeddings]
+    galleries: list[Embeddings]
+    own: list[Tensor]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -19,43 +36,57 @@ class TaskScores:
     """Scores of one model on several tasks.
 
     Attributes:
-        values: gallery ("seen", "task") -> metric -> one value a task; nan where no query has anything to find.
+        values: gallery ("seen", "task", "seen_stale", ...) -> metric -> one value a task; nan where no query has
+            anything to find.
+        found: "seen" and "seen_..." -> what each task's queries found in that gallery.
         without_relevant: for each task, how many queries were left out of the means since nothing was there to find.
         queries: the embeddings of all queries, task after task.
     """
 
     values: dict[str, dict[str, list[float]]]
+    found: dict[str, list[RetrievalScores]]
     without_relevant: list[int]
     queries: Embeddings
 
 
-def score_tasks(model: nn.Module, tasks: Stream, *, batch_size: int = 256, num_workers: int = 0) -> TaskScores:
-    """Search each task's queries in the gallery of all these tasks ("seen") and in that of their own task ("task")."""
-    queries, galleries, own = [], [], []
-    offset = 0
+def embed_tasks(model: nn.Module, tasks: Stream, *, batch_size: int = 256, num_workers: int = 0) -> EmbeddedTasks:
+    """The queries and the gallery of each task by one model."""
+    queries, galleries, own, seconds = [], [], [], []
     for task in tasks:
-        query, gallery, position = _embedded(model, task, batch_size, num_workers)
+        query, gallery, position, took = _embedded(model, task, batch_size, num_workers)
         queries.append(query)
         galleries.append(gallery)
         own.append(position)
-    everything = _joined(galleries)
-    values: dict[str, dict[str, list[float]]] = {"seen": {}, "task": {}}
-    without = []
-    for query, gallery, position in zip(queries, galleries, own, strict=True):
-        in_all = torch.where(position >= 0, position + offset, position)
-        on_seen = evaluate(query, everything, self_positions=in_all)
-        on_task = evaluate(query, gallery, self_positions=position)
-        offset += len(gallery)
-        without.append(on_seen.num_without_relevant)
-        for name, result in (("seen", on_seen), ("task", on_task)):
-            for metric, value in result.values.items():
-                values[name].setdefault(metric, []).append(value)
-    return TaskScores(values, without, _joined(queries))
+        seconds.append(took)
+    return EmbeddedTasks(queries, galleries, own, sum(seconds[:-1]))
+
+
+def score_embedded(embedded: EmbeddedTasks, stored: Mapping[str, Sequence[Embeddings]] | None = None) -> TaskScores:
+    """Search each task's queries in the gallery of all these tasks ("seen") and in that of their own task ("task").
+
+    Args:
+        stored: name -> the vectors of each task's gallery as an index has them; searched as "seen_NAME", "task_NAME".
+    """
+    values: dict[str, dict[str, list[float]]] = {}
+    everything: dict[str, list[RetrievalScores]] = {}
+    for name, parts in {"": embedded.galleries, **(stored or {})}.items():
+        suffix = f"_{name}" if name else ""
+        results = {"seen": _search_joined(embedded, parts), "task": _search_own(embedded, parts)}
+        everything[f"seen{suffix}"] = results["seen"]
+        for scope, found in results.items():
+            values[scope + suffix] = {metric: [each[metric] for each in found] for metric in found[0].values}
+    without = [each.num_without_relevant for each in everything["seen"]]
+    return TaskScores(values, everything, without, joined(embedded.queries))
+
+
+def score_tasks(model: nn.Module, tasks: Stream, *, batch_size: int = 256, num_workers: int = 0) -> TaskScores:
+    """Search each task's queries in fresh galleries: that of all these tasks, and that of their own task."""
+    return score_embedded(embed_tasks(model, tasks, batch_size=batch_size, num_workers=num_workers))
 
 
 def score_alone(model: nn.Module, task: Task, *, batch_size: int = 256, num_workers: int = 0) -> dict[str, float]:
     """metric -> value: a task's queries searched in its own gallery."""
-    query, gallery, position = _embedded(model, task, batch_size, num_workers)
+    query, gallery, position, _ = _embedded(model, task, batch_size, num_workers)
     return evaluate(query, gallery, self_positions=position).values
 
 
@@ -96,14 +127,43 @@ def _share(right: Tensor) -> float:
     return float(right.double().mean())
 
 
-def _embedded(model: nn.Module, task: Task, batch_size: int, num_workers: int) -> tuple[Embeddings, Embeddings, Tensor]:
-    """(queries, gallery, where in the gallery each query is, -1 where it is not)."""
+def _embedded(
+    model: nn.Module, task: Task, batch_size: int, num_workers: int
+) -> tuple[Embeddings, Embeddings, Tensor, float]:
+    """(queries, gallery, where in the gallery each query is, seconds that the gallery took)."""
+    began = time.perf_counter()
     query = embed(model, task.query, batch_size=batch_size, num_workers=num_workers)
     if task.gallery is None:
-        return query, query, torch.arange(len(query))
+        return query, query, torch.arange(len(query)), time.perf_counter() - began
+    began = time.perf_counter()
     gallery = embed(model, task.gallery, batch_size=batch_size, num_workers=num_workers)
-    return query, gallery, torch.full((len(query),), -1)
+    return query, gallery, torch.full((len(query),), -1), time.perf_counter() - began
 
 
-def _joined(parts: list[Embeddings]) -> Embeddings:
+def _search_joined(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
+    """One search of all queries in all parts; what each task's queries found."""
+    starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+    own = [torch.where(own >= 0, own + start, own) for own, start in zip(embedded.own, starts[:-1], strict=True)]
+    found = evaluate(joined(embedded.queries), joined(parts), self_positions=torch.cat(own))
+    ends = torch.tensor([len(query) for query in embedded.queries]).cumsum(0).tolist()
+    return [_of_queries(found, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _of_queries(found: RetrievalScores, rows: slice) -> RetrievalScores:
+    """What some of the queries found."""
+    per_query = {metric: values[rows] for metric, values in found.per_query.items()}
+    counted = ~per_query["mrr"].isnan()
+    values = {metric: float(each[counted].mean()) for metric, each in per_query.items()}
+    return RetrievalScores(values, per_query, len(counted), int((~counted).sum()), nearest=found.nearest[rows])
+
+
+def _search_own(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
+    return [
+        evaluate(query, part, self_positions=own)
+        for query, part, own in zip(embedded.queries, parts, embedded.own, strict=True)
+    ]
+
+
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """One after the other."""
     return Embeddings(torch.cat([part.vectors for part in parts]), torch.cat([part.labels for part in parts]))

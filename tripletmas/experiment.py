@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tripletmas import catalog, configuration
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.class_means import ClassMeans
 from tripletmas.forgetting import Scores
+from tripletmas.gallery import GalleryConfig
 from tripletmas.losses import make_loss
 from tripletmas.models import embedding_dim, make_model
 from tripletmas.optimization import TrainConfig
@@ -22,7 +23,7 @@ from tripletmas.recognition import Recognition
 from tripletmas.sampling import seed_everything
 from tripletmas.search import SearchConfig
 from tripletmas.strategies import Strategy
-from tripletmas.tasks import Stream
+from tripletmas.tasks import Stream, Task
 from tripletmas.training import train_stream
 from tripletmas.version import versions
 
@@ -38,6 +39,8 @@ class Experiment:
     strategy: Strategy
     training: TrainConfig
     search: SearchConfig | None = None
+    gallery: GalleryConfig = field(default_factory=GalleryConfig)
+    unseen: Task | None = None
 
 
 def build(config: Mapping[str, Any], *, stream: Stream | None = None) -> Experiment:
@@ -57,7 +60,7 @@ def build(config: Mapping[str, Any], *, stream: Stream | None = None) -> Experim
     )
     training = TrainConfig(**resolved["training"], seed=resolved["seed"])
     made_strategy, search = _strategy(*strategy, resolved)
-    stream = catalog.build_data(*data) if stream is None else stream
+    stream, unseen = catalog.build_data_and_unseen(*data) if stream is None else (stream, None)
     first = stream[0].train
     seed_everything(resolved["seed"])
     made_model = make_model(model[0], first.sample_shape, options=_tuples(model[1])).to(device)
@@ -67,7 +70,9 @@ def build(config: Mapping[str, Any], *, stream: Stream | None = None) -> Experim
     else:
         mining = loss[1].pop("mining")
         made_loss = make_loss(loss[0], dim=dim, num_classes=len(first.class_names), mining=mining, options=loss[1])
-    return Experiment(resolved, stream, made_model, made_loss.to(device), made_strategy, training, search)
+    gallery = GalleryConfig(**resolved["gallery"])
+    parts = (stream, made_model, made_loss.to(device), made_strategy, training, search, gallery, unseen)
+    return Experiment(resolved, *parts)
 
 
 def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
@@ -86,6 +91,8 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
         experiment.training,
         run,
         experiment.search,
+        gallery=experiment.gallery,
+        unseen=experiment.unseen,
     )
 
 

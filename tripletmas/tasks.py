@@ -128,6 +128,7 @@ def make_stream(
     split_seed: int = 0,
     per_class: int | None = None,
     validation: bool = False,
+    unseen: int = 0,
     augment: Augmentation = "none",
 ) -> Stream:
     """The stream of a data set: split by group where its classes have groups, else by class.
@@ -142,22 +143,57 @@ def make_stream(
         per_class: use at most so many samples of each class to learn from, and at most so many to ask for. None: all.
         validation: to choose options without a look at the test queries. These and the gallery are put away, and
             test_share of each class of the training part is held out as queries in their place.
+        unseen: so many classes (or groups), the last in order, are in no task: `make_unseen` gives them.
         augment: changes training images at random: a horizontal flip, and a crop after padding by an eighth.
     """
     transform = _augmentation(augment, source.train)
+    source, units, _ = _ordered(source, groups, order_seed, unseen)
     if source.train.groups is not None:
-        source, units = _groups(source, groups, order_seed)
         tasks, unit, joint = len(units) if tasks is None else tasks, "groups", "+"
-    elif groups is None:
-        units = _classes(source.train, order_seed)
-        tasks, unit, joint = 5 if tasks is None else tasks, "classes", ","
     else:
-        names = listed([repr(group) for group in groups], 5)
-        raise ValueError(f"this data set has no groups of classes, so groups {names} cannot be chosen")
+        tasks, unit, joint = 5 if tasks is None else tasks, "classes", ","
     parts = split_samples(
         source, test_share=test_share, split_seed=split_seed, per_class=per_class, validation=validation
     )
     return _make_tasks(parts, units, tasks, unit=unit, joint=joint, augment=transform)
+
+
+def make_unseen(
+    source: Source,
+    *,
+    unseen: int,
+    groups: list[str] | None = None,
+    order_seed: int | None = None,
+    test_share: float = 0.3,
+    split_seed: int = 0,
+    per_class: int | None = None,
+    validation: bool = False,
+) -> Task:
+    """The classes that `make_stream` with the same options leaves out of all tasks, as one task.
+
+    Their queries and gallery are drawn as those of other classes are; nothing is ever learned from them.
+    """
+    source, _, units = _ordered(source, groups, order_seed, unseen)
+    parts = split_samples(
+        source, test_share=test_share, split_seed=split_seed, per_class=per_class, validation=validation
+    )
+    return replace(_make_tasks(parts, units, 1, unit="classes", joint=",", augment=None)[0], name="unseen")
+
+
+def _ordered(
+    source: Source, groups: list[str] | None, order_seed: int | None, unseen: int
+) -> tuple[Source, list[_Unit], list[_Unit]]:
+    """What a data set has of the groups that are named, the classes (or groups) to learn, in order, and those not."""
+    if source.train.groups is not None:
+        source, units = _groups(source, groups, order_seed)
+    elif groups is None:
+        units = _classes(source.train, order_seed)
+    else:
+        names = listed([repr(group) for group in groups], 5)
+        raise ValueError(f"this data set has no groups of classes, so groups {names} cannot be chosen")
+    if not 0 <= unseen < len(units):
+        raise ValueError(f"unseen must be >= 0 and leave something of {len(units)} classes or groups, got {unseen}")
+    return source, units[: len(units) - unseen], units[len(units) - unseen :]
 
 
 def _classes(train: LabelledDataset, order_seed: int | None) -> list[_Unit]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from tripletmas.checkpoint import Checkpoint, RunDirectory
 from tripletmas.class_means import ClassMeans
-from tripletmas.evaluation import score_alone, score_recognition, score_tasks
+from tripletmas.evaluation import embed_tasks, score_alone, score_embedded, score_recognition
 from tripletmas.forgetting import Scores
+from tripletmas.gallery import Galleries, GalleryConfig, drift_by_class, gallery_file, named
 from tripletmas.losses import MetricLoss
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
@@ -20,9 +21,10 @@ from tripletmas.recognition import Recognition
 from tripletmas.resuming import earlier_scores, load_loss, take_ahead
 from tripletmas.sampling import seed_everything
 from tripletmas.search import SearchConfig, find_strength
+from tripletmas.shown import write_shown
 from tripletmas.strategies import Strategy
 from tripletmas.task_training import Learner, train_task
-from tripletmas.tasks import Stream, fingerprint
+from tripletmas.tasks import Stream, Task, fingerprint
 
 
 def train_stream(
@@ -33,6 +35,9 @@ def train_stream(
     config: TrainConfig | None = None,
     run: RunDirectory | None = None,
     search: SearchConfig | None = None,
+    *,
+    gallery: GalleryConfig | None = None,
+    unseen: Task | None = None,
 ) -> Scores:
     """Learn the tasks of a stream one after the other; after each, score all tasks seen so far.
 
@@ -45,10 +50,14 @@ def train_stream(
         loss: (raw embeddings (batch, dim), labels (batch,)) -> scalar; any loss of pytorch-metric-learning, or a
             `Recognition`.
         search: before each task after the first, search the strategy's strength on that task's data.
+        gallery: what becomes of stored galleries; None for the defaults.
+        unseen: classes of no task, scored on their own gallery after each task: does the embedding still generalise?
 
     Returns:
         The scores after each task: recall@1, 2, 4, 8, R-precision, MAP@R and MRR, on the gallery of everything seen
-        so far ("seen") and on the task's own ("task"); for recognition the accuracies too (`score_recognition`).
+        so far ("seen") and on the task's own ("task"), both embedded by the present model; the same on galleries as
+        they were stored ("seen_stale", "task_stale") and as they were moved since ("seen_compensated",
+        "task_compensated"); for recognition the accuracies too (`score_recognition`).
 
     Raises:
         FloatingPointError: if a loss is not finite; what was saved before stays as it was.
@@ -59,6 +68,7 @@ def train_stream(
     if search and search.start is not None:
         strategy.set_strength(search.start)
     means = _class_means(learner)
+    outcome = _Outcome(learner, gallery or GalleryConfig(), unseen, means)
     scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
     if run:
@@ -69,6 +79,7 @@ def train_stream(
         load_loss(loss, start.loss, run)
         if means and start.means:
             means.load_state_dict(start.means, stream)
+        outcome.galleries.restore(run, model, stream, start.task)
         if not start.epoch:
             strategy.load_state_dict(start.strategy)
         if learner.config.forward_transfer:
@@ -82,12 +93,12 @@ def train_stream(
             take_ahead(scores, ahead)
             if run:
                 run.append(ahead)
-        if means and not resumed:
-            means.before_task(strategy.deployed(model), stream[number])
+        if not resumed:
+            outcome.before_task(stream[number])
         if search and number:
             _choose_strength(learner, stream, number, search, run)
         _train(learner, stream, number, means, run, resumed)
-        _finish_task(learner, stream, number, means, scores, run)
+        _finish_task(outcome, stream, number, scores, run)
         if run:
             _save(run, learner, means, None, number + 1, 0)
     return scores
@@ -149,21 +160,42 @@ def _score_added(learner: Learner, stream: Stream, scores: Scores, run: RunDirec
     run.append(record)
 
 
-def _finish_task(
-    learner: Learner,
-    stream: Stream,
-    number: int,
-    means: ClassMeans | None,
-    scores: Scores,
-    run: RunDirectory | None,
-) -> None:
+@dataclass(frozen=True)
+class _Outcome:
+    """What is measured after each task, besides what the learner is."""
+
+    learner: Learner
+    config: GalleryConfig
+    unseen: Task | None
+    means: ClassMeans | None
+    galleries: Galleries = field(init=False)
+
+    def __post_init__(self):
+        options, maps = self.learner.config, (self.config.compensate,) if self.config.compensate else ()
+        made = Galleries(maps, batch_size=options.eval_batch_size, num_workers=options.num_workers)
+        object.__setattr__(self, "galleries", made)
+
+    def before_task(self, task: Task) -> None:
+        """Note what the model that is deployed so far says of a task's data, where earlier tasks are stored."""
+        if not len(self.galleries):
+            return
+        deployed = self.learner.strategy.deployed(self.learner.model)
+        self.galleries.before_task(deployed, task)
+        if self.means:
+            self.means.before_task(deployed, task)
+
+
+def _finish_task(outcome: _Outcome, stream: Stream, number: int, scores: Scores, run: RunDirectory | None) -> None:
     began = time.perf_counter()
+    learner, galleries, means = outcome.learner, outcome.galleries, outcome.means
     model, strategy, config = learner.model, learner.strategy, learner.config
     seen = stream[: number + 1]
     seed_everything(config.seed, number, config.epochs)
     strategy.after_task(model, seen[-1])
     deployed = strategy.deployed(model)
-    found = score_tasks(deployed, seen, batch_size=config.eval_batch_size, num_workers=config.num_workers)
+    embedded = embed_tasks(deployed, seen, batch_size=config.eval_batch_size, num_workers=config.num_workers)
+    galleries.after_task(deployed, seen[-1], embedded.galleries[-1])
+    found = score_embedded(embedded, named(galleries.parts, outcome.config.compensate))
     if isinstance(learner.loss, Recognition):
         if means:
             means.after_task(deployed, seen)
@@ -176,6 +208,8 @@ def _finish_task(
     if not run:
         return
     _write_tensors(learner, deployed, number, means, run)
+    run.write_tensors(gallery_file(number), galleries.last())
+    write_shown(run, number, seen, embedded)
     run.write_tensors("index/final.safetensors", {"vectors": found.queries.vectors, "labels": found.queries.labels})
     run.write_json(
         "index/final.json",
@@ -185,19 +219,23 @@ def _finish_task(
         },
     )
     run.write_json("scores.json", scores.to_json())
-    run.append(
-        {
-            "kind": "task",
-            "task": number,
-            "name": seen[-1].name,
-            "seconds": time.perf_counter() - began,
-            "scores": found.values,
-            "data": fingerprint(seen[-1]),
-            "queries": [len(task.query) for task in seen],
-            "without_relevant": found.without_relevant,
-            "unprotected": _unprotected(learner),
-        }
-    )
+    classes = [task.classes for task in seen]
+    record = {
+        "kind": "task",
+        "task": number,
+        "name": seen[-1].name,
+        "scores": found.values,
+        "data": fingerprint(seen[-1]),
+        "queries": [len(task.query) for task in seen],
+        "without_relevant": found.without_relevant,
+        "drift": drift_by_class(galleries.parts["stale"][:-1], embedded.galleries[:-1], classes[:-1]),
+        "reembed": {"images": sum(len(part) for part in embedded.galleries[:-1]), "seconds": embedded.seconds},
+        "unprotected": _unprotected(learner),
+    }
+    if outcome.unseen:
+        size, workers = config.eval_batch_size, config.num_workers
+        record["unseen"] = score_alone(deployed, outcome.unseen, batch_size=size, num_workers=workers)
+    run.append({**record, "seconds": time.perf_counter() - began})
 
 
 def _write_tensors(
