@@ -3,7 +3,8 @@
 A page is one file with everything in it: it can be mailed. The plots lie beside it as PNG.
 """
 
-from tripletmas.report.compare import Comparison, Method, Paired, Spread, comparison
+from tripletmas.report.compare import Comparison, Method, Paired, comparison
+from tripletmas.report.numbers import Spread
 from tripletmas.report.page import write_comparison, write_report
 from tripletmas.report.primary import Primary
 from tripletmas.report.read import Run, read_group, read_run, seed_directories

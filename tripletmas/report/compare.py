@@ -6,9 +6,6 @@ one row: mean ± sample standard deviation (ddof=1) over its seeds.
 
 from __future__ import annotations
 
-import math
-import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +15,12 @@ from torch import Tensor
 
 from tripletmas import forgetting as measures
 from tripletmas.forgetting import PairedDifference
-from tripletmas.report.configs import Record, comparable, differing_keys, flatten, section
+from tripletmas.report.configs import Record, differing_keys, flatten, section
+from tripletmas.report.galleries import KINDS, stored_matrices
+from tripletmas.report.labels import labels_of
+from tripletmas.report.numbers import Spread
 from tripletmas.report.primary import Primary
 from tripletmas.report.read import Run, read_group
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number measured once for each seed; nan where it was not measured."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds; nan without any."""
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float | None:
-        """The sample standard deviation (ddof=1); None for fewer than two seeds."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def text(self, digits: int = 3, *, signed: bool = False) -> str:
-        """The mean ± the deviation, as shown: "0.912 ± 0.004", or a dash where nothing was measured."""
-        if math.isnan(self.mean):
-            return "–"
-        mean = number(self.mean, digits, signed=signed)
-        return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +35,8 @@ class Method:
         intransigence: against joint training, see `Comparison.joint`; empty without it, and for joint itself.
         per_task: the score after the last task, one for each task.
         curves: (seeds, tasks) the average over the tasks seen so far, after each task.
+        galleries: kind ("fresh", "stale", "compensated") -> the average of recall@1 on everything seen; kinds that a
+            finished run lacks are left out, and without stored vectors it is empty.
         note: what was left out of the row and why; empty if nothing.
     """
 
@@ -74,6 +52,7 @@ class Method:
     per_task: tuple[Spread, ...]
     seconds: Spread
     curves: Tensor
+    galleries: Mapping[str, Spread]
     note: str
 
 
@@ -108,6 +87,13 @@ class Comparison:
     paired: tuple[Paired, ...]
     joint: str | None
 
+    @property
+    def galleries(self) -> tuple[str, ...]:
+        """The kinds of galleries that all finished runs of all methods have; stored vectors must be among them."""
+        finished = [method for method in self.methods if method.seeds]
+        kinds = [kind for kind in KINDS if finished and all(kind in method.galleries for method in finished)]
+        return tuple(kinds) if len(kinds) > 1 else ()
+
 
 def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None = None) -> Comparison:
     """Read run directories and compare them; each directory, with one run or with seed0, seed1, ..., is one row.
@@ -129,7 +115,7 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
     for runs in groups[1:]:
         _check_comparable(first, runs[0])
     task_names = max((run.task_names for runs in groups for run in runs), key=len)
-    labels = _labels(groups, [Path(directory) for directory in directories])
+    labels = labels_of(groups, [Path(directory) for directory in directories])
     joint = next((i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and _done(runs, task_names)), None)
     reference = {} if joint is None else {run.config.get("seed"): m for run, m in _done(groups[joint], task_names)}
     methods = tuple(
@@ -144,19 +130,6 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
         paired=paired if any(each.seeds > 1 for each in paired) else (),
         joint=None if joint is None else labels[joint],
     )
-
-
-def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
-    """A number as shown, never "-0.000"; a dash for nan."""
-    if math.isnan(value):
-        return "–"
-    value = round(value, digits) + 0.0
-    return f"{value:+.{digits}f}" if signed and value else f"{value:.{digits}f}"
-
-
-def short_names(names: Sequence[str], limit: int = 14) -> list[str]:
-    """Task names that fit on an axis: cut to `limit` characters with an ellipsis."""
-    return [name if len(name) <= limit else f"{name[: limit - 1]}…" for name in names]
 
 
 def _done(runs: Sequence[Run], task_names: Sequence[str]) -> list[tuple[Run, Tensor]]:
@@ -194,8 +167,15 @@ def _method(label: str, runs: tuple[Run, ...], task_names: Sequence[str], joint:
         per_task=tuple(Spread(tuple(float(m[-1, i]) for m in matrices)) for i in range(num_tasks)),
         seconds=Spread(tuple(run.seconds for run, _ in done)),
         curves=torch.tensor(curves, dtype=torch.float64).reshape(len(curves), num_tasks),
+        galleries=_galleries([run for run, _ in done]),
         note="; ".join(notes),
     )
+
+
+def _galleries(runs: Sequence[Run]) -> dict[str, Spread]:
+    measured = [stored_matrices(run, "seen") for run in runs]
+    kinds = [kind for kind in KINDS if measured and all(kind in matrices for matrices in measured)]
+    return {kind: Spread(tuple(measures.average(matrices[kind]) for matrices in measured)) for kind in kinds}
 
 
 def _paired(method: Method, first: Method) -> Paired:
@@ -229,37 +209,3 @@ def _check_comparable(one: Run, other: Run) -> None:
 def _given(options: Record) -> Record:
     """Without options that are off: a run of an older version does not know them."""
     return {key: value for key, value in options.items() if value is not None and value is not False}
-
-
-def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path]) -> list[str]:
-    """The strategy and what tells the rows apart; the seed or the directory where the configurations are equal."""
-    configs = [comparable(runs[0].config) for runs in groups]
-    strategies = [runs[0].strategy for runs in groups]
-    labels = []
-    for config, strategy in zip(configs, strategies, strict=True):
-        rivals = [other for other, name in zip(configs, strategies, strict=True) if name == strategy]
-        keys = {key for other in rivals for key in differing_keys(config, other)}
-        # Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none.
-        keys |= {key for other in configs for key in differing_keys(config, other) if not key.startswith("strategy")}
-        # How a strength was searched tells searches apart; a run without one needs no such words.
-        searches = {key for key in keys if key.startswith("search.")}
-        keys -= {key for key in searches if len({str(other[key]) for other in configs if key in other}) < 2}
-        labels.append(", ".join([strategy, *_options(config, keys)]))
-    for label in {label for label in labels if labels.count(label) > 1}:
-        same = [i for i, other in enumerate(labels) if other == label]
-        seeds = [groups[i][0].config.get("seed") if len(groups[i]) == 1 else None for i in same]
-        by_seed = None not in seeds and len(set(seeds)) == len(same)
-        for i, seed in zip(same, seeds, strict=True):
-            labels[i] += f", seed={seed}" if by_seed else f" ({directories[i]})"
-    return labels
-
-
-def _options(config: Record, keys: set[str]) -> list[str]:
-    """`strength=1`: the last part of a key, its whole where two keys end alike.
-
-    Of a combined strategy the part that the option belongs to stays: `mas.strength=1`.
-    """
-    last = [key.split(".")[-1] for key in keys]
-    names = {key: key.split(".")[-1] if last.count(key.split(".")[-1]) == 1 else key for key in keys}
-    names |= {key: key.removeprefix("strategy.") for key in keys if re.fullmatch(r"strategy\.\w+\..+", key)}
-    return [f"{names[key]}={config[key]}" for key in sorted(keys) if key in config and key != "strategy.name"]

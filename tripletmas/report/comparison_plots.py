@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from tripletmas.report.compare import Comparison, Method, Spread, number, short_names
+from tripletmas.report.compare import Comparison, Method
 from tripletmas.report.embedding_plot import Picture, draw_points
+from tripletmas.report.numbers import Spread, number, short_names
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, series_style, task_axis
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.report.classes import Classes
-from tripletmas.report.compare import short_names
+from tripletmas.report.numbers import short_names
 from tripletmas.report.read import Run
 from tripletmas.report.style import LIGHT, Theme, canvas, series_style
 

@@ -14,8 +14,8 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tripletmas.report.compare import short_names
 from tripletmas.report.layers import FinalEmbedding
+from tripletmas.report.numbers import short_names
 from tripletmas.report.style import LIGHT, Theme, canvas, series_style
 
 _MAX_POINTS = 1000

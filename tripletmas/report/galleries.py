@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from tripletmas.forgetting import average
-from tripletmas.report.compare import number
 from tripletmas.report.configs import section
+from tripletmas.report.numbers import number
 from tripletmas.report.read import Run
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, series_style, task_axis
 

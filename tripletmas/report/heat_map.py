@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from tripletmas.report.compare import number, short_names
 from tripletmas.report.layers import LayerMovement
+from tripletmas.report.numbers import number, short_names
 from tripletmas.report.style import LIGHT, MAP, ON_BRIGHT, ON_DARK, Theme, canvas, contrast
 
 _MAX_NUMBERS = 12  # a map with more rows or columns than this shows colours only

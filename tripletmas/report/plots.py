@@ -12,10 +12,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from tripletmas.forgetting import average
-from tripletmas.report.compare import number, short_names
 from tripletmas.report.configs import Record
 from tripletmas.report.heat_map import lower_end, rows_height, short_layer
 from tripletmas.report.layers import LayerImportance
+from tripletmas.report.numbers import number, short_names
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, task_axis
 
 _MAX_LABELLED = 8  # more lines than this are coloured by their order, and only the first and last are named

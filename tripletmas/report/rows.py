@@ -10,8 +10,8 @@ from dataclasses import replace
 from tripletmas import forgetting as measures
 from tripletmas.coverage import Coverage
 from tripletmas.report import texts
-from tripletmas.report.compare import number
 from tripletmas.report.configs import section
+from tripletmas.report.numbers import number
 from tripletmas.report.primary import RECOGNITION
 from tripletmas.report.read import Run
 from tripletmas.report.wording import wording

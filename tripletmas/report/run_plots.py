@@ -16,13 +16,13 @@ from tripletmas.compatibility import average_compatibility, backward_compatibili
 from tripletmas.forgetting import last_row
 from tripletmas.report import heat_map, plots, texts
 from tripletmas.report.classes import Classes
-from tripletmas.report.compare import number
 from tripletmas.report.drift import draw_class_drift, drift_by_class, drift_by_task, most_and_least
 from tripletmas.report.embedding_map import EmbeddingMap, draw_map, step_text
 from tripletmas.report.embedding_plot import draw_embedding, project
 from tripletmas.report.figures import Plot, make_plot
 from tripletmas.report.galleries import KINDS, METRIC, SCOPES, averages, draw_galleries, stored_matrices
 from tripletmas.report.layers import importance_by_layer, movement_by_layer, read_embedding
+from tripletmas.report.numbers import number
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
 from tripletmas.report.wording import wording
@@ -137,7 +137,8 @@ def _compatibility(add_to: list[Plot], run: Run, out: Path) -> None:
     text = (
         f"{texts.COMPATIBILITY.format(metric=metric)} Average compatibility: in {said} the old gallery serves the "
         "newer model's queries no worse than its own model's. Backward compatibility: "
-        f"{number(numbers[1], signed=True)}, what old galleries gain (above 0) or lose by the last model's queries, on average."
+        f"{number(numbers[1], signed=True)}, what old galleries gain (above 0) or lose by the last model's queries, on "
+        "average."
     )
     draw = partial(
         heat_map.draw_matrix,

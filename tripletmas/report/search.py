@@ -15,8 +15,8 @@ from matplotlib.ticker import NullLocator
 from rich.console import RenderableType
 from rich.table import Table
 
-from tripletmas.report.compare import number, short_names
 from tripletmas.report.configs import Record
+from tripletmas.report.numbers import number, short_names
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends
 from tripletmas.report.tables import terminal_table
 

@@ -59,11 +59,10 @@ class Theme:
     def readable(self, colour: str) -> str:
         """The colour, moved towards the ink until text in it has a contrast of 4.5:1."""
         for part in range(0, 101, 5):
-            mixed = [
-                (100 - part) / 100 * c + part / 100 * i for c, i in zip(to_rgb(colour), to_rgb(self.ink), strict=True)
-            ]
-            if contrast(to_hex(mixed), self.background) >= 4.5:
-                return to_hex(mixed)
+            channels = zip(to_rgb(colour), to_rgb(self.ink), strict=True)
+            red, green, blue = ((1 - part / 100) * own + part / 100 * ink for own, ink in channels)
+            if contrast(mixed := to_hex((red, green, blue)), self.background) >= 4.5:
+                return mixed
         return self.ink
 
 

@@ -13,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tripletmas.forgetting import PairedDifference
-from tripletmas.report.compare import Comparison, number, short_names
+from tripletmas.report.compare import Comparison
+from tripletmas.report.numbers import number, short_names
+
+GALLERIES = "recall@1 on galleries of all tasks seen, by how they are kept"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,13 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     what was measured beyond them.
     """
     parts: list[RenderableType] = []
-    for block in (_results(comparison), _per_task(comparison), _beyond(comparison), _paired(comparison)):
+    for block in (
+        _results(comparison),
+        _per_task(comparison),
+        _galleries(comparison),
+        _beyond(comparison),
+        _paired(comparison),
+    ):
         if block.rows:
             # As a table's own title it would wrap at the table's width.
             parts += [Text(escape(block.title), style="bold"), terminal_table(block.head, block.rows)]
@@ -46,7 +55,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     scores = [[spread.text() for spread in method.per_task[: len(tasks)]] for method in comparison.methods]
     rows = [row + of_tasks for row, of_tasks in zip(results.rows, scores, strict=True)]
     lines = _markdown(head, rows)
-    for block in (_beyond(comparison), _paired(comparison)):
+    for block in (_galleries(comparison), _beyond(comparison), _paired(comparison)):
         if block.rows:
             lines += ["", f"{block.title[0].upper()}{block.title[1:]}", "", *_markdown(block.head, block.rows)]
     return "\n".join([*lines, *(f"\n{note}" for note in _notes(comparison))]) + "\n"
@@ -108,6 +117,16 @@ def _per_task(comparison: Comparison) -> Block:
         for i, name in enumerate(short_names(comparison.task_names, 24))
     ]
     return Block("of which, after the last task", ["on task", *(method.label for method in comparison.methods)], rows)
+
+
+def _galleries(comparison: Comparison) -> Block:
+    """The three galleries of everything seen; without rows where not all runs have them."""
+    kinds = comparison.galleries
+    rows = [
+        [m.label, *(m.galleries[kind].text() if kind in m.galleries else "–" for kind in kinds)]
+        for m in comparison.methods
+    ]
+    return Block(GALLERIES, ["method", *kinds], rows if kinds else [])
 
 
 def _beyond(comparison: Comparison) -> Block:

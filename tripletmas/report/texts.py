@@ -46,6 +46,10 @@ MOVEMENT = (
     "How far the weights of each layer went while learning each task, in percent of their own length (L2 norm). "
     "Under protection, layers that hold much importance should move less after the first task."
 )
+GALLERIES = (
+    "Fresh: embedded again by the present model. Stale: each task's part as embedded when it was learned, never again. "
+    "Compensated: the stale vectors, moved by a map fitted on each new task's images alone."
+)
 CURVES_SEEN = (
     "Mean over the tasks learned so far, searching everything seen. Queries are always embedded by the present model. "
     "Where stale falls below fresh, stored vectors no longer fit; compensated wins a part back without reading an old "

@@ -14,7 +14,7 @@
     const trail = make("path", trails), dot = make("path", dots);
     dot.setAttribute("class", "dot");
     dot.setAttribute("d", data.shapes[group]);
-    dot.style.fill = `var(--group${group})`;
+    dot.style.color = `var(--group${group})`;
     make("title", dot).textContent = data.classes[data.labels[i]];
     return { trail, dot };
   });

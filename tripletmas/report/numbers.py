@@ -1,0 +1,45 @@
+"""Numbers and names as the pages, the tables and the plots show them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number measured once for each seed; nan where it was not measured."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; nan without any."""
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation (ddof=1); None for fewer than two seeds."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def text(self, digits: int = 3, *, signed: bool = False) -> str:
+        """The mean ± the deviation, as shown: "0.912 ± 0.004", or a dash where nothing was measured."""
+        if math.isnan(self.mean):
+            return "–"
+        mean = number(self.mean, digits, signed=signed)
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"
+
+
+def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
+    """A number as shown, never "-0.000"; a dash for nan."""
+    if math.isnan(value):
+        return "–"
+    value = round(value, digits) + 0.0
+    return f"{value:+.{digits}f}" if signed and value else f"{value:.{digits}f}"
+
+
+def short_names(names: Sequence[str], limit: int = 14) -> list[str]:
+    """Task names that fit on an axis: cut to `limit` characters with an ellipsis."""
+    return [name if len(name) <= limit else f"{name[: limit - 1]}…" for name in names]
