@@ -46,7 +46,7 @@ def assert_equals_the_twin(gallery: Tensor, queries: Tensor, k: int, metric: str
         rounding = 4e-6 * (size if metric == "inner_product" else size * 0)
         exact_scores = torch.tensor([values for values, _ in expected], dtype=torch.float64)
         difference = (scores[:, :found].double() - exact_scores).abs()
-        assert (difference <= rounding + 2e-3 * exact_scores.abs() + 1e-44).all(), backend
+        assert (difference <= rounding + 1e-5 * exact_scores.abs() + 1e-44).all(), backend
         assert (positions[:, found:] == -1).all()
         assert (scores[:, found:] == -torch.inf).all()
         for rank in {0, found // 2, found - 1}:
