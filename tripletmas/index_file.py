@@ -26,6 +26,7 @@ from tripletmas.params import Params
 
 FORMAT = 1
 _HEADER = "tripletmas index"
+_WHAT_TO_DO = "restore it from a copy, or build it anew"
 _DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "labels": torch.int64}
 
 
@@ -70,26 +71,28 @@ def read_index_file(path: str | Path) -> tuple[Params, tuple[str, ...], dict[str
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_HEADER)
-            if text is None:
-                raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
-            header = json.loads(text)
-            if header["format"] != FORMAT:
-                raise ValueError(
-                    f"{path} is an index of format {header['format']}, and this version of tripletmas reads format "
-                    f"{FORMAT}: build it anew, or use version {header.get('version')}"
-                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is no index file, or was cut short ({error}): restore it from a copy, or build it anew"
-        ) from None
+        raise ValueError(f"{path} is no index file, or was cut short ({error}): {_WHAT_TO_DO}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
+    try:
+        header = json.loads(text)
+        found = int(header["format"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_WHAT_TO_DO}") from None
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} is an index of format {found}, and this version of tripletmas reads format {FORMAT}: build it "
+            f"anew, or use version {header.get('version')}"
+        )
     try:
         paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
         _check(tensors, paths, header)
     except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
+        raise ValueError(f"{path} is damaged ({error}): {_WHAT_TO_DO}") from None
     return tensors, paths, header
 
 

@@ -37,7 +37,7 @@ ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); }
 figure { margin: 0; padding: 5px; background: var(--card); border-radius: 8px; }
 .query { align-self: start; outline: 2px solid var(--soft); }
-img, .missing { display: block; width: 100%; aspect-ratio: 1; border-radius: 5px; object-fit: cover; }
+img, .missing { display: block; width: 100%; height: auto; aspect-ratio: 1; border-radius: 5px; object-fit: cover; }
 .missing { display: grid; place-content: center; text-align: center; border: 1px dashed var(--soft);
   color: var(--soft); box-sizing: border-box; font-size: .85rem; }
 figcaption { font-size: .82rem; padding: .3rem .1rem 0; }
@@ -65,7 +65,7 @@ figcaption b { display: block; font-variant-numeric: tabular-nums; }
 <ol>
 {% for each in found.neighbours %}
 <li><figure>{{ picture(each.path, "rank " ~ each.rank ~ ": " ~ (each.label or "without a label")) }}
-<figcaption><b>{{ each.rank }} · {{ "%.4f" | format(each.score) }}</b>{{ each.label or "no label" }}
+<figcaption><b>{{ each.rank }} · {{ "%.6f" | format(each.score) }}</b>{{ each.label or "no label" }}
 <div class="path">{{ each.path }}</div></figcaption></figure></li>
 {% endfor %}
 </ol>

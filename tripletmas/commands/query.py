@@ -98,7 +98,7 @@ def _table(found: dict[str, Any]) -> Table:
     table.add_column("label")
     table.add_column("path", overflow="fold")
     for each in found["neighbours"]:
-        table.add_row(str(each["rank"]), f"{each['score']:.4f}", each["label"] or "", each["path"])
+        table.add_row(str(each["rank"]), f"{each['score']:.6f}", each["label"] or "", each["path"])
     return table
 
 
