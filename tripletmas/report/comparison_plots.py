@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tripletmas.report.compare import Comparison, Method
-from tripletmas.report.embedding_plot import Picture, draw_points
+from tripletmas.report.embedding_plot import Picture, draw_points, name_tasks
 from tripletmas.report.numbers import Spread, number, short_names
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, series_style, task_axis
 
@@ -117,6 +117,8 @@ def draw_embeddings(path: Path, pictures: Sequence[tuple[str, Picture]], *, them
             axes.spines[:].set_visible(True)
         for axes in panels[len(pictures) :]:
             axes.remove()
+        if len(pictures) > 1:  # else the legend would be wider than the figure
+            name_tasks(figure, panels[0], pictures[0][1])
 
 
 def _error_line(axes: Axes, row: float, spread: Spread, colour: str) -> None:

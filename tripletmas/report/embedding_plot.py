@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -69,7 +70,9 @@ def draw_embedding(
 ) -> None:
     """A dot for each vector; the name of a class stands at the middle of its points."""
     with canvas(path, theme, width=width, height=height) as figure:
-        draw_points(figure.add_subplot(), picture, theme)
+        axes = figure.add_subplot()
+        draw_points(axes, picture, theme)
+        name_tasks(figure, axes, picture)
 
 
 def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
@@ -84,13 +87,21 @@ def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
         colour, marker = series_style(i, theme)
         if len(names) > MAX_COLOURS:
             colour, marker = in_order[i], "o"
-        axes.scatter(members[:, 0], members[:, 1], s=16, color=colour, marker=marker, alpha=0.75, linewidths=0)
-        if len(names) <= MAX_COLOURS and len(members):
+        mark = {"color": colour, "marker": marker, "alpha": 0.75, "linewidths": 0, "label": name}
+        axes.scatter(members[:, 0], members[:, 1], s=16, **mark)
+        if picture.coloured_by == "class" and len(members):
             x, y = np.median(members, axis=0)
             halo = [withStroke(linewidth=3, foreground=theme.background)]
             place = axes.text(x, y, name, ha="center", va="center", color=theme.ink, path_effects=halo, zorder=5)
             place.set(fontsize=10, weight="bold")
     axes.margins(0.03)
+
+
+def name_tasks(figure: Figure, axes: Axes, picture: Picture) -> None:
+    """The tasks in a legend below, where their points were drawn on these axes: they lie too mixed for names there."""
+    if picture.coloured_by == "task" and len(picture.names) <= MAX_COLOURS:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=5, handletextpad=0.2, columnspacing=1.2)
 
 
 def _two_dimensions(vectors: np.ndarray) -> tuple[np.ndarray, str]:

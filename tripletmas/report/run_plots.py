@@ -46,7 +46,7 @@ def run_plots(run: Run, classes: Classes, out: Path) -> Sections:
     if stored:
         _galleries(shown.galleries, run, out, stored)
     else:
-        shown.absent.append("Stale and compensated galleries were not measured: nothing is known of stored vectors.")
+        shown.absent.append("Stored vectors were not measured: there are no stale or compensated galleries.")
     _compatibility(shown.galleries, run, out)
     _drift(shown, run, classes, out)
     return shown
@@ -165,8 +165,6 @@ def _drift(shown: Sections, run: Run, classes: Classes, out: Path) -> None:
         draw, most = partial(draw_class_drift, drifts=by_class), most_and_least(by_class)[0]
         alt = f"Most drifted: {', '.join(f'{each.name} {each.drift:.2f}' for each in most[:5])}."
         add(make_plot(out / "drift_classes.png", "Drift by class", texts.DRIFT_BY_CLASS, draw, alt=alt))
-    else:
-        shown.absent.append("The run recorded no drift of stored vectors.")
     if movement is not None:
         draw = partial(heat_map.draw_movement, movement=movement)
         add(make_plot(out / "movement.png", "Drift by layer: how far the weights moved", texts.MOVEMENT, draw))

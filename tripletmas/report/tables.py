@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tripletmas.forgetting import PairedDifference
 from tripletmas.report.compare import Comparison
-from tripletmas.report.numbers import number, short_names
+from tripletmas.report.numbers import Spread, number, short_names
 
 GALLERIES = "recall@1 on galleries of all tasks seen, by how they are kept"
 
@@ -122,10 +122,7 @@ def _per_task(comparison: Comparison) -> Block:
 def _galleries(comparison: Comparison) -> Block:
     """The three galleries of everything seen; without rows where not all runs have them."""
     kinds = comparison.galleries
-    rows = [
-        [m.label, *(m.galleries[kind].text() if kind in m.galleries else "–" for kind in kinds)]
-        for m in comparison.methods
-    ]
+    rows = [[m.label, *(m.galleries.get(kind, Spread(())).text() for kind in kinds)] for m in comparison.methods]
     return Block(GALLERIES, ["method", *kinds], rows if kinds else [])
 
 
