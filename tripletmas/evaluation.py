@@ -30,6 +30,11 @@ class EmbeddedTasks:
     own: list[Tensor]
     seconds: float
 
+    def own_in_all(self) -> Tensor:
+        """Where each query is in the galleries joined, one after the other; -1 where it is not."""
+        starts = torch.tensor([0, *(len(part) for part in self.galleries)]).cumsum(0)[:-1]
+        return torch.cat([torch.where(own >= 0, own + start, own) for own, start in zip(self.own, starts, strict=True)])
+
 
 @dataclass(frozen=True)
 class TaskScores:
@@ -142,9 +147,7 @@ def _embedded(
 
 def _search_joined(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
     """One search of all queries in all parts; what each task's queries found."""
-    starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
-    own = [torch.where(own >= 0, own + start, own) for own, start in zip(embedded.own, starts[:-1], strict=True)]
-    found = evaluate(joined(embedded.queries), joined(parts), self_positions=torch.cat(own))
+    found = evaluate(joined(embedded.queries), joined(parts), self_positions=embedded.own_in_all())
     ends = torch.tensor([len(query) for query in embedded.queries]).cumsum(0).tolist()
     return [_of_queries(found, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
 

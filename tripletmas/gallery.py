@@ -97,14 +97,14 @@ class Galleries:
                 self._follow(kept.get("after"), Embeddings(kept["stored"], labels))
                 continue
             if number:
-                _take_weights(model, run, number - 1)
+                take_weights(model, run, number - 1)
                 self.before_task(model, task)
-            _take_weights(model, run, number)
+            take_weights(model, run, number)
             part = task.query if task.gallery is None else task.gallery
             stored = embed(model, part, batch_size=self._batch_size, num_workers=self._num_workers)
             self.after_task(model, task, stored)
         if 0 < done < len(stream):
-            _take_weights(model, run, done - 1)
+            take_weights(model, run, done - 1)
             self.before_task(model, stream[done])
 
     def _follow(self, after: Tensor | None, gallery: Embeddings) -> None:
@@ -144,6 +144,7 @@ def named(parts: Mapping[str, list[Embeddings]], compensate: str | None) -> dict
     return {STALE: parts[STALE]} | ({COMPENSATED: parts[compensate]} if compensate else {})
 
 
-def _take_weights(model: nn.Module, run: RunDirectory, number: int) -> None:
+def take_weights(model: nn.Module, run: RunDirectory, number: int) -> None:
+    """Give a model the weights that a run deployed after task `number`."""
     name = f"weights/task{number:02d}.safetensors"
     load_state(model, run.read_tensors(name), str(run.path / name))

@@ -12,8 +12,9 @@ from rich.table import Table
 from tripletmas import catalog, configuration
 from tripletmas import report as reports
 from tripletmas.checkpoint import RunDirectory, without_nan
+from tripletmas.commands import galleries
 from tripletmas.commands.console import console, make_parser, name_and_options, numbers, print_comparison
-from tripletmas.evaluation import score_recognition, score_tasks
+from tripletmas.evaluation import embed_tasks, score_embedded, score_recognition
 from tripletmas.experiment import load_means, load_trained
 from tripletmas.recognition import Recognition
 from tripletmas.tasks import Stream
@@ -26,11 +27,25 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
     parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the scores there")
+    parser.add_argument(
+        "--gallery",
+        type=str,
+        default="fresh",
+        help="some of fresh, stale, compensated (by the map of the run), sdc, linear, mlp, with commas between them",
+    )
+    parser.add_argument(
+        "--compatibility",
+        action="store_true",
+        help="also score every model's queries in every earlier model's gallery, and keep that for the report",
+    )
     own, of_data = _split_data_options(arguments)
     options = parser.parse_args(own)
     run = RunDirectory.open(options.run)
     experiment, after = load_trained(run, options.after)
     stream = experiment.stream[: after + 1]
+    kinds = galleries.kinds_of(options.gallery, experiment.gallery.compensate)
+    if of_data and (len(kinds) > 1 or options.compatibility):
+        raise ValueError("stale galleries and compatibility are those of the run's own data: leave --data out")
     if of_data:
         config, _ = configuration.parse(of_data, program="tripletmas evaluate")
         stream = catalog.build_data(*name_and_options(config["data"]))
@@ -41,7 +56,9 @@ def evaluate(arguments: Sequence[str]) -> None:
             )
     chosen = _chosen(stream, options.task)
     model = experiment.strategy.deployed(experiment.model)
-    found = score_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
+    embedded = embed_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
+    stored = {} if len(kinds) == 1 else galleries.stored_of(run, experiment, after, kinds)
+    found = score_embedded(embedded, stored)
     if isinstance(experiment.loss, Recognition) and not of_data:  # heads and means know the run's own classes only
         class_means = load_means(run, stream, after)
         for gallery, accuracies in score_recognition(experiment.loss, class_means, stream, found.queries).items():
@@ -62,6 +79,12 @@ def evaluate(arguments: Sequence[str]) -> None:
             means = (sum(per_task) / len(per_task) for per_task in values[gallery].values())
             table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
         console().print(table)
+    if stored:
+        compared = galleries.compare(run, experiment, embedded, stored, found, chosen)
+        console().print(galleries.table(compared, f"{run.path}, model after task {after}"))
+        values["galleries"] = compared
+    if options.compatibility:
+        galleries.print_compatibility(run, experiment, after)
     left_out = sum(found.without_relevant[number] for number in chosen)
     if left_out:
         print(f"{left_out} queries have no other item of their class in the gallery and are not counted")

@@ -1,0 +1,117 @@
+"""What `evaluate` says of galleries that are not embedded again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tripletmas.checkpoint import RunDirectory
+from tripletmas.commands.console import console
+from tripletmas.compatibility import average_compatibility, backward_compatibility
+from tripletmas.drift import DRIFT_MAPS
+from tripletmas.evaluation import EmbeddedTasks, TaskScores
+from tripletmas.experiment import Experiment
+from tripletmas.gallery import COMPENSATED, STALE, Galleries
+from tripletmas.retrieval import Embeddings
+from tripletmas.spelling import suggestion
+from tripletmas.updates import compatibility_matrix, flips_of_update
+
+FRESH = "fresh"
+
+
+def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
+    """gallery as it is asked for -> "fresh", "stale" or the name of a map; fresh is always there, and first."""
+    known = (FRESH, STALE, COMPENSATED, *DRIFT_MAPS)
+    kinds = {FRESH: FRESH}
+    for name in (each.strip() for each in text.split(",")):
+        if name not in known:
+            raise ValueError(f"unknown gallery {name!r}{suggestion(name, known)}; there are {', '.join(known)}")
+        if name == COMPENSATED and compensate is None:
+            raise ValueError("the run compensates nothing (gallery.compensate is null): name sdc, linear or mlp")
+        kinds[name] = compensate or name if name == COMPENSATED else name
+    return kinds
+
+
+def stored_of(
+    run: RunDirectory, experiment: Experiment, after: int, kinds: Mapping[str, str]
+) -> dict[str, list[Embeddings]]:
+    """gallery -> the stored vectors of each task, without the fresh one."""
+    maps = tuple(dict.fromkeys(kind for kind in kinds.values() if kind in DRIFT_MAPS))
+    galleries = Galleries(maps, batch_size=experiment.training.eval_batch_size)
+    galleries.restore(run, experiment.model, experiment.stream[: after + 1], after + 1)
+    return {name: galleries.parts[kind] for name, kind in kinds.items() if kind != FRESH}
+
+
+def compare(
+    run: RunDirectory,
+    experiment: Experiment,
+    embedded: EmbeddedTasks,
+    stored: Mapping[str, Sequence[Embeddings]],
+    found: TaskScores,
+    chosen: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """gallery -> its numbers: recall@1 averaged over the chosen tasks, and what the last update changed for all."""
+    earlier = experiment.stream[: len(embedded.queries) - 1]
+    size = experiment.training.eval_batch_size
+    changed = flips_of_update(run, experiment.model, earlier, embedded, stored, batch_size=size) if earlier else {}
+    numbers = {}
+    for name in (FRESH, *stored):
+        suffix = "" if name == FRESH else f"_{name}"
+        seen, own = (_mean(found.values[scope + suffix]["recall@1"], chosen) for scope in ("seen", "task"))
+        numbers[name] = {"seen recall@1": seen, "task recall@1": own}
+        flipped = changed.get(name)
+        numbers[name] |= dict.fromkeys(("negative", "positive", "agreement"), math.nan)
+        if flipped:
+            numbers[name] |= flipped._asdict()
+        images = sum(len(part) for part in embedded.galleries[:-1]) if name != FRESH else 0
+        numbers[name] |= {
+            "images saved": images,
+            "seconds saved": embedded.seconds if images else 0.0,
+        }
+    return numbers
+
+
+def table(numbers: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """The numbers of `compare` for the terminal."""
+    table = Table(title=f"{title}: galleries", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("gallery")
+    heads = ["recall@1", "of fresh", "own gallery", "negative flips", "positive flips", "same nearest"]
+    for head in (*heads, "not embedded again"):
+        table.add_column(head, justify="right")
+    fresh = numbers[FRESH]["seen recall@1"]
+    for name, each in numbers.items():
+        shares = [each["seen recall@1"] / fresh if fresh else math.nan]
+        cells = [f"{each['seen recall@1']:.3f}", f"{shares[0]:.1%}", f"{each['task recall@1']:.3f}"]
+        cells += ["-" if math.isnan(each[key]) else f"{each[key]:.1%}" for key in ("negative", "positive", "agreement")]
+        saved = f"{each['images saved']:.0f} images, {each['seconds saved']:.1f} s" if each["images saved"] else "-"
+        table.add_row(name, *cells, saved)
+    table.caption = (
+        "flips and same nearest: what the last update changed for the queries of earlier tasks, the gallery's items "
+        "being the same"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def print_compatibility(run: RunDirectory, experiment: Experiment, after: int) -> None:
+    """Measure C[query model, gallery model] on all data of the run, print it, and keep it in compatibility.json."""
+    size = experiment.training.eval_batch_size
+    matrix = compatibility_matrix(run, experiment.model, experiment.stream, after + 1, batch_size=size)
+    shown = Table(title="recall@1 by query model and gallery model, all tasks", title_justify="left", box=SIMPLE_HEAD)
+    shown.add_column("queries after task")
+    for old in range(after + 1):
+        shown.add_column(f"gallery {old}", justify="right")
+    for number, row in enumerate(matrix.tolist()):
+        shown.add_row(str(number), *("" if math.isnan(value) else f"{value:.3f}" for value in row))
+    console().print(shown)
+    if after:
+        average, backward = average_compatibility(matrix), backward_compatibility(matrix)
+        print(f"average compatibility {average:.3f}, backward compatibility {backward:+.3f}")
+    run.write_json("compatibility.json", {"metric": "recall@1", "matrix": matrix.tolist()})
+
+
+def _mean(values: Sequence[float], chosen: Sequence[int]) -> float:
+    return sum(values[number] for number in chosen) / len(chosen)
