@@ -81,7 +81,9 @@ def train(index: Any, kind: str, rows: np.ndarray) -> None:
             for number in range(layer.chain.size()):
                 transform = faiss.downcast_VectorTransform(layer.chain.at(number))
                 if isinstance(transform, faiss.OPQMatrix):
-                    quiet = faiss.ProductQuantizer(transform.d_out, transform.M, 8)
+                    # The rotation is fitted by a quantizer of its own, which is given here only to be silenced.
+                    bits = 8 if quantizer is None else quantizer.nbits
+                    quiet = faiss.ProductQuantizer(transform.d_out, transform.M, bits)
                     quiet.cp.min_points_per_centroid = 1
                     transform.pq = quiet
     with clean_errors(f"{len(rows)} vectors cannot train the index {kind!r}; the first add must bring more"):

@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""What scoring retrieval costs, against the bare search of faiss and against pytorch-metric-learning.
+
+    .venv/bin/python scripts/bench_retrieval.py
+    .venv/bin/python scripts/bench_retrieval.py --sizes 12000x12000 250000x10000 --json retrieval.json
+    .venv/bin/python scripts/bench_retrieval.py --million
+
+Three ways, one after the other in one process, round by round so that the noise of the machine hits all alike; ratios
+are of medians. `bare` is the search of faiss.IndexFlatIP over the same normalised vectors, as deep as the metrics need,
+and no metric. `ours` is tripletmas.evaluate: recall@1, 2, 4, 8, R-precision, MAP@R and MRR, with a defined order among
+equal scores. `peer` is the AccuracyCalculator of pytorch-metric-learning with k="max_bin_count" (its default, the whole
+gallery for every query, is many times slower), for precision@1, R-precision and MAP@R, on vectors that are already
+normalised. What ours and the peer both compute must agree to 1e-6.
+
+A size is gallery x queries; where both are equal, the queries are the gallery. Classes have 20 to 60 items, normally
+distributed around centres of their own. The peak of memory is that of a process of its own for each way, above what it
+held before the first call. `--clock cpu` counts the time of the process on all cores in place of the clock on the wall:
+on a machine that does other things, too, with --threads 1 it tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import torch
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from torch.nn import functional
+
+from tripletmas.retrieval import Embeddings, RetrievalScores, evaluate
+
+SIZES = ("12000x12000", "60000x10000", "250000x10000")
+MILLION = "1000000x10000"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+TOLERANCE = 1e-6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=size, default=[size(each) for each in SIZES])
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--noise", type=float, default=1.6, help="deviation within a class; that of centres is 1")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--threads", type=int, help="of torch and faiss; default: as they choose")
+    parser.add_argument("--million", action="store_true", help=f"only ours, once, {MILLION}, with a bar of progress")
+    parser.add_argument("--json", type=Path, help="also write the results there")
+    parser.add_argument("--peak", choices=list(WAYS), help=argparse.SUPPRESS)  # what a process of its own is asked
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds must be >= 1, got {options.rounds}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        faiss.omp_set_num_threads(options.threads)
+    if options.peak:
+        print(own_peak(Data(*options.sizes[0], options.dim, options.noise), options.peak))
+        return
+    about = {
+        "torch": torch.__version__,
+        "faiss": faiss.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dim": options.dim,
+        "rounds": options.rounds,
+        "clock": options.clock,
+    }
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    if options.million:
+        results = {MILLION: once(Data(*size(MILLION), options.dim, options.noise), options.clock)}
+        print(json.dumps(results[MILLION], indent=1))
+    else:
+        print(header(options.ways), flush=True)
+        results = {}
+        for gallery, queries in options.sizes:
+            name = f"{gallery}x{queries}"
+            results[name] = measured(gallery, queries, options)
+            print(line(name, results[name], options.ways), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n", encoding="utf-8")
+
+
+def size(text: str) -> tuple[int, int]:
+    try:
+        gallery, queries = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a size is GALLERYxQUERIES, got {text!r}") from None
+    if gallery < 100 or queries < 1:
+        raise argparse.ArgumentTypeError(f"a size needs a gallery of >= 100 and a query, got {text!r}")
+    return gallery, queries
+
+
+class Data:
+    """Embeddings of clustered classes; `gallery` is None where the queries are the gallery."""
+
+    def __init__(self, num_gallery: int, num_queries: int, dim: int, noise: float):
+        random = torch.Generator().manual_seed(0)
+        total = num_gallery if num_gallery == num_queries else num_gallery + num_queries
+        sizes = torch.randint(20, 61, (total // 20 + 1,), generator=random)
+        labels = torch.arange(len(sizes)).repeat_interleave(sizes)[:total]
+        labels = labels[torch.randperm(total, generator=random)]
+        centres = torch.randn(int(labels.max()) + 1, dim, generator=random)
+        vectors = torch.empty(total, dim)
+        for start in range(0, total, 2**16):
+            block = labels[start : start + 2**16]
+            vectors[start : start + 2**16] = centres[block] + noise * torch.randn(len(block), dim, generator=random)
+        everything = Embeddings(vectors, labels)
+        if total == num_gallery:
+            self.queries, self.gallery = everything, None
+        else:
+            self.queries = Embeddings(vectors[:num_queries], labels[:num_queries])
+            self.gallery = Embeddings(vectors[num_queries:], labels[num_queries:])
+        searched = self.gallery or self.queries
+        counts = searched.labels.bincount(minlength=int(labels.max()) + 1)[self.queries.labels]
+        itself = int(self.gallery is None)
+        self.depth = max(int(counts.max()) - itself, 8) + itself  # R, or the deepest recall@k; and the query itself
+        self.unit_queries = functional.normalize(self.queries.vectors, dim=1)
+        self.unit_gallery = self.unit_queries if itself else functional.normalize(searched.vectors, dim=1)
+
+
+# --- the three ways
+
+
+def bare(data: Data) -> object:
+    index = faiss.IndexFlatIP(data.unit_gallery.shape[1])
+    index.add(data.unit_gallery.numpy())
+    return index.search(data.unit_queries.numpy(), data.depth)
+
+
+def ours(data: Data) -> RetrievalScores:
+    return evaluate(data.queries, data.gallery)
+
+
+def peer(data: Data) -> dict[str, float]:
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        k="max_bin_count",
+        device=torch.device("cpu"),
+    )
+    gallery = (data.unit_gallery, data.gallery.labels) if data.gallery else (None, None)
+    return calculator.get_accuracy(data.unit_queries, data.queries.labels, *gallery)
+
+
+WAYS: dict[str, Callable[[Data], Any]] = {"bare": bare, "ours": ours, "peer": peer}
+
+
+# --- measuring
+
+
+def measured(num_gallery: int, num_queries: int, options: argparse.Namespace) -> dict[str, Any]:
+    data = Data(num_gallery, num_queries, options.dim, options.noise)
+    clock, ways = CLOCKS[options.clock], options.ways
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    answers: dict[str, Any] = {}
+    for number in range(options.rounds + 1):  # the first is for warming up
+        for way in ways:
+            started = clock()
+            answers[way] = WAYS[way](data)
+            if number:
+                seconds[way].append(clock() - started)
+    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    result = {
+        "depth": data.depth,
+        "median_seconds": medians,
+        "all_seconds": seconds,
+        "ratio_to_bare": {way: value / medians["bare"] for way, value in medians.items()} if "bare" in ways else {},
+        "peak_megabytes": {way: peak(num_gallery, num_queries, way, options) for way in ways},
+    }
+    if "ours" in ways:
+        result["values"] = answers["ours"].values
+        if "peer" in ways:
+            result["difference_to_peer"] = difference(answers["ours"], answers["peer"])
+    return result
+
+
+def difference(found: RetrievalScores, theirs: dict[str, float]) -> float:
+    """The largest difference of what both compute; above 1e-6 an error."""
+    pairs = {"recall@1": "precision_at_1", "r_precision": "r_precision", "map@r": "mean_average_precision_at_r"}
+    largest = max(abs(found[name] - theirs[other]) for name, other in pairs.items())
+    if not largest <= TOLERANCE:
+        raise SystemExit(f"ours and pytorch-metric-learning differ by {largest}: {found.values}, {theirs}")
+    return largest
+
+
+def peak(num_gallery: int, num_queries: int, way: str, options: argparse.Namespace) -> float:
+    """Megabytes that one call adds to a process of its own."""
+    command = [sys.executable, __file__, "--peak", way, "--sizes", f"{num_gallery}x{num_queries}"]
+    command += ["--dim", str(options.dim), "--noise", str(options.noise)]
+    command += ["--threads", str(options.threads)] if options.threads else []
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def own_peak(data: Data, way: str) -> float:
+    WAYS[way](Data(200, 200, data.unit_queries.shape[1], 1.0))  # what is loaded at the first call does not count
+    before = reset_high_water()
+    WAYS[way](data)
+    return high_water() - before
+
+
+def reset_high_water() -> float:
+    """Megabytes that this process holds now, from which on the most is noted; nan where that is not known."""
+    if sys.platform != "linux":
+        return float("nan")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return high_water()
+
+
+def high_water() -> float:
+    """The most megabytes that this process has held since; nan where that is not known."""
+    if sys.platform != "linux":
+        return float("nan")
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
+
+
+def once(data: Data, clock: str) -> dict[str, Any]:
+    before, started = reset_high_water(), CLOCKS[clock]()
+    found = evaluate(data.queries, data.gallery, progress=True)
+    return {
+        "seconds": CLOCKS[clock]() - started,
+        "peak_megabytes": high_water() - before,
+        "peak_megabytes_with_data": high_water(),
+        "depth": data.depth,
+        "values": found.values,
+    }
+
+
+# --- printing
+
+
+def header(ways: list[str]) -> str:
+    columns = [f"{'gallery x queries':<18}{'depth':>6}", *(f"{way + ' s':>9}" for way in ways)]
+    columns += [f"{way + '/bare':>11}" for way in ways if way != "bare"]
+    return "".join([*columns, *(f"{way + ' MB':>9}" for way in ways), f"{'ours to peer':>14}"])
+
+
+def line(name: str, result: dict[str, Any], ways: list[str]) -> str:
+    columns = [f"{name:<18}{result['depth']:>6}", *(f"{result['median_seconds'][way]:>9.3f}" for way in ways)]
+    columns += [f"{result['ratio_to_bare'].get(way, float('nan')):>11.2f}" for way in ways if way != "bare"]
+    columns += [f"{result['peak_megabytes'][way]:>9.0f}" for way in ways]
+    return "".join([*columns, f"{result.get('difference_to_peer', float('nan')):>14.1e}"])
+
+
+if __name__ == "__main__":
+    main()
