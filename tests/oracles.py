@@ -170,3 +170,28 @@ def mas_importance(
 
     sums = per_sample_sums(model, samples, squared_length, output=output)
     return {name: value / len(samples) for name, value in sums.items()}
+
+
+# --- drift -----------------------------------------------------------------------------------------------------------
+
+
+def compensated(
+    vector: Sequence[float], before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], sigma: float
+) -> list[float]:
+    """SDC by its sums: the vector plus the weighted mean of how the samples moved."""
+    total, moved = 0.0, [0.0] * len(vector)
+    for old, new in zip(before, after, strict=True):
+        weight = math.exp(-sum((a - b) ** 2 for a, b in zip(old, vector, strict=True)) / (2 * sigma**2))
+        total += weight
+        moved = [m + weight * (n - o) for m, n, o in zip(moved, new, old, strict=True)]
+    return [v + m / total for v, m in zip(vector, moved, strict=True)]
+
+
+def ridge_drift(x: Tensor, y: Tensor, vectors: Tensor, ridge: float) -> Tensor:
+    """Least squares on rows appended for the ridge, in place of normal equations."""
+    centre, shift = x.mean(dim=0), y.mean(dim=0)
+    dim = x.shape[1]
+    scale = float((x - centre).square().sum()) / dim
+    rows = torch.cat([x - centre, math.sqrt(ridge * scale) * torch.eye(dim, dtype=x.dtype)])
+    targets = torch.cat([y - shift, torch.zeros(dim, dim, dtype=x.dtype)])
+    return vectors + (vectors - centre) @ torch.linalg.lstsq(rows, targets).solution + shift
