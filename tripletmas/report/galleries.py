@@ -84,7 +84,7 @@ def gallery_rows(run: Run) -> list[GalleryRow]:
         if records:
             again = kind == "fresh"
             images = f"{sum(record['images'] for record in records) * again:,}"
-            seconds = number(sum(record["seconds"] for record in records) * again, 1)
+            seconds = f"{sum(record['seconds'] for record in records) * again:.3g}"
         rows.append(GalleryRow(kind, meaning(run, kind), tuple(scores), images, seconds))
     return rows
 

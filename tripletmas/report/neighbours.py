@@ -122,7 +122,7 @@ def _hits(tensors: dict[str, Tensor], row: int, moment: str, classes: Classes) -
     for picture, label, score in zip(*columns, strict=True):
         if picture >= 0:
             right = label == int(tensors["query_label"][row])
-            name, text = classes.name(label), f"{score:.2f}"
+            name, text = classes.name(label), f"{score:.3f}"
             alt = f"rank {len(hits) + 1}: {name}, {'right' if right else 'wrong'}, score {text}"
             hits.append(Hit(_thumbnail(tensors["pictures"][picture]), name, right, text, alt))
     return tuple(hits)

@@ -10,11 +10,14 @@
   const make = (name, parent) => parent.appendChild(document.createElementNS("http://www.w3.org/2000/svg", name));
   const trails = make("g", svg), dots = make("g", svg);
   trails.setAttribute("class", "trails");
+  // Many marks are smaller and their trails fainter, or they would hide each other.
+  const size = data.groups.length > 250 ? 0.75 : 1;
+  trails.style.strokeOpacity = Math.min(0.45, Math.max(0.1, 45 / data.groups.length));
   const points = data.groups.map((group, i) => {
     const trail = make("path", trails), dot = make("path", dots);
     dot.setAttribute("class", "dot");
     dot.setAttribute("d", data.shapes[group]);
-    dot.style.color = `var(--group${group})`;
+    dot.style.color = trail.style.color = `var(--group${group})`;
     make("title", dot).textContent = data.classes[data.labels[i]];
     return { trail, dot };
   });
@@ -24,7 +27,7 @@
     points.forEach(({ trail, dot }, i) => {
       const now = place(step, i), before = step > 0 ? place(step - 1, i) : null;
       dot.classList.toggle("absent", !now);
-      if (now) dot.style.transform = `translate(${now[0]}px, ${now[1]}px)`;
+      if (now) dot.style.transform = `translate(${now[0]}px, ${now[1]}px) scale(${size})`;
       if (now && before) trail.setAttribute("d", `M${before}L${now}`);
       else trail.removeAttribute("d");
     });
