@@ -10,7 +10,8 @@ are of medians. `bare` is the search of faiss.IndexFlatIP over the same normalis
 and no metric. `ours` is tripletmas.evaluate: recall@1, 2, 4, 8, R-precision, MAP@R and MRR, with a defined order among
 equal scores. `peer` is the AccuracyCalculator of pytorch-metric-learning with k="max_bin_count" (its default, the whole
 gallery for every query, is many times slower), for precision@1, R-precision and MAP@R, on vectors that are already
-normalised. What ours and the peer both compute must agree to 1e-6.
+normalised. What ours and the peer both compute must agree to 1e-5: the peer ranks by squared distances in float32, and
+each pair across rank R that is closer than their rounding moves the mean of 10,000 queries by some 1e-6.
 
 A size is gallery x queries; where both are equal, the queries are the gallery. Classes have 20 to 60 items, normally
 distributed around centres of their own. The peak of memory is that of a process of its own for each way, above what it
@@ -41,7 +42,7 @@ from tripletmas.retrieval import Embeddings, RetrievalScores, evaluate
 SIZES = ("12000x12000", "60000x10000", "250000x10000")
 MILLION = "1000000x10000"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 
 
 def main() -> None:
@@ -183,7 +184,7 @@ def measured(num_gallery: int, num_queries: int, options: argparse.Namespace) ->
 
 
 def difference(found: RetrievalScores, theirs: dict[str, float]) -> float:
-    """The largest difference of what both compute; above 1e-6 an error."""
+    """The largest difference of what both compute; above the tolerance an error."""
     pairs = {"recall@1": "precision_at_1", "r_precision": "r_precision", "map@r": "mean_average_precision_at_r"}
     largest = max(abs(found[name] - theirs[other]) for name, other in pairs.items())
     if not largest <= TOLERANCE:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch import Tensor, nn
 
+from tripletmas import index
 from tripletmas.data import LabelledDataset
 from tripletmas.index import ExactIndex, base
-from tripletmas.retrieval import Embeddings, embed, evaluate
+from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
 
 KS = (1, 2, 4, 8)
 METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr"]
@@ -261,6 +262,78 @@ def test_embeddings_refuse_other_types_and_nan():
         Embeddings(torch.tensor([[0.0], [math.nan]]), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(FrozenInstanceError):
         Embeddings(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)).labels = torch.ones(2)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("separate_gallery", [False, True])
+def test_nearest_is_the_nearest_other_item(separate_gallery: bool):
+    queries = random_embeddings(60, 12, dim=3)
+    queries.labels[7] = 99  # nothing relevant: not searched
+    gallery = random_embeddings(80, 12, dim=3, seed=1) if separate_gallery else None
+    result = evaluate(queries, gallery)
+    vectors = index.unit((gallery or queries).vectors).tolist()
+    for q, row in enumerate(index.unit(queries.vectors).tolist()):
+        order = oracles.nearest(row, vectors, "inner_product", 2)[1]
+        expected = next(item for item in order if separate_gallery or item != q)
+        assert int(result.nearest[q]) == (expected if float(result.per_query["mrr"][q]) >= 0 else -1)
+    assert result.nearest[7] == -1
+
+
+def test_scores_can_be_made_without_nearest():
+    assert RetrievalScores({}, {}, 0, 0).nearest.shape == (0,)
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("own", [True, False])
+def test_ties_are_ordered_by_position(own: bool, backend: str, monkeypatch: pytest.MonkeyPatch):
+    """Whole numbers: many equal cosines, and late first ranks. Every value equals that of the ranking by the twin."""
+    if backend == "torch":
+        monkeypatch.setattr("sys.platform", "darwin")
+    generator = torch.Generator().manual_seed(0)
+    everything = torch.randint(-1, 2, (260, 3), generator=generator).float()
+    labels = torch.randint(0, 40, (260,), generator=generator)
+    gallery = Embeddings(everything[:200], labels[:200])
+    queries, positions = (gallery, torch.arange(200)) if own else (Embeddings(everything[200:], labels[200:]), None)
+    result = evaluate(queries) if own else evaluate(queries, gallery)
+    vectors = index.unit(gallery.vectors).tolist()
+    for q, row in enumerate(index.unit(queries.vectors).tolist()):
+        order = oracles.nearest(row, vectors, "inner_product", 200)[1]
+        ranking = [bool(gallery.labels[i] == queries.labels[q]) for i in order if positions is None or i != q]
+        expected = oracles.retrieval_metrics(ranking, KS)
+        for name in METRICS:
+            assert float(result.per_query[name][q]) == pytest.approx(expected[name], nan_ok=True), (name, q)
+
+
+def test_one_very_large_class_and_a_collapsed_embedding():
+    # 3000 of one class and 40 pairs, all in one place: the order is that of the gallery, itself left out.
+    labels = torch.cat([torch.zeros(3000), torch.arange(1, 41).repeat_interleave(2)]).long()
+    result = evaluate(Embeddings(torch.full((3080, 4), 0.7), labels))
+    assert result.per_query["r_precision"][:3000].tolist() == pytest.approx([1.0] * 3000)
+    # A query of a pair sees the 3000 first, then the pairs before its own, then its partner.
+    first = 3000 + torch.arange(40).repeat_interleave(2) * 2 + 1
+    assert result.per_query["mrr"][3000:].tolist() == pytest.approx((1 / first.double()).tolist())
+    assert result.nearest.tolist() == [1, *[0] * 3079]
+
+
+def test_clustering_adds_what_scikit_learn_computes():
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+    found = random_embeddings(200, 5, dim=6)
+    plain, result = evaluate(found), evaluate(found, clustering=True)
+    clusters = index.cluster(index.unit(found.vectors), 5)
+    assert result["nmi"] == pytest.approx(normalized_mutual_info_score(found.labels, clusters))
+    assert result["ami"] == pytest.approx(adjusted_mutual_info_score(found.labels, clusters))
+    assert {name: result[name] for name in plain.values} == plain.values
+    assert set(result.values) - set(plain.values) == {"nmi", "ami"}
+    apart = Embeddings(torch.eye(4)[torch.arange(40) % 4], torch.arange(40) % 4)
+    assert 0.5 < evaluate(apart, clustering=True)["nmi"] <= 1 + 1e-9
+    nothing = Embeddings(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert math.isnan(evaluate(nothing, clustering=True)["nmi"])
+
+
+def test_progress_is_silent_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]):
+    found = random_embeddings(50, 5)
+    assert evaluate(found, progress=True).values == evaluate(found).values
+    assert capfd.readouterr().err == ""
 
 
 # --- embed -----------------------------------------------------------------------------------------------------------
