@@ -94,10 +94,10 @@ def rows_of(index: ImageIndex, found: dict[str, torch.Tensor], place: Path) -> t
 
 
 def test_build_embeds_the_images_of_a_folder(place, call):
-    status, text, complaint = call("index", "build", "run", "--images", "images", "--out", "new.index")
+    status, text, complaint = call("index", "build", "run", "--images", "images", "--out", "new/new.index")
     assert (status, complaint) == (0, "")
-    assert "new.index: 24 vectors of dim 8 by run after task 1" in text
-    index = ImageIndex.open("new.index")
+    assert "new/new.index: 24 vectors of dim 8 by run after task 1" in text
+    index = ImageIndex.open("new/new.index")
     assert index.paths[0] == "images/a/x/0.png"
     assert [index.label_of(row) for row in (0, 6, 12, 18)] == ["a/x", "a/y", "b/x", "b/y"]
     assert torch.allclose(index.vectors, rows_of(index, embedded("run", 1), place), atol=1e-6)
@@ -542,6 +542,7 @@ def test_a_bad_index_file_is_one_sentence(action, damage, place, call):
     first = ("query",) if action[0] == "query" else ("index", action[0])
     message = "no such index file: old.index" if damage == "gone" else "old.index is no index file, or was cut short"
     failed(call(*first, "old.index", *action[1:]), message)
+    assert damage != "gone" or not Path("old.index").exists()
 
 
 @pytest.mark.parametrize(

@@ -390,6 +390,7 @@ def test_a_file_that_cannot_grow_while_tensors_are_written(tmp_path):
 
 def test_two_writers_at_once(tmp_path):
     path = tmp_path / "shop.index"
+    filled().save(path)
     script = "import sys; from tripletmas.index_file import locked\nwith locked(sys.argv[1]): print('through')"
     with locked(path):
         done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
@@ -397,3 +398,14 @@ def test_two_writers_at_once(tmp_path):
         assert "through" not in done.stdout
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert "through" in done.stdout
+
+
+def test_a_new_index_is_locked_before_it_is_there(tmp_path):
+    path = tmp_path / "new" / "shop.index"
+    with pytest.raises(ValueError, match="no such index file"), locked(path):
+        pass
+    assert not list(tmp_path.iterdir())
+    with locked(path, new=True):
+        filled().save(path)
+    with locked(path):
+        pass

@@ -31,12 +31,21 @@ _DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "l
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
     """Keeps other writers from an index file while it is read, changed and written; readers need no lock.
 
+    An empty file `<path>.lock` stays behind: to delete it would let two writers in.
+
+    Args:
+        new: the file need not be there yet.
+
     Raises:
-        ValueError: if another process changes it at this moment.
+        ValueError: if another process changes it at this moment, or if there is no such file.
     """
+    if new:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    elif not Path(path).is_file():
+        raise ValueError(f"no such index file: {path}")
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=0)

@@ -48,10 +48,7 @@ def weight_hashes(run: RunDirectory) -> tuple[str, ...]:
     Raises:
         ValueError: if no task is done yet, or a file of weights is cut short.
     """
-    done = sorted((run.path / "weights").glob("task*.safetensors"))
-    if not done:
-        raise ValueError(f"{run.path}: no task is done yet; go on with: tripletmas resume {run.path}")
-    return tuple(weight_hash(run.read_tensors(f"weights/{path.name}")) for path in done)
+    return tuple(weight_hash(run.read_tensors(_weights(task))) for task in range(_num_done(run)))
 
 
 def load_model(
@@ -66,10 +63,10 @@ def load_model(
     Raises:
         ValueError: if that task is not done yet, the weights do not fit, or the model takes no square images.
     """
-    hashes = weight_hashes(run)
-    if after is not None and not 0 <= after < len(hashes):
-        raise ValueError(f"{run.path}: tasks 0 to {len(hashes) - 1} are done, so there is no model after task {after}")
-    number = len(hashes) - 1 if after is None else after
+    done = _num_done(run)
+    if after is not None and not 0 <= after < done:
+        raise ValueError(f"{run.path}: tasks 0 to {done - 1} are done, so there is no model after task {after}")
+    number = done - 1 if after is None else after
     config = configuration.resolve(run.config())
     data = config["data"]
     configured = (data["channels"], data["size"], data["size"]) if {"channels", "size"} <= data.keys() else None
@@ -84,12 +81,12 @@ def load_model(
     model_config = {key: tuple(value) if isinstance(value, list) else value for key, value in config["model"].items()}
     name = str(model_config.pop("name"))
     model = make_model(name, sample_shape, options=model_config).to(choose_device(device))
-    weights = f"weights/task{number:02d}.safetensors"
-    load_state(model, run.read_tensors(weights), str(run.path / weights))
+    state = run.read_tensors(_weights(number))
+    load_state(model, state, str(run.path / _weights(number)))
     return RunModel(
         run=str(run.path),
         after_task=number,
-        hash=hashes[number],
+        hash=weight_hash(state),
         model=model,
         sample_shape=tuple(sample_shape),
         dim=embedding_dim(model, sample_shape),
@@ -136,3 +133,14 @@ def drift_between(
         return vectors
 
     return move
+
+
+def _num_done(run: RunDirectory) -> int:
+    done = len(list((run.path / "weights").glob("task*.safetensors")))
+    if not done:
+        raise ValueError(f"{run.path}: no task is done yet; go on with: tripletmas resume {run.path}")
+    return done
+
+
+def _weights(task: int) -> str:
+    return f"weights/task{task:02d}.safetensors"

@@ -56,7 +56,7 @@ def build(arguments: Sequence[str]) -> None:
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
     options = parser.parse_args(arguments)
-    with locked(options.out):
+    with locked(options.out, new=True):
         if Path(options.out).exists():
             raise ValueError(
                 f"{options.out} exists: choose another --out, or change it with: tripletmas index add {options.out} "
