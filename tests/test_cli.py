@@ -404,6 +404,31 @@ def test_evaluate_one_task_by_number_and_by_name(call, runs, tmp_path):
     failed(call("evaluate", runs / "mas", "--after", "3"), "no model after task 3")
 
 
+def test_evaluate_galleries(call, runs, tmp_path):
+    file = tmp_path / "scores.json"
+    names = ["fresh", "stale", "compensated", "sdc", "linear", "mlp"]
+    status, text, _ = call("evaluate", runs / "mas", "--gallery", ",".join(names), "--compatibility", "--json", file)
+    assert status == 0
+    found = json.loads(file.read_text())["galleries"]
+    assert list(found) == names
+    assert found["compensated"] == found["linear"]
+    matrices = json.loads((runs / "mas" / "scores.json").read_text())["matrices"]
+    for name, gallery in (("fresh", "seen"), ("stale", "seen_stale"), ("compensated", "seen_compensated")):
+        last = matrices[gallery]["recall@1"][-1]
+        assert found[name]["seen recall@1"] == pytest.approx(sum(last) / len(last))
+    assert all(name in text for name in (*names, "average compatibility", "negative flips"))
+    kept = json.loads((runs / "mas" / "compatibility.json").read_text())["matrix"]
+    assert [sum(value is not None for value in row) for row in kept] == list(range(1, len(kept) + 1))
+
+
+def test_evaluate_galleries_says_what_it_cannot_do(call, runs):
+    failed(
+        call("evaluate", runs / "mas", "--gallery", "stale,fresch"), r"unknown gallery 'fresch' \(did you mean 'fresh'"
+    )
+    other = ("--data", "digits", "--data.tasks", "2")
+    failed(call("evaluate", runs / "mas", "--gallery", "stale", *other), "leave --data out")
+
+
 def test_evaluate_on_other_data(call, runs, write_images, tmp_path):
     for number, name in enumerate("ab"):
         write_images(tmp_path / "images" / name, seed=number)

@@ -8,7 +8,7 @@ import jsonargparse
 import pytest
 import yaml
 
-from tripletmas.configuration import parse, resolve
+from tripletmas.configuration import parse, presets, resolve
 from tripletmas.version import __version__, versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,3 +199,16 @@ def test_naming_the_default_again_keeps_the_options_of_the_file(tmp_path):
     config, _ = parse([f"--config={tmp_path / 'run.yaml'}", "--strategy", "mas", "--data", "digits"])
     assert config["strategy"]["strength"] == 5
     assert config["data"]["order_seed"] == 7
+
+
+def test_a_preset_is_read_by_its_name(file, tmp_path, monkeypatch):
+    found = config("--config", "no-reindex", "--training.epochs", "3")
+    assert (found["strategy"]["name"], found["gallery"]["compensate"]) == ("mas+distill", "linear")
+    assert (found["training"]["freeze_batchnorm"], found["training"]["epochs"]) == (True, 3)
+    assert set(presets()) == {"no-reindex"}
+    # a file of this name counts more
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no-reindex").write_text("strategy: finetune")
+    assert config("--config", "no-reindex")["strategy"] == {"name": "finetune"}
+    with pytest.raises(ValueError, match=r"'no-such.yaml' cannot be read: .* \(presets are no-reindex\)"):
+        config("--config", "no-such.yaml")

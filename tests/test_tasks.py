@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tripletmas.data import LabelledDataset, Source
-from tripletmas.tasks import fingerprint, make_stream, split_by_class, split_by_group
+from tripletmas.tasks import fingerprint, make_stream, make_unseen, split_by_class, split_by_group
 
 
 def make(counts: list[int], *, groups: list[str] | None = None, names: list[str] | None = None) -> LabelledDataset:
@@ -235,3 +235,29 @@ def test_augmentation_needs_images_and_a_known_name():
         make_stream(image_source(), tasks=1, augment="rotate")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="needs images"):
         make_stream(Source(make([4] * 2)), tasks=1, augment="flip")
+
+
+def test_unseen_classes_are_the_last_and_in_no_task():
+    source = Source(make([6] * 6))
+    stream, unseen = make_stream(source, tasks=2, unseen=2), make_unseen(source, unseen=2)
+    assert [task.classes for task in stream] == [(0, 1), (2, 3)]
+    assert (unseen.name, unseen.classes) == ("unseen", (4, 5))
+    # their queries are those that a stream would draw: nothing depends on which classes are left out
+    with_all = make_stream(source, tasks=3)
+    assert contents(unseen.query) == contents(with_all[2].query)
+    assert contents(stream[0].query) == contents(with_all[0].query)
+
+
+def test_unseen_groups_and_their_order():
+    source = Source(make([4] * 6, groups=["x", "x", "y", "y", "z", "z"]))
+    for seed in (None, 1, 2):
+        stream = make_stream(source, unseen=1, order_seed=seed)
+        unseen = make_unseen(source, unseen=1, order_seed=seed)
+        assert len(stream) == 2
+        assert sorted([*unseen.classes, *(label for task in stream for label in task.classes)]) == list(range(6))
+
+
+@pytest.mark.parametrize("count", [-1, 3])
+def test_something_must_be_left_to_learn(count):
+    with pytest.raises(ValueError, match=f"leave something of 3 classes or groups, got {count}"):
+        make_stream(Source(make([4] * 3)), unseen=count)
