@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from PIL import Image
-from rich.console import Console
+from report_pages import MATRIX, Page, ink, printed, terminal
 from safetensors.torch import save_file
-from synthetic_runs import write_neighbours, write_run
+from synthetic_runs import write_run
 
 from tripletmas.report import (
     Curve,
@@ -27,7 +22,6 @@ from tripletmas.report import (
     Spread,
     comparison,
     comparison_markdown,
-    comparison_table,
     draw_sensitivity,
     read_group,
     read_run,
@@ -35,11 +29,7 @@ from tripletmas.report import (
     write_comparison,
     write_report,
 )
-from tripletmas.report.classes import Classes, read_classes
-from tripletmas.report.drift import ClassDrift, draw_class_drift, drift_by_class, drift_by_task, most_and_least
-from tripletmas.report.embedding_map import map_json, read_map, step_text
 from tripletmas.report.embedding_plot import project
-from tripletmas.report.galleries import gallery_rows
 from tripletmas.report.layers import (
     FinalEmbedding,
     group_by_layer,
@@ -47,45 +37,6 @@ from tripletmas.report.layers import (
     movement_by_layer,
     read_embedding,
 )
-from tripletmas.report.neighbours import read_neighbours
-from tripletmas.report.style import DARK, LIGHT, Theme, contrast
-
-# After the last task: (0.6 + 0.7 + 0.95) / 3 = 0.75. Best before: 0.9 and 0.8, so (0.3 + 0.1) / 2 = 0.2 was forgotten.
-# Right after learning: 0.9, 0.8, 0.95, mean 0.8833. Backward transfer: ((0.6 - 0.9) + (0.7 - 0.8)) / 2 = -0.2.
-MATRIX = [[0.9], [0.85, 0.8], [0.6, 0.7, 0.95]]
-
-
-class _Text(HTMLParser):
-    """The visible words of a page, its tags, and its image sources."""
-
-    def __init__(self, page: Path):
-        super().__init__()
-        self.words, self.tags, self.sources = [], [], []
-        self.feed(page.read_text(encoding="utf-8"))
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def _terminal(compared, width: int = 120) -> str:
-    return _printed(comparison_table(compared), width)
-
-
-def _printed(renderable, width: int) -> str:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        console.print(renderable)
-    return console.export_text()
-
-
-def _ink(path: Path) -> float:
-    """The part of a picture that is not white."""
-    return float((np.abs(imread(path)[..., :3] - 1).max(axis=-1) > 0.1).mean())
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_shows_the_headline_numbers(run: Path):
-    text = _Text(run / "report" / "report.html").text
+    text = Page(run / "report" / "report.html").text
     assert "0.750 final average recall@1" in text
     assert "0.200 forgetting" in text
     assert "-0.200 backward transfer" in text
@@ -106,7 +57,7 @@ def test_the_page_shows_the_headline_numbers(run: Path):
 
 def test_the_page_shows_every_metric_on_both_galleries(run: Path):
     """The final mean of each metric in scores.json, recomputed here with plain Python."""
-    text = _Text(run / "report" / "report.html").text
+    text = Page(run / "report" / "report.html").text
     scores = json.loads((run / "scores.json").read_text())
     for gallery in ("seen", "task"):
         for metric, rows in scores["matrices"][gallery].items():
@@ -118,7 +69,7 @@ def test_the_page_shows_every_metric_on_both_galleries(run: Path):
 
 
 def test_the_page_shows_configuration_versions_duration_and_what_is_unprotected(run: Path):
-    text = _Text(run / "report" / "report.html").text
+    text = Page(run / "report" / "report.html").text
     for words in ("strategy.strength 0.3", "loss.mining batch_hard", "torch 2.15.0"):
         assert words in text
     # five layers of 6 x 5 + 6 weights, of which 9 have importance 0: 171 of 180
@@ -138,16 +89,16 @@ def test_runs_of_earlier_versions_show_what_they_recorded(run: Path, tmp_path: P
     ):
         records = [{"kind": "task", "task": i, "unprotected": names} for i, names in enumerate(earlier)]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        text = _Text(write_report(tmp_path)).text
+        text = Page(write_report(tmp_path)).text
         assert expected in text
         assert "trainable weights" not in text
 
 
 def test_the_page_is_self_contained(run: Path):
-    page = _Text(run / "report" / "report.html")
+    page = Page(run / "report" / "report.html")
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert len(page.sources) == 7
+    assert len(page.sources) == 2 * 7  # each plot in light and in dark
     assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
 
 
@@ -172,17 +123,17 @@ def test_names_are_escaped_and_never_read_as_tex(tmp_path: Path):
     run = write_run(tmp_path / "run", class_names=names, points=10)
     page = write_report(run)
     assert "<script" not in page.read_text(encoding="utf-8")
-    text = _Text(page).text
+    text = Page(page).text
     for name in names:
         assert name in text
-    table = _terminal(comparison([run]), 200)
+    table = terminal(comparison([run]), 200)
     assert "[red]" in table
     assert comparison_markdown(comparison([run])).count("\n") == 3
 
 
 def test_a_partial_run_is_reported_with_what_is_missing(tmp_path: Path):
     path = write_run(tmp_path / "run", num_tasks=4, done=2, strategy={"name": "finetune"})
-    text = _Text(write_report(path)).text
+    text = Page(write_report(path)).text
     assert "Tasks finished: 2 of 4" in text
     assert "index/final.safetensors is absent" in text
     assert "no plot of importance" in text
@@ -193,7 +144,7 @@ def test_a_partial_run_is_reported_with_what_is_missing(tmp_path: Path):
 
 def test_config_alone_is_enough_for_a_page(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("strategy: {name: mas}\n")
-    text = _Text(write_report(tmp_path)).text
+    text = Page(write_report(tmp_path)).text
     assert "No task is finished yet" in text
     assert "metrics.jsonl is absent" in text
     assert "scores.json is absent" in text
@@ -313,7 +264,7 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path):
     assert [spread.text() for spread in row.per_task] == ["0.600 ± 0.200", "0.800 ± 0.000"]
     assert row.seconds.text(1) == "5.8 ± 0.0"
     torch.testing.assert_close(row.curves.mean(dim=0), torch.tensor([0.9, 0.7], dtype=torch.float64))
-    page = _Text(write_report(tmp_path / "mas"))
+    page = Page(write_report(tmp_path / "mas"))
     assert page.text.count("0.700 ± 0.100") == 1
     assert (tmp_path / "mas" / "seed2" / "report" / "report.html").is_file()
     assert "../seed2/report/report.html" in page.sources
@@ -392,32 +343,32 @@ def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path):
     bare = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, done=0)
     compared = comparison([tmp_path / "mas", bare])
     assert [method.average.text() for method in compared.methods] == ["0.750", "–"]
-    assert "mas: 1 of 2 runs did not finish" in _terminal(compared)
+    assert "mas: 1 of 2 runs did not finish" in terminal(compared)
     assert "finetune: 1 of 1 runs did not finish" in comparison_markdown(compared)
-    text = _Text(write_comparison([tmp_path / "mas", bare], tmp_path / "out")).text
+    text = Page(write_comparison([tmp_path / "mas", bare], tmp_path / "out")).text
     assert "1 of 2 runs did not finish" in text
 
 
 def test_the_comparison_page_and_table(run: Path, tmp_path: Path):
     other = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, matrix=[[0.9], [0.7, 0.8], [0.4, 0.5, 0.9]])
-    page = _Text(write_comparison([other, run], tmp_path / "out"))
+    page = Page(write_comparison([other, run], tmp_path / "out"))
     # finetune: (0.4 + 0.5 + 0.9) / 3 = 0.6, forgetting ((0.9 - 0.4) + (0.8 - 0.5)) / 2 = 0.4
     for words in ("finetune 0.600 0.400 -0.400 0.867", "mas 0.750 0.200 -0.200 0.883", "0.400 0.600"):
         assert words in page.text
-    assert len(page.sources) == 4
+    assert len(page.sources) == 2 * 4
     for name in ("average", "forgetting", "per_task", "embeddings"):
         pixels = imread(tmp_path / "out" / f"{name}.png")[..., :3]
         assert 0.003 < (np.abs(pixels - 1).max(axis=-1) > 0.1).mean() < 0.9
-    table = _terminal(comparison([other, run]))
+    table = terminal(comparison([other, run]))
     assert re.search(r"finetune +0\.600 +0\.400 +-0\.400 +0\.867 +8\.7", table)
     assert re.search(r"2 +class 2,class 3 +0\.500 +0\.700", table)
-    assert max(map(len, _terminal(comparison([other, run]), 80).splitlines())) <= 80
+    assert max(map(len, terminal(comparison([other, run]), 80).splitlines())) <= 80
 
 
 def test_thirty_tasks_and_sixty_layers(tmp_path: Path):
     layers = ("stem", *(f"layer{i}" for i in range(58)), "head")
     path = write_run(tmp_path / "run", num_tasks=30, layers=layers, epochs=1, points=2)
-    text = _Text(write_report(path)).text
+    text = Page(write_report(path)).text
     assert "The colour is the task" in text
     assert imread(path / "report" / "movement.png").shape[0] > 1500
 
@@ -427,219 +378,6 @@ def test_spread():
     assert Spread(()).text() == "–"
     assert Spread((1.0, 2.0)).deviation == pytest.approx(math.sqrt(0.5))
     assert Spread((-0.0001,)).text(signed=True) == "0.000"
-
-
-# --- stored vectors, drift, queries and the map -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with everything that is recorded of stored vectors, with its report."""
-    path = write_run(tmp_path_factory.mktemp("runs") / "stored", matrix=MATRIX, galleries=True, points=10)
-    write_report(path)
-    return path
-
-
-def test_the_galleries_are_compared(stored: Path, run: Path):
-    """Of the fresh average 0.75, stale has 0.7, 0.525, compensated 0.9, 0.675. Images: 200 + 400; seconds: 0.25 + 0.5.
-
-    On the task's own gallery 1.01 of it, at most 1: (0.606 + 0.707 + 0.9595) / 3 = 0.7575.
-    """
-    text = _Text(stored / "report" / "report.html").text
-    assert "fresh embedded again by the present model after every task 0.750 100 % 0.757 100 % 600 0.75" in text
-    assert "never again 0.525 70 % 0.530 70 % 0 0" in text
-    assert "moved by a linear map fitted on the new task's images alone 0.675 90 % 0.682 90 % 0 0" in text
-    for name in ("galleries_seen", "galleries_task", "scores_seen_stale", "scores_task_compensated", "unseen"):
-        assert 0.003 < _ink(stored / "report" / f"{name}.png") < 0.9
-    assert "Stored vectors were not measured" in _Text(run / "report" / "report.html").text
-    assert gallery_rows(read_run(run)) == []
-
-
-def test_a_run_without_a_map_has_no_compensated_gallery(tmp_path: Path):
-    path = write_run(tmp_path / "run", galleries=True)
-    content = json.loads((path / "scores.json").read_text())
-    for gallery in ("seen_compensated", "task_compensated"):
-        del content["matrices"][gallery]
-    (path / "scores.json").write_text(json.dumps(content))
-    found = read_run(path)
-    assert [row.kind for row in gallery_rows(found)] == ["fresh", "stale"]
-    assert "ompensated gallery" not in _Text(write_report(path)).text
-
-
-def test_drift_by_task_and_by_class(stored: Path):
-    """Classes 2 i and 2 i + 1 drift by 0.05 and 0.1 in each later task, the task by their mean, 0.075."""
-    found = read_run(stored)
-    matrix = drift_by_task(found)
-    assert matrix is not None
-    nan = math.nan
-    expected = torch.tensor([[nan, nan, nan], [0.075, nan, nan], [0.15, 0.075, nan]], dtype=torch.float64)
-    torch.testing.assert_close(matrix, expected, equal_nan=True)
-    drifts = drift_by_class(found, read_classes(stored))
-    assert [(each.name, each.task) for each in drifts] == [
-        ("class 1", 0),
-        ("class 0", 0),
-        ("class 3", 1),
-        ("class 2", 1),
-    ]
-    assert [each.drift for each in drifts] == pytest.approx([0.2, 0.1, 0.1, 0.05])
-    unnamed = drift_by_class(found, Classes())
-    assert unnamed[0].name == "class 2 of task 1"
-
-
-def test_of_many_classes_the_most_and_the_least_drifted_are_drawn(tmp_path: Path):
-    drifts = [ClassDrift(f"class {i}", i // 10, 1 - i / 100) for i in range(100)]
-    most, least = most_and_least(drifts)
-    assert (most[0], least[-1]) == (drifts[0], drifts[-1])
-    assert len(most) + len(least) == 20
-    draw_class_drift(tmp_path / "drift.png", drifts)
-    assert 0.005 < _ink(tmp_path / "drift.png") < 0.9
-
-
-def test_queries_whose_answer_changed_come_first(stored: Path):
-    """Of the 6 queries of a task the third and the sixth forgot their class; those of the last task have no before."""
-    first, second, last = read_neighbours(read_run(stored), read_classes(stored))
-    assert (first.of, first.changed, len(first.queries)) == (6, 2, 4)
-    assert [query.verdict for query in first.queries] == ["now wrong", "now wrong", "still right", "still right"]
-    assert [[hit.right for hit in query.after] for query in first.queries[:2]] == [
-        [False, True, False, True, False]
-    ] * 2
-    assert all(hit.right for query in second.queries for hit in query.before)
-    assert [query.verdict for query in last.queries] == ["right"] * 4
-    assert not any(query.before for query in last.queries)
-    assert re.fullmatch(r"rank 1: class 1, wrong, score 0\.9\d\d", first.queries[0].after[0].alt)
-    page = stored / "report" / "report.html"
-    assert "✗" in _Text(page).text
-    assert page.read_text(encoding="utf-8").count(first.queries[0].after[0].alt) >= 1
-
-
-@pytest.mark.parametrize(
-    ("size", "channels", "kind", "tiny"), [(8, 1, "png", True), (32, 3, "png", False), (300, 3, "webp", False)]
-)
-def test_pictures_are_small_files_of_one_size(tmp_path: Path, size: int, channels: int, kind: str, tiny: bool):
-    path = write_run(tmp_path / "run", num_tasks=2, galleries=True)
-    pictures = path / "gallery" / "neighbours.safetensors"
-    write_neighbours(pictures, 2, torch.Generator().manual_seed(0), size=size, channels=channels)
-    picture = read_neighbours(read_run(path), read_classes(path))[0].queries[0].picture
-    assert picture.source.startswith(f"data:image/{kind};base64,")
-    assert (picture.width, picture.height, picture.tiny) == (64, 64, tiny)
-    content = base64.b64decode(picture.source.partition(",")[2])
-    with Image.open(io.BytesIO(content)) as image:
-        assert image.size == (min(size, 144),) * 2
-
-
-def test_the_map_has_one_projection_for_all_steps(stored: Path, tmp_path: Path):
-    """Two classes a task and 6 queries each. A vector that does not move stays in its place, whatever joins it."""
-    found = read_map(read_run(stored), read_classes(stored))
-    assert found is not None
-    assert [len(points) for points in found.points] == [12, 24, 36]
-    assert (found.coloured_by, found.shown, found.of) == ("class", 36, 36)
-    assert 0 < found.kept < 1
-    assert min(points.min() for points in found.points) >= 0
-    assert max(points[:, 0].max() for points in found.points) <= found.width
-    assert max(points[:, 1].max() for points in found.points) <= found.height
-    path = write_run(tmp_path / "still", num_tasks=2, galleries=True)
-    vectors, labels = torch.eye(4), torch.arange(4)
-    for task, count in enumerate((2, 4)):
-        tensors = {"vectors": vectors[:count], "labels": labels[:count], "tasks": labels[:count] // 2}
-        save_file(tensors, path / "gallery" / f"shown{task:02}.safetensors")
-    still = read_map(read_run(path), read_classes(path))
-    assert still is not None
-    np.testing.assert_array_equal(still.points[0], still.points[1][:2])
-    assert still.moved[1] == pytest.approx(0, abs=1e-6)
-    assert step_text(still, 1).startswith("After task 2 of 2, class 2,class 3: 4 queries. Those of earlier tasks")
-
-
-def test_how_far_queries_turned_is_said(tmp_path: Path):
-    """One query turns by a right angle, 1 - cos = 1, the other stays, 0: mean 0.5. Two axes keep all of a plane."""
-    path = write_run(tmp_path / "run", num_tasks=2, galleries=True)
-    labels = torch.arange(2)
-    for task, second in enumerate(([0.0, 2.0], [3.0, 0.0])):
-        vectors = torch.tensor([[1.0, 0.0], second])
-        tensors = {"vectors": vectors, "labels": labels, "tasks": torch.zeros(2, dtype=torch.int64)}
-        save_file(tensors, path / "gallery" / f"shown{task:02}.safetensors")
-    found = read_map(read_run(path), read_classes(path))
-    assert found is not None
-    assert found.moved[1] == pytest.approx(0.5)
-    assert found.kept == pytest.approx(1)
-
-
-def test_names_cannot_leave_the_data_of_the_map(tmp_path: Path):
-    names = ["</script><script>alert(1)</script>", "<!--", "&amp;", "]]>", "e", "f"]
-    path = write_run(tmp_path / "run", class_names=names, galleries=True, points=8)
-    found = read_map(read_run(path), read_classes(path))
-    assert found is not None
-    text = map_json(found)
-    assert not set("<>&") & set(text)
-    assert set(json.loads(text)["classes"]) == set(names)
-    page = write_report(path).read_text(encoding="utf-8")
-    assert page.count("<script") == 2  # the map's data and the map's script
-    assert page.count("</script>") == 2
-
-
-def test_compatibility_is_shown_with_its_numbers(stored: Path, tmp_path: Path):
-    """C[1, 0] = 0.85 < 0.9, C[2, 0] = 0.6 < 0.9, C[2, 1] = 0.7 < 0.8: no pair of 3. Backward: (-0.3 - 0.1) / 2."""
-    text = _Text(stored / "report" / "report.html").text
-    assert "Average compatibility: in 0 % of the pairs" in text
-    assert "Backward compatibility: -0.200" in text
-    path = write_run(tmp_path / "run", galleries=True)
-    (path / "compatibility.json").write_text('{"metric": "recall@1"}')
-    with pytest.raises(ValueError, match=r"compatibility\.json holds no compatibility matrix"):
-        write_report(path)
-
-
-def test_weights_are_counted_by_layer(stored: Path):
-    """Each layer has 36 weights; 9 of block2 have importance 0."""
-    text = _Text(stored / "report" / "report.html").text
-    for row in ("block1 36 0 100 %", "block2 36 9 75 %", "all layers 180 9 95 %"):
-        assert row in text
-
-
-def test_tables_and_pictures_say_what_they_are(stored: Path):
-    page = (stored / "report" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<table>") == page.count("<caption>")
-    assert not re.search(r"<th(?![^>]*scope=)[ >]", page)
-    assert not re.search(r"<img(?![^>]*alt=\"[^\"]+\")", page)
-    assert '<html lang="en">' in page
-    assert page.count("<h1") == 1
-
-
-def test_every_plot_is_drawn_for_dark_pages_too(stored: Path):
-    plots = sorted((stored / "report").glob("*.png"))
-    assert {path.stem for path in plots if path.stem.endswith("-dark")} == {
-        f"{path.stem}-dark" for path in plots if not path.stem.endswith("-dark")
-    }
-    for path in plots:
-        corner = imread(path)[0, 0, :3]
-        expected = DARK.background if path.stem.endswith("-dark") else LIGHT.background
-        np.testing.assert_allclose(corner, to_rgb(expected), atol=1 / 255)
-
-
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_has_contrast(theme: Theme):
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    for colour in (theme.ink, theme.muted):
-        assert min(contrast(colour, ground) for ground in (theme.background, theme.tint)) >= 4.5
-    for colour in (theme.accent, theme.right, theme.wrong, *map(theme.readable, theme.series)):
-        assert contrast(colour, theme.background) >= 4.5
-
-
-def test_a_comparison_has_the_galleries_that_all_runs_have(stored: Path, run: Path, tmp_path: Path):
-    other = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, matrix=MATRIX, galleries=True)
-    compared = comparison([stored, other])
-    assert compared.galleries == ("fresh", "stale", "compensated")
-    row = r"finetune +0\.750 +0\.525 +0\.675"
-    assert re.search(row, _terminal(compared))
-    assert "| finetune | 0.750 | 0.525 | 0.675 |" in comparison_markdown(compared)
-    assert re.search(row, _Text(write_comparison([stored, other], tmp_path / "out")).text)
-    assert comparison([run, other]).galleries == ()
-
-
-def test_an_unfinished_run_has_no_class_names_and_a_report(tmp_path: Path):
-    path = write_run(tmp_path / "run", num_tasks=4, done=2, galleries=True)
-    text = _Text(write_report(path)).text
-    assert "Tasks finished: 2 of 4" in text
-    assert "Queries and what they find" in text
-    assert "After task 2 of 2" in map_json(read_map(read_run(path), Classes()))  # pyright: ignore
 
 
 # --- recognition ------------------------------------------------------------------------------------------------------
@@ -658,18 +396,18 @@ def test_recognition_is_judged_by_the_accuracy_of_the_heads(recognition: Path, r
     found = read_run(recognition)
     assert (found.primary.metric, found.primary.gallery) == ("accuracy", "task")
     assert found.finished
-    text = _Text(recognition / "report" / "report.html").text
+    text = Page(recognition / "report" / "report.html").text
     assert "0.750 final average task-incremental accuracy" in text
     assert "0.200 forgetting" in text
     assert "objective recognition" in text
     assert "0.900 0.600 0.300" in text  # task by task
     above_the_table = text[: text.index("All metrics")]
     assert "recall" not in above_the_table.lower()
-    assert "task-incremental" not in _Text(run / "report" / "report.html").text.lower()
+    assert "task-incremental" not in Page(run / "report" / "report.html").text.lower()
 
 
 def test_recognition_shows_each_metric_on_each_gallery_it_has(recognition: Path):
-    text = _Text(recognition / "report" / "report.html").text
+    text = Page(recognition / "report" / "report.html").text
     # of the primary 0.75: fresh means have 0.7 of it, 0.525; stale 0.4, 0.300; compensated 0.6, 0.450
     for words in (
         "told which task it is – – 0.750 0.200",
@@ -681,11 +419,11 @@ def test_recognition_shows_each_metric_on_each_gallery_it_has(recognition: Path)
     for title in ("Task-incremental accuracy", "Class-incremental accuracy, fresh class means"):
         assert title in text
     for name in ("over_tasks", "scores_task", "scores_seen"):
-        assert 0.005 < _ink(recognition / "report" / f"{name}.png") < 0.9
+        assert 0.005 < ink(recognition / "report" / f"{name}.png") < 0.9
 
 
 def test_heads_are_summarised_as_not_held_by_design(recognition: Path):
-    text = _Text(recognition / "report" / "report.html").text
+    text = Page(recognition / "report" / "report.html").text
     assert "Not held, by design: the 3 heads of the tasks (heads.0 to heads.2)." in text
     assert "heads.0.weight" not in text
     assert "Not held: 1 buffer: stem.running_mean." in text
@@ -696,10 +434,10 @@ def test_comparison_of_recognition_says_what_it_compares(recognition: Path, tmp_
     other = write_run(tmp_path / "other", matrix=MATRIX, objective="recognition", strategy=strategy)
     compared = comparison([recognition, other])
     assert [method.label for method in compared.methods] == [f"mas+distill, mas.strength={s}" for s in (0.3, 1.0)]
-    table = _terminal(compared)
+    table = terminal(compared)
     assert "task-incremental accuracy" in table
     assert "recall" not in table
-    text = _Text(write_comparison([recognition, other], tmp_path / "out")).text
+    text = Page(write_comparison([recognition, other], tmp_path / "out")).text
     assert "Final task-incremental accuracy of each task" in text
     assert "recall" not in text.lower()
 
@@ -725,13 +463,13 @@ def test_forward_transfer_is_shown_where_it_was_measured(tmp_path: Path, run: Pa
     """Each task is 0.1 above the untrained model before it is learned, so that forward transfer is 0.1."""
     path = write_run(tmp_path / "ahead", matrix=MATRIX, baseline=0.5)
     assert read_run(path).forward_transfer == pytest.approx(0.1)
-    text = _Text(write_report(path)).text
+    text = Page(write_report(path)).text
     assert "+0.100 forward transfer" in text
     for shown in ("0.750 final average recall@1", "0.200 forgetting", "0.883 learning"):
         assert shown in text
-    assert "forward transfer" not in _Text(run / "report" / "report.html").text
+    assert "forward transfer" not in Page(run / "report" / "report.html").text
     compared = comparison([path, write_run(tmp_path / "finetune", strategy={"name": "finetune"})])
-    assert re.search(r"mas +\+0\.100\n", _terminal(compared).replace("  \n", "\n"))
+    assert re.search(r"mas +\+0\.100\n", terminal(compared).replace("  \n", "\n"))
     assert "| mas | +0.100 |" in comparison_markdown(compared)
     assert "| finetune | – |" in comparison_markdown(compared)
 
@@ -801,7 +539,7 @@ def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
     markdown = comparison_markdown(compared)
     assert f"| mas | {row}" in markdown
     assert "Paired differences to finetune" in markdown
-    table = _terminal(compared, 80)
+    table = terminal(compared, 80)
     assert "paired differences to finetune" in table
     assert re.search(r"mas +\+0\.025 ±0\.035 +1 / 1 / 0 +-0\.100 ±0\.141 +1 / 1 / 0 +2", table)
     assert max(map(len, table.splitlines())) <= 80
@@ -810,12 +548,12 @@ def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
 
 
 def test_paired_differences_and_intransigence_on_the_page(several: list[Path], tmp_path: Path):
-    text = _Text(write_comparison(several, tmp_path)).text
+    text = Page(write_comparison(several, tmp_path)).text
     assert "Paired differences to finetune" in text
     assert "mas +0.025 ± 0.035 1 / 1 / 0 -0.100 ± 0.141 1 / 1 / 0 2" in text
     assert "since only it or finetune has them: 2." in text
     assert "Against joint, seed by seed" in text
-    one = _Text(write_report(several[0])).text  # one method alone has nothing to be compared with
+    one = Page(write_report(several[0])).text  # one method alone has nothing to be compared with
     assert "Paired" not in one
     assert "intransigence" not in one
 
@@ -825,7 +563,7 @@ def test_there_are_no_paired_differences_of_single_runs(run: Path, tmp_path: Pat
     assert compared.paired == ()
     assert compared.joint is None
     for word in ("paired", "intransigence", "forward"):
-        assert word not in _terminal(compared)
+        assert word not in terminal(compared)
 
 
 def test_intransigence_is_against_the_joint_run_of_the_seed_else_their_mean(several: list[Path]):
@@ -840,8 +578,8 @@ def test_intransigence_is_against_the_joint_run_of_the_seed_else_their_mean(seve
     assert joint.intransigence.values == ()
     expected = "intransigence of 1 of 3 runs is against the mean of joint's seeds"
     assert finetune.note == expected
-    assert expected in " ".join(_terminal(compared, 80).split())
-    assert "(against joint)" in _terminal(compared)
+    assert expected in " ".join(terminal(compared, 80).split())
+    assert "(against joint)" in terminal(compared)
 
 
 # --- the search for a strength ----------------------------------------------------------------------------------------
@@ -867,18 +605,18 @@ def test_the_search_is_shown_in_a_plot_and_a_table(tmp_path: Path):
     path = write_run(tmp_path / "run", searches=searches)
     found = read_run(path).searches
     assert [record["task"] for record in found] == [1, 2]
-    text = _Text(write_report(path)).text
+    text = Page(write_report(path)).text
     assert "Strength, chosen without old data" in text
     assert "at least 80 % of what finetuning reaches" in text
     assert "learned without protection: 1." in text
     assert "2 class 2,class 3 0.900 0.720 3 0.750 2" in text
     assert "3 class 4,class 5 0.900 0.720 2 – none" in text
-    assert 0.005 < _ink(path / "report" / "search.png") < 0.9
-    table = _printed(search_table(found), 80)
+    assert 0.005 < ink(path / "report" / "search.png") < 0.9
+    table = printed(search_table(found), 80)
     assert re.search(r"2 +class 2,class… +0\.900 +0\.720 +3 +0\.750 +2\b", table)
     assert re.search(r"3 +class 4,class… +0\.900 +0\.720 +2 +– +none", table)
     assert "chance" not in table
-    full = _printed(search_table([{**record, "chance": 0.5, "search_seconds": 1234.5} for record in found]), 80)
+    full = printed(search_table([{**record, "chance": 0.5, "search_seconds": 1234.5} for record in found]), 80)
     assert re.search(r"0\.500 +0\.900 +0\.720 +3 +0\.750 +2 +1234\.5", full)
     assert max(map(len, full.splitlines())) <= 80
 
@@ -888,7 +626,7 @@ def test_a_search_that_was_repeated_counts_once_and_other_runs_have_none(tmp_pat
     assert [len(record["trials"]) for record in read_run(path).searches] == [2]
     assert read_run(run).searches == ()
     assert not (run / "report" / "search.png").exists()
-    assert "Strength" not in _Text(run / "report" / "report.html").text
+    assert "Strength" not in Page(run / "report" / "report.html").text
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 12])
@@ -897,7 +635,7 @@ def test_the_plot_of_a_search_of_few_and_of_many_tasks(tmp_path: Path, tasks: in
     searches = [_search(task, [0.0, 0.9][: 2 - task % 2]) for task in range(1, tasks + 1)]
     path = write_run(tmp_path / "run", num_tasks=tasks + 1, searches=searches, epochs=1, points=2)
     write_report(path)
-    assert _ink(path / "report" / "search.png") > 0.005
+    assert ink(path / "report" / "search.png") > 0.005
 
 
 # --- the sensitivity figure -------------------------------------------------------------------------------------------
@@ -913,7 +651,7 @@ def test_the_sensitivity_figure(tmp_path: Path, bottom: float | None):
     widths = []
     for panels in ([_panel("digits", 0.8)], [_panel("digits", 0.8), _panel("Omniglot", 0.5), _panel("CIFAR-100", 0.3)]):
         draw_sensitivity(tmp_path / "s.png", panels, bottom=bottom)
-        assert _ink(tmp_path / "s.png") > 0.005
+        assert ink(tmp_path / "s.png") > 0.005
         widths.append(imread(tmp_path / "s.png").shape[1])
     assert widths[1] > 2 * widths[0] * 0.9
 

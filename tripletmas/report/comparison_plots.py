@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from tripletmas.report.compare import Comparison, Method
 from tripletmas.report.embedding_plot import Picture, draw_points, name_tasks
-from tripletmas.report.numbers import Spread, number, short_names
+from tripletmas.report.numbers import Spread, middle_cut, number, short_names
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, series_style, task_axis
 
 
@@ -127,6 +127,4 @@ def _error_line(axes: Axes, row: float, spread: Spread, colour: str) -> None:
 
 
 def _short(method: Method) -> str:
-    """The label, cut in its middle: what tells methods apart often stands at the end."""
-    label = method.label
-    return label if len(label) <= 26 else f"{label[:12]}…{label[-13:]}"
+    return middle_cut(method.label, 26)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.report.classes import Classes
-from tripletmas.report.numbers import short_names
+from tripletmas.report.numbers import middle_cut
 from tripletmas.report.read import Run
 from tripletmas.report.style import LIGHT, Theme, canvas, series_style
 
@@ -71,7 +71,7 @@ def draw_class_drift(path: Path, drifts: Sequence[ClassDrift], *, theme: Theme =
     gap = 1.0 if least else 0.0
     rows = [*range(len(most)), *(len(most) + gap + i for i in range(len(least)))]
     shown = [*most, *least]
-    names = [f"{name}  · task {each.task + 1}" for each, name in zip(shown, _short(shown), strict=True)]
+    names = [f"{middle_cut(each.name, 24)}  · task {each.task + 1}" for each in shown]
     with canvas(path, theme, height=max(2.0, 0.9 + 0.22 * (len(rows) + gap))) as figure:
         axes = figure.add_subplot()
         axes.hlines(rows, 0, [each.drift for each in shown], color=theme.rule, linewidth=1.4, zorder=1)
@@ -91,7 +91,3 @@ def draw_class_drift(path: Path, drifts: Sequence[ClassDrift], *, theme: Theme =
 
 def _known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None and not math.isnan(value)]
-
-
-def _short(drifts: Sequence[ClassDrift]) -> list[str]:
-    return short_names([each.name for each in drifts], 22)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tripletmas.report.classes import Classes
 from tripletmas.report.figures import data_uri
 from tripletmas.report.layers import read_tensors
+from tripletmas.report.numbers import middle_cut
 from tripletmas.report.read import Run
 
 _EACH, _IN_ALL = 4, 60  # queries of a task, and of a long stream's page
@@ -38,10 +39,11 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Hit:
-    """An item that was found; `right` if it is of the query's class."""
+    """An item that was found; `right` if it is of the query's class. `short` is its class, cut to fit below it."""
 
     picture: Thumbnail
     name: str
+    short: str
     right: bool
     score: str
     alt: str
@@ -124,7 +126,7 @@ def _hits(tensors: dict[str, Tensor], row: int, moment: str, classes: Classes) -
             right = label == int(tensors["query_label"][row])
             name, text = classes.name(label), f"{score:.3f}"
             alt = f"rank {len(hits) + 1}: {name}, {'right' if right else 'wrong'}, score {text}"
-            hits.append(Hit(_thumbnail(tensors["pictures"][picture]), name, right, text, alt))
+            hits.append(Hit(_thumbnail(tensors["pictures"][picture]), name, middle_cut(name, 22), right, text, alt))
     return tuple(hits)
 
 

@@ -43,3 +43,9 @@ def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
 def short_names(names: Sequence[str], limit: int = 14) -> list[str]:
     """Task names that fit on an axis: cut to `limit` characters with an ellipsis."""
     return [name if len(name) <= limit else f"{name[: limit - 1]}…" for name in names]
+
+
+def middle_cut(name: str, limit: int) -> str:
+    """A name cut in its middle to `limit` characters: what tells names apart often stands at the end."""
+    tail = limit // 2
+    return name if len(name) <= limit else f"{name[: limit - tail - 1]}…{name[-tail:]}"
