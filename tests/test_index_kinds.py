@@ -181,7 +181,7 @@ def test_what_a_kind_does_not_have_is_refused():
             "IVF256,Flat",
             "100 vectors cannot train the index 'IVF256,Flat', which has 256 lists: .* at least 256 vectors",
         ),
-        ("PQ2", "100 vectors cannot train the index 'PQ2', which has 256 codes of each quantizer"),
+        ("PQ2x7", "100 vectors cannot train the index 'PQ2x7', which has 128 codes of each quantizer"),
         ("OPQ4,IVF8,PQ4x7", "100 vectors cannot train the index 'OPQ4,IVF8,PQ4x7', which has 128 codes"),
     ],
 )
