@@ -75,8 +75,8 @@ COMPATIBILITY = (
 NEIGHBOURS = (
     "Pictures of test queries and the five nearest items of the gallery of everything seen, before the last task was "
     "learned and after it, the nearest first. ✓ and a green frame: of the query's class; ✗ and an orange dashed frame: "
-    "of another. Queries whose first answer turned right or wrong come first, then those that found more or fewer: they "
-    "show what changed and are no fair sample."
+    "of another. Queries whose first answer turned right or wrong come first, then those that found more or fewer: "
+    "they show what changed and are no fair sample."
 )
 MAP = (
     "Each mark is a query, seen along the two directions in which the unit-length vectors of all steps together vary "
