@@ -43,11 +43,11 @@ SETTINGS: dict[str, tuple[str, Config]] = {
 }
 GRID: dict[str, Config] = {
     "finetune": {"name": "finetune"},
-    **{f"distill {d}": {"name": "distill", "strength": d} for d in (10, 30, 100)},
+    **{f"distill {d}": {"name": "distill", "strength": d} for d in (10, 30, 100, 300)},
     **{
         f"mas {m} + distill {d}": {"name": "mas+distill", "mas": {"strength": m}, "distill": {"strength": d}}
         for m in (0.1, 0.3)
-        for d in (10, 30, 100)
+        for d in (100, 300)
     },
 }
 DISTILL = 30  # as --tune chose it

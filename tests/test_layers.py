@@ -34,7 +34,7 @@ LAYERS = (
     {"sequences", "class_means", "strategies", "image_index"},
     {"checkpoint", "evaluation", "index_changes"},
     {"task_training", "resuming", "gallery", "shown"},
-    {"search", "updates"},
+    {"search", "updates", "finishing"},
     {"training"},
     {"catalog", "report"},
     {"configuration"},

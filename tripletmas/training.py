@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from tripletmas.checkpoint import Checkpoint, RunDirectory
 from tripletmas.class_means import ClassMeans
-from tripletmas.evaluation import embed_tasks, score_alone, score_embedded, score_recognition
+from tripletmas.evaluation import score_alone
+from tripletmas.finishing import Finish
 from tripletmas.forgetting import Scores
-from tripletmas.gallery import Galleries, GalleryConfig, drift_by_class, gallery_file, named
+from tripletmas.gallery import GalleryConfig
 from tripletmas.losses import MetricLoss
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
-from tripletmas.recognition import Recognition
 from tripletmas.resuming import earlier_scores, load_loss, take_ahead
-from tripletmas.sampling import seed_everything
 from tripletmas.search import SearchConfig, find_strength
-from tripletmas.shown import write_shown
 from tripletmas.strategies import Strategy
 from tripletmas.task_training import Learner, train_task
-from tripletmas.tasks import Stream, Task, fingerprint
+from tripletmas.tasks import Stream, Task
 
 
 def train_stream(
@@ -67,8 +65,8 @@ def train_stream(
     strategy.prepare(model, loss, stream)
     if search and search.start is not None:
         strategy.set_strength(search.start)
-    means = _class_means(learner)
-    outcome = _Outcome(learner, gallery or GalleryConfig(), unseen, means)
+    finish = Finish(learner, gallery or GalleryConfig(), unseen)
+    means = finish.means
     scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
     if run:
@@ -79,7 +77,7 @@ def train_stream(
         load_loss(loss, start.loss, run)
         if means and start.means:
             means.load_state_dict(start.means, stream)
-        outcome.galleries.restore(run, model, stream, start.task)
+        finish.galleries.restore(run, model, stream, start.task)
         if not start.epoch:
             strategy.load_state_dict(start.strategy)
         if learner.config.forward_transfer:
@@ -94,11 +92,11 @@ def train_stream(
             if run:
                 run.append(ahead)
         if not resumed:
-            outcome.before_task(stream[number])
+            finish.before_task(stream[number])
         if search and number:
             _choose_strength(learner, stream, number, search, run)
         _train(learner, stream, number, means, run, resumed)
-        _finish_task(outcome, stream, number, scores, run)
+        finish.after_task(stream[: number + 1], scores, run)
         if run:
             _save(run, learner, means, None, number + 1, 0)
     return scores
@@ -158,112 +156,6 @@ def _score_added(learner: Learner, stream: Stream, scores: Scores, run: RunDirec
     record = _score_ahead(replace(learner, model=untrained, strategy=Strategy()), stream, 0)
     take_ahead(scores, record)
     run.append(record)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What is measured after each task, besides what the learner is."""
-
-    learner: Learner
-    config: GalleryConfig
-    unseen: Task | None
-    means: ClassMeans | None
-    galleries: Galleries = field(init=False)
-
-    def __post_init__(self):
-        options, maps = self.learner.config, (self.config.compensate,) if self.config.compensate else ()
-        made = Galleries(maps, batch_size=options.eval_batch_size, num_workers=options.num_workers)
-        object.__setattr__(self, "galleries", made)
-
-    def before_task(self, task: Task) -> None:
-        """Note what the model that is deployed so far says of a task's data, where earlier tasks are stored."""
-        if not len(self.galleries):
-            return
-        deployed = self.learner.strategy.deployed(self.learner.model)
-        self.galleries.before_task(deployed, task)
-        if self.means:
-            self.means.before_task(deployed, task)
-
-
-def _finish_task(outcome: _Outcome, stream: Stream, number: int, scores: Scores, run: RunDirectory | None) -> None:
-    began = time.perf_counter()
-    learner, galleries, means = outcome.learner, outcome.galleries, outcome.means
-    model, strategy, config = learner.model, learner.strategy, learner.config
-    seen = stream[: number + 1]
-    seed_everything(config.seed, number, config.epochs)
-    strategy.after_task(model, seen[-1])
-    deployed = strategy.deployed(model)
-    embedded = embed_tasks(deployed, seen, batch_size=config.eval_batch_size, num_workers=config.num_workers)
-    galleries.after_task(deployed, seen[-1], embedded.galleries[-1])
-    found = score_embedded(embedded, named(galleries.parts, outcome.config.compensate))
-    if isinstance(learner.loss, Recognition):
-        if means:
-            means.after_task(deployed, seen)
-        for gallery, values in score_recognition(learner.loss, means, seen, found.queries).items():
-            found.values[gallery].update(values)
-    for gallery, values in found.values.items():
-        for metric, per_task in values.items():
-            for on_task, value in enumerate(per_task):
-                scores.record(gallery, metric, number, on_task, value)
-    if not run:
-        return
-    _write_tensors(learner, deployed, number, means, run)
-    run.write_tensors(gallery_file(number), galleries.last())
-    write_shown(run, number, seen, embedded)
-    run.write_tensors("index/final.safetensors", {"vectors": found.queries.vectors, "labels": found.queries.labels})
-    run.write_json(
-        "index/final.json",
-        {
-            "class_names": list(seen[0].query.class_names),
-            "tasks": [list(task.classes) for task in seen],
-        },
-    )
-    run.write_json("scores.json", scores.to_json())
-    classes = [task.classes for task in seen]
-    record = {
-        "kind": "task",
-        "task": number,
-        "name": seen[-1].name,
-        "scores": found.values,
-        "data": fingerprint(seen[-1]),
-        "queries": [len(task.query) for task in seen],
-        "without_relevant": found.without_relevant,
-        "drift": drift_by_class(galleries.parts["stale"][:-1], embedded.galleries[:-1], classes[:-1]),
-        "reembed": {"images": sum(len(part) for part in embedded.galleries[:-1]), "seconds": embedded.seconds},
-        "unprotected": _unprotected(learner),
-    }
-    if outcome.unseen:
-        size, workers = config.eval_batch_size, config.num_workers
-        record["unseen"] = score_alone(deployed, outcome.unseen, batch_size=size, num_workers=workers)
-    run.append({**record, "seconds": time.perf_counter() - began})
-
-
-def _write_tensors(
-    learner: Learner, deployed: nn.Module, number: int, means: ClassMeans | None, run: RunDirectory
-) -> None:
-    """The model after a task, what is important to it, and what recognition has besides."""
-    run.write_tensors(f"weights/task{number:02d}.safetensors", state_of(deployed))
-    for position, protection in enumerate(learner.strategy.protections):
-        suffix = f"-{position}" if position else ""
-        run.write_tensors(f"importance/task{number:02d}{suffix}.safetensors", protection.importance)
-    if isinstance(learner.loss, Recognition):
-        run.write_tensors(f"recognition/task{number:02d}.safetensors", state_of(learner.loss))
-    if means:
-        run.write_tensors(f"recognition/means{number:02d}.safetensors", means.state_dict())
-
-
-def _unprotected(learner: Learner) -> dict[str, Any]:
-    protections = learner.strategy.protections
-    if not protections:
-        return {}
-    own = [name for name, _ in learner.loss.named_parameters()] if isinstance(learner.loss, nn.Module) else []
-    return replace(protections[0].coverage(), loss_parameters=tuple(own)).to_json()
-
-
-def _class_means(learner: Learner) -> ClassMeans | None:
-    if not isinstance(learner.loss, Recognition):
-        return None
-    return ClassMeans(batch_size=learner.config.eval_batch_size, num_workers=learner.config.num_workers)
 
 
 def _save(

@@ -79,17 +79,18 @@ def evaluate(arguments: Sequence[str]) -> None:
             means = (sum(per_task) / len(per_task) for per_task in values[gallery].values())
             table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
         console().print(table)
+    extra = {}
     if stored:
         compared = galleries.compare(run, experiment, embedded, stored, found, chosen)
         console().print(galleries.table(compared, f"{run.path}, model after task {after}"))
-        values["galleries"] = compared
+        extra["galleries"] = compared
     if options.compatibility:
         galleries.print_compatibility(run, experiment, after)
     left_out = sum(found.without_relevant[number] for number in chosen)
     if left_out:
         print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
     if options.json:
-        content = without_nan({"tasks": names, "after": after, **values})
+        content = without_nan({"tasks": names, "after": after, **values, **extra})
         Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
