@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tripletmas import checkpoint
+from tripletmas import aside
 from tripletmas.checkpoint import Checkpoint, RunDirectory
 
 CONFIG = {"strategy": {"name": "mas", "strength": 0.3}, "seed": 0}
@@ -103,21 +103,21 @@ def test_saving_again_keeps_the_old_one_until_the_new_one_is_there(run, monkeypa
         real(*paths)
         whole.append(float(loaded(run).model["z.weight"][0]))
 
-    monkeypatch.setattr(checkpoint.os, "replace", look)
+    monkeypatch.setattr(aside.os, "replace", look)
     run.save_checkpoint(state(1, 0, fill=2.0))
     assert whole == [1.0, 2.0]
 
 
 def test_everything_is_on_the_disk_before_it_is_renamed(run, monkeypatch):
     synced, renamed = [], []
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(aside.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
     real = os.replace
 
     def remember(*paths):
         renamed.append((str(paths[1]), sorted(Path(path).name for path in synced)))
         real(*paths)
 
-    monkeypatch.setattr(checkpoint.os, "replace", remember)
+    monkeypatch.setattr(aside.os, "replace", remember)
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc to tell which file a descriptor is")
     run.save_checkpoint(state())
@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(write, number, run, monkeypatch):
     # safetensors hides the error in its text; a quota it does not name
     text = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
     system_error = OSError(number, os.strerror(number))
-    monkeypatch.setattr(checkpoint, "save_file", failing(checkpoint.save_file, SafetensorError(text)))
+    monkeypatch.setattr(aside, "save_file", failing(aside.save_file, SafetensorError(text)))
     monkeypatch.setattr(Path, "write_bytes", failing(Path.write_bytes, system_error))
     monkeypatch.setattr(Path, "write_text", failing(Path.write_text, system_error))
     with pytest.raises(OSError, match="no space left to write") as caught:
@@ -206,7 +206,7 @@ def test_another_failure_keeps_its_own_words(run, monkeypatch):
     def fail(*_):
         raise SafetensorError("I/O error: Input/output error (os error 5)")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(aside, "save_file", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
         run.save_checkpoint(state(0, 2))
     assert caught.value.errno == errno.EIO

@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tripletmas import checkpoint, evaluation, finishing, task_training, training
+from tripletmas import aside, checkpoint, evaluation, finishing, task_training, training
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.experiment import run_experiment
 from tripletmas.losses import make_loss
@@ -69,7 +69,7 @@ class Points:
 @contextmanager
 def dying(points: Points):
     """Points around every step, scoring, record and change of a file; seconds are 0, to compare records."""
-    replace, rmtree, remove, save_file = os.replace, shutil.rmtree, checkpoint._remove, checkpoint.save_file
+    replace, rmtree, remove, save_file = os.replace, shutil.rmtree, aside._remove, aside.save_file
     append, score_embedded = RunDirectory.append, finishing.score_embedded
 
     def dying_replace(*paths):
@@ -110,11 +110,11 @@ def dying(points: Points):
     with pytest.MonkeyPatch.context() as patch:
         for module in (training, task_training, evaluation, finishing):
             patch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-        patch.setattr(checkpoint.os, "replace", dying_replace)
-        patch.setattr(checkpoint.os, "fsync", lambda handle: None)  # the machine does not lose power here
+        patch.setattr(aside.os, "replace", dying_replace)
+        patch.setattr(aside.os, "fsync", lambda handle: None)  # the machine does not lose power here
         patch.setattr(checkpoint.shutil, "rmtree", dying_rmtree)
-        patch.setattr(checkpoint, "_remove", lambda path: None if points.dead else remove(path))
-        patch.setattr(checkpoint, "save_file", dying_save)
+        patch.setattr(aside, "_remove", lambda path: None if points.dead else remove(path))
+        patch.setattr(aside, "save_file", dying_save)
         patch.setattr(RunDirectory, "append", dying_append)
         patch.setattr(finishing, "score_embedded", dying_score)
         patch.setattr(Strategy, "after_step", points)

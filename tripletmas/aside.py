@@ -1,10 +1,11 @@
-"""Files that are either whole or not there: written aside, flushed to the disk, then renamed."""
+"""Files and folders that are either whole or not there: written aside, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends well, else it is removed.
+    """A path beside `path` to write a file or a folder to; it becomes `path` when the block ends well, else it goes.
 
     Raises:
         OSError: if it cannot be written, as when the disk is full; what was at `path` before is untouched.
@@ -24,13 +25,13 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(final.name + ".part")
+    _remove(aside)
     try:
         yield aside
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
+        _flush(aside)
         os.replace(aside, final)
     except BaseException as error:
-        aside.unlink(missing_ok=True)
+        _remove(aside)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, f"no space left to write {final}; what was saved before is whole") from None
         raise
@@ -43,8 +44,30 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
         OSError: as `written_aside`.
     """
     with written_aside(path) as aside:
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, aside, dict(metadata))
-        except SafetensorError as error:  # it hides the operating system's error in its text
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+        write_tensors(tensors, aside, metadata)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in place.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, dict(metadata))
+    except SafetensorError as error:  # it hides the operating system's error in its text
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+
+
+def _flush(path: Path) -> None:
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -7,22 +7,19 @@ checkpoint/          the latest state, as one folder named by its place in the r
 weights/             the model at the start and after each task
 importance/          the importance that is protected after each task; task00-1 is that of a second protection
 recognition/         heads and class means after each task, where the objective is recognition
+gallery/             the stored gallery of each task, the drift it brought, and what a report shows of them
 index/               the final embeddings of all queries
 report/              derived from the rest; may be deleted
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import math
-import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +27,8 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from tripletmas.aside import write_tensors, written_aside
 from tripletmas.params import Params
 
 _PARTS = ("model", "strategy", "loss", "means")
@@ -140,7 +137,7 @@ class RunDirectory:
 
     def write_tensors(self, name: str, tensors: Params) -> None:
         """Write a safetensors file of the run, aside and renamed."""
-        with self._aside(name) as aside:
+        with written_aside(self.path / name) as aside:
             _save(tensors, aside)
 
     def read_tensors(self, name: str) -> Params:
@@ -165,7 +162,7 @@ class RunDirectory:
             "epoch": state.epoch,
             "record_bytes": records.stat().st_size if records.exists() else 0,
         }
-        with self._aside(f"checkpoint/{self._next_folder(state.task, state.epoch)}") as aside:
+        with written_aside(self.path / "checkpoint" / self._next_folder(state.task, state.epoch)) as aside:
             aside.mkdir()
             for part in _PARTS:
                 _save(getattr(state, part), aside / f"{part}.safetensors")
@@ -222,25 +219,8 @@ class RunDirectory:
         return f"{name}-{int(same[-1][len(name) + 1 :] or 0) + 1:04d}" if same else name
 
     def _write_text(self, name: str, text: str) -> None:
-        with self._aside(name) as aside:
+        with written_aside(self.path / name) as aside:
             aside.write_text(text, encoding="utf-8")
-
-    @contextmanager
-    def _aside(self, name: str):
-        """A path beside the final one, moved there when the block ends well and removed when it does not."""
-        final = self.path / name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        aside = final.with_name(final.name + ".part")
-        _remove(aside)
-        try:
-            yield aside
-            _flush(aside)
-            os.replace(aside, final)
-        except BaseException as error:
-            _remove(aside)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(error.errno, f"no space left to write {final}; what was saved before is whole") from None
-            raise
 
 
 def without_nan(content: Any) -> Any:
@@ -253,13 +233,8 @@ def without_nan(content: Any) -> Any:
 
 
 def _save(tensors: Params, path: Path) -> None:
-    try:
-        # the file sorts its tensors by size and name; the report shows layers in the order of the network
-        order = {"order": json.dumps(list(tensors))}
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, order)
-    except SafetensorError as error:  # it hides the operating system's error in its text
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+    # the file sorts its tensors by size and name; the report shows layers in the order of the network
+    write_tensors(tensors, path, {"order": json.dumps(list(tensors))})
 
 
 def _load(path: Path) -> Params:
@@ -285,19 +260,6 @@ def _load_plain(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception | str) -> str:
     return f"{path} cannot be read ({error}): it is missing or cut short; restore it from a copy, or train anew"
-
-
-def _flush(path: Path) -> None:
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
