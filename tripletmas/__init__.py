@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from tripletmas.checkpoint import RunDirectory
     from tripletmas.coverage import Coverage
     from tripletmas.data import LabelledDataset, Source
+    from tripletmas.drift import compensate_drift, fit_drift
     from tripletmas.experiment import run_experiment
     from tripletmas.forgetting import Scores
+    from tripletmas.gallery import Galleries, GalleryConfig
+    from tripletmas.image_index import ImageIndex
     from tripletmas.importance import (
         ImportanceAccumulator,
         fisher_importance,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
         mas_importance,
         merge_importance,
     )
+    from tripletmas.index import ExactIndex, FaissIndex, Index, make_index
     from tripletmas.losses import make_loss
     from tripletmas.models import make_model
     from tripletmas.optimization import TrainConfig
@@ -63,9 +67,15 @@ __all__ = [
     "Distill",
     "ElasticWeightConsolidation",
     "Embeddings",
+    "ExactIndex",
+    "FaissIndex",
     "Finetune",
     "Frozen",
+    "Galleries",
+    "GalleryConfig",
+    "ImageIndex",
     "ImportanceAccumulator",
+    "Index",
     "Joint",
     "LabelledDataset",
     "LocalMAS",
@@ -83,10 +93,13 @@ __all__ = [
     "Task",
     "TrainConfig",
     "__version__",
+    "compensate_drift",
     "embed",
     "evaluate",
     "fisher_importance",
+    "fit_drift",
     "local_mas_importance",
+    "make_index",
     "make_loss",
     "make_model",
     "make_stream",
@@ -103,8 +116,12 @@ __all__ = [
 _PUBLIC = {
     "checkpoint": ("RunDirectory",),
     "data": ("LabelledDataset", "Source"),
+    "drift": ("compensate_drift", "fit_drift"),
     "experiment": ("run_experiment",),
     "forgetting": ("Scores",),
+    "gallery": ("Galleries", "GalleryConfig"),
+    "image_index": ("ImageIndex",),
+    "index": ("ExactIndex", "FaissIndex", "Index", "make_index"),
     "coverage": ("Coverage",),
     "importance": (
         "ImportanceAccumulator",
