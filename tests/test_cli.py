@@ -334,6 +334,18 @@ def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, mo
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_stored_galleries_of_other_data_are_refused(call, task_folders, tmp_path):
+    """A task that sorts first shifts all labels; what was stored belongs to other queries."""
+    add, options = task_folders
+    add("b", "c")
+    out = tmp_path / "run"
+    assert call("train", "--out", out, *options)[0] == 0
+    assert call("evaluate", out, "--gallery", "stale")[0] == 0
+    add("a")
+    failed(call("evaluate", out, "--gallery", "stale"), "task 0 of the run in .* was 'b', but the data now give 'a'")
+    failed(call("evaluate", out, "--compatibility"), "was 'b', but the data now give 'a'")
+
+
 def test_a_new_task_folder_that_comes_first_is_refused(call, task_folders, tmp_path):
     """Its classes would take over the labels of the earlier tasks."""
     add, options = task_folders

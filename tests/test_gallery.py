@@ -170,6 +170,14 @@ def test_unseen_classes_are_scored_and_never_trained_on(tiny_stream, tmp_path):
     assert scores.task_names == tuple(task.name for task in tiny_stream[:2])
 
 
+def test_other_unseen_classes_are_refused_when_a_run_goes_on(tiny_stream, tmp_path):
+    run, loss = RunDirectory.create(tmp_path / "run", {}), make_loss("triplet", dim=4, num_classes=6)
+    train_stream(perceptron(), tiny_stream[:1], Finetune(), loss, SMALL, run, unseen=tiny_stream[2])
+    with pytest.raises(ValueError, match=r"classes that are in no task are not those .* learned task 'c0,c1'"):
+        train_stream(perceptron(), tiny_stream[:2], Finetune(), loss, SMALL, run, unseen=tiny_stream[1])
+    train_stream(perceptron(), tiny_stream[:2], Finetune(), loss, SMALL, run, unseen=tiny_stream[2])
+
+
 def test_flips_of_the_last_update(run):
     """By hand: recall@1 before and after, of the first two tasks' queries among their own items."""
     run, stream = run

@@ -9,6 +9,7 @@ importance/          the importance that is protected after each task; task00-1 
 recognition/         heads and class means after each task, where the objective is recognition
 gallery/             the stored gallery of each task, the drift it brought, and what a report shows of them
 index/               the final embeddings of all queries
+compatibility.json   the scores of every model's queries in every earlier one's gallery, if they were asked for
 report/              derived from the rest; may be deleted
 """
 

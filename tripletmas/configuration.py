@@ -169,7 +169,7 @@ def presets() -> dict[str, Path]:
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name."""
-    path = Path(file) if Path(file).exists() else presets().get(str(file), Path(file))
+    path = Path(file) if Path(file).is_file() else presets().get(str(file), Path(file))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -99,7 +99,8 @@ class Finish:
         if self.unseen is None:
             return record
         size, workers = config.eval_batch_size, config.num_workers
-        return {**record, "unseen": score_alone(deployed, self.unseen, batch_size=size, num_workers=workers)}
+        unseen = score_alone(deployed, self.unseen, batch_size=size, num_workers=workers)
+        return {**record, "unseen": unseen, "unseen_data": fingerprint(self.unseen)}
 
     def _write_tensors(self, deployed: nn.Module, number: int, run: RunDirectory) -> None:
         """The model after a task, what is important to it, and what recognition has besides."""

@@ -12,7 +12,7 @@ from tripletmas.forgetting import Scores
 from tripletmas.losses import MetricLoss
 from tripletmas.params import load_state, state_of
 from tripletmas.recognition import Recognition
-from tripletmas.tasks import Stream, fingerprint
+from tripletmas.tasks import Stream, Task, fingerprint
 
 
 def take_ahead(scores: Scores, record: dict[str, Any]) -> None:
@@ -68,3 +68,15 @@ def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
                 for on_task, value in enumerate(per_task):
                     scores.record(gallery, metric, record["task"], on_task, math.nan if value is None else value)
     return scores
+
+
+def check_unseen(run: RunDirectory, unseen: Task | None) -> None:
+    """Raises ValueError if other classes are left out of all tasks than those that the run scored so far."""
+    now = fingerprint(unseen) if unseen else None
+    for record in run.records():
+        if record["kind"] == "task" and record.get("unseen_data") != now:
+            raise ValueError(
+                f"the classes that are in no task are not those of the run in {run.path} when it learned task "
+                f"{record['name']!r}: data.unseen takes the last in order, which new classes would shift. Name the "
+                "groups, or start a new run"
+            )

@@ -44,7 +44,7 @@ def write_shown(run: RunDirectory, number: int, seen: Stream, embedded: Embedded
 
 
 def followed(task: Task) -> Tensor:
-    """The positions of a task's queries that a report follows: a draw that depends on the task's name alone."""
+    """The positions of a task's queries that a report follows: a draw that depends on its name and their number."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"shown {task.name}".encode()))
     return torch.randperm(len(task.query), generator=generator)[:_FOLLOWED]
 

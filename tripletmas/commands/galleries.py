@@ -15,6 +15,7 @@ from tripletmas.drift import DRIFT_MAPS
 from tripletmas.evaluation import EmbeddedTasks, TaskScores
 from tripletmas.experiment import Experiment
 from tripletmas.gallery import COMPENSATED, STALE, Galleries
+from tripletmas.resuming import earlier_scores
 from tripletmas.retrieval import Embeddings
 from tripletmas.spelling import suggestion
 from tripletmas.updates import compatibility_matrix, flips_of_update
@@ -39,6 +40,7 @@ def stored_of(
     run: RunDirectory, experiment: Experiment, after: int, kinds: Mapping[str, str]
 ) -> dict[str, list[Embeddings]]:
     """gallery -> the stored vectors of each task, without the fresh one."""
+    earlier_scores(run, experiment.stream[: after + 1])  # an error where the data are no longer those that are stored
     maps = tuple(dict.fromkeys(kind for kind in kinds.values() if kind in DRIFT_MAPS))
     galleries = Galleries(maps, batch_size=experiment.training.eval_batch_size)
     galleries.restore(run, experiment.model, experiment.stream[: after + 1], after + 1)
@@ -97,7 +99,9 @@ def table(numbers: Mapping[str, Mapping[str, float]], title: str) -> Table:
 
 
 def print_compatibility(run: RunDirectory, experiment: Experiment, after: int) -> None:
-    """Measure C[query model, gallery model] on all data of the run, print it, and keep it in compatibility.json."""
+    """Measure C[query model, gallery model] on all data of the run and print it; of all its models, keep it for the
+    report."""
+    earlier_scores(run, experiment.stream[: after + 1])
     size = experiment.training.eval_batch_size
     matrix = compatibility_matrix(run, experiment.model, experiment.stream, after + 1, batch_size=size)
     shown = Table(title="recall@1 by query model and gallery model, all tasks", title_justify="left", box=SIMPLE_HEAD)
@@ -110,7 +114,8 @@ def print_compatibility(run: RunDirectory, experiment: Experiment, after: int) -
     if after:
         average, backward = average_compatibility(matrix), backward_compatibility(matrix)
         print(f"average compatibility {average:.3f}, backward compatibility {backward:+.3f}")
-    run.write_json("compatibility.json", {"metric": "recall@1", "matrix": matrix.tolist()})
+    if not (run.path / f"weights/task{after + 1:02d}.safetensors").exists():
+        run.write_json("compatibility.json", {"metric": "recall@1", "matrix": matrix.tolist()})
 
 
 def _mean(values: Sequence[float], chosen: Sequence[int]) -> float:
