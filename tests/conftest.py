@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tripletmas import cli
 from tripletmas.data import LabelledDataset
 from tripletmas.tasks import Stream, split_by_class
 
@@ -56,3 +57,16 @@ def write_images() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls the command line; gives (exit status, what was printed, what was complained about)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run

@@ -47,19 +47,6 @@ def runs(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "runs"))
 
 
-@pytest.fixture
-def call(capsys):
-    """Calls the command line; gives (exit status, what was printed, what was complained about)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
-
-
 def failed(result: tuple[int, str, str], message: str) -> None:
     status, _, complaint = result
     assert status == 2
