@@ -54,3 +54,22 @@ def test_tensors_need_not_be_contiguous(tmp_path):
     value = torch.arange(6.0).reshape(2, 3)
     save_tensors({"a": value.T}, tmp_path / "x.safetensors", {"key": "text"})
     assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], value.T)
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.txt"
+    link.symlink_to(tmp_path / "there" / "file.txt")
+    with written_aside(link) as aside:
+        aside.write_text("x")
+    assert link.is_symlink()
+    assert (tmp_path / "there" / "file.txt").read_text() == "x"
+    assert [each.name for each in tmp_path.iterdir() if each.is_file() and not each.is_symlink()] == []
+
+
+def test_the_folder_is_flushed_too_if_it_can_be(tmp_path, monkeypatch):
+    flushed, flush = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino) or flush(handle))
+    with written_aside(tmp_path / "file.txt") as aside:
+        aside.write_text("x")
+    assert flushed == [(tmp_path / "file.txt").stat().st_ino, tmp_path.stat().st_ino]

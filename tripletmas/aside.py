@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,10 +19,12 @@ from torch import Tensor
 def written_aside(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to; it becomes `path` when the block ends well, else it goes.
 
+    Where `path` is a symbolic link, what it points to is written, and the link stays.
+
     Raises:
         OSError: if it cannot be written, as when the disk is full; what was at `path` before is untouched.
     """
-    final = Path(path)
+    final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(final.name + ".part")
     _remove(aside)
@@ -30,6 +32,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         yield aside
         _flush(aside)
         os.replace(aside, final)
+        _flush_folder(final.parent)
     except BaseException as error:
         _remove(aside)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -64,6 +67,16 @@ def _flush(path: Path) -> None:
     for file in [path] if path.is_file() else sorted(path.iterdir()):
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Have the new name on the disk, where the system can say so; it is there already for every other program."""
+    with suppress(OSError):  # Windows opens no folders, some file systems flush none
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _remove(path: Path) -> None:

@@ -11,6 +11,7 @@ index     uint8, only of approximate indexes: what faiss serialised
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     elif not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
-    lock = FileLock(f"{path}.lock")
+    lock = FileLock(f"{os.path.realpath(path)}.lock")  # one file has one lock, whatever links lead to it
     try:
         lock.acquire(timeout=0)
     except Timeout:
