@@ -39,3 +39,10 @@ def test_what_has_vanished_is_named(name, place):
     with pytest.raises(ValueError, match=f"{name} cannot be read: no such file"):
         images[1]
     assert images[2].unique().tolist() == [1]
+
+
+def test_a_damaged_archive_is_named_and_not_taken_for_missing_images(place):
+    path = place / "all.zip"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"all\.zip is no zip archive, or was cut short"):
+        missing_images([str(path / "1.png")])

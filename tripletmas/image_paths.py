@@ -32,13 +32,20 @@ class ImagesAt(Sequence[Tensor]):
 
 
 def missing_images(paths: Sequence[str]) -> list[int]:
-    """The positions of paths where no file lies any more, in folders and in zip archives; nothing is decoded."""
+    """The positions of paths where no file lies any more, in folders and in zip archives; nothing is decoded.
+
+    Raises:
+        ValueError: naming an archive that is damaged: whether its images are there cannot be told.
+    """
     inside: dict[Path, set[str]] = {}
     missing = []
     for position, (root, name) in enumerate(map(_split, paths)):
         if root.is_file() and root not in inside:
-            with zipfile.ZipFile(root) as archive:
-                inside[root] = set(archive.namelist())
+            try:
+                with zipfile.ZipFile(root) as archive:
+                    inside[root] = set(archive.namelist())
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{root} is no zip archive, or was cut short ({error}): restore it") from None
         if not (name in inside[root] if root in inside else (root / name).is_file()):
             missing.append(position)
     return missing
