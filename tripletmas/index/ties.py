@@ -1,15 +1,16 @@
 """Exact scores of pairs, and the order among scores that float32 cannot tell apart.
 
 The exact score of a query x and a vector y, both float32, is the sum of the float64 terms x_j y_j ("inner_product") or
--(x_j - y_j)^2 ("l2"), summed without error and rounded once. It does not depend on the order of summation, so scores
-that are equal mathematically (duplicates, permuted entries, integer codes) are equal in bits, whoever computes them.
-Equal scores are ordered by position in the gallery, smallest first.
+-(x_j - y_j)^2 ("l2"), off by about 2^-106 of the sum of their magnitudes before it is rounded once. For ordinary
+vectors the order of summation is then lost in the rounding, and scores that are equal mathematically (duplicates,
+permuted entries, integer codes) are equal in bits; where large terms cancel almost entirely they may not be. Equal
+scores are ordered by position in the gallery, smallest first.
 
 A search computes quickly and within a known bound. `refined` recomputes only what lies closer to its neighbour in the
 ranked list than that bound tells apart: first in plain float64, then, of what that leaves, exactly.
 
 Shapes: n pairs, r queries, m candidates a query, dim.
-Source: the exact sum is the TwoSum of Knuth, The Art of Computer Programming 2, 4.2.2, over a tree of halves.
+Source: the sum is the TwoSum of Knuth, The Art of Computer Programming 2, 4.2.2, over a tree of halves.
 """
 
 from __future__ import annotations
@@ -48,10 +49,6 @@ def pair_scores(
         terms = x.mul_(y) if metric == "inner_product" else x.sub_(y).square_().neg_()
         scores[block] = _exact_sum(terms) if exact else terms.sum(dim=1)
     return scores
-
-
-def exact_pair_scores(queries: Tensor, vectors: Tensor, rows: Tensor, positions: Tensor, metric: str) -> Tensor:
-    return pair_scores(queries, vectors, rows, positions, metric, exact=True)
 
 
 def refined(
