@@ -16,11 +16,10 @@ from safetensors.torch import save_file
 
 from tripletmas import index_file
 from tripletmas.drift import fit_drift
-from tripletmas.image_index import ImageIndex
+from tripletmas.image_index import ImageIndex, Part, Settings, Transform
 from tripletmas.index import unit
 from tripletmas.index_changes import add_images, move_parts, relocate_images, remove_images, replace_vectors
 from tripletmas.index_file import locked
-from tripletmas.index_parts import Part, Settings, Transform
 
 DIM = 8
 OLD, NEW = Part("a" * 64, 0, "a" * 64), Part("b" * 64, 1, "b" * 64)
@@ -154,9 +153,16 @@ def test_vectors_of_another_dimension_are_refused():
 def test_an_ivf_index_of_fewer_vectors_than_lists_is_refused():
     with pytest.raises(ValueError, match=r"IVF64,Flat"):
         grown(ImageIndex.empty(replace(SETTINGS, kind="IVF64,Flat")), 10, OLD, root="shop")
-    index = filled(replace(SETTINGS, kind="IVF64,Flat"))
-    with pytest.raises(ValueError, match=r"IVF64,Flat"):
-        remove_images(index, torch.arange(150))
+
+
+@pytest.mark.parametrize("kind", ["IVF64,Flat", "IVF4,PQ2x4", "PQ2x6"])
+def test_a_trained_index_needs_no_training_to_remove(kind):
+    """30 vectors stay, which could not train 64 lists or codes."""
+    smaller = remove_images(filled(replace(SETTINGS, kind=kind)), torch.arange(150))
+    assert len(smaller) == 30
+    _, rows = smaller.search(smaller.vectors[:4], 1)
+    assert (rows >= 0).all()
+    assert remove_images(smaller, torch.arange(30)).serialized is None
 
 
 @pytest.mark.parametrize(
@@ -386,6 +392,19 @@ def test_a_file_that_cannot_grow_while_tensors_are_written(tmp_path):
     assert int(done.stdout) == errno.EFBIG
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["shop.index"]
+
+
+def test_a_link_stays_one_and_shares_the_lock_of_its_file(tmp_path):
+    path, link = tmp_path / "disk" / "shop.index", tmp_path / "link.index"
+    path.parent.mkdir()
+    filled().save(path)
+    link.symlink_to(path)
+    with locked(link):
+        remove_images(ImageIndex.open(link), torch.arange(100)).save(link)
+        with pytest.raises(ValueError, match="is being changed by another process"), locked(path):
+            pass
+    assert link.is_symlink()
+    assert len(ImageIndex.open(path)) == 80
 
 
 def test_two_writers_at_once(tmp_path):

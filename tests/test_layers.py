@@ -30,7 +30,7 @@ LAYERS = (
     | {"splits", "sampling", "models", "losses", "index", "embedding", "importance", "doctor", "recognition"}
     | {"datasets", "photographs", "folders"}
     | {"penalty", "penalty_gradient", "coverage", "protection_file"},
-    {"tasks", "readers", "protection", "retrieval", "optimization", "index_parts", "picture_grid"},
+    {"tasks", "readers", "protection", "retrieval", "optimization", "picture_grid"},
     {"sequences", "class_means", "strategies", "image_index"},
     {"checkpoint", "evaluation", "index_changes"},
     {"task_training", "resuming", "gallery", "shown"},

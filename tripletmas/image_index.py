@@ -17,12 +17,60 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tripletmas.index import ExactIndex, FaissIndex, Index
+from tripletmas.index import ExactIndex, FaissIndex, Index, make_index
 from tripletmas.index_file import read_index_file, write_index_file
-from tripletmas.index_parts import Part, Settings, Transform
 from tripletmas.version import __version__
 
 NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What the model is shown of an image: a square of so many pixels, in grey (1) or RGB (3), inverted or not."""
+
+    size: int
+    channels: int
+    invert: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all vectors of an index; see `make_index`."""
+
+    dim: int
+    transform: Transform
+    metric: str = "inner_product"
+    normalize: bool = True
+    kind: str = "exact"
+    nprobe: int | None = None
+    ef_search: int | None = None
+
+    def make_index(self) -> Index:
+        return make_index(
+            self.dim,
+            kind=self.kind,
+            metric=self.metric,
+            normalize=self.normalize,
+            nprobe=self.nprobe,
+            ef_search=self.ef_search,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where some of the vectors come from.
+
+    Args:
+        model: hash of the weights that embedded the images (`params.weight_hash`).
+        after_task: after which task of its run that model was, from 0.
+        moved_to: hash of the weights whose space the vectors lie in now; `model` itself unless they were compensated.
+        maps: the kind of drift map of each refresh that moved them, in order; one refresh may span several tasks.
+    """
+
+    model: str
+    after_task: int
+    moved_to: str
+    maps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +82,7 @@ class ImageIndex:
         part: (n,) int32, which of `parts` each vector belongs to.
         labels: (n,) int64 into `class_names`; NO_LABEL for an image without one.
         paths: the file of each image, unique: a root and the name below it.
-        roots: the folders and archives that were added.
+        roots: the folders and archives that were added; the commands give absolute paths, as of `run`.
         run: the run directory whose model is the present one.
         next_id: what the next image gets; ids are not used again after a removal.
         serialized: what faiss holds, of an index that is not exact.
@@ -147,9 +195,12 @@ class ImageIndex:
 
     def name_of(self, row: int) -> str:
         """The path of a row below its root."""
-        path = self.paths[row]
-        inside = [root for root in self.roots if path.startswith(prefix(root))]
-        return path[len(prefix(max(inside, key=len))) :] if inside else path
+        root = self.root_of(row)
+        return self.paths[row] if root is None else self.paths[row][len(prefix(root)) :]
+
+    def root_of(self, row: int) -> str | None:
+        """The longest of the roots that a row lies below; None if it lies below none."""
+        return max((root for root in self.roots if self.paths[row].startswith(prefix(root))), key=len, default=None)
 
     @cached_property
     def _searched(self) -> Index:

@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tripletmas.image_index import NO_LABEL, ImageIndex, prefix
+from tripletmas.image_index import NO_LABEL, ImageIndex, Part, prefix
 from tripletmas.index import FaissIndex, unit
-from tripletmas.index_parts import Part
 from tripletmas.params import listed
 
 
@@ -80,7 +79,7 @@ def check_new(index: ImageIndex, paths: Sequence[str]) -> None:
 
 
 def remove_images(index: ImageIndex, rows: Tensor) -> ImageIndex:
-    """The index without these rows (r,)."""
+    """The index without these rows (r,); an approximate one is rebuilt only if its kind cannot remove (HNSW)."""
     keep = torch.ones(len(index), dtype=torch.bool)
     keep[rows] = False
     smaller = replace(
@@ -91,7 +90,15 @@ def remove_images(index: ImageIndex, rows: Tensor) -> ImageIndex:
         labels=index.labels[keep],
         paths=tuple(path for path, kept in zip(index.paths, keep.tolist(), strict=True) if kept),
     )
-    return _tidied(_rebuilt(smaller))
+    if index.settings.kind == "exact" or not len(smaller):
+        return _tidied(replace(smaller, serialized=None))
+    searched = index.searchable()  # a new one, which may be changed
+    assert isinstance(searched, FaissIndex)
+    try:
+        searched.remove(index.ids[~keep])
+    except ValueError:
+        return _tidied(_rebuilt(smaller))
+    return _tidied(replace(smaller, serialized=searched.serialize()))
 
 
 def move_parts(

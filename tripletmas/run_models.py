@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from tripletmas import configuration
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.data import LabelledDataset
-from tripletmas.drift import DRIFT_MAPS, fit_drift
+from tripletmas.drift import DRIFT_MAPS, DriftMap, fit_drift
 from tripletmas.experiment import choose_device, load_trained
+from tripletmas.gallery import gallery_file
 from tripletmas.index import unit
 from tripletmas.models import embedding_dim, make_model
 from tripletmas.params import load_state, weight_hash
 from tripletmas.retrieval import Embeddings, embed
+
+
+class OtherImages(ValueError):
+    """A model that takes other images than those it is to be shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +67,7 @@ def load_model(
             says nothing (digits have one size), what the data have, which are read for that.
 
     Raises:
+        OtherImages: if the model does not take images of the shape that is asked for.
         ValueError: if that task is not done yet, the weights do not fit, or the model takes no square images.
     """
     done = _num_done(run)
@@ -69,11 +76,13 @@ def load_model(
     number = done - 1 if after is None else after
     config = configuration.resolve(run.config())
     data = config["data"]
-    configured = (data["channels"], data["size"], data["size"]) if {"channels", "size"} <= data.keys() else None
+    channels, size = data.get("channels"), data.get("size")
+    configured = None if channels is None or size is None else (channels, size, size)
+    asked = sample_shape is not None
     if sample_shape is None:
         sample_shape = configured
     elif configured not in (None, tuple(sample_shape)):
-        raise ValueError(f"the model of {run.path} takes images of shape {configured}, not {tuple(sample_shape)}")
+        raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {tuple(sample_shape)}")
     if sample_shape is None:
         sample_shape = load_trained(run, number)[0].stream[0].query.sample_shape
     if len(sample_shape) != 3 or sample_shape[1] != sample_shape[2]:
@@ -82,7 +91,10 @@ def load_model(
     name = str(model_config.pop("name"))
     model = make_model(name, sample_shape, options=model_config).to(choose_device(device))
     state = run.read_tensors(_weights(number))
-    load_state(model, state, str(run.path / _weights(number)))
+    try:
+        load_state(model, state, str(run.path / _weights(number)))
+    except ValueError as error:
+        raise (OtherImages if asked else ValueError)(str(error)) from None
     return RunModel(
         run=str(run.path),
         after_task=number,
@@ -101,38 +113,42 @@ def default_map(run: RunDirectory) -> str:
     return chosen if chosen in DRIFT_MAPS else "linear"
 
 
-def drift_between(
-    run: RunDirectory, start: int, end: int, *, kind: str, normalize: bool, dim: int
-) -> Callable[[Tensor], Tensor]:
-    """What moves vectors of the model after task `start` to where they would lie under that after task `end`.
+def drifts_between(
+    run: RunDirectory, starts: Iterable[int], end: int, *, kind: str, normalize: bool, dim: int
+) -> dict[int, Callable[[Tensor], Tensor]]:
+    """For each start, what moves vectors of the model after that task to where they would lie under that after `end`.
 
-    The maps of the tasks between them, one after the other, each fitted on the images of its task embedded before and
-    after it was learned; the run saved these embeddings, and no image is read. Where vectors are of unit length, so
+    The maps of the tasks between them, one after the other, each fitted once, on the images of its task embedded before
+    and after it was learned; the run saved these embeddings, and no image is read. Where vectors are of unit length, so
     are the pairs, and what comes out of each map is scaled to it again.
 
     Raises:
         ValueError: if the run has no such embeddings, as runs of older versions, or embeddings of another dimension.
     """
-    maps = []
-    for task in range(start + 1, end + 1):
-        name = f"gallery/task{task:02d}.safetensors"
-        if not (run.path / name).is_file():
-            raise ValueError(
-                f"{run.path} has no {name}, from which drift is estimated (runs of older versions have none): "
-                "use --reembed"
-            )
-        pairs = run.read_tensors(name)
-        if not {"before", "after"} <= pairs.keys() or pairs["before"].shape[1:] != (dim,):
-            raise ValueError(f"{run.path / name} holds no pairs of vectors of dim {dim}: use --reembed")
-        before, after = (unit(pairs[key]) if normalize else pairs[key] for key in ("before", "after"))
-        maps.append(fit_drift(kind, before, after))
+    starts = set(starts)
+    maps = {
+        task: _map_of(run, task, kind=kind, normalize=normalize, dim=dim) for task in range(min(starts) + 1, end + 1)
+    }
+    return {start: partial(_moved, [maps[task] for task in range(start + 1, end + 1)], normalize) for start in starts}
 
-    def move(vectors: Tensor) -> Tensor:
-        for each in maps:
-            vectors = unit(each(vectors)) if normalize else each(vectors)
-        return vectors
 
-    return move
+def _map_of(run: RunDirectory, task: int, *, kind: str, normalize: bool, dim: int) -> DriftMap:
+    name = gallery_file(task)
+    if not (run.path / name).is_file():
+        raise ValueError(
+            f"{run.path} has no {name}, from which drift is estimated (runs of older versions have none): use --reembed"
+        )
+    pairs = run.read_tensors(name)
+    if not {"before", "after"} <= pairs.keys() or pairs["before"].shape[1:] != (dim,):
+        raise ValueError(f"{run.path / name} holds no pairs of vectors of dim {dim}: use --reembed")
+    before, after = (unit(pairs[key]) if normalize else pairs[key] for key in ("before", "after"))
+    return fit_drift(kind, before, after)
+
+
+def _moved(maps: Sequence[DriftMap], normalize: bool, vectors: Tensor) -> Tensor:
+    for each in maps:
+        vectors = unit(each(vectors)) if normalize else each(vectors)
+    return vectors
 
 
 def _num_done(run: RunDirectory) -> int:

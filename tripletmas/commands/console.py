@@ -18,8 +18,8 @@ def make_parser(command: str, description: str | None) -> jsonargparse.ArgumentP
 
 
 def console() -> Console:
-    """The terminal; where output goes to a file or a pipe, wide enough for any table."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    """The terminal; where output goes to a file or a pipe, wide enough for any table. Text is shown as it is."""
+    return Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
 def print_comparison(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,16 @@ import torch
 
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.commands.console import make_parser
-from tripletmas.commands.index_info import info
-from tripletmas.commands.index_models import model_of, stale_vectors, ways_out
+from tripletmas.commands.index_info import check_roots, info, model_of, stale_vectors, ways_out
 from tripletmas.commands.refreshing import refresh
 from tripletmas.image_embedding import class_names_of, embed_images
-from tripletmas.image_index import ImageIndex, prefix
+from tripletmas.image_index import ImageIndex, Part, Settings, Transform, prefix
 from tripletmas.image_paths import missing_images
 from tripletmas.images import ImageFiles, find_images
 from tripletmas.index_changes import add_images, check_new, remove_images
 from tripletmas.index_file import locked
-from tripletmas.index_parts import Part, Settings, Transform
 from tripletmas.params import listed
-from tripletmas.run_models import RunModel, load_model
+from tripletmas.run_models import RunModel, load_model, weight_hashes
 from tripletmas.spelling import suggestion
 
 
@@ -74,11 +73,12 @@ def build(arguments: Sequence[str]) -> None:
             nprobe=options.nprobe,
             ef_search=options.ef_search,
         )
-        built = _with_images(
-            ImageIndex.empty(settings, str(options.run)), model, options.images, names, options.skip_unreadable
-        )
+        empty = ImageIndex.empty(settings, os.path.abspath(options.run))
+        built = _with_images(empty, model, options.images, names, options.skip_unreadable)
         built.save(options.out)
     print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
+    if options.after is not None and built.stale(weight_hashes(RunDirectory(options.run))[-1]):
+        print(f"{model.run} has a later model: query with --after {options.after}, or {ways_out(options.out)}")
 
 
 def add(arguments: Sequence[str]) -> None:
@@ -93,9 +93,10 @@ def add(arguments: Sequence[str]) -> None:
     with locked(options.index):
         before = ImageIndex.open(options.index)
         names = find_images(options.images)
-        check_new(before, [prefix(options.images) + name for name in names])
+        check_new(before, [prefix(os.path.abspath(options.images)) + name for name in names])
         model = model_of(before, options.run, options.device)
-        after = _with_images(replace(before, run=model.run), model, options.images, names, options.skip_unreadable)
+        present = replace(before, run=os.path.abspath(model.run))
+        after = _with_images(present, model, options.images, names, options.skip_unreadable)
         after.save(options.index)
     print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
     if after.stale(model.hash):
@@ -106,16 +107,20 @@ def remove(arguments: Sequence[str]) -> None:
     """Remove images from an index by their paths, or those that have vanished."""
     parser = make_parser("index remove", remove.__doc__)
     parser.add_argument("index", type=str, help="the index file")
-    parser.add_argument("paths", nargs="*", help="paths as the index has them; of a folder, all images below it")
+    parser.add_argument("paths", nargs="*", help="images; of a folder or an archive, all images in it")
     parser.add_argument("--missing", action="store_true", help="remove the images whose files have vanished")
     options = parser.parse_args(arguments)
     if bool(options.paths) == options.missing:
         raise ValueError("name the paths to remove, or give --missing")
+    if "" in options.paths:
+        raise ValueError("a path to remove is empty: name an image, a folder or an archive")
     with locked(options.index):
         before = ImageIndex.open(options.index)
         rows = set(missing_images(before.paths) if options.missing else [])
+        check_roots(before, rows, options.index)
         for path in options.paths:
-            below = {row for row, each in enumerate(before.paths) if each == path or each.startswith(prefix(path))}
+            whole = os.path.abspath(path)
+            below = {row for row, each in enumerate(before.paths) if each == whole or each.startswith(prefix(whole))}
             if not below:
                 raise ValueError(f"{options.index} holds no image {path}, and none below it")
             rows |= below
@@ -134,7 +139,9 @@ def _with_images(
     vectors, kept = embed_images(model, images, invert=transform.invert, skip_unreadable=skip_unreadable)
     classes = class_names_of(names)
     part = Part(model.hash, model.after_task, model.hash)
-    return add_images(index, vectors, [names[i] for i in kept], [classes[i] for i in kept], part, root=str(root))
+    return add_images(
+        index, vectors, [names[i] for i in kept], [classes[i] for i in kept], part, root=os.path.abspath(root)
+    )
 
 
 _ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tripletmas.aside import written_aside
 from tripletmas.commands.console import console, make_parser
-from tripletmas.commands.index_models import model_of, stale_vectors, ways_out
+from tripletmas.commands.index_info import model_of, stale_vectors, ways_out
 from tripletmas.image_embedding import embed_images
 from tripletmas.image_index import ImageIndex
 from tripletmas.image_paths import ImagesAt
@@ -21,12 +21,13 @@ from tripletmas.picture_grid import picture_grid
 
 
 def query(arguments: Sequence[str]) -> None:
-    """Find the images of an index that are nearest to others, as the present model of its run sees them."""
+    """Find the images of an index that are nearest to others, as the model of its run sees them."""
     parser = make_parser("query", query.__doc__)
     parser.add_argument("index", type=str, help="the index file")
     parser.add_argument("images", nargs="+", help="image files to search with")
     parser.add_argument("-k", "--k", type=int, default=10, help="how many neighbours of each")
     parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
+    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
     parser.add_argument("--allow-stale", action="store_true", help="search although vectors are of another model")
     parser.add_argument("--html", type=str, default=None, metavar="FILE", help="also write a page with pictures there")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the neighbours there")
@@ -37,7 +38,7 @@ def query(arguments: Sequence[str]) -> None:
     index = ImageIndex.open(options.index)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
-    model = model_of(index, options.run, options.device)
+    model = model_of(index, options.run, options.device, options.after)
     notes = []
     if index.stale(model.hash):
         if not options.allow_stale:
@@ -92,16 +93,21 @@ def _measure(index: ImageIndex) -> str:
 
 
 def _table(found: dict[str, Any]) -> Table:
-    table = Table(title=found["query"], title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=_shown(found["query"]), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
     table.add_column("label")
     table.add_column("path", overflow="fold")
     for each in found["neighbours"]:
-        table.add_row(str(each["rank"]), f"{each['score']:.6f}", each["label"] or "", each["path"])
+        table.add_row(str(each["rank"]), f"{each['score']:.6f}", _shown(each["label"] or ""), _shown(each["path"]))
     return table
+
+
+def _shown(text: str) -> str:
+    """A path as it can be printed: the bytes of a file name that is not UTF-8 are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _write(path: str, text: str) -> None:
     with written_aside(path) as aside:
-        Path(aside).write_text(text, encoding="utf-8")
+        Path(aside).write_text(text, encoding="utf-8", errors="backslashreplace")

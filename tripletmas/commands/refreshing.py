@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jsonargparse import Namespace
+from torch import Tensor
 
+from tripletmas.checkpoint import RunDirectory
 from tripletmas.commands.console import make_parser
-from tripletmas.commands.index_models import model_of, open_run
+from tripletmas.commands.index_info import check_roots, model_of, open_run
 from tripletmas.drift import DRIFT_MAPS
 from tripletmas.image_embedding import embed_images
-from tripletmas.image_index import ImageIndex, prefix
+from tripletmas.image_index import ImageIndex, Part, prefix
 from tripletmas.image_paths import ImagesAt, missing_images
 from tripletmas.index_changes import move_parts, relocate_images, remove_images, replace_vectors
 from tripletmas.index_file import locked
-from tripletmas.index_parts import Part
 from tripletmas.params import listed
-from tripletmas.run_models import default_map, drift_between, weight_hashes
+from tripletmas.run_models import default_map, drifts_between, weight_hashes
 
 
 def refresh(arguments: Sequence[str]) -> None:
@@ -34,7 +37,7 @@ def refresh(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--drop-missing", action="store_true", help="remove images that have vanished or are unreadable"
     )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    parser.add_argument("--device", type=str, default=None, help="auto (the default), cpu, cuda or cuda:NUMBER")
     options = parser.parse_args(arguments)
     if options.compensate == options.reembed:
         raise ValueError("say how: --compensate moves the stale vectors, --reembed embeds their images again")
@@ -42,6 +45,7 @@ def refresh(arguments: Sequence[str]) -> None:
         ("map", "compensate", options.map),
         ("images", "reembed", options.images),
         ("drop-missing", "reembed", options.drop_missing or None),
+        ("device", "reembed", options.device),
     ):
         if other is not None and not getattr(options, needed):
             raise ValueError(f"--{option} is for --{needed}")
@@ -50,7 +54,7 @@ def refresh(arguments: Sequence[str]) -> None:
         if options.compensate:
             changed, done = _compensated(index, options.run, options.map)
         else:
-            changed, done = _reembedded(index, options.run, options.images, options.drop_missing, options.device)
+            changed, done = _reembedded(index, options)
         if changed is not index:
             changed.save(options.index)
     print(f"{options.index}: {done}")
@@ -65,8 +69,13 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
     hashes = weight_hashes(run)
     stale = index.stale(hashes[-1])
     if not stale:
-        return index, "all vectors are current, nothing was moved"
-    drifts = {}
+        return _with_run(index, run), "all vectors are current, nothing was moved"
+    if kind == "sdc" and not index.settings.normalize:
+        raise ValueError(
+            "the map sdc is for vectors of length 1, since what is near is a fixed distance, and this index holds raw "
+            "vectors: use --map linear or --map mlp"
+        )
+    starts = {}
     for number in stale:
         space = index.parts[number].moved_to
         if space not in hashes:
@@ -74,11 +83,17 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
                 f"{len(index.of_parts([number]))} vectors lie in the space of the model {space[:12]}, which is none of "
                 f"{run.path}, so their drift is not known: name its run with --run, or use --reembed"
             )
-        start = max(task for task, each in enumerate(hashes) if each == space)
-        drifts[number] = drift_between(
-            run, start, len(hashes) - 1, kind=kind, normalize=index.settings.normalize, dim=index.settings.dim
-        )
-    moved = move_parts(replace(index, run=str(given or index.run)), drifts, hashes[-1], (kind,))
+        starts[number] = max(task for task, each in enumerate(hashes) if each == space)
+    moves = drifts_between(
+        run,
+        starts.values(),
+        len(hashes) - 1,
+        kind=kind,
+        normalize=index.settings.normalize,
+        dim=index.settings.dim,
+    )
+    drifts = {number: moves[start] for number, start in starts.items()}
+    moved = move_parts(_with_run(index, run), drifts, hashes[-1], (kind,))
     count = len(index.of_parts(stale))
     return moved, (
         f"{count} vectors moved by the map {kind} to the model after task {len(hashes) - 1}, {len(index) - count} were "
@@ -86,49 +101,60 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
     )
 
 
-def _reembedded(
-    index: ImageIndex, given: str | None, images: str | None, drop_missing: bool, device: str
-) -> tuple[ImageIndex, str]:
+def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]:
     """The index with the images of its stale parts embedded anew, and what was done."""
-    model = model_of(index, given, device)
+    model = model_of(index, options.run, options.device or "auto")
+    changed = _with_run(index, RunDirectory(model.run))
     stale = index.of_parts(index.stale(model.hash))
     if not len(stale):
-        return index, "all vectors are current, no image was read"
-    changed = replace(index, run=model.run)
-    if images is not None:
-        vanished = stale[missing_images([changed.paths[row] for row in stale.tolist()])]
-        there = [prefix(images) + changed.name_of(row) for row in vanished.tolist()]
-        found = torch.ones(len(there), dtype=torch.bool)
-        found[missing_images(there)] = False
-        changed = relocate_images(changed, vanished[found], images)
-    paths = [changed.paths[row] for row in stale.tolist()]
-    missing = missing_images(paths)
-    if missing and not drop_missing:
+        return changed, "all vectors are current, no image was read"
+    if options.images is not None:
+        changed = _found_below(changed, stale, os.path.abspath(options.images))
+    gone = stale[missing_images([changed.paths[row] for row in stale.tolist()])]
+    if len(gone) and not options.drop_missing:
         raise ValueError(
-            f"{len(missing)} of {len(paths)} images are not where they were, the first is {paths[missing[0]]}: "
+            f"{len(gone)} of {len(stale)} images are not where they were, the first is {changed.paths[int(gone[0])]}: "
             "--images says where they are now, --drop-missing removes them from the index"
         )
-    present = torch.ones(len(stale), dtype=torch.bool)
-    present[missing] = False
-    rows = stale[present]
-    dropped = stale[~present]
+    moved_away = {index.root_of(row) for row in stale.tolist() if index.paths[row] != changed.paths[row]}
+    check_roots(changed, gone.tolist(), options.index, passed=moved_away)
+    rows = stale[~torch.isin(stale, gone)]
+    vectors = torch.empty(0, index.settings.dim)
     if len(rows):
         transform = index.settings.transform
-        files = ImagesAt(
-            [changed.paths[row] for row in rows.tolist()], size=transform.size, channels=transform.channels
-        )
+        paths = [changed.paths[row] for row in rows.tolist()]
         vectors, kept = embed_images(
-            model, files, invert=transform.invert, skip_unreadable=drop_missing, option="--drop-missing"
+            model,
+            ImagesAt(paths, size=transform.size, channels=transform.channels),
+            invert=transform.invert,
+            skip_unreadable=options.drop_missing,
+            option="--drop-missing",
         )
-        readable = torch.zeros(len(rows), dtype=torch.bool)
-        readable[kept] = True
-        dropped = torch.cat([dropped, rows[~readable]]).sort().values
-        part = Part(model.hash, model.after_task, model.hash)
-        changed = replace_vectors(changed, rows[readable], vectors, part)
-    first = f" ({listed([index.paths[row] for row in dropped.tolist()], most=3)})" if len(dropped) else ""
+        rows = rows[kept]
+    dropped = stale[~torch.isin(stale, rows)]
+    ids = index.ids[rows]
     if len(dropped):
         changed = remove_images(changed, dropped)
+    if len(rows):
+        part = Part(model.hash, model.after_task, model.hash)
+        changed = replace_vectors(changed, torch.searchsorted(changed.ids, ids), vectors, part)
+    first = f" ({listed([index.paths[row] for row in dropped.tolist()], most=3)})" if len(dropped) else ""
     return changed, (
-        f"{len(stale) - len(dropped)} images embedded again by the model after task {model.after_task}, "
+        f"{len(rows)} images embedded again by the model after task {model.after_task}, "
         f"{len(index) - len(stale)} were current, {len(dropped)} removed{first}"
     )
+
+
+def _with_run(index: ImageIndex, run: RunDirectory) -> ImageIndex:
+    """The index that names this run; itself, if it does already."""
+    path = os.path.abspath(run.path)
+    return index if index.run == path else replace(index, run=path)
+
+
+def _found_below(index: ImageIndex, rows: Tensor, root: str) -> ImageIndex:
+    """The index with those of these images (r,) below another root that have vanished and lie there now."""
+    vanished = rows[missing_images([index.paths[row] for row in rows.tolist()])]
+    there = [prefix(root) + index.name_of(row) for row in vanished.tolist()]
+    found = torch.ones(len(there), dtype=torch.bool)
+    found[missing_images(there)] = False
+    return relocate_images(index, vanished[found], root) if bool(found.any()) else index
