@@ -150,13 +150,13 @@ def test_build_for_data_of_a_size_of_their_own(place, call):
     assert (nearest["path"], nearest["score"]) == (plain.paths[3], pytest.approx(1))
 
 
-def test_build_for_a_sequence_that_configures_no_size(place, call):
-    """Its parts say the size: the configuration has channels and size, but null."""
+def test_build_for_a_sequence_that_configures_no_channels(place, call):
+    """Its parts say how many: in the configuration they are null."""
     data = ("--data", "sequence", "--data.parts", "[digits, {name: digits, as: again}]")
     small = ("--model", "mlp", "--model.hidden", "[16]", "--training.epochs", "1", "--report", "false")
     assert call("train", "--out", "sequence", *data, *small)[0] == 0
     assert call("index", "build", "sequence", "--images", "images/a", "--out", "new.index")[0] == 0
-    assert ImageIndex.open("new.index").settings.transform.size == 28  # what a sequence of images of 8 is fitted to
+    assert ImageIndex.open("new.index").settings.transform.size == 28  # the default
     assert call("query", "new.index", "images/a/x/0.png", "-k", "1")[0] == 0
 
 
