@@ -328,6 +328,20 @@ def test_how_a_strength_was_searched_tells_searches_apart_only(tmp_path: Path):
     assert labels == ["mas, drop=0.2", "mas, drop=0.1"]
 
 
+def test_the_default_drift_map_tells_no_runs_apart(tmp_path: Path):
+    """Runs of earlier versions have no section `gallery`."""
+    for seed, gallery in enumerate(({}, {"gallery": {"compensate": "linear"}}, {"gallery": {"compensate": "sdc"}})):
+        path = write_run(tmp_path / f"seed{seed}", seed=seed, num_tasks=2, points=2)
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        (path / "config.yaml").write_text(yaml.safe_dump({**config, **gallery}))
+    assert len(read_group(tmp_path, seeds=[0, 1])) == 2
+    with pytest.raises(ValueError, match=r"differ in gallery\.compensate"):
+        read_group(tmp_path)
+    old, linear, sdc = (tmp_path / f"seed{seed}" for seed in range(3))
+    for path in (old, linear):
+        assert [m.label for m in comparison([path, sdc]).methods] == ["mas", "mas, compensate=sdc"]
+
+
 def test_different_streams_are_an_error_that_names_the_keys(tmp_path: Path):
     one = write_run(tmp_path / "one", data={"name": "digits", "tasks": 3, "order_seed": None})
     two = write_run(tmp_path / "two", data={"name": "digits", "tasks": 5, "order_seed": None})
@@ -474,15 +488,14 @@ def test_forward_transfer_is_shown_where_it_was_measured(tmp_path: Path, run: Pa
     assert "| finetune | – |" in comparison_markdown(compared)
 
 
-def test_scores_above_the_diagonal_disturb_nothing(tmp_path: Path):
-    plain = write_run(tmp_path / "plain", matrix=MATRIX)
+def test_scores_above_the_diagonal_disturb_nothing(run: Path, tmp_path: Path):
     ahead = write_run(tmp_path / "ahead", matrix=MATRIX, baseline=0.01)  # lower than all others: 0.11
     for gallery in ("seen", "task"):
-        one, other = (read_run(path).matrix("recall@1", gallery) for path in (plain, ahead))
+        one, other = (read_run(path).matrix("recall@1", gallery) for path in (run, ahead))
         assert one is not None
         assert other is not None
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-    pages = [write_report(path) for path in (plain, ahead)]
+    pages = (run / "report" / "report.html", write_report(ahead))
     for name in ("scores_seen", "scores_task", "over_tasks"):
         one, other = (page.with_name(f"{name}.png").read_bytes() for page in pages)
         assert one == other
@@ -553,7 +566,7 @@ def test_paired_differences_and_intransigence_on_the_page(several: list[Path], t
     assert "mas +0.025 ± 0.035 1 / 1 / 0 -0.100 ± 0.141 1 / 1 / 0 2" in text
     assert "since only it or finetune has them: 2." in text
     assert "Against joint, seed by seed" in text
-    one = Page(write_report(several[0])).text  # one method alone has nothing to be compared with
+    one = Page(write_comparison(several[:1], tmp_path / "one")).text  # one method alone has nothing to be compared with
     assert "Paired" not in one
     assert "intransigence" not in one
 

@@ -50,6 +50,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with 3 of 4 tasks, begun by an earlier version, without a drift map; its report."""
+    path = write_run(tmp_path_factory.mktemp("runs") / "unfinished", num_tasks=4, done=3, galleries=True)
+    (path / "gallery" / "shown00.safetensors").unlink()
+    (path / "gallery" / "shown03.safetensors").write_bytes(b"of a task that was cut off")
+    content = json.loads((path / "scores.json").read_text())
+    for gallery in ("seen_compensated", "task_compensated"):
+        del content["matrices"][gallery]
+    (path / "scores.json").write_text(json.dumps(content))
+    (path / "compatibility.json").write_text('{"metric": "recall@1", "matrix": [[0.9, null], [0.8, 0.9]]}')
+    write_report(path)
+    return path
+
+
 def test_the_galleries_are_compared(stored: Path, run: Path):
     """Of the fresh average 0.75, stale has 0.7, 0.525, compensated 0.9, 0.675. Images: 200 + 400; seconds: 0.25 + 0.5.
 
@@ -65,15 +80,9 @@ def test_the_galleries_are_compared(stored: Path, run: Path):
     assert gallery_rows(read_run(run)) == []
 
 
-def test_a_run_without_a_map_has_no_compensated_gallery(tmp_path: Path):
-    path = write_run(tmp_path / "run", galleries=True)
-    content = json.loads((path / "scores.json").read_text())
-    for gallery in ("seen_compensated", "task_compensated"):
-        del content["matrices"][gallery]
-    (path / "scores.json").write_text(json.dumps(content))
-    found = read_run(path)
-    assert [row.kind for row in gallery_rows(found)] == ["fresh", "stale"]
-    assert "ompensated gallery" not in Page(write_report(path)).text
+def test_a_run_without_a_map_has_no_compensated_gallery(unfinished: Path):
+    assert [row.kind for row in gallery_rows(read_run(unfinished))] == ["fresh", "stale"]
+    assert "ompensated gallery" not in Page(unfinished / "report" / "report.html").text
 
 
 def test_drift_by_task_and_by_class(stored: Path):
@@ -159,6 +168,33 @@ def test_the_map_has_one_projection_for_all_steps(stored: Path, tmp_path: Path):
     assert step_text(still, 1).startswith("After task 2 of 2, class 2,class 3: 4 queries. Those of earlier tasks")
 
 
+def test_the_map_names_the_tasks_of_its_files(unfinished: Path):
+    """It has the files of tasks 2 and 3, and that of a fourth, which is not finished."""
+    found = read_map(read_run(unfinished), Classes())
+    assert found is not None
+    assert found.after == (1, 2)
+    assert [len(points) for points in found.points] == [24, 36]
+    assert step_text(found, 0).startswith("After task 2 of 3, class 2,class 3: 24 queries.")
+    assert json.loads(map_json(found))["after"] == [2, 3]
+
+
+def test_more_than_a_hundred_tasks_are_in_order(tmp_path: Path):
+    """shown100 is written with three digits, and sorts before shown11 by name. Task t has t + 1 queries."""
+    path = tmp_path / "run"
+    (path / "gallery").mkdir(parents=True)
+    (path / "config.yaml").write_text("seed: 0\n")
+    records = ({"kind": "task", "task": task, "seconds": 1.0} for task in (10, 11, 100))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for task in (10, 11, 100):
+        tasks = torch.arange(task + 1)
+        tensors = {"vectors": torch.eye(task + 1, 101), "labels": tasks.clone(), "tasks": tasks}
+        save_file(tensors, path / "gallery" / f"shown{task:02}.safetensors")
+    found = read_map(read_run(path), Classes())
+    assert found is not None
+    assert found.after == (10, 11, 100)
+    assert [len(points) for points in found.points] == [11, 12, 101]
+
+
 def test_how_far_queries_turned_is_said(tmp_path: Path):
     """One query turns by a right angle, 1 - cos = 1, the other stays, 0: mean 0.5. Two axes keep all of a plane."""
     path = write_run(tmp_path / "run", num_tasks=2, galleries=True)
@@ -191,10 +227,16 @@ def test_compatibility_is_shown_with_its_numbers(stored: Path, tmp_path: Path):
     text = Page(stored / "report" / "report.html").text
     assert "Average compatibility: in 0 % of the pairs" in text
     assert "Backward compatibility: -0.200" in text
-    path = write_run(tmp_path / "run", galleries=True)
+    path = write_run(tmp_path / "run", num_tasks=1, layers=("stem",), epochs=1, points=2, galleries=True)
     (path / "compatibility.json").write_text('{"metric": "recall@1"}')
     with pytest.raises(ValueError, match=r"compatibility\.json holds no compatibility matrix"):
         write_report(path)
+
+
+def test_compatibility_of_an_earlier_stream_is_not_shown(unfinished: Path):
+    text = Page(unfinished / "report" / "report.html").text
+    assert "measured over 2 tasks, and 3 are finished: run `tripletmas evaluate RUN --compatibility` again." in text
+    assert "Average compatibility" not in text
 
 
 def test_weights_are_counted_by_layer(stored: Path):
@@ -244,9 +286,7 @@ def test_a_comparison_has_the_galleries_that_all_runs_have(stored: Path, run: Pa
     assert comparison([run, other]).galleries == ()
 
 
-def test_an_unfinished_run_has_no_class_names_and_a_report(tmp_path: Path):
-    path = write_run(tmp_path / "run", num_tasks=4, done=2, galleries=True)
-    text = Page(write_report(path)).text
-    assert "Tasks finished: 2 of 4" in text
+def test_an_unfinished_run_has_no_class_names_and_a_report(unfinished: Path):
+    text = Page(unfinished / "report" / "report.html").text
+    assert "Tasks finished: 3 of 4" in text
     assert "Queries and what they find" in text
-    assert "After task 2 of 2" in map_json(read_map(read_run(path), Classes()))  # pyright: ignore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tripletmas.gallery import GalleryConfig
 from tripletmas.report.primary import primary_of
 
 Record = dict[str, Any]
@@ -20,10 +21,12 @@ def section(config: Record, name: str) -> Record:
 def comparable(config: Record) -> Record:
     """The flat configuration without what tells no method apart: seed, device, versions, where the run lies.
 
-    Runs of earlier versions name no objective: it is filled in.
+    Runs of earlier versions name no objective: it is filled in. They name no drift map either: the default is dropped.
     """
     dropped = ("seed", "device", "version", "out", "objective")
     kept = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in dropped}
+    if kept.get("gallery.compensate") == GalleryConfig().compensate:
+        del kept["gallery.compensate"]
     return {**kept, "objective": primary_of(config).objective}
 
 

@@ -8,6 +8,7 @@ at every step, and a point that moves has moved in the embedding.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -41,7 +42,8 @@ class EmbeddingMap:
     """The points of each step, on a drawing of `width` x `height`.
 
     Attributes:
-        points: for each finished task (points, 2), the first of them the same queries as in the step before.
+        points: for each step (points, 2), the first of them the same queries as in the step before.
+        after: for each step the task that it comes after, from 0. A run begun by an earlier version lacks the first.
         groups: (points of the last step,) the class, or the task where there are too many classes.
         names: of the groups.
         labels: (points of the last step,) class names.
@@ -51,6 +53,7 @@ class EmbeddingMap:
     """
 
     points: tuple[np.ndarray, ...]
+    after: tuple[int, ...]
     groups: tuple[int, ...]
     names: tuple[str, ...]
     labels: tuple[str, ...]
@@ -66,7 +69,8 @@ class EmbeddingMap:
 
 def read_map(run: Run, classes: Classes) -> EmbeddingMap | None:
     """The map of a run; None where it has no embeddings of shown queries, or fewer than two of them."""
-    files = [read_tensors(path) for path in sorted((run.path / "gallery").glob("shown*.safetensors"))]
+    paths = _shown_files(run)
+    files, after = [read_tensors(path) for path in paths.values()], tuple(paths)
     if not files or len(files[-1]["vectors"]) < 2:
         return None
     total = len(files[-1]["vectors"])
@@ -80,10 +84,12 @@ def read_map(run: Run, classes: Classes) -> EmbeddingMap | None:
     by_class = len(present) <= MAX_COLOURS
     values = labels if by_class else tasks
     present = values.unique()
-    task_names = tuple(run.task_names[i] if i < len(run.task_names) else f"task {i + 1}" for i in range(len(files)))
+    known = run.task_names
+    task_names = tuple(known[i] if i < len(known) else f"task {i + 1}" for i in range(after[-1] + 1))
     names = [classes.name(i) if by_class else f"{i + 1}  {task_names[i]}" for i in present.tolist()]
     return EmbeddingMap(
         points=tuple(np.split(points, ends[:-1])),
+        after=after,
         groups=tuple(torch.searchsorted(present, values).tolist()),
         names=tuple(names),
         labels=tuple(classes.name(label) for label in labels.tolist()),
@@ -102,6 +108,7 @@ def map_json(found: EmbeddingMap) -> str:
     """What the page's script draws, as JSON that may stand inside <script>: no character in it is markup."""
     classes = sorted(set(found.labels))
     content: dict[str, Any] = {
+        "after": [task + 1 for task in found.after],
         "steps": [points.flatten().tolist() for points in found.points],
         "groups": found.groups,
         "shapes": [group_shape(found, group) for group in range(len(found.names))],
@@ -115,7 +122,8 @@ def map_json(found: EmbeddingMap) -> str:
 
 def step_text(found: EmbeddingMap, step: int) -> str:
     """What is seen at a step, in words."""
-    what = f"After task {step + 1} of {len(found.points)}, {found.task_names[step]}: {len(found.points[step])} queries."
+    task, last = found.after[step], found.after[-1]
+    what = f"After task {task + 1} of {last + 1}, {found.task_names[task]}: {len(found.points[step])} queries."
     if step:
         what += f" Those of earlier tasks have turned by {found.moved[step]:.3f} on average since the step before."
     return what
@@ -156,6 +164,17 @@ def draw_map(path: Path, found: EmbeddingMap, *, theme: Theme = LIGHT) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
+
+
+def _shown_files(run: Run) -> dict[int, Path]:
+    """The number of each finished task -> its file, in order; a file of a task that was cut off is left out."""
+    finished = {int(task.get("task", 0)) for task in run.tasks}
+    found = {}
+    for path in (run.path / "gallery").glob("shown*.safetensors"):
+        number = re.fullmatch(r"shown(\d+)", path.stem)
+        if number and int(number[1]) in finished:
+            found[int(number[1])] = path
+    return dict(sorted(found.items()))
 
 
 def _project(vectors: Tensor) -> tuple[np.ndarray, float]:

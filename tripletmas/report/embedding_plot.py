@@ -19,14 +19,14 @@ from tripletmas.report.layers import FinalEmbedding
 from tripletmas.report.numbers import short_names
 from tripletmas.report.style import LIGHT, Theme, canvas, series_style
 
-_MAX_POINTS = 1000
+_MAX_POINTS = 600
 _MIN_POINTS = 50  # with fewer points t-SNE shows its own noise: the two principal directions are shown
 MAX_COLOURS = 16  # more classes than this cannot be told apart: the colour is then the task
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The points (n, 2) of at most 1000 vectors, and what their colours mean.
+    """The points (n, 2) of at most 600 vectors, and what their colours mean.
 
     Attributes:
         method: "t-SNE" or "PCA".

@@ -66,7 +66,7 @@ def draw_matrix(
         if numbered:
             for i, j in (~matrix.isnan()).nonzero().tolist():
                 colour = _number_colour((float(matrix[i, j]) - low) / (high - low))
-                axes.text(j, i, number(float(matrix[i, j]), 2), ha="center", va="center", color=colour, fontsize=8.5)
+                _write_in_cell(axes, j, i, number(float(matrix[i, j]), 2), colour, 8.5)
         _colour_bar(figure, image, axes)
 
 
@@ -100,7 +100,7 @@ def draw_movement(path: Path, movement: LayerMovement, *, theme: Theme = LIGHT) 
             for i, j in np.argwhere(~np.isnan(percent.numpy())):
                 text = f"{float(percent[i, j]):.2g}" if percent[i, j] < 100 else f"{float(percent[i, j]):.0f}"
                 colour = _number_colour(float(norm(float(percent[i, j]))))
-                axes.text(centres[j], i + 0.5, text, ha="center", va="center", color=colour, fontsize=8)
+                _write_in_cell(axes, centres[j], i + 0.5, text, colour, 8)
         else:
             _colour_bar(figure, mesh, axes).set_label("percent")
 
@@ -109,6 +109,11 @@ def _number_colour(place: float) -> str:
     """What is read best on a cell whose colour lies at this place of the map, from 0 to 1."""
     cell = to_hex(colormaps[MAP](min(max(place, 0.0), 1.0)))
     return max((ON_DARK, ON_BRIGHT), key=lambda colour: contrast(colour, cell))
+
+
+def _write_in_cell(axes: Axes, x: float, y: float, text: str, colour: str, size: float) -> None:
+    written = axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=size)
+    written.set_in_layout(False)  # it lies inside the axes: measuring hundreds of them changes no layout
 
 
 def _colour_bar(figure: Figure, mappable: ScalarMappable, axes: Axes) -> Colorbar:

@@ -47,7 +47,7 @@ def run_plots(run: Run, classes: Classes, out: Path) -> Sections:
         _galleries(shown.galleries, run, out, stored)
     else:
         shown.absent.append("Stored vectors were not measured: there are no stale or compensated galleries.")
-    _compatibility(shown.galleries, run, out)
+    _compatibility(shown, run, out)
     _drift(shown, run, classes, out)
     return shown
 
@@ -122,7 +122,7 @@ def _score_map(path: Path, title: str, text: str, matrix: Tensor, names: Sequenc
     )
 
 
-def _compatibility(add_to: list[Plot], run: Run, out: Path) -> None:
+def _compatibility(shown: Sections, run: Run, out: Path) -> None:
     path = run.path / "compatibility.json"
     if not path.is_file():
         return
@@ -133,6 +133,12 @@ def _compatibility(add_to: list[Plot], run: Run, out: Path) -> None:
         numbers = (average_compatibility(matrix), backward_compatibility(matrix))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no compatibility matrix ({error!r}); delete it or evaluate again") from error
+    if len(matrix) != len(run.tasks):
+        shown.absent.append(
+            f"The compatibility of models was measured over {len(matrix)} tasks, and {len(run.tasks)} are finished: "
+            "run `tripletmas evaluate RUN --compatibility` again."
+        )
+        return
     said = f"{100 * numbers[0]:.0f} % of the pairs" if not math.isnan(numbers[0]) else "– of the pairs"
     text = (
         f"{texts.COMPATIBILITY.format(metric=metric)} Average compatibility: in {said} the old gallery serves the "
@@ -149,7 +155,7 @@ def _compatibility(add_to: list[Plot], run: Run, out: Path) -> None:
         column="gallery by the model after task",
     )
     alt = f"The last model's queries in each model's gallery: {_listed(last_row(matrix).tolist())}."
-    add_to.append(make_plot(out / "compatibility.png", "Compatibility of models", text, draw, alt=alt))
+    shown.galleries.append(make_plot(out / "compatibility.png", "Compatibility of models", text, draw, alt=alt))
 
 
 def _drift(shown: Sections, run: Run, classes: Classes, out: Path) -> None:

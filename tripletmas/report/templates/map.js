@@ -32,9 +32,9 @@
       else trail.removeAttribute("d");
     });
     slider.value = step + 1;
-    slider.setAttribute("aria-valuetext", `after task ${step + 1} of ${last + 1}`);
+    slider.setAttribute("aria-valuetext", `after task ${data.after[step]} of ${data.after[last]}`);
     said.textContent = data.said[step];
-    box.dataset.step = step + 1;
+    box.dataset.step = data.after[step];
   }
 
   let timer = null;
@@ -53,9 +53,9 @@
       show(slider.valueAsNumber);
     }, 1400);
   });
-  // A link such as report.html#map=2 opens the map at that step.
-  const asked = () => Number((location.hash.match(/^#map=(\d+)$/) || [])[1]);
-  const follow = () => { if (asked() >= 1 && asked() <= last + 1) { stop(); show(asked() - 1); box.scrollIntoView(); } };
+  // A link such as report.html#map=2 opens the map after that task.
+  const asked = () => data.after.indexOf(Number((location.hash.match(/^#map=(\d+)$/) || [])[1]));
+  const follow = () => { if (asked() >= 0) { stop(); show(asked()); box.scrollIntoView(); } };
   addEventListener("hashchange", follow);
   box.hidden = false;
   show(last);
