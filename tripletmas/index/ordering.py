@@ -38,12 +38,13 @@ class Gallery:
         """The k <= g best: scores (r, k) float32 and positions (r, k)."""
         scores = torch.empty(len(queries), k)
         positions = torch.empty(len(queries), k, dtype=torch.int64)
-        bound = self._bound(queries, _unit_of_rounding())
+        lengths = _lengths(queries)
+        bound = self._bound(lengths, _unit_of_rounding())
         rows = torch.arange(len(queries))
         depth = k + max(4, k // 8)
         for m in (depth, _DEEPER * depth):
-            if m * _DENSE < len(self._vectors) and len(rows) and self._fits_float32(queries[rows]):
-                found, where, settled = self._by_float32(queries[rows], k, m, bound[rows])
+            if m * _DENSE < len(self._vectors) and len(rows) and self._fits_float32(lengths[rows]):
+                found, where, settled = self._by_float32(queries[rows], k, m, lengths[rows])
                 scores[rows[settled]], positions[rows[settled]] = found[settled], where[settled]
                 rows = rows[~settled]
         if len(rows):
@@ -55,11 +56,11 @@ class Gallery:
 
     def rank(self, queries: Tensor, positions: Tensor) -> Tensor:
         """The rank, from 1, of the vector at each position (r,): one more than the vectors that come before it."""
-        target = self.exact(queries, torch.arange(len(queries)), positions)
+        target, lengths = self.exact(queries, torch.arange(len(queries)), positions), _lengths(queries)
         for dtype, rounding in ((torch.float32, _unit_of_rounding()), (torch.float64, ties.FLOAT64)):
-            if dtype == torch.float32 and not self._fits_float32(queries):
+            if dtype == torch.float32 and not self._fits_float32(lengths):
                 continue
-            before, level = self._counted(queries, target, self._bound(queries, rounding), dtype)
+            before, level = self._counted(queries, target, self._bound(lengths, rounding), dtype)
             if len(level) <= _MANY * len(queries):
                 break
         rows, others = level.unbind(dim=1)
@@ -71,12 +72,13 @@ class Gallery:
         """Exact scores (n,) float64 of the pairs (queries[rows[i]], vectors[positions[i]])."""
         return ties.pair_scores(queries, self._vectors, rows, positions, self._metric, exact=True)
 
-    def _by_float32(self, queries: Tensor, k: int, m: int, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_float32(self, queries: Tensor, k: int, m: int, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scores (r, k), positions (r, k), whether no vector that was not seen can belong there (r,))."""
         scores, positions = self._nearest(queries, self._vectors, m, self._metric)
         scores = scores.double()
+        bound = self._bound(lengths, _unit_of_rounding())
         unseen = scores[:, -1] + bound
-        bounds = (bound, self._bound(queries, ties.FLOAT64))
+        bounds = (bound, self._bound(lengths, ties.FLOAT64))
         scores, positions = ties.refined(queries, self._vectors, scores, positions, bounds, self._metric)
         return scores[:, :k].float(), positions[:, :k], scores[:, k - 1] - bound > unseen
 
@@ -87,7 +89,8 @@ class Gallery:
         size, m = len(self._vectors), min(len(self._vectors), k + max(4, k // 8))
         found, where = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
         for rows in torch.arange(len(queries)).split(max(_CELLS // size, _FEWEST)):
-            block, bound = queries[rows], self._bound(queries[rows], ties.FLOAT64)
+            block = queries[rows]
+            bound = self._bound(_lengths(block), ties.FLOAT64)
             everything = torch.cat([part for _, part in self._blocks(block, torch.float64)], dim=1)
             best = everything.topk(m, dim=1)
             kth = best.values[:, k - 1]
@@ -139,12 +142,14 @@ class Gallery:
         step = max(_CELLS // self._vectors.shape[1], 1)
         return max(float(_lengths(block.cpu()).max()) for block in self._vectors.split(step))
 
-    def _bound(self, queries: Tensor, unit_of_rounding: float) -> Tensor:
-        return ties.rounding_bound(_lengths(queries), self._longest, queries.shape[1], self._metric, unit_of_rounding)
+    def _bound(self, lengths: Tensor, unit_of_rounding: float) -> Tensor:
+        """How far the score of a query of each of these lengths (r,) may be off."""
+        dim = self._vectors.shape[1]
+        return ties.rounding_bound(lengths, self._longest, dim, self._metric, unit_of_rounding)
 
-    def _fits_float32(self, queries: Tensor) -> bool:
+    def _fits_float32(self, lengths: Tensor) -> bool:
         """Whether no square overflows."""
-        return (float(_lengths(queries).max()) + self._longest) ** 2 < 1e37
+        return (float(lengths.max()) + self._longest) ** 2 < 1e37
 
 
 def _lengths(rows: Tensor) -> Tensor:

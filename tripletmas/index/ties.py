@@ -90,9 +90,17 @@ def refined(
 
 def ordered(scores: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Each row by score, largest first, and equal scores by position, smallest first."""
-    by_position = positions.sort(dim=1)
-    by_score = scores.gather(1, by_position.indices).sort(dim=1, descending=True, stable=True)
-    return by_score.values, by_position.values.gather(1, by_score.indices)
+    higher, lower = scores[:, :-1], scores[:, 1:]
+    wrong = (higher < lower) | ((higher == lower) & (positions[:, :-1] > positions[:, 1:]))
+    rows = wrong.any(dim=1).nonzero().flatten()
+    if not len(rows):  # most rows are in order already, and to see that is much quicker than to sort them
+        return scores, positions
+    by_position = positions[rows].sort(dim=1)
+    by_score = scores[rows].gather(1, by_position.indices).sort(dim=1, descending=True, stable=True)
+    return (
+        scores.index_copy(0, rows, by_score.values),
+        positions.index_copy(0, rows, by_position.values.gather(1, by_score.indices)),
+    )
 
 
 def first_equal(rows: Tensor) -> Tensor:
