@@ -1,0 +1,125 @@
+"""The language view of facts: a subject's, a predicate's and an object's vector each, from the vectors of their words.
+
+`f` facts, `dim` the length of one part's vector; the parts are in the order of `PARTS`.
+
+Source: Elhoseiny et al., Sherlock, AAAI 2017, which concatenates the three (900 values), zeros for a part that is
+absent, subtracts the mean over all facts, and keeps a flag for each part. We subtract nothing, so that a fact's vector
+depends on no other fact, and tasks can come one by one; and scale each part to unit length, so that no part outweighs
+another. Both are our departures.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tripletmas.facts.fact import PARTS, Fact
+from tripletmas.facts.words import WordVectors, phrase_vector
+from tripletmas.spelling import suggestion
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageView:
+    facts: tuple[Fact, ...]
+    vectors: Tensor  # (f, 3, dim) float32: each part of unit length, zeros for one that is absent
+    mask: Tensor  # (f, 3) bool: which parts a fact has
+    words: str  # the name of the word vectors
+
+    @property
+    def dim(self) -> int:
+        """The length of one part's vector; a fact's is three times as long."""
+        return self.vectors.shape[2]
+
+
+def language_view(facts: Sequence[Fact], words: WordVectors) -> LanguageView:
+    """The vectors of facts. A part of several words is the mean of its known words' vectors, then of unit length.
+
+    A warning in the log lists the words that are skipped as unknown.
+
+    Raises:
+        ValueError: for a fact given twice, and for parts without a known word, all in one error.
+    """
+    seen: set[Fact] = set()
+    for fact in facts:
+        if fact in seen:
+            raise ValueError(f"each fact must be given once, got {str(fact)!r} twice")
+        seen.add(fact)
+    vectors, mask = _encode([fact.parts for fact in facts], words)
+    return LanguageView(tuple(facts), vectors, mask, words.name)
+
+
+def encode_query(parts: tuple[str, str, str], words: WordVectors) -> tuple[Tensor, Tensor]:
+    """The vectors (3, dim) of what a query asks for, as `language_view` makes them, and which parts it names (3,).
+
+    A part "" asks for nothing: zeros, and False in the mask. Such a query is read by `fact.parse_query`.
+
+    Raises:
+        ValueError: for a query that names no part, and for parts without a known word.
+    """
+    if not any(parts):
+        raise ValueError("a query must name a subject, a predicate or an object, got none of them")
+    vectors, mask = _encode([parts], words)
+    return vectors[0], mask[0]
+
+
+def known_parts(facts: Sequence[Fact]) -> dict[str, tuple[str, ...]]:
+    """The phrases that occur as subject, as predicate and as object, sorted; without "" for an absent part."""
+    return {name: tuple(sorted({getattr(fact, name) for fact in facts} - {""})) for name in PARTS}
+
+
+def check_known(parts: tuple[str, str, str], facts: Sequence[Fact]) -> bool:
+    """Whether some fact has all the parts that a query names ("" asks for nothing), each of which must be known.
+
+    False is no error: a query may combine known parts as no fact does.
+
+    Raises:
+        ValueError: for a subject, predicate or object that no fact has as such, with the nearest one.
+    """
+    wrong = [
+        f"no fact has the {name} {part!r}{suggestion(part, known)}"
+        for part, (name, known) in zip(parts, known_parts(facts).items(), strict=True)
+        if part and part not in known
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return any(all(asked in ("", part) for asked, part in zip(parts, fact.parts, strict=True)) for fact in facts)
+
+
+def _encode(rows: Sequence[tuple[str, str, str]], words: WordVectors) -> tuple[Tensor, Tensor]:
+    """Vectors (rows, 3, dim) and mask (rows, 3)."""
+    phrases = sorted({phrase for parts in rows for phrase in parts if phrase})
+    found = {phrase: phrase_vector(phrase, words) for phrase in phrases}
+    lost = [phrase for phrase, (vector, _) in found.items() if vector is None]
+    if lost:
+        raise ValueError(f"no vector in {words.name!r} for any word of {_listed(lost)}")
+    skipped = [f"{word} (in {phrase})" for phrase, (_, unknown) in found.items() for word in unknown]
+    if skipped:
+        logger.warning("words without a vector in %r are skipped: %s", words.name, _listed(skipped))
+
+    units = {phrase: _unit(phrase, vector) for phrase, (vector, _) in found.items() if vector is not None}
+    vectors = torch.zeros(len(rows), len(PARTS), words.dim)
+    mask = torch.zeros(len(rows), len(PARTS), dtype=torch.bool)
+    for row, parts in enumerate(rows):
+        for column, phrase in enumerate(parts):
+            if phrase:
+                vectors[row, column] = units[phrase]
+                mask[row, column] = True
+    return vectors, mask
+
+
+def _unit(phrase: str, vector: Tensor) -> Tensor:
+    length = vector.norm()
+    if length == 0:
+        raise ValueError(f"the vectors of the words of {phrase!r} add up to zero, which has no direction")
+    return vector / length
+
+
+def _listed(texts: list[str]) -> str:
+    """10 at most."""
+    return ", ".join(repr(text) for text in texts[:10]) + (f" and {len(texts) - 10} more" if len(texts) > 10 else "")
