@@ -19,6 +19,7 @@ from tripletmas.facts.scenes import Scene
 from tripletmas.facts.things import Thing
 
 Picture = NDArray[np.float32]  # (height, width, 3), 0..255
+Rows = NDArray[np.integer]
 PALETTE = {
     "red": (215, 35, 40),
     "blue": (35, 80, 215),
@@ -48,7 +49,7 @@ class Scenes(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
         return draw(self.scenes[index], self.size)
 
 
@@ -98,7 +99,9 @@ def mask(outline: Points, hole: Points | None, size: int) -> tuple[slice, slice,
     for polygon, value in ((outline, 255), (hole, 0)):
         if polygon is not None:  # the centre of the first fine pixel is at 0
             pen.polygon(((polygon * size - (x, y)) * FINE - 0.5).ravel().tolist(), fill=value)
-    return slice(y, bottom), slice(x, right), np.asarray(fine.reduce(FINE), np.float32) / 255
+    cover: Picture = np.array(fine.reduce(FINE), np.float32)
+    cover /= 255
+    return slice(y, bottom), slice(x, right), cover
 
 
 def _paint(
@@ -114,17 +117,17 @@ def _paint(
     part += cover[..., None] * (paint - part)
 
 
-def _marks(rng: np.random.Generator, texture: str, rows: Points, columns: Points, size: int) -> Picture:
+def _marks(rng: np.random.Generator, texture: str, rows: Rows, columns: Rows, size: int) -> Picture:
     """How much of each pixel a texture marks, 0..1. Its period is a share of the picture, not of the thing."""
     slant, (right, down) = rng.uniform(-np.pi, np.pi) if texture == "striped" else rng.uniform(-0.3, 0.3), rng.random(2)
     period = {"striped": 0.075, "dotted": 0.085, "checkered": 0.125}[texture]
     turn = np.float32(2 * np.pi / (period * size))
     cos, sin = np.float32(turn * np.cos(slant)), np.float32(turn * np.sin(slant))
-    rows, columns = rows.astype(np.float32)[:, None], columns.astype(np.float32)
-    u = np.cos(cos * columns + sin * rows + np.float32(2 * np.pi * right))
+    y, x = rows.astype(np.float32)[:, None], columns.astype(np.float32)
+    u = np.cos(cos * x + sin * y + np.float32(2 * np.pi * right))
     if texture == "striped":
         return np.clip(0.4 + 1.2 * u, 0, 1)
-    v = np.cos(cos * rows - sin * columns + np.float32(2 * np.pi * down))
+    v = np.cos(cos * y - sin * x + np.float32(2 * np.pi * down))
     return np.clip(1.2 * (u + v) - 0.4, 0, 1) if texture == "dotted" else np.clip(0.5 + 2.5 * u * v, 0, 1)
 
 

@@ -74,7 +74,7 @@ OUTLINES: dict[str, Points] = {  # the most frequent first
         "diamond": np.array([(0, -1.0), (0.55, 0), (0, 1.0), (-0.55, 0)]),
     }.items()
 }
-HOLES: dict[str, Points] = {"ring": _arc(0, 350, 36, radius=0.64)}
+HOLES: dict[str, Points] = {"ring": _arc(0, 350, 36, radius=0.58)}
 
 
 def inner_radius(shape: str) -> float:
