@@ -57,9 +57,9 @@ def test_the_cosine_of_two_words_follows_from_the_n_grams_they_share():
     # 5 + 4 + 3. N-grams together weigh 1 and the word itself 0.5, so a vector's squared length is 1.25 before scaling.
     words = hashed_words(1 << 16)
     expected = 12 / (15 * 18) ** 0.5 / 1.25
-    assert float(words.vector("square") @ words.vector("squares")) == pytest.approx(expected, abs=0.02)
-    assert float(words.vector("square") @ words.vector("dog")) == pytest.approx(0, abs=0.02)
-    assert float(words.vector("abc") @ words.vector("cba")) == pytest.approx(0, abs=0.02)
+    assert float(words.vector("square") @ words.vector("squares")) == pytest.approx(expected, abs=0.01)
+    assert float(words.vector("square") @ words.vector("dog")) == pytest.approx(0, abs=0.01)
+    assert float(words.vector("abc") @ words.vector("cba")) == pytest.approx(0, abs=0.01)
 
 
 def test_words_that_share_letters_are_close_and_others_far():
@@ -217,10 +217,10 @@ def test_a_text_of_another_encoding(tmp_path):
         (BINARY[:-4], "unexpected end of input"),
         (b"99999999999999 300" + BINARY[3:], "cut short: too few bytes"),
         (b"1 2\nw " + struct.pack("<2f", 1.0, float("inf")), "the vector of 'w' has values that are not finite"),
-        (b"1 2\nw " + struct.pack("<2f", float("nan"), 1.0), "the vector of 'w' has values that are not finite"),
+        (b"1 2\nw " + struct.pack("<2f", float("-inf"), 1.0), "the vector of 'w' has values that are not finite"),
         (b"\x80\x04 no pickle", "words"),
     ],
-    ids=["cut short", "cut in the last word", "header", "inf", "nan", "pickle"],
+    ids=["cut short", "cut in the last word", "header", "inf", "-inf", "pickle"],
 )
 @pytest.mark.usefixtures("gensim")
 def test_a_binary_file_that_is_not_well_is_an_error_that_names_it(tmp_path, content, message):
