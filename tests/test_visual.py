@@ -53,7 +53,7 @@ def made(name: str, size: int, **options: object) -> VisualView:
 
 
 def lively(view: VisualView, size: int) -> nn.Module:
-    """With running statistics of real activations: with those of a fresh model, deep ones map all images to one vector."""
+    """With running statistics of real activations: with those it is made with, a deep model maps all to one vector."""
     for module in view.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -209,6 +209,21 @@ def test_a_cut_by_name(name: str, cut: str, holds: int):
     assert found == holds
     assert view(torch.rand(2, 3, 32, 32)).shape == (2, 15)
     assert_apart(view)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("vgg16", "features.16"),
+        ("densenet201", "features.transition2"),
+        ("resnet152", "layer2"),
+        ("swin_s", "features.4"),
+    ],
+)
+def test_the_default_is_the_same_place_in_large_models(name: str, cut: str):
+    with torch.device("meta"):  # without their weights
+        model = torchvision.models.get_model(name)
+    assert visual._default_cut(model, name) == cut
 
 
 def test_describe_by_hand():
