@@ -275,7 +275,7 @@ def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
     result: Config = {"config": _without_places(config), "versions": versions()}
     began = time.perf_counter()
     try:
-        made = build(config, stream=_streams[key])
+        made = build(config, data=_streams[key])
         scores = train_stream(made.model, made.stream, made.strategy, made.loss, made.training)
     except (ValueError, FloatingPointError) as error:
         result["error"] = str(error)

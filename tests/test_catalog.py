@@ -8,7 +8,7 @@ import typing
 import pytest
 import torch
 
-from tripletmas import catalog
+from tripletmas import catalog, losses
 from tripletmas.losses import make_loss
 from tripletmas.models import make_model
 from tripletmas.strategies import Combine, Distill, Strategy
@@ -40,11 +40,13 @@ def test_every_option_has_a_type_and_help(part, name):
 @pytest.mark.parametrize("name", sorted(set(catalog.names("data"))))
 def test_data_options_are_those_of_the_reader_and_of_the_stream(name):
     options = catalog.options("data", name)
-    assert {"tasks", "groups", "order_seed", "test_share", "split_seed", "augment"} <= options.keys()
-    assert {"per_class", "validation"} <= options.keys()
+    of_facts = {"split", "words", "word_dim", "word_seed"}
+    of_classes = {"groups", "order_seed", "augment", "per_class"}
+    assert {"tasks", "test_share", "split_seed", "validation"} <= options.keys()
+    assert (of_facts <= options.keys()) == (name in catalog.FACT_DATASETS) == of_classes.isdisjoint(options.keys())
     assert ("download" in options) == (name in DOWNLOADED | {"omniglot", "sequence"})
     required = {key for key, option in options.items() if option.default is inspect.Parameter.empty}
-    assert required == {"folder": {"root"}, "csv": {"path"}, "sequence": {"parts"}}.get(name, set())
+    assert required == {"folder": {"root"}, "csv": {"path"}, "sequence": {"parts"}, "facts": {"csv"}}.get(name, set())
 
 
 def test_an_option_is_read_from_signature_and_docstring():
@@ -57,7 +59,7 @@ def test_an_option_is_read_from_signature_and_docstring():
 
 
 def test_digits_are_built_with_options_of_reader_and_stream():
-    stream = catalog.build_data("digits", {"tasks": [4, 6], "order_seed": None, "test_share": 0.5})
+    stream = catalog.build_data("digits", {"tasks": [4, 6], "order_seed": None, "test_share": 0.5}).stream
     assert [len(task.classes) for task in stream] == [4, 6]
     sizes = [len(task.train) + len(task.query) for task in stream]
     assert sum(sizes) == 1797
@@ -71,8 +73,8 @@ def test_folder_and_csv_are_built(write_images, tmp_path):
         lines += [f"images/{name}/{image}.png,{name}" for image in range(6)]
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
     options = {"size": 8, "channels": 1, "tasks": 3}
-    by_folder = catalog.build_data("folder", {"root": str(tmp_path / "images"), **options})
-    by_list = catalog.build_data("csv", {"path": str(tmp_path / "list.csv"), **options})
+    by_folder = catalog.build_data("folder", {"root": str(tmp_path / "images"), **options}).stream
+    by_list = catalog.build_data("csv", {"path": str(tmp_path / "list.csv"), **options}).stream
     assert [task.name for task in by_folder] == [task.name for task in by_list] == ["a", "b", "c"]
     assert by_folder[0].train.sample_shape == (1, 8, 8)
 
@@ -81,7 +83,7 @@ def test_omniglot_is_built(shared_data):
     archive = next((shared_data / "omniglot").rglob("*.zip"), None)
     if archive is None:
         pytest.skip("no zip archive of omniglot")
-    stream = catalog.build_data("omniglot", {"root": str(archive), "groups": ["Greek", "Korean"]})
+    stream = catalog.build_data("omniglot", {"root": str(archive), "groups": ["Greek", "Korean"]}).stream
     assert [task.name for task in stream] == ["Greek", "Korean"]
 
 
@@ -100,7 +102,7 @@ def test_models_are_built_with_their_defaults(name):
         assert model(torch.rand(2, 3, 32, 32)).shape == (2, defaults["dim"])
 
 
-@pytest.mark.parametrize("name", [name for name in catalog.names("loss") if name != catalog.CROSS_ENTROPY])
+@pytest.mark.parametrize("name", [each for each in catalog.names("loss") if each in losses.LOSSES])
 def test_losses_are_built_with_their_defaults(name):
     options = {key: option.default for key, option in catalog.options("loss", name).items()}
     mining = options.pop("mining")

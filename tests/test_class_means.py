@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.class_means import ClassMeans
-from tripletmas.drift import compensate_drift
 from tripletmas.data import LabelledDataset
+from tripletmas.drift import compensate_drift
 from tripletmas.tasks import Stream, split_by_class
 
 

@@ -248,7 +248,7 @@ def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tripletmas.catalog.build_data_and_unseen", interrupt)
+        patch.setattr("tripletmas.catalog.build_data", interrupt)
         assert call("train", "--out", tmp_path / "new", *SMALL) == (130, "", "\ninterrupted\n")
     monkeypatch.setattr(reports, "write_report", interrupt)
     assert call("report", runs / "mas") == (130, "", "\ninterrupted\n")

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "tripletmas"
 
 LAYERS = (
     {
+        "allocator",
         "aside",
         "params",
         "hooks",
@@ -31,10 +32,12 @@ LAYERS = (
     | {"datasets", "photographs", "folders"}
     | {"penalty", "penalty_gradient", "coverage", "protection_file"},
     {"tasks", "readers", "protection", "retrieval", "optimization", "picture_grid"},
+    {"facts"},
     {"sequences", "class_means", "strategies", "image_index"},
     {"checkpoint", "evaluation", "index_changes"},
-    {"task_training", "resuming", "gallery", "shown"},
-    {"search", "updates", "finishing"},
+    {"task_training", "resuming", "gallery", "shown", "fact_evaluation"},
+    {"search", "updates", "fact_shown"},
+    {"finishing"},
     {"training"},
     {"catalog", "report"},
     {"configuration"},
@@ -51,7 +54,7 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report", "picture_grid"},
     "jsonargparse": {"configuration", "commands"},
-    "pytorch_metric_learning": {"losses", "photographs"},
+    "pytorch_metric_learning": {"losses", "photographs", "facts"},
     "sklearn": {"datasets", "report", "retrieval"},
     "optuna": {"sweeps"},
     "filelock": {"index_file"},

@@ -41,7 +41,7 @@ def configured(tmp_path, monkeypatch) -> dict:
 
 
 def stream_of(configured: dict) -> Stream:
-    return catalog.build_data("sequence", {key: v for key, v in configured["data"].items() if key != "name"})
+    return catalog.build_data("sequence", {key: v for key, v in configured["data"].items() if key != "name"}).stream
 
 
 def test_all_eight_tasks_in_the_papers_order(configured):

@@ -248,7 +248,7 @@ def test_the_command_line_and_yaml_name_parts(readers, tmp_path):
     file.write_text(f"data: {{name: sequence, parts: {parts}, root: {tmp_path}, per_class: 3}}\n")
     assert configuration.parse(["--config", str(file)])[0] == config == configuration.resolve(config)
     data = {key: value for key, value in config["data"].items() if key != "name"}
-    stream = catalog.build_data("sequence", data)
+    stream = catalog.build_data("sequence", data).stream
     assert [(task.name, len(task.train), len(task.query)) for task in stream] == [
         ("digits", 30, 30),
         ("clothes", 30, 20),

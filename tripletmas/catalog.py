@@ -11,9 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 import docstring_parser
+from torch import nn
 
 from tripletmas import losses, models
 from tripletmas.data import Source
+from tripletmas.facts import listed, shapes
+from tripletmas.facts.fact import parse_fact
+from tripletmas.facts.language import LanguageView, language_view
+from tripletmas.facts.losses import FactContrastive, FactDistance, FactLoss
+from tripletmas.facts.streams import make_fact_stream
+from tripletmas.facts.visual import make_visual_view
+from tripletmas.facts.words import make_words
 from tripletmas.readers import READERS
 from tripletmas.sequences import sequence
 from tripletmas.spelling import suggestion
@@ -35,7 +43,9 @@ from tripletmas.strategies import (
 )
 from tripletmas.tasks import Stream, Task, make_stream, make_unseen
 
-DATASETS: dict[str, Callable[..., Source]] = {**READERS, "sequence": sequence}
+FACT_DATASETS: dict[str, Callable[..., Source]] = {"shapes-facts": shapes.shapes_facts, "facts": listed.facts}
+DATASETS: dict[str, Callable[..., Source]] = {**READERS, "sequence": sequence, **FACT_DATASETS}
+FACT_LOSSES: dict[str, Callable[..., FactLoss]] = {"fact_contrastive": FactContrastive, "fact_distance": FactDistance}
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": Finetune,
     "frozen": Frozen,
@@ -55,6 +65,20 @@ CROSS_ENTROPY = "cross_entropy"  # the loss of recognition, which is made for a 
 
 
 @dataclass(frozen=True)
+class Data:
+    """What is learned.
+
+    Attributes:
+        unseen: classes that are in no task; None for none.
+        language: of facts, their language view; None for classes.
+    """
+
+    stream: Stream
+    unseen: Task | None = None
+    language: LanguageView | None = None
+
+
+@dataclass(frozen=True)
 class Option:
     """One option of a part: what the command line needs to know of it."""
 
@@ -68,7 +92,7 @@ def names(part: str) -> tuple[str, ...]:
     return {
         "data": lambda: tuple(DATASETS),
         "model": models.model_names,
-        "loss": lambda: (*losses.LOSSES, CROSS_ENTROPY),
+        "loss": lambda: (*losses.LOSSES, CROSS_ENTROPY, *FACT_LOSSES),
         "strategy": lambda: tuple(STRATEGIES),
     }[part]()
 
@@ -85,13 +109,16 @@ def options(part: str, name: str) -> dict[str, Option]:
     if name not in names(part):
         raise ValueError(f"unknown {part} {name!r}{suggestion(name, names(part))}")
     if part == "data":
-        return options_of(DATASETS[name]) | options_of(make_stream)
+        of_stream = _OF_FACTS if name in FACT_DATASETS else (make_stream,)
+        return options_of(DATASETS[name]) | {k: v for function in of_stream for k, v in options_of(function).items()}
     if part == "model":
         return options_of(models.constructor_for(name), leave_out=("name",))
     if part == "strategy":
         return options_of(STRATEGIES[name])
     if name == CROSS_ENTROPY:
         return {}
+    if name in FACT_LOSSES:
+        return options_of(FACT_LOSSES[name])
     mining = Option(Literal[losses.MININGS], losses.default_mining(name), "which pairs or triplets the loss sees")
     return {"mining": mining} | {
         option: Option(parameter.annotation, parameter.default, f"as in {losses.LOSSES[name].constructor.__name__}")
@@ -117,19 +144,42 @@ def options_of(constructor: Callable[..., Any], *, leave_out: Iterable[str] = ()
     }
 
 
-def build_data(name: str, given: Mapping[str, Any]) -> Stream:
-    """The stream of the data set `name`."""
-    return build_data_and_unseen(name, given)[0]
+def fact_model_options(name: str) -> dict[str, Option]:
+    """The options of the model `name` as the visual view of facts, whose language view decides on `dim`."""
+    own = {key: option for key, option in options("model", name).items() if key != "dim"}
+    return own | {"branch_at": options_of(make_visual_view)["branch_at"]}
 
 
-def build_data_and_unseen(name: str, given: Mapping[str, Any]) -> tuple[Stream, Task | None]:
-    """The stream of the data set `name`, and the classes that are in none of its tasks; None for none."""
-    of_stream, of_unseen = options_of(make_stream), options_of(make_unseen)
-    source = DATASETS[name](**{key: value for key, value in given.items() if key not in of_stream})
-    stream = make_stream(source, **{key: value for key, value in given.items() if key in of_stream})
-    if not given.get("unseen"):
-        return stream, None
-    return stream, make_unseen(source, **{key: value for key, value in given.items() if key in of_unseen})
+def build_data(name: str, given: Mapping[str, Any]) -> Data:
+    """The data set `name` as a stream, with what belongs to it."""
+    source = _call(DATASETS[name], given)
+    if name in FACT_DATASETS:
+        facts = [parse_fact(each) for each in source.train.class_names]
+        language = language_view(facts, _call(make_words, given))
+        return Data(*_call(make_fact_stream, given, source, language), language)
+    stream = _call(make_stream, given, source)
+    return Data(stream, _call(make_unseen, given, source) if given.get("unseen") else None)
+
+
+def build_loss(
+    name: str, given: Mapping[str, Any], *, dim: int, num_classes: int, language: LanguageView | None = None
+) -> nn.Module:
+    """The loss `name` between embeddings, or, with a language view, between embeddings and facts."""
+    if name in FACT_LOSSES:
+        if language is None:
+            raise ValueError(f"loss {name!r} compares images with facts: use it with {' or '.join(FACT_DATASETS)}")
+        return FACT_LOSSES[name](language, **given)
+    rest = {key: value for key, value in given.items() if key != "mining"}
+    return losses.make_loss(name, dim=dim, num_classes=num_classes, mining=given.get("mining"), options=rest)
+
+
+_OF_FACTS = (make_fact_stream, make_words)
+
+
+def _call(function: Callable[..., Any], given: Mapping[str, Any], *arguments: Any) -> Any:
+    """The function with those of the options that are its own."""
+    own = options_of(function)
+    return function(*arguments, **{key: value for key, value in given.items() if key in own})
 
 
 def build_strategy(name: str, given: Mapping[str, Any], *, searched: str | None = None) -> Strategy:

@@ -12,6 +12,7 @@ import argparse
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,10 @@ from tripletmas.spelling import suggestion
 
 _DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
 _ALONE = ("objective", "seed", "device")
-_OBJECTIVES = {"metric": "triplet", "recognition": catalog.CROSS_ENTROPY}  # objective -> its loss if none is named
+# objective -> its loss if none is named
+_OBJECTIVES = {"metric": "triplet", "recognition": catalog.CROSS_ENTROPY, "facts": "fact_contrastive"}
+# An image of facts is in several tasks, and costs more than a small image of one class: fewer passes, larger batches.
+_FACT_DEFAULTS: dict[str, dict[str, Any]] = {"training": {"epochs": 8, "batch_size": 64}, "model": {"width": 32}}
 _EMPTY = inspect.Parameter.empty
 
 
@@ -50,8 +54,9 @@ def parse(
     arguments = list(_with_files_unfolded(arguments))
     chosen = {part: name or _DEFAULT_NAMES[part] for part, name in _part_names(arguments).items()}
     chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
-    chosen["loss"] = _loss_for(_objective(arguments), chosen["loss"])
-    parser = _parser(chosen, program, extra)
+    objective = _objective(arguments, chosen["data"])
+    chosen["loss"] = _loss_for(objective, chosen["loss"])
+    parser = _parser(chosen, objective, program, extra)
     _refuse_unknown(arguments, parser, chosen)
     try:
         parsed = parser.parse_args(arguments).as_dict()
@@ -87,7 +92,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     return parse(list(_as_arguments(config)))[0]
 
 
-def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.ArgumentParser:
+def _parser(chosen: Mapping[str, str], objective: str, program: str, extra) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog=program,
         exit_on_error=False,
@@ -103,17 +108,23 @@ def _parser(chosen: Mapping[str, str], program: str, extra) -> jsonargparse.Argu
     for part in catalog.PARTS:
         group = parser.add_argument_group(f"{part}: {chosen[part]}")
         group.add_argument(f"--{part}.name", default=chosen[part], metavar="NAME", help=f"also --{part} NAME")
-        _add(group, part, catalog.options(part, chosen[part]))
+        facts = part == "model" and objective == "facts"
+        _add(group, part, (catalog.fact_model_options if facts else partial(catalog.options, part))(chosen[part]))
     _add(parser.add_argument_group("training"), "training", catalog.options_of(TrainConfig, leave_out=("seed",)))
+    if objective == "facts":
+        named = {f"{part}.{key}": value for part, values in _FACT_DEFAULTS.items() for key, value in values.items()}
+        known = {action.dest for action in parser._actions}
+        parser.set_defaults({key: value for key, value in named.items() if key in known})
     _add(parser.add_argument_group("gallery"), "gallery", catalog.options_of(GalleryConfig))
     group = parser.add_argument_group("search: of a strength that is `auto`, for each task on that task's data alone")
     _add(group, "search", catalog.options_of(SearchConfig))
     group = parser.add_argument_group("run")
     group.add_argument(
         "--objective",
-        type=Literal["metric", "recognition"],
-        default="metric",
-        help="a metric loss, or a linear head for each task under cross-entropy",
+        type=Literal["metric", "recognition", "facts"],
+        default=objective,
+        help="a metric loss; a linear head for each task under cross-entropy; or images that find their facts, which "
+        f"{' and '.join(catalog.FACT_DATASETS)} are for",
     )
     group.add_argument(
         "--seed",
@@ -208,21 +219,30 @@ def _part_names(arguments: Sequence[str]) -> dict[str, str]:
     return vars(first.parse_known_args(list(arguments))[0])
 
 
-def _objective(arguments: Sequence[str]) -> str:
+def _objective(arguments: Sequence[str], data: str) -> str:
+    """What is asked for; data of facts ask for it themselves."""
+    of_data = "facts" if data in catalog.FACT_DATASETS else "metric"
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--objective", default="metric")
+    first.add_argument("--objective", default=of_data)
     objective = first.parse_known_args(list(arguments))[0].objective
     if objective not in _OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}{suggestion(objective, _OBJECTIVES)}")
+    if "facts" in (objective, of_data) and objective != of_data:
+        raise ValueError(
+            f"data {data!r} do not fit objective {objective!r}: facts takes {' or '.join(catalog.FACT_DATASETS)}, and "
+            "the other objectives all other data"
+        )
     return objective
 
 
 def _loss_for(objective: str, name: str) -> str:
     """The loss of an objective; a named one must fit it."""
-    if name and (name == catalog.CROSS_ENTROPY) != (objective == "recognition"):
+    special = {"recognition": (catalog.CROSS_ENTROPY,), "facts": tuple(catalog.FACT_LOSSES)}
+    of_name = next((each for each, names in special.items() if name in names), "metric")
+    if name and of_name != objective:
         raise ValueError(
-            f"loss {name!r} does not fit objective {objective!r}: recognition takes {catalog.CROSS_ENTROPY}, and the "
-            "metric objective all other losses"
+            f"loss {name!r} does not fit objective {objective!r}: recognition takes {catalog.CROSS_ENTROPY}, facts "
+            f"{' or '.join(catalog.FACT_LOSSES)}, and the metric objective all other losses"
         )
     return name or _OBJECTIVES[objective]
 

@@ -21,17 +21,20 @@ class LabelledDataset(Dataset):
 
     `dataset[i]` is one `(sample, label)`; `dataset[[i, j]]` is a whole batch `(samples, labels)`. Every part of a
     data set (train, test, the classes of a task) is a view that shares the samples and the class names, so labels
-    mean the same in all of them.
+    mean the same in all of them. Where a sample can be of several classes, as an image of which several facts hold,
+    labels are a row of booleans, one for each class, and a view has those of its own classes only: what is true of a
+    sample besides is in `truth`.
 
     Args:
         samples: a tensor (n, ...) in memory, uint8 (0..255, scaled to [0, 1] when read) or floating, or any sequence
             whose items are such tensors of one shape, decoded when asked for.
-        labels: (n,), integers in [0, len(class_names)).
+        labels: (n,), integers in [0, len(class_names)); or (n, len(class_names)), booleans.
         class_names: the name of each label. Labels that users write as strings or as large numbers stay names.
         groups: the group of each *class* (an alphabet, the folder of a task), for streams of one task a group.
         paths: the file of each sample, where samples are files.
         transform: applied to each sample when it is read, as augmentation is; `plain` is the view without it.
         indices: which samples this view holds, in its order; None for all.
+        within: of boolean labels, (len(class_names),) which classes this view is about; None for all.
     """
 
     def __init__(
@@ -44,11 +47,22 @@ class LabelledDataset(Dataset):
         paths: Sequence[str] | None = None,
         transform: Transform | None = None,
         indices: Tensor | None = None,
+        within: Tensor | None = None,
     ):
-        all_labels = torch.as_tensor(labels, dtype=torch.int64)
+        all_labels = torch.as_tensor(labels)
         if len(all_labels) != len(samples):
             raise ValueError(f"{len(samples)} samples, but {len(all_labels)} labels")
-        if len(all_labels) and not 0 <= int(all_labels.min()) <= int(all_labels.max()) < len(class_names):
+        if all_labels.dtype == torch.bool:
+            if all_labels.shape[1:] != (len(class_names),):
+                raise ValueError(f"boolean labels must be (n, {len(class_names)}), one for each class name")
+            within = torch.ones(len(class_names), dtype=torch.bool) if within is None else within
+        else:
+            all_labels, within = all_labels.to(torch.int64), None
+        if (
+            within is None
+            and len(all_labels)
+            and not 0 <= int(all_labels.min()) <= int(all_labels.max()) < len(class_names)
+        ):
             raise ValueError(f"labels must lie in [0, {len(class_names)}), one for each class name")
         if groups is not None and len(groups) != len(class_names):
             raise ValueError(f"groups name one group for each of the {len(class_names)} classes, got {len(groups)}")
@@ -57,9 +71,11 @@ class LabelledDataset(Dataset):
         self.groups = None if groups is None else tuple(groups)
         self.transform = transform
         self.indices = torch.arange(len(all_labels)) if indices is None else indices
+        self.within = within
+        self.truth = all_labels[self.indices]
+        self.labels = self.truth if within is None else self.truth & within
         self._all_labels = all_labels
         self._all_paths = paths
-        self.labels = all_labels[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -71,12 +87,13 @@ class LabelledDataset(Dataset):
 
     def __getitems__(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """The batch (samples (b, ...), labels (b,)) at these positions; a DataLoader calls this once a batch."""
-        chosen = self.indices[torch.as_tensor(positions, dtype=torch.int64)]
+        positions = torch.as_tensor(positions, dtype=torch.int64)
+        chosen = self.indices[positions]
         if isinstance(self.samples, Tensor) and self.transform is None:
             samples = _as_float(self.samples[chosen])
         else:
             samples = torch.stack([self._read(i) for i in chosen.tolist()])
-        return samples, self._all_labels[chosen]
+        return samples, self.labels[positions]
 
     def _read(self, index: int) -> Tensor:
         sample = _as_float(self.samples[index])
@@ -85,6 +102,8 @@ class LabelledDataset(Dataset):
     @property
     def classes(self) -> tuple[int, ...]:
         """The labels that occur in this view, ascending."""
+        if self.within is not None:
+            return tuple(self.labels.any(dim=0).nonzero().flatten().tolist())
         return tuple(self.labels.unique().tolist())
 
     @property
@@ -105,8 +124,18 @@ class LabelledDataset(Dataset):
         return self._view(self.indices[torch.as_tensor(positions, dtype=torch.int64)], self.transform)
 
     def of_classes(self, classes: Sequence[int]) -> LabelledDataset:
-        """The view of the samples whose label is one of these."""
-        return self.subset(torch.isin(self.labels, torch.as_tensor(classes)).nonzero().flatten())
+        """The view of the samples that are of one of these classes."""
+        chosen = torch.as_tensor(classes, dtype=torch.int64)
+        if self.within is None:
+            return self.subset(torch.isin(self.labels, chosen).nonzero().flatten())
+        about = self.about(classes)
+        return about.subset(about.labels.any(dim=1).nonzero().flatten())
+
+    def about(self, classes: Sequence[int]) -> LabelledDataset:
+        """The view of the same samples whose boolean labels tell of these classes only."""
+        assert self.within is not None, "a sample of one class cannot be without it"
+        within = torch.zeros_like(self.within).index_fill(0, torch.as_tensor(classes, dtype=torch.int64), True)
+        return self._view(self.indices, self.transform, self.within & within)
 
     def plain(self) -> LabelledDataset:
         """The same samples without augmentation."""
@@ -116,7 +145,7 @@ class LabelledDataset(Dataset):
         """The same samples, read through `transform`."""
         return self._view(self.indices, transform)
 
-    def _view(self, indices: Tensor, transform: Transform | None) -> LabelledDataset:
+    def _view(self, indices: Tensor, transform: Transform | None, within: Tensor | None = None) -> LabelledDataset:
         return LabelledDataset(
             self.samples,
             self._all_labels,
@@ -125,6 +154,7 @@ class LabelledDataset(Dataset):
             paths=self._all_paths,
             transform=transform,
             indices=indices,
+            within=self.within if within is None else within,
         )
 
     def loader(
@@ -155,6 +185,8 @@ class LabelledDataset(Dataset):
 def concatenate(datasets: Sequence[LabelledDataset]) -> LabelledDataset:
     """One data set of all, in order, where all are views of the same samples.
 
+    A sample that is in several, each with classes of its own, is there once, where it was first, with all of these.
+
     Raises:
         ValueError: if they are not, or if there is none.
     """
@@ -163,7 +195,11 @@ def concatenate(datasets: Sequence[LabelledDataset]) -> LabelledDataset:
     first = datasets[0]
     if any(other.samples is not first.samples for other in datasets):
         raise ValueError("only views of the same samples can be concatenated")
-    return first._view(torch.cat([dataset.indices for dataset in datasets]), first.transform)
+    indices = torch.cat([dataset.indices for dataset in datasets])
+    if first.within is None:
+        return first._view(indices, first.transform)
+    within = torch.stack([torch.as_tensor(dataset.within) for dataset in datasets]).any(dim=0)
+    return first._view(torch.tensor(list(dict.fromkeys(indices.tolist()))), first.transform, within)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ from tripletmas.data import LabelledDataset
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Raw embeddings of n samples, (n, dim) float32 on the CPU, all finite, and their labels, (n,) int64."""
+    """Raw embeddings of n samples, (n, dim) float32 on the CPU, all finite, and their labels.
+
+    Labels are (n,) int64, or, where a sample can be of several classes, (n, classes) bool.
+    """
 
     vectors: Tensor
     labels: Tensor
@@ -29,7 +32,9 @@ class Embeddings:
                 f"got {vectors.dtype} of {tuple(vectors.shape)} on {vectors.device}"
             )
         # No conversion: labels that went through a float on their way here may already have collided.
-        if labels.shape != vectors.shape[:1] or labels.dtype != torch.int64 or labels.device.type != "cpu":
+        one, several = labels.shape == vectors.shape[:1], labels.ndim == 2 and len(labels) == len(vectors)
+        fits = (one and labels.dtype == torch.int64) or (several and labels.dtype == torch.bool)
+        if not fits or labels.device.type != "cpu":
             raise ValueError(
                 f"labels must be int64 of shape ({len(vectors)},) on the CPU, "
                 f"got {labels.dtype} of {tuple(labels.shape)} on {labels.device}"

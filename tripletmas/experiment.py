@@ -13,9 +13,9 @@ from torch import nn
 from tripletmas import catalog, configuration
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.class_means import ClassMeans
+from tripletmas.facts.visual import make_visual_view
 from tripletmas.forgetting import Scores
 from tripletmas.gallery import GalleryConfig
-from tripletmas.losses import make_loss
 from tripletmas.models import embedding_dim, make_model
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
@@ -43,35 +43,42 @@ class Experiment:
     unseen: Task | None = None
 
 
-def build(config: Mapping[str, Any], *, stream: Stream | None = None) -> Experiment:
+def build(config: Mapping[str, Any], *, data: catalog.Data | None = None) -> Experiment:
     """The parts that a configuration names; what it leaves out has its default.
 
     Args:
-        stream: the data that the configuration names, where they were read before; None reads them.
+        data: what the configuration names, where it was read before; None reads it.
 
     Raises:
         ValueError: for unknown names and options, for data that cannot be read, for a device that is not there.
     """
     resolved = configuration.resolve(config)
     device = choose_device(resolved["device"])
-    data, model, loss, strategy = (
+    named, model, loss, strategy = (
         (resolved[part]["name"], {key: value for key, value in resolved[part].items() if key != "name"})
         for part in catalog.PARTS
     )
     training = TrainConfig(**resolved["training"], seed=resolved["seed"])
     made_strategy, search = _strategy(*strategy, resolved)
-    stream, unseen = catalog.build_data_and_unseen(*data) if stream is None else (stream, None)
+    built = data if isinstance(data, catalog.Data) else catalog.build_data(*named)
+    stream, language = built.stream, built.language
     first = stream[0].train
     seed_everything(resolved["seed"])
-    made_model = make_model(model[0], first.sample_shape, options=_tuples(model[1])).to(device)
+    if language is None:
+        made_model = make_model(model[0], first.sample_shape, options=_tuples(model[1])).to(device)
+    else:
+        branch_at = model[1].pop("branch_at")
+        options = _tuples(model[1])
+        made_model = make_visual_view(
+            model[0], first.sample_shape, dim=language.dim, branch_at=branch_at, options=options
+        ).to(device)
     dim = embedding_dim(made_model, first.sample_shape)
     if resolved["objective"] == "recognition":
         made_loss: nn.Module = Recognition(dim, [task.classes for task in stream], first.class_names)
     else:
-        mining = loss[1].pop("mining")
-        made_loss = make_loss(loss[0], dim=dim, num_classes=len(first.class_names), mining=mining, options=loss[1])
+        made_loss = catalog.build_loss(*loss, dim=dim, num_classes=len(first.class_names), language=language)
     gallery = GalleryConfig(**resolved["gallery"])
-    parts = (stream, made_model, made_loss.to(device), made_strategy, training, search, gallery, unseen)
+    parts = (stream, made_model, made_loss.to(device), made_strategy, training, search, gallery, built.unseen)
     return Experiment(resolved, *parts)
 
 

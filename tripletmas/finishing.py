@@ -10,13 +10,16 @@ from torch import nn
 
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.class_means import ClassMeans
-from tripletmas.evaluation import EmbeddedTasks, TaskScores, embed_tasks, score_alone, score_embedded, score_recognition
+from tripletmas.evaluation import EmbeddedTasks, TaskScores, embed_tasks, score_recognition
+from tripletmas.fact_evaluation import score_objective, score_objective_alone
+from tripletmas.fact_shown import write_fact_shown
+from tripletmas.facts.losses import FactLoss
 from tripletmas.forgetting import Scores
 from tripletmas.gallery import STALE, Galleries, GalleryConfig, drift_by_class, gallery_file, named
 from tripletmas.params import state_of
 from tripletmas.recognition import Recognition
 from tripletmas.sampling import seed_everything
-from tripletmas.shown import write_shown
+from tripletmas.shown import one_label, write_followed, write_shown
 from tripletmas.task_training import Learner
 from tripletmas.tasks import Stream, Task, fingerprint
 
@@ -63,7 +66,7 @@ class Finish:
         deployed = strategy.deployed(model)
         embedded = embed_tasks(deployed, seen, batch_size=config.eval_batch_size, num_workers=config.num_workers)
         self.galleries.after_task(deployed, seen[-1], embedded.galleries[-1])
-        found = score_embedded(embedded, named(self.galleries.parts, self.config.compensate))
+        found = score_objective(learner.loss, seen, embedded, named(self.galleries.parts, self.config.compensate))
         if isinstance(learner.loss, Recognition):
             if self.means:
                 self.means.after_task(deployed, seen)
@@ -75,7 +78,7 @@ class Finish:
                     scores.record(gallery, metric, number, on_task, value)
         if run:
             self._write_tensors(deployed, number, run)
-            _write_galleries(self.galleries, seen, embedded, found, run)
+            self._write_galleries(seen, embedded, found, run)
             run.write_json("scores.json", scores.to_json())
             record = self._record(deployed, seen, embedded, found)
             run.append({**record, "seconds": time.perf_counter() - began})
@@ -99,7 +102,7 @@ class Finish:
         if self.unseen is None:
             return record
         size, workers = config.eval_batch_size, config.num_workers
-        unseen = score_alone(deployed, self.unseen, batch_size=size, num_workers=workers)
+        unseen = score_objective_alone(self.learner.loss, deployed, self.unseen, batch_size=size, num_workers=workers)
         return {**record, "unseen": unseen, "unseen_data": fingerprint(self.unseen)}
 
     def _write_tensors(self, deployed: nn.Module, number: int, run: RunDirectory) -> None:
@@ -113,21 +116,23 @@ class Finish:
         if self.means:
             run.write_tensors(f"recognition/means{number:02d}.safetensors", self.means.state_dict())
 
+    def _write_galleries(self, seen: Stream, embedded: EmbeddedTasks, found: TaskScores, run: RunDirectory) -> None:
+        """The stored gallery of the last task, what a report shows, and the present embedding of all queries."""
+        number, loss = len(seen) - 1, self.learner.loss
+        run.write_tensors(gallery_file(number), self.galleries.last())
+        if isinstance(loss, FactLoss):
+            write_followed(run, number, seen, embedded)
+            write_fact_shown(run, number, seen, embedded, loss)
+        else:
+            write_shown(run, number, seen, embedded)
+        final = {"vectors": found.queries.vectors, "labels": one_label(found.queries.labels)}
+        run.write_tensors("index/final.safetensors", final)
+        names = {"class_names": list(seen[0].query.class_names), "tasks": [list(task.classes) for task in seen]}
+        run.write_json("index/final.json", names)
+
     def _unprotected(self) -> dict[str, Any]:
         protections, loss = self.learner.strategy.protections, self.learner.loss
         if not protections:
             return {}
         own = [name for name, _ in loss.named_parameters()] if isinstance(loss, nn.Module) else []
         return replace(protections[0].coverage(), loss_parameters=tuple(own)).to_json()
-
-
-def _write_galleries(
-    galleries: Galleries, seen: Stream, embedded: EmbeddedTasks, found: TaskScores, run: RunDirectory
-) -> None:
-    """The stored gallery of the last task, what a report shows, and the present embedding of all queries."""
-    number = len(seen) - 1
-    run.write_tensors(gallery_file(number), galleries.last())
-    write_shown(run, number, seen, embedded)
-    run.write_tensors("index/final.safetensors", {"vectors": found.queries.vectors, "labels": found.queries.labels})
-    names = {"class_names": list(seen[0].query.class_names), "tasks": [list(task.classes) for task in seen]}
-    run.write_json("index/final.json", names)

@@ -131,11 +131,13 @@ def gallery_file(number: int) -> str:
 def drift_by_class(
     stored: list[Embeddings], fresh: list[Embeddings], classes: list[tuple[int, ...]]
 ) -> list[list[float]]:
-    """For each task, for each of its classes: the mean over its gallery items of 1 - cos(stored, fresh)."""
+    """For each task, for each of its classes (facts): the mean over its gallery items of 1 - cos(stored, fresh)."""
     found = []
     for one, other, labels in zip(stored, fresh, classes, strict=True):
         distance = 1 - (unit(one.vectors) * unit(other.vectors)).sum(dim=1)
-        found.append([float(distance[other.labels == label].mean()) for label in labels])
+        of = other.labels
+        items = [of[:, label] if of.ndim == 2 else of == label for label in labels]
+        found.append([float(distance[each].mean()) for each in items])
     return found
 
 

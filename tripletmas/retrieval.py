@@ -85,6 +85,8 @@ def evaluate(
         if gallery is queries:
             raise ValueError("the gallery is the queries themselves: leave gallery out, or give self_positions")
         self_positions = torch.full((len(queries),), -1)
+    if queries.labels.ndim > 1 or gallery.labels.ndim > 1:
+        raise ValueError("these samples have several labels each (facts); this search takes samples of one class")
     if queries.vectors.shape[1] != gallery.vectors.shape[1]:
         raise ValueError(f"queries of dim {queries.vectors.shape[1]}, but a gallery of dim {gallery.vectors.shape[1]}")
     _check_positions(self_positions, queries, gallery)

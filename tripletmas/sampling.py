@@ -40,8 +40,11 @@ def class_balanced_batches(
     sizes; a sample comes up at most once in a pass over its class. No batch holds a sample twice: a class with fewer
     than K samples gives all it has.
 
+    Where a sample can be of several classes, it is drawn for one of them and brings the others with it, so a batch may
+    be smaller; a class of a single sample is then no error, since no pairs are asked for.
+
     Args:
-        labels: (n,).
+        labels: (n,), or (n, classes) booleans.
 
     Returns:
         ceil(n / (P K)) batches.
@@ -57,9 +60,13 @@ def class_balanced_batches(
             f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {batch_size} for "
             f"samples_per_class={samples_per_class}"
         )
-    members = {label: (labels == label).nonzero().flatten() for label in labels.unique().tolist()}
+    several = labels.ndim == 2
+    columns = labels.any(dim=0).nonzero().flatten() if several else labels.unique()
+    members = {
+        label: (labels[:, label] if several else labels == label).nonzero().flatten() for label in columns.tolist()
+    }
     single = [str(label) for label, positions in members.items() if len(positions) < 2]
-    if single:
+    if single and not several:
         raise ValueError(f"a class needs at least two samples to form a triplet; those with one: {listed(single)}")
     num_classes = min(batch_size // samples_per_class, len(members))
     per_class = max(samples_per_class, batch_size // len(members)) if num_classes == len(members) else samples_per_class
@@ -67,7 +74,7 @@ def class_balanced_batches(
     deck = _Deck(list(members), generator)
     decks = {label: _Deck(positions.tolist(), generator) for label, positions in members.items()}
     return [
-        [position for label in deck.draw(num_classes) for position in decks[label].draw(per_class)]
+        list(dict.fromkeys(position for label in deck.draw(num_classes) for position in decks[label].draw(per_class)))
         for _ in range(-(-len(labels) // (num_classes * per_class)))
     ]
 

@@ -30,10 +30,7 @@ _SIDE = 64  # pixels
 
 def write_shown(run: RunDirectory, number: int, seen: Stream, embedded: EmbeddedTasks) -> None:
     """Keep what a report shows after task `number`, the last of those seen."""
-    draws = [followed(task) for task in seen]
-    vectors = [query.vectors[draw] for query, draw in zip(embedded.queries, draws, strict=True)]
-    shown = {**_queries(seen, draws), "vectors": torch.cat(vectors)}
-    run.write_tensors(f"gallery/shown{number:02d}.safetensors", shown)
+    draws = write_followed(run, number, seen, embedded)
     pictured = min(_PICTURED, max(2, _PICTURED_IN_ALL // len(seen)))
     few = [draw[:pictured] for draw in draws]
     found = _nearest(embedded, few)
@@ -41,6 +38,20 @@ def write_shown(run: RunDirectory, number: int, seen: Stream, embedded: Embedded
     if len(seen[0].query.sample_shape) == 3 and seen[0].query.sample_shape[0] in (1, 3):
         earlier = run.read_tensors(_found_file(number - 1)) if number and _has(run, number - 1) else None
         run.write_tensors("gallery/neighbours.safetensors", _pictured(seen, few, earlier, found))
+
+
+def write_followed(run: RunDirectory, number: int, seen: Stream, embedded: EmbeddedTasks) -> list[Tensor]:
+    """Keep where the model puts the queries that a report follows; the positions of each task's."""
+    draws = [followed(task) for task in seen]
+    vectors = [query.vectors[draw] for query, draw in zip(embedded.queries, draws, strict=True)]
+    shown = {**_queries(seen, draws), "vectors": torch.cat(vectors)}
+    run.write_tensors(f"gallery/shown{number:02d}.safetensors", shown)
+    return draws
+
+
+def one_label(labels: Tensor) -> Tensor:
+    """(n,) the labels; of samples with several (n, classes), the first of each."""
+    return labels.long().argmax(dim=1) if labels.ndim == 2 else labels
 
 
 def followed(task: Task) -> Tensor:
@@ -52,7 +63,7 @@ def followed(task: Task) -> Tensor:
 def _queries(seen: Stream, draws: Sequence[Tensor]) -> Params:
     return {
         "tasks": torch.cat([torch.full((len(draw),), number) for number, draw in enumerate(draws)]),
-        "labels": torch.cat([task.query.labels[draw] for task, draw in zip(seen, draws, strict=True)]),
+        "labels": torch.cat([one_label(task.query.labels[draw]) for task, draw in zip(seen, draws, strict=True)]),
         "queries": torch.cat(list(draws)),
     }
 
@@ -94,7 +105,7 @@ def _pictured(seen: Stream, few: Sequence[Tensor], earlier: Params | None, found
         key = (number, item, is_query and data is not _part(seen[number], False))
         if key not in place:
             place[key] = len(pictures)
-            pictures.append(_small(data[item][0]))
+            pictures.append(small(data[item][0]))
         return place[key]
 
     def neighbours(kept: Params, when: str) -> Params:
@@ -136,8 +147,8 @@ def _part(task: Task, is_query: bool) -> LabelledDataset:
     return task.query if is_query or task.gallery is None else task.gallery
 
 
-def _small(sample: Tensor) -> Tensor:
-    """uint8 (channels, height, width), at most 64 pixels high and wide."""
+def small(sample: Tensor) -> Tensor:
+    """A picture of a sample: uint8 (channels, height, width), at most 64 pixels high and wide."""
     largest = max(sample.shape[1:])
     if largest > _SIDE:
         size = [max(1, round(side * _SIDE / largest)) for side in sample.shape[1:]]

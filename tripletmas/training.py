@@ -11,7 +11,7 @@ from torch import nn
 
 from tripletmas.checkpoint import Checkpoint, RunDirectory
 from tripletmas.class_means import ClassMeans
-from tripletmas.evaluation import score_alone
+from tripletmas.fact_evaluation import score_objective_alone
 from tripletmas.finishing import Finish
 from tripletmas.forgetting import Scores
 from tripletmas.gallery import GalleryConfig
@@ -142,7 +142,8 @@ def _score_ahead(learner: Learner, stream: Stream, number: int) -> dict[str, Any
     """
     model, config = learner.strategy.deployed(learner.model), learner.config
     tasks = stream[number : number + 1] if number else stream
-    found = [score_alone(model, t, batch_size=config.eval_batch_size, num_workers=config.num_workers) for t in tasks]
+    sizes = {"batch_size": config.eval_batch_size, "num_workers": config.num_workers}
+    found = [score_objective_alone(learner.loss, model, task, **sizes) for task in tasks]
     values = {metric: [each[metric] for each in found] for metric in found[0]}
     return {"kind": "ahead", "task": number, "scores": {"task": values}}
 

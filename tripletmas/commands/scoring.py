@@ -48,7 +48,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise ValueError("stale galleries and compatibility are those of the run's own data: leave --data out")
     if of_data:
         config, _ = configuration.parse(of_data, program="tripletmas evaluate")
-        stream = catalog.build_data(*name_and_options(config["data"]))
+        stream = catalog.build_data(*name_and_options(config["data"])).stream
         if stream[0].query.sample_shape != experiment.stream[0].query.sample_shape:
             raise ValueError(
                 f"the model of {run.path} takes samples of shape {experiment.stream[0].query.sample_shape}, the data "

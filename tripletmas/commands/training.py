@@ -13,6 +13,7 @@ import yaml
 
 from tripletmas import configuration, sweeps
 from tripletmas import report as reports
+from tripletmas.allocator import keep_freed_memory
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.commands.console import console, make_parser, numbers, print_comparison
 from tripletmas.experiment import run_experiment
@@ -91,6 +92,7 @@ def resume(arguments: Sequence[str]) -> None:
 def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on: str | None = None) -> None:
     """Train, print the scores, write the report; Ctrl-C says how to go on."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    keep_freed_memory()
     try:
         run_experiment(config, out)
     except KeyboardInterrupt:

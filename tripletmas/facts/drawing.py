@@ -31,12 +31,13 @@ PALETTE = {
     "orange": (240, 130, 20),
 }
 FINE = 4
+KEPT_BYTES = 2**30  # 87,000 pictures of 64 x 64
 CONTRAST = 105.0  # of the background to each colour in use: the least length of the difference
 LINE_WIDTH, KNOB = 0.022, 0.034  # the knob is a radius
 
 
 class Scenes(Sequence[Tensor]):
-    """Pictures of scenes, each drawn anew when it is asked for: none is kept.
+    """Pictures of scenes, drawn when they are first asked for, and kept if all fit in `KEPT_BYTES`.
 
     Args:
         size: height and width in pixels.
@@ -45,12 +46,22 @@ class Scenes(Sequence[Tensor]):
     def __init__(self, scenes: Sequence[Scene], size: int = 64):
         self.scenes = scenes
         self.size = size
+        self._keep = len(scenes) * 3 * size * size <= KEPT_BYTES
+        self._drawn: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
-        return draw(self.scenes[index], self.size)
+        if index in self._drawn:
+            return self._drawn[index]
+        picture = draw(self.scenes[index], self.size)
+        if self._keep:
+            self._drawn[index] = picture
+        return picture
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_drawn": {}}
 
 
 def draw(scene: Scene, size: int = 64) -> Tensor:

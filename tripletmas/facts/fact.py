@@ -83,7 +83,7 @@ def parse_query(text: str) -> tuple[str, str, str]:
     for part in given:
         if ANY in part:
             raise ValueError(f"{ANY!r} stands for a whole part, got {part!r}")
-    subject, predicate, object = (given + ["", ""])[:3]
+    subject, predicate, object = [*given, "", ""][:3]
     return subject, predicate, object
 
 

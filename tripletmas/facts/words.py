@@ -99,6 +99,18 @@ def read_word_vectors(path: str | Path) -> WordVectors:
     return _FileWords(path, key_to_index, vectors)
 
 
+def make_words(*, words: str | None = None, word_dim: int = 64, word_seed: int = 0) -> WordVectors:
+    """The word vectors that options name.
+
+    Args:
+        words: a file of word vectors, in GloVe's or word2vec's text or binary format, or as gensim saves them. null:
+            vectors made of each word's letters, which know nothing of meaning.
+        word_dim: without a file, the length of a vector.
+        word_seed: without a file, draws the vectors.
+    """
+    return hashed_words(word_dim, seed=word_seed) if words is None else read_word_vectors(words)
+
+
 @dataclass(frozen=True)
 class _HashedWords:
     dim: int

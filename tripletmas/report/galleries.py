@@ -1,6 +1,6 @@
 """Fresh, stale and compensated galleries of one run: what stored vectors still find, and what re-embedding costs.
 
-All scores are recall@1, whatever the run is judged by.
+All scores are by the metric that searches are compared by: recall@1, or the mAP of facts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from tripletmas.report.numbers import number
 from tripletmas.report.read import Run
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, series_style, task_axis
 
-METRIC = "recall@1"
 KINDS = {"fresh": "", "stale": "_stale", "compensated": "_compensated"}  # kind -> how its galleries' names end
 SCOPES = {"seen": "everything seen", "task": "the task's own"}
 _MAPS = {
@@ -47,7 +46,7 @@ class GalleryRow:
 
 def stored_matrices(run: Run, scope: str) -> dict[str, Tensor]:
     """kind -> its matrix, for the gallery of `scope`; {} where only the fresh one was measured."""
-    found = {kind: run.matrix(METRIC, scope + ending) for kind, ending in KINDS.items()}
+    found = {kind: run.matrix(run.primary.searched, scope + ending) for kind, ending in KINDS.items()}
     measured = {kind: matrix for kind, matrix in found.items() if matrix is not None}
     return measured if measured.keys() - {"fresh"} else {}
 
@@ -90,7 +89,7 @@ def gallery_rows(run: Run) -> list[GalleryRow]:
 
 
 def draw_galleries(
-    path: Path, curves: Mapping[str, Sequence[float]], *, low: float, theme: Theme = LIGHT, label: str = METRIC
+    path: Path, curves: Mapping[str, Sequence[float]], *, low: float, theme: Theme = LIGHT, label: str = "recall@1"
 ) -> None:
     """A line for each kind of gallery over the tasks; kinds have one colour in all plots."""
     size = max(map(len, curves.values()))

@@ -114,7 +114,7 @@ def _right(tensors: dict[str, Tensor], row: int, moment: str) -> list[bool]:
 def _query(tensors: dict[str, Tensor], row: int, classes: Classes) -> ShownQuery:
     name = classes.name(int(tensors["query_label"][row]))
     before, after = (_hits(tensors, row, moment, classes) for moment in ("before", "after"))
-    picture = _thumbnail(tensors["pictures"][int(tensors["query_picture"][row])])
+    picture = thumbnail(tensors["pictures"][int(tensors["query_picture"][row])])
     return ShownQuery(picture, name, _verdict(before, after), before, after)
 
 
@@ -126,7 +126,7 @@ def _hits(tensors: dict[str, Tensor], row: int, moment: str, classes: Classes) -
             right = label == int(tensors["query_label"][row])
             name, text = classes.name(label), f"{score:.3f}"
             alt = f"rank {len(hits) + 1}: {name}, {'right' if right else 'wrong'}, score {text}"
-            hits.append(Hit(_thumbnail(tensors["pictures"][picture]), name, middle_cut(name, 22), right, text, alt))
+            hits.append(Hit(thumbnail(tensors["pictures"][picture]), name, middle_cut(name, 22), right, text, alt))
     return tuple(hits)
 
 
@@ -142,7 +142,7 @@ def _verdict(before: Sequence[Hit], after: Sequence[Hit]) -> str:
     return "now wrong" if was else "now right"
 
 
-def _thumbnail(picture: Tensor) -> Thumbnail:
+def thumbnail(picture: Tensor) -> Thumbnail:
     """A picture (c, h, w) uint8, as PNG where it is small, else as WebP of at most 144 pixels."""
     height, width = picture.shape[-2:]
     longest = max(height, width)

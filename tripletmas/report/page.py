@@ -15,6 +15,7 @@ from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.configs import flatten, section
 from tripletmas.report.embedding_map import group_shape, map_colours, map_json, read_map
 from tripletmas.report.embedding_plot import project
+from tripletmas.report.facts import read_facts
 from tripletmas.report.figures import Plot, make_plot
 from tripletmas.report.galleries import gallery_rows
 from tripletmas.report.layers import read_embedding
@@ -59,6 +60,7 @@ def write_report(run_directory: Path | str) -> Path:
         "plots": shown,
         "missing": run.missing,
         "neighbours": read_neighbours(run, classes),
+        "facts": read_facts(run, classes),
         "map": found,
         "map_plot": None if found is None else map_plot(found, out),
         "map_json": "" if found is None else map_json(found),

@@ -12,10 +12,11 @@ class Primary:
     """The score that headlines, curves and comparisons are about.
 
     Attributes:
-        objective: "metric learning" or "recognition"; runs of different objectives cannot be compared.
+        objective: "metric learning", "recognition" or "facts"; runs of different objectives cannot be compared.
         metric, gallery: where it lies in `Scores`.
         label: what an axis or a headline calls it.
         title: the same with all that a reader has to know.
+        searched: the metric by which fresh, stale and compensated galleries are compared, and unseen classes scored.
     """
 
     objective: str
@@ -23,6 +24,7 @@ class Primary:
     gallery: str
     label: str
     title: str
+    searched: str = "recall@1"
 
 
 METRIC_LEARNING = Primary(
@@ -39,8 +41,16 @@ RECOGNITION = Primary(
     label="task-incremental accuracy",
     title="task-incremental accuracy: each task by its own head",
 )
+FACTS = Primary(
+    objective="facts",
+    metric="map",
+    gallery="seen",
+    label="mAP",
+    title="mAP of facts that search images, on the test images of all tasks seen",
+    searched="map",
+)
 
 
 def primary_of(config: Mapping[str, Any]) -> Primary:
     """The primary score of a run with this configuration; one without `objective` is metric learning."""
-    return RECOGNITION if config.get("objective") == RECOGNITION.objective else METRIC_LEARNING
+    return next((each for each in (RECOGNITION, FACTS) if config.get("objective") == each.objective), METRIC_LEARNING)

@@ -48,13 +48,14 @@ def metric_rows(run: Run) -> list[tuple[str, str, list[str]]]:
     galleries = wording(run.primary).galleries
     measured = {metric for gallery in galleries for metric in run.metrics(gallery)}
     lines = []
-    for metric in [*(m for m in texts.DEFINITIONS if m in measured), *sorted(measured - texts.DEFINITIONS.keys())]:
+    definitions = wording(run.primary).definitions
+    for metric in [*(m for m in definitions if m in measured), *sorted(measured - definitions.keys())]:
         cells = []
         for gallery in galleries:
             matrix = run.matrix(metric, gallery)
             pair = (math.nan, math.nan) if matrix is None else (measures.average(matrix), measures.forgetting(matrix))
             cells += [number(value) for value in pair]
-        lines.append((metric, texts.DEFINITIONS.get(metric, ""), cells))
+        lines.append((metric, definitions.get(metric, ""), cells))
     return lines
 
 

@@ -20,12 +20,12 @@ from tripletmas.report.drift import draw_class_drift, drift_by_class, drift_by_t
 from tripletmas.report.embedding_map import EmbeddingMap, draw_map, step_text
 from tripletmas.report.embedding_plot import draw_embedding, project
 from tripletmas.report.figures import Plot, make_plot
-from tripletmas.report.galleries import KINDS, METRIC, SCOPES, averages, draw_galleries, stored_matrices
+from tripletmas.report.galleries import KINDS, SCOPES, averages, draw_galleries, stored_matrices
 from tripletmas.report.layers import importance_by_layer, movement_by_layer, read_embedding
 from tripletmas.report.numbers import number
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
-from tripletmas.report.wording import wording
+from tripletmas.report.wording import SEARCHED, wording
 
 
 @dataclass
@@ -42,7 +42,7 @@ def run_plots(run: Run, classes: Classes, out: Path) -> Sections:
     """Draw all plots of a run into the directory `out`."""
     shown = Sections()
     stored = {scope: matrices for scope in SCOPES if (matrices := stored_matrices(run, scope))}
-    _learning(shown, run, out, with_maps=not stored or run.primary.metric != METRIC)
+    _learning(shown, run, out, with_maps=not stored or run.primary.metric != run.primary.searched)
     if stored:
         _galleries(shown.galleries, run, out, stored)
     else:
@@ -74,11 +74,12 @@ def _learning(shown: Sections, run: Run, out: Path, *, with_maps: bool) -> None:
         for each, matrix in maps:
             path = out / f"scores_{each.gallery}.png"
             add(_score_map(path, each.title, each.text, matrix, names, low))
-    unseen = [float(task.get("unseen", {}).get(METRIC, math.nan)) for task in run.tasks]
+    searched, searched_name = run.primary.searched, SEARCHED[run.primary.searched]
+    unseen = [float(task.get("unseen", {}).get(searched, math.nan)) for task in run.tasks]
     if not all(math.isnan(value) for value in unseen):
-        draw = partial(plots.draw_unseen, values=unseen, label=METRIC)
-        alt = f"Recall@1 on unseen classes after each task: {_listed(unseen)}."
-        add(make_plot(out / "unseen.png", "Classes never trained on", texts.UNSEEN, draw, alt=alt))
+        draw = partial(plots.draw_unseen, values=unseen, label=searched_name)
+        alt = f"{searched_name} of what was never trained on, after each task: {_listed(unseen)}."
+        add(make_plot(out / "unseen.png", words.unseen[0], words.unseen[1], draw, alt=alt))
     if run.searches:
         title, draw = "Strength, chosen without old data", partial(draw_search, records=run.searches)
         add(make_plot(out / "search.png", title, search_text(run.searches), draw))
@@ -103,15 +104,19 @@ def _galleries(add_to: list[Plot], run: Run, out: Path, stored: dict[str, dict[s
         curves = {kind: averages(matrix) for kind, matrix in matrices.items()}
         text = texts.CURVES_SEEN if scope == "seen" else texts.CURVES_TASK
         alt = " ".join(f"{kind.capitalize()}: {_listed(values)}." for kind, values in curves.items())
-        title, draw = f"Average recall@1, {SCOPES[scope]}", partial(draw_galleries, curves=curves, low=low)
+        label = SEARCHED[run.primary.searched]
+        title = f"Average {label}, {SCOPES[scope]}"
+        draw = partial(draw_galleries, curves=curves, low=low, label=label)
         add_to.append(make_plot(out / f"galleries_{scope}.png", title, text, draw, alt=alt))
     for kind in KINDS:
         for scope, matrices in stored.items():
             if kind in matrices:
                 path, title = out / f"scores_{scope}{KINDS[kind]}.png", f"{kind.capitalize()} gallery, {SCOPES[scope]}"
-                if run.primary.metric != METRIC:
+                if run.primary.metric != run.primary.searched:
                     path = path.with_name(f"recall_{path.name}")  # the map of what the run is judged by has the name
-                text = texts.GALLERY_MAP if kind == "fresh" else "The same scale, the same queries."
+                text = "The same scale, the same queries."
+                if kind == "fresh":
+                    text = texts.GALLERY_MAP.format(metric=SEARCHED[run.primary.searched])
                 add_to.append(_score_map(path, title, text, matrices[kind], run.task_names, low))
 
 

@@ -33,6 +33,18 @@ DEFINITIONS = {
     "map@r": "the same, weighted to the front: the mean of precision at each hit within R",
     "mrr": "one over the rank of the first item of the class",
 }
+FACT_DEFINITIONS = {
+    "map": "fact to image: average precision of the images of the fact, mean over facts",
+    "map@10": "the same within the 10 best, divided by the smaller of 10 and the number of its images",
+    "map@100": "the same within the 100 best",
+    "sherlock_map@10": "the same, divided by the hits found, as Sherlock's code does: inflated, for comparison only",
+    "sherlock_map@100": "the same within the 100 best",
+    "top@1": "image to fact: share of an image's true facts within rank 1, true facts not counted against each other",
+    "top@5": "the same within rank 5",
+    "top@10": "the same within rank 10",
+    "hit@1": "image to fact: the best fact holds of the image",
+    "mrr": "image to fact: one over the rank of the first fact that holds",
+}
 LOSS = (
     "What training minimised, in each epoch; dotted lines mark where the next task begins. The penalty, where there is "
     "one, is the price of moving weights that earlier tasks need."
@@ -56,17 +68,13 @@ CURVES_SEEN = (
     "image."
 )
 CURVES_TASK = "The same, searching only the items of the query's own task: the gallery does not grow."
-GALLERY_MAP = "Recall@1 on each task (column) after learning each task (row). All six maps have one scale of colours."
+GALLERY_MAP = "{metric} on each task (column) after learning each task (row). All six maps have one scale of colours."
 DRIFT_BY_TASK = (
     "How far the gallery items of each task (column) have turned by the time each later task is learned (row): mean of "
     "1 − cosine of the stored and the fresh vector. 0: not at all; 1: at a right angle."
 )
 DRIFT_BY_CLASS = (
     "The same for the single classes, the most drifted first. Classes of earlier tasks have had more time to drift."
-)
-UNSEEN = (
-    "Recall@1 among classes that belong to no task and are never trained on: whether the embedding itself becomes "
-    "better or worse for what it does not know."
 )
 COMPATIBILITY = (
     "Queries embedded by the model after one task (row), searched in a gallery embedded by the model after another "
@@ -77,6 +85,12 @@ NEIGHBOURS = (
     "learned and after it, the nearest first. ✓ and a green frame: of the query's class; ✗ and an orange dashed frame: "
     "of another. Queries whose first answer turned right or wrong come first, then those that found more or fewer: "
     "they show what changed and are no fair sample."
+)
+FACTS = (
+    "A fact and the five best test images for it, when its task was learned and after the last task, best first. "
+    "✓ and a green frame: the fact holds of the image; ✗ and an orange dashed frame: it does not. There are more "
+    "images now than when an early task was learned, so scores also fall because there is more to confuse. Numbers are "
+    "average precision; chance is that of images in a random order."
 )
 MAP = (
     "Each mark is a query, seen along the two directions in which the unit-length vectors of all steps together vary "

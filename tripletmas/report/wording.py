@@ -1,10 +1,14 @@
-"""The sentences that depend on what a run is judged by, once for metric learning and once for recognition."""
+"""The sentences that depend on what a run is judged by: for metric learning, for recognition and for facts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tripletmas.report.primary import METRIC_LEARNING, RECOGNITION, Primary
+from tripletmas.report import texts
+from tripletmas.report.primary import FACTS, METRIC_LEARNING, RECOGNITION, Primary
+
+SEARCHED = {"recall@1": "recall@1", "map": "mAP"}  # how pages call the metric that galleries are compared by
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Wording:
         loss: what the panel of the training loss is called.
         galleries: gallery -> how the table of all metrics calls it.
         maps: the score matrices of one run's report.
+        definitions: what each metric is, in the order of the table.
+        unseen: title and text of the plot of what was never trained on.
     """
 
     average: str
@@ -43,6 +49,12 @@ class Wording:
     loss: str
     galleries: dict[str, str]
     maps: tuple[Map, ...]
+    definitions: Mapping[str, str]
+    unseen: tuple[str, str] = (
+        "Classes never trained on",
+        "Recall@1 among classes that belong to no task and are never trained on: whether the embedding itself becomes "
+        "better or worse for what it does not know.",
+    )
 
 
 def wording(primary: Primary) -> Wording:
@@ -85,6 +97,7 @@ _RETRIEVAL = Wording(
             "here.",
         ),
     ),
+    definitions=texts.DEFINITIONS,
 )
 
 _RECOGNITION = Wording(
@@ -123,6 +136,55 @@ _RECOGNITION = Wording(
             "re-computed from the training data by the present model; growth of the choice lowers it, too.",
         ),
     ),
+    definitions=texts.DEFINITIONS,
 )
 
-_WORDING = {METRIC_LEARNING.objective: _RETRIEVAL, RECOGNITION.objective: _RECOGNITION}
+_FACTS = Wording(
+    average="After the last task, the average precision with which a fact finds its images among the test images of "
+    "all tasks; mean over the facts of a task, then over the tasks.",
+    forgetting="How far mAP fell on the earlier tasks, from its best value to the end; mean over them. Lower is "
+    "better.",
+    backward_transfer="mAP at the end minus mAP right after the task was learned; mean over the earlier tasks. Below "
+    "zero, later tasks did harm.",
+    learning="mAP of each task right after it was learned; mean over the tasks. A protection that is too strong "
+    "forgets nothing and lowers this.",
+    convention="Facts search images by the mean of the cosines of the parts (subject, predicate, object) that the fact "
+    "has; images search facts by the same score. Among all tasks seen there is more to confuse with every task; on a "
+    "task's own images and facts only forgetting lowers the scores. What holds of an image, but belongs to another "
+    "task, never counts as an error. Chance is about the share of the images that show the fact.",
+    other_metrics=" _1, _2 and _3 are the same for facts of first <S>, second <S, P> and third order <S, P, O>.",
+    curves="mAP on the test images of all tasks seen. Each thin line is one task from the moment it was learned, the "
+    "thick line their mean. Lines fall by forgetting, and because there are more images.",
+    averages="mAP on the test images of all tasks seen so far, mean over the tasks. It falls by forgetting, and "
+    "because there are more images with every task; a band is one standard deviation over the seeds.",
+    loss="fact loss",
+    galleries={"seen": "among all tasks seen so far", "task": "within the task's own"},
+    maps=(
+        Map(
+            "map",
+            "seen",
+            "mAP, images of all tasks seen so far",
+            "mAP of the facts of each task (column) after learning each task (row). Read a column downwards to see a "
+            "task being forgotten.",
+        ),
+        Map(
+            "top@5",
+            "seen",
+            "Top-5, facts of all tasks seen so far",
+            "The share of what holds of a test image that is among its five best facts, for each task (column) after "
+            "learning each task (row).",
+        ),
+    ),
+    definitions=texts.FACT_DEFINITIONS,
+    unseen=(
+        "Facts never trained on",
+        "mAP of facts that no training image shows, though others show their subject, their predicate and their "
+        "object: whether the embedding knows a combination that is new to it.",
+    ),
+)
+
+_WORDING = {
+    METRIC_LEARNING.objective: _RETRIEVAL,
+    RECOGNITION.objective: _RECOGNITION,
+    FACTS.objective: _FACTS,
+}

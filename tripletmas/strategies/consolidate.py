@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tripletmas.facts.losses import FactLoss
 from tripletmas.importance import Forward
 from tripletmas.losses import MetricLoss
 from tripletmas.params import Params
@@ -28,7 +29,8 @@ class Consolidate(Strategy):
         batch_size: samples that are read at once while importance is measured; no exact result depends on it.
         try_first: measure two samples before the first task, for an estimator that knows some kinds of layers only:
             what it says of the others then comes before the training, not after.
-        output: measure the embedding, or the logits of the head of the task that was learned.
+        output: measure the embedding, the logits of the head of the task that was learned, or the parts of the
+            embedding that the facts of each image have.
         shuffled: read the samples in an order drawn by torch's generator, for estimates to which batches matter.
         from_data: the importance is one of the data, so that it can be measured on others, too.
     """
@@ -43,8 +45,8 @@ class Consolidate(Strategy):
         shuffled: bool = False,
         from_data: bool = True,
     ):
-        if output not in ("embedding", "logits"):
-            raise ValueError(f"output must be 'embedding' or 'logits', got {output!r}")
+        if output not in ("embedding", "logits", "parts"):
+            raise ValueError(f"output must be 'embedding', 'logits' or 'parts', got {output!r}")
         self.protect = protect
         self.batch_size = batch_size
         self.try_first = try_first
@@ -52,6 +54,7 @@ class Consolidate(Strategy):
         self.shuffled = shuffled
         self.from_data = from_data
         self._recognition: Recognition | None = None
+        self._facts: FactLoss | None = None
         self._head = 0
 
     def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
@@ -59,7 +62,12 @@ class Consolidate(Strategy):
             if not isinstance(loss, Recognition):
                 raise ValueError("output 'logits' needs heads: use it with --objective recognition")
             self._recognition = loss
-        self.protections = (self.protect(model, self._logits if self._recognition else None),)
+        if self.output == "parts":
+            if not isinstance(loss, FactLoss):
+                raise ValueError("output 'parts' needs facts: use it with --data facts or shapes-facts")
+            self._facts = loss
+        forward = {"embedding": None, "logits": self._logits, "parts": self._parts}[self.output]
+        self.protections = (self.protect(model, forward),)
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
         protection = self._prepared()
@@ -75,8 +83,10 @@ class Consolidate(Strategy):
         self._prepared().consolidate(data.loader(self.batch_size))
 
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
-        if not self.from_data or self.shuffled:
-            raise ValueError("this importance is not one of unlabelled data (l2), or depends on batches: use mas")
+        if not self.from_data or self.shuffled or self._facts:
+            raise ValueError(
+                "this importance is not one of unlabelled data (l2, output parts), or depends on batches: use mas"
+            )
         return self._prepared().estimate(model, batches)
 
     def set_strength(self, strength: float) -> None:
@@ -98,3 +108,9 @@ class Consolidate(Strategy):
     def _logits(self, model: nn.Module, batch: Any) -> Tensor:
         assert self._recognition is not None
         return self._recognition.logits(model(batch[0]), self._head)
+
+    def _parts(self, model: nn.Module, batch: Any) -> Tensor:
+        assert self._facts is not None
+        embeddings = model(batch[0])
+        parts = self._facts.parts_of(batch[1].to(embeddings.device))
+        return embeddings * parts.repeat_interleave(embeddings.shape[1] // parts.shape[1], dim=1)

@@ -17,7 +17,7 @@ def mas(
     strength: float = 0.3,
     decay: float = 1.0,
     relative: bool = True,
-    output: Literal["embedding", "logits"] = "embedding",
+    output: Literal["embedding", "logits", "parts"] = "embedding",
     batch_gradients: int | None = None,
 ) -> Consolidate:
     """Memory Aware Synapses: importance is how much the length of the output reacts to a weight, without labels.
@@ -32,7 +32,8 @@ def mas(
             suits all models; false is the unit of the paper.
         batch_gradients: take the magnitude of the summed gradient of so many samples, as most public code does, in
             place of each sample's; inexact, for comparison only. null is exact.
-        output: what F is: the embedding, or, in recognition, the logits of the task's head, as in the paper.
+        output: what F is: the embedding; in recognition also the logits of the task's head, as in the paper; for facts
+            also only those parts of the embedding (subject, predicate, object) that a fact of the image has.
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018; the relative unit is ours.
     """

@@ -1,0 +1,136 @@
+"""Score one model on several tasks of facts: images that a fact finds, and facts that an image finds.
+
+As for classes there are two galleries: that of everything seen, and the task's own. From facts to images, a task's
+facts are searched in the test images of all tasks, or of its own. From images to facts, a task's images choose among
+the facts of all tasks, or of its own; a fact of another task that holds of an image is no error, and left out of its
+ranking.
+
+The language view does not change, so a stored gallery of images stays comparable with a fact; what moves away from it
+is today's embedding of an old image. An image that is in the galleries of several tasks is stored by the first of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tripletmas.embedding import Embeddings, embed
+from tripletmas.evaluation import EmbeddedTasks, TaskScores, joined, score_alone, score_embedded
+from tripletmas.facts.losses import FactLoss
+from tripletmas.facts.scoring import score_facts
+from tripletmas.losses import MetricLoss
+from tripletmas.tasks import Stream, Task
+
+
+def score_objective(
+    loss: MetricLoss,
+    seen: Stream,
+    embedded: EmbeddedTasks,
+    stored: Mapping[str, Sequence[Embeddings]] | None = None,
+) -> TaskScores:
+    """`score_embedded`, or for facts `score_embedded_facts`: what the loss is about decides."""
+    if isinstance(loss, FactLoss):
+        return score_embedded_facts(loss, seen, embedded, stored)
+    return score_embedded(embedded, stored)
+
+
+def score_objective_alone(
+    loss: MetricLoss, model: nn.Module, task: Task, *, batch_size: int = 256, num_workers: int = 0
+) -> dict[str, float]:
+    """metric -> value: a task's queries in its own gallery, by what the loss is about; also for facts of no task.
+
+    Facts are asked for in the task's own test images; these choose among all facts of the stream, where what holds of
+    an image besides the task's own facts is left out.
+    """
+    if not isinstance(loss, FactLoss):
+        return score_alone(model, task, batch_size=batch_size, num_workers=num_workers)
+    query = embed(model, task.query, batch_size=batch_size, num_workers=num_workers)
+    everything = torch.ones(len(loss.language.facts), dtype=torch.bool)
+    return _scores(loss, query.vectors, task.query.truth, task.classes, everything)
+
+
+def score_embedded_facts(
+    loss: FactLoss,
+    seen: Stream,
+    embedded: EmbeddedTasks,
+    stored: Mapping[str, Sequence[Embeddings]] | None = None,
+) -> TaskScores:
+    """The metrics of `facts.scoring.score_facts` for each task, on the gallery of all ("seen") and on its own ("task").
+
+    Args:
+        stored: name -> the vectors of each task's gallery as they are kept; searched as "seen_NAME", "task_NAME".
+            Images ask with these vectors, too.
+    """
+    columns = len(loss.language.facts)
+    known = torch.stack([_columns(task.classes, columns) for task in seen])
+    once = images_once(seen)
+    truth = torch.cat([task.query.truth for task in seen])[once.first]
+    values: dict[str, dict[str, list[float]]] = {}
+    for name, parts in {"": embedded.galleries, **(stored or {})}.items():
+        suffix = f"_{name}" if name else ""
+        images = torch.cat([part.vectors for part in parts])[once.first]
+        for number, task in enumerate(seen):
+            found = {
+                "seen": _scores(loss, images, truth, task.classes, known.any(dim=0), once.of_task[number]),
+                "task": _scores(loss, parts[number].vectors, task.query.truth, task.classes, known[number]),
+            }
+            for scope, scores in found.items():
+                for metric, value in scores.items():
+                    values.setdefault(scope + suffix, {}).setdefault(metric, []).append(value)
+    without = [int((~task.query.truth[:, list(task.classes)].any(dim=0)).sum()) for task in seen]
+    return TaskScores(values, {}, without, joined(embedded.queries))
+
+
+def _scores(
+    loss: FactLoss,
+    images: Tensor,
+    truth: Tensor,
+    classes: Sequence[int],
+    candidates: Tensor,
+    of_images: Tensor | None = None,
+) -> dict[str, float]:
+    language = loss.language
+    asked = _columns(classes, len(language.facts))
+    return score_facts(
+        images, truth, language.vectors, language.mask, asked=asked, candidates=candidates, of_images=of_images
+    ).values
+
+
+@dataclass(frozen=True, eq=False)
+class ImagesOnce:
+    """The test images of several tasks, each once.
+
+    Attributes:
+        first: (n,) where each is first, among the test images of all tasks one after the other.
+        of_task: (tasks, n) whether it is one of a task's.
+    """
+
+    first: Tensor
+    of_task: Tensor
+
+
+def images_once(seen: Stream) -> ImagesOnce:
+    """The test images of these tasks, in the order in which they first come up."""
+    order: dict[int, int] = {}
+    position, first, members = 0, [], []
+    for task in seen:
+        own = task.query.indices.tolist()
+        for index in own:
+            if index not in order:
+                order[index] = len(order)
+                first.append(position)
+            position += 1
+        members.append(own)
+    of_task = torch.zeros(len(seen), len(order), dtype=torch.bool)
+    for number, own in enumerate(members):
+        of_task[number, [order[index] for index in own]] = True
+    return ImagesOnce(torch.tensor(first), of_task)
+
+
+def _columns(classes: Sequence[int], size: int) -> Tensor:
+    columns = torch.zeros(size, dtype=torch.bool)
+    columns[list(classes)] = True
+    return columns
