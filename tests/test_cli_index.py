@@ -55,19 +55,6 @@ def place(trained, tmp_path, monkeypatch) -> Path:
     return copied
 
 
-@pytest.fixture
-def call(capsys):
-    """Calls the command line; gives (exit status, what was printed, what was complained about)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
-
-
 def failed(result: tuple[int, str, str], message: str) -> None:
     status, _, complaint = result
     assert status == 2
@@ -263,10 +250,57 @@ def test_add_makes_a_part_of_the_present_model_and_says_what_is_stale(place, cal
     hashes = weight_hashes(RunDirectory("run"))
     assert [(part.model, part.after_task) for part in index.parts] == [(hashes[0], 0), (hashes[1], 1)]
     assert torch.allclose(index.vectors[12:], rows_of(index, embedded("run", 1))[12:], atol=1e-6)
-    failed(
-        call("index", "add", "old.index", "--images", "images/b"),
-        r"12 of 12 images are in the index already, the first is .*images/b/x/0\.png",
+
+
+def test_add_of_a_folder_that_has_grown_adds_what_is_new(place, call):
+    before = Path("old.index").read_bytes()
+    assert call("index", "add", "old.index", "--images", "images/a") == (
+        0,
+        "old.index: 12 of 12 images are in it already and stay\n",
+        "",
     )
+    assert Path("old.index").read_bytes() == before
+    old = ImageIndex.open("old.index")
+    shutil.copy("images/a/x/0.png", "images/a/x/new.png")
+    status, text, complaint = call("index", "add", "old.index", "--images", "images/a", "--run", "run")
+    assert (status, complaint) == (0, "")
+    assert "12 of 13 images are in it already and stay" in text
+    assert "1 vectors added" in text
+    new = ImageIndex.open("old.index")
+    assert new.paths == (*old.paths, str(place / "images/a/x/new.png"))
+    assert torch.equal(new.vectors[:12], old.vectors)
+    assert new.label_of(12) == "x"
+
+
+def test_what_is_searched_is_not_overwritten(place, call):
+    before = {path: Path(path).read_bytes() for path in ("old.index", "images/b/x/0.png")}
+    os.symlink("old.index", "link.index")
+    for option, path in (("--json", "old.index"), ("--html", "link.index"), ("--json", "images/b/x/0.png")):
+        result = call("query", "old.index", "images/b/x/0.png", "--allow-stale", option, path)
+        failed(result, f"{option} {path} would overwrite what is searched: name another file")
+    assert {path: Path(path).read_bytes() for path in before} == before
+
+
+def test_vectors_that_were_damaged_are_told(place, call):
+    content = Path("old.index").read_bytes()
+    vectors = ImageIndex.open("old.index").vectors.numpy().tobytes()
+    start = content.index(vectors)
+    Path("old.index").write_bytes(content[: start + 5] + bytes([content[start + 5] ^ 64]) + content[start + 6 :])
+    for command in (("index", "info", "old.index"), ("query", "old.index", "images/b/x/0.png", "--allow-stale")):
+        failed(call(*command), "old.index is damaged .the checksum of its vectors is wrong.: restore it from a copy")
+
+
+def test_an_index_can_be_read_by_those_who_could(place, call):
+    """safetensors writes files that only their owner can read."""
+    mask = os.umask(0o022)
+    try:
+        assert call("index", "build", "run", "--images", "images/a", "--out", "new.index")[0] == 0
+        assert Path("new.index").stat().st_mode & 0o777 == 0o644
+        Path("new.index").chmod(0o664)
+        assert call("index", "remove", "new.index", "images/a/x/0.png")[0] == 0
+        assert Path("new.index").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(mask)
 
 
 def test_remove_by_path_by_folder_and_what_has_vanished(place, call):
@@ -285,7 +319,7 @@ def test_remove_by_path_by_folder_and_what_has_vanished(place, call):
 def test_an_index_is_used_from_any_directory(place, call, monkeypatch):
     """Roots and the run are absolute: elsewhere nothing is missing, and `photos` and `./photos` are one root."""
     assert call("index", "add", "old.index", "--images", "./images/b/")[0] == 0
-    failed(call("index", "add", "old.index", "--images", "images/b"), "12 of 12 images are in the index already")
+    assert "12 of 12 images are in it already" in call("index", "add", "old.index", "--images", "images/b")[1]
     (place / "elsewhere").mkdir()
     monkeypatch.chdir(place / "elsewhere")
     index = place / "old.index"

@@ -19,7 +19,8 @@ from torch import Tensor
 def written_aside(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to; it becomes `path` when the block ends well, else it goes.
 
-    Where `path` is a symbolic link, what it points to is written, and the link stays.
+    Where `path` is a symbolic link, what it points to is written, and the link stays. A file keeps the permissions of
+    the one it replaces; a new one has those that the user's umask gives.
 
     Raises:
         OSError: if it cannot be written, as when the disk is full; what was at `path` before is untouched.
@@ -30,6 +31,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     _remove(aside)
     try:
         yield aside
+        _allow(aside, final)
         _flush(aside)
         os.replace(aside, final)
         _flush_folder(final.parent)
@@ -61,6 +63,20 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     except SafetensorError as error:  # it hides the operating system's error in its text
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+
+
+def _allow(aside: Path, final: Path) -> None:
+    """Give a file the permissions that it would have, had it been written in place: safetensors leaves owner-only."""
+    if not aside.is_file():
+        return
+    if final.is_file():
+        mode = final.stat().st_mode & 0o777
+    else:
+        mask = os.umask(0)
+        os.umask(mask)
+        mode = 0o666 & ~mask
+    with suppress(OSError):  # some file systems have no permissions
+        aside.chmod(mode)
 
 
 def _flush(path: Path) -> None:

@@ -113,13 +113,16 @@ class ImageIndex:
         return cls(settings, torch.empty(0, settings.dim), none, none.int(), none, run=run)
 
     @classmethod
-    def open(cls, path: str | Path) -> ImageIndex:
+    def open(cls, path: str | Path, *, verify: bool = True) -> ImageIndex:
         """The index in a file. Its vectors stay on the disk until they are searched.
+
+        Args:
+            verify: read the whole file once, to compare its checksums.
 
         Raises:
             ValueError: if there is no such file, if it is no index, was cut short, or is of another format.
         """
-        tensors, paths, header = read_index_file(path)
+        tensors, paths, header = read_index_file(path, verify=verify)
         try:
             settings = Settings(**{**header["settings"], "transform": Transform(**header["settings"]["transform"])})
             parts = tuple(Part(**{**part, "maps": tuple(part["maps"])}) for part in header["parts"])

@@ -6,12 +6,16 @@ part      (n,) int32, which of the parts listed in the header the vector belongs
 labels    (n,) int64, which of the class names in the header; -1: no label
 paths     uint8, a JSON list of n texts in UTF-8
 index     uint8, only of approximate indexes: what faiss serialised
+
+The header has a checksum (CRC-32) of each, which is compared when the file is opened: a score that was computed from
+damaged vectors would look like any other.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,13 +69,17 @@ def write_index_file(path: str | Path, tensors: Params, paths: tuple[str, ...], 
         OSError: if it cannot be written, as when the disk is full; the old file is untouched.
     """
     content = {**tensors, "paths": _to_bytes(json.dumps(paths, ensure_ascii=False).encode("utf-8", "surrogateescape"))}
-    save_tensors(content, path, {_HEADER: json.dumps({"format": FORMAT, **header})})
+    checksums = {name: _checksum(value) for name, value in content.items()}
+    save_tensors(content, path, {_HEADER: json.dumps({"format": FORMAT, "checksums": checksums, **header})})
 
 
-def read_index_file(path: str | Path) -> tuple[Params, tuple[str, ...], dict[str, Any]]:
+def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, tuple[str, ...], dict[str, Any]]:
     """The tensors, the paths, and the header of an index file.
 
     The tensors are mapped: what lies on the disk is read when it is used. The file may be replaced meanwhile.
+
+    Args:
+        verify: read them once now, to compare their checksums.
 
     Raises:
         ValueError: if there is no such file, if it is no index, was cut short, or is of another format.
@@ -99,6 +107,9 @@ def read_index_file(path: str | Path) -> tuple[Params, tuple[str, ...], dict[str
             f"anew, or use version {header.get('version')}"
         )
     try:
+        for name, expected in header.get("checksums", {}).items():  # earlier versions wrote none
+            if verify and _checksum(tensors[name]) != expected:
+                raise ValueError(f"the checksum of its {name} is wrong")
         paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
         _check(tensors, paths, header)
     except (LookupError, TypeError, ValueError) as error:
@@ -119,6 +130,10 @@ def _check(tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> N
             raise ValueError(f"{name} lie outside [{smallest}, {end})")
     if not bool((tensors["ids"].diff() > 0).all()):
         raise ValueError("ids are not ascending")
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.contiguous().numpy()) if tensor.numel() else 0
 
 
 def _to_bytes(content: bytes) -> Tensor:

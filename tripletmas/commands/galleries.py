@@ -29,7 +29,7 @@ def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
     kinds = {FRESH: FRESH}
     for name in (each.strip() for each in text.split(",")):
         if name not in known:
-            raise ValueError(f"unknown gallery {name!r}{suggestion(name, known)}; there are {', '.join(known)}")
+            raise ValueError(f"unknown gallery {name!r}{suggestion(name, known)}")
         if name == COMPENSATED and compensate is None:
             raise ValueError("the run compensates nothing (gallery.compensate is null): name sdc, linear or mlp")
         kinds[name] = compensate or name if name == COMPENSATED else name

@@ -17,7 +17,7 @@ from tripletmas.image_embedding import class_names_of, embed_images
 from tripletmas.image_index import ImageIndex, Part, Settings, Transform, prefix
 from tripletmas.image_paths import missing_images
 from tripletmas.images import ImageFiles, find_images
-from tripletmas.index_changes import add_images, check_new, remove_images
+from tripletmas.index_changes import add_images, remove_images
 from tripletmas.index_file import locked
 from tripletmas.params import listed
 from tripletmas.run_models import RunModel, load_model, weight_hashes
@@ -38,7 +38,10 @@ def index(arguments: Sequence[str]) -> None:
 
 
 def build(arguments: Sequence[str]) -> None:
-    """Embed all images of a folder by the model of a run, and write an index of them."""
+    """Embed all images of a folder by the model of a run, and write an index of them.
+
+    An image's label is the name of the folder that it lies in, below the one that is given.
+    """
     parser = make_parser("index build", build.__doc__)
     parser.add_argument("run", type=str, help="the run directory")
     parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
@@ -56,12 +59,9 @@ def build(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
     options = parser.parse_args(arguments)
     with locked(options.out, new=True):
-        if Path(options.out).exists():
-            raise ValueError(
-                f"{options.out} exists: choose another --out, or change it with: tripletmas index add {options.out} "
-                f"--images {options.images} (or index refresh)"
-            )
         names = find_images(options.images)  # before the model: what is not there is told at once
+        if Path(options.out).exists():
+            _say_that_it_exists(options.out, options.images)
         model = load_model(RunDirectory.open(options.run), after=options.after, device=options.device)
         channels, size, _ = model.sample_shape
         settings = Settings(
@@ -82,7 +82,10 @@ def build(arguments: Sequence[str]) -> None:
 
 
 def add(arguments: Sequence[str]) -> None:
-    """Add the images of a folder to an index, embedded by the present model of its run."""
+    """Add the images of a folder to an index, embedded by the present model of its run; those it has already stay.
+
+    An image's label is the name of the folder that it lies in, below the one that is given.
+    """
     parser = make_parser("index add", add.__doc__)
     parser.add_argument("index", type=str, help="the index file")
     parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
@@ -92,8 +95,13 @@ def add(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     with locked(options.index):
         before = ImageIndex.open(options.index)
-        names = find_images(options.images)
-        check_new(before, [prefix(os.path.abspath(options.images)) + name for name in names])
+        found = find_images(options.images)
+        known, root = set(before.paths), prefix(os.path.abspath(options.images))
+        names = [name for name in found if root + name not in known]
+        if len(names) < len(found):
+            print(f"{options.index}: {len(found) - len(names)} of {len(found)} images are in it already and stay")
+        if not names:
+            return
         model = model_of(before, options.run, options.device)
         present = replace(before, run=os.path.abspath(model.run))
         after = _with_images(present, model, options.images, names, options.skip_unreadable)
@@ -101,6 +109,18 @@ def add(arguments: Sequence[str]) -> None:
     print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
     if after.stale(model.hash):
         print(f"{stale_vectors(after, model)}; {ways_out(options.index)}")
+
+
+def _say_that_it_exists(out: str, images: str) -> None:
+    """Raises ValueError: what to do about the file that is there."""
+    try:
+        ImageIndex.open(out)
+    except ValueError:
+        raise ValueError(f"{out} exists and is no index: choose another --out") from None
+    raise ValueError(
+        f"{out} exists: choose another --out, or change it with: tripletmas index add {out} --images {images} (or "
+        "index refresh)"
+    )
 
 
 def remove(arguments: Sequence[str]) -> None:

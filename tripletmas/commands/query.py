@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ def query(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.k < 1:
         raise ValueError(f"-k must be >= 1, got {options.k}")
+    for option, path in (("--html", options.html), ("--json", options.json)):
+        if path is not None and os.path.realpath(path) in map(os.path.realpath, (options.index, *options.images)):
+            raise ValueError(f"{option} {path} would overwrite what is searched: name another file")
     index = ImageIndex.open(options.index)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
@@ -57,6 +61,12 @@ def query(arguments: Sequence[str]) -> None:
         console().print(_table(each))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    if fewest := min((len(each["neighbours"]) for each in found), default=options.k):
+        if fewest < min(options.k, len(index)):
+            notes.append(
+                f"an approximate index of kind {index.settings.kind} may find fewer than asked for (here {fewest} of "
+                f"{options.k}): build it with a larger --nprobe or --ef-search"
+            )
     about = f"{options.index}: {len(index)} images, {model.run} after task {model.after_task}"
     if options.json:
         _write(options.json, json.dumps({"index": options.index, "queries": found}, indent=1, allow_nan=False) + "\n")

@@ -40,7 +40,8 @@ def refresh(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", type=str, default=None, help="auto (the default), cpu, cuda or cuda:NUMBER")
     options = parser.parse_args(arguments)
     if options.compensate == options.reembed:
-        raise ValueError("say how: --compensate moves the stale vectors, --reembed embeds their images again")
+        how = "give one of the two" if options.compensate else "say how"
+        raise ValueError(f"{how}: --compensate moves the stale vectors, --reembed embeds their images again")
     for option, needed, other in (
         ("map", "compensate", options.map),
         ("images", "reembed", options.images),

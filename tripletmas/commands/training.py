@@ -92,6 +92,7 @@ def resume(arguments: Sequence[str]) -> None:
 def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on: str | None = None) -> None:
     """Train, print the scores, write the report; Ctrl-C says how to go on."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # which of its builds it loads is no news
     keep_freed_memory()
     try:
         run_experiment(config, out)

@@ -119,15 +119,22 @@ def _query(tensors: dict[str, Tensor], row: int, classes: Classes) -> ShownQuery
 
 
 def _hits(tensors: dict[str, Tensor], row: int, moment: str, classes: Classes) -> tuple[Hit, ...]:
-    hits = []
+    hits, digits = [], digits_of(tensors)
     columns = (tensors[f"{moment}_{what}"][row].tolist() for what in ("picture", "label", "score"))
     for picture, label, score in zip(*columns, strict=True):
         if picture >= 0:
             right = label == int(tensors["query_label"][row])
-            name, text = classes.name(label), f"{score:.3f}"
+            name, text = classes.name(label), f"{score:.{digits}f}"
             alt = f"rank {len(hits) + 1}: {name}, {'right' if right else 'wrong'}, score {text}"
             hits.append(Hit(thumbnail(tensors["pictures"][picture]), name, middle_cut(name, 22), right, text, alt))
     return tuple(hits)
+
+
+def digits_of(tensors: dict[str, Tensor]) -> int:
+    """How many digits tell the scores of a page apart: more where they are all nearly 1."""
+    scores = torch.cat([value.flatten() for name, value in tensors.items() if name.endswith("_score")])
+    scores = scores[scores.isfinite()]
+    return 3 if not len(scores) or float((1 - scores).abs().median()) > 0.02 else 5
 
 
 def _verdict(before: Sequence[Hit], after: Sequence[Hit]) -> str:
