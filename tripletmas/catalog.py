@@ -21,7 +21,7 @@ from tripletmas.facts.language import LanguageView, language_view
 from tripletmas.facts.losses import FactContrastive, FactDistance, FactLoss
 from tripletmas.facts.streams import make_fact_stream
 from tripletmas.facts.visual import make_visual_view
-from tripletmas.facts.words import make_words
+from tripletmas.facts.words import WordVectors, make_words
 from tripletmas.readers import READERS
 from tripletmas.sequences import sequence
 from tripletmas.spelling import suggestion
@@ -155,10 +155,15 @@ def build_data(name: str, given: Mapping[str, Any]) -> Data:
     source = _call(DATASETS[name], given)
     if name in FACT_DATASETS:
         facts = [parse_fact(each) for each in source.train.class_names]
-        language = language_view(facts, _call(make_words, given))
+        language = language_view(facts, words_of(given))
         return Data(*_call(make_fact_stream, given, source, language), language)
     stream = _call(make_stream, given, source)
     return Data(stream, _call(make_unseen, given, source) if given.get("unseen") else None)
+
+
+def words_of(given: Mapping[str, Any]) -> WordVectors:
+    """The word vectors of data of facts with these options."""
+    return _call(make_words, given)
 
 
 def build_loss(

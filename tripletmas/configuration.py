@@ -29,8 +29,11 @@ _DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
 _ALONE = ("objective", "seed", "device")
 # objective -> its loss if none is named
 _OBJECTIVES = {"metric": "triplet", "recognition": catalog.CROSS_ENTROPY, "facts": "fact_contrastive"}
-# An image of facts is in several tasks, and costs more than a small image of one class: fewer passes, larger batches.
-_FACT_DEFAULTS: dict[str, dict[str, Any]] = {"training": {"epochs": 8, "batch_size": 64}, "model": {"width": 32}}
+# An image of facts has several at once, so there are no classes to balance, and no pairs that a batch must hold.
+_FACT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "training": {"epochs": 8, "sampler": "shuffled", "lr": 0.003, "schedule": "cosine"},
+    "model": {"width": 32},
+}
 _EMPTY = inspect.Parameter.empty
 
 

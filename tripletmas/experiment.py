@@ -103,8 +103,11 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
     )
 
 
-def load_trained(run: RunDirectory, after: int | None = None) -> tuple[Experiment, int]:
+def load_trained(run: RunDirectory, after: int | None = None, *, device: str | None = None) -> tuple[Experiment, int]:
     """The parts of a run with the weights after a task, and the number of that task; None for the last that is done.
+
+    Args:
+        device: another one than that of the run's configuration.
 
     Raises:
         ValueError: if that task is not done yet, or the weights do not fit.
@@ -115,7 +118,7 @@ def load_trained(run: RunDirectory, after: int | None = None) -> tuple[Experimen
     if after is not None and not 0 <= after < len(done):
         raise ValueError(f"{run.path}: tasks 0 to {len(done) - 1} are done, so there is no model after task {after}")
     number = len(done) - 1 if after is None else after
-    experiment = build(run.config())
+    experiment = build(run.config() | ({"device": device} if device else {}))
     weights = f"weights/task{number:02d}.safetensors"
     load_state(experiment.model, run.read_tensors(weights), str(run.path / weights))
     if isinstance(experiment.loss, Recognition):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -32,6 +32,7 @@ h1 { font-size: 1.4rem; margin: 0 0 .2rem; }
 .note { border-left: 4px solid #c77700; background: var(--card); padding: .5rem .8rem; }
 section { border-top: 1px solid var(--line); padding: 1.2rem 0; display: grid; gap: 1.2rem;
   grid-template-columns: 170px minmax(0, 1fr); }
+section > ol:nth-child(2) { grid-column: 1 / -1; }
 h2 { grid-column: 1 / -1; font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
 ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); }
@@ -51,7 +52,7 @@ figcaption b { display: block; font-variant-numeric: tabular-nums; }
 </style>
 </head>
 <body>
-{% macro picture(path, text) %}{% set image = thumbnail(path) %}{% if image -%}
+{% macro picture(path, text) %}{% set image = pictures.get(path) or thumbnail(path) %}{% if image -%}
 <img src="{{ image }}" alt="{{ text }}" width="160" height="160">
 {%- else %}<div class="missing" role="img" aria-label="{{ text }}: the file is missing">missing</div>
 {% endif %}{% endmacro %}
@@ -61,10 +62,14 @@ figcaption b { display: block; font-variant-numeric: tabular-nums; }
 {% for found in queries %}
 <section>
 <h2>{{ found.query }}</h2>
+{% if found.pictured | default(true) %}
 <figure class="query">{{ picture(found.query, "query " ~ found.query) }}<figcaption><b>query</b></figcaption></figure>
+{% endif %}
 <ol>
 {% for each in found.neighbours %}
-<li><figure>{{ picture(each.path, "rank " ~ each.rank ~ ": " ~ (each.label or "without a label")) }}
+<li><figure>{% if each.pictured | default(true) %}
+{{ picture(each.path, "rank " ~ each.rank ~ ": " ~ (each.label or "without a label")) }}
+{% endif %}
 <figcaption><b>{{ each.rank }} · {{ "%.6f" | format(each.score) }}</b>{{ each.label or "no label" }}
 <div class="path">{{ each.path }}</div></figcaption></figure></li>
 {% endfor %}
@@ -76,19 +81,34 @@ figcaption b { display: block; font-variant-numeric: tabular-nums; }
 """
 
 
-def picture_grid(queries: Sequence[dict[str, Any]], *, about: str, measure: str, notes: Sequence[str] = ()) -> str:
+def picture_grid(
+    queries: Sequence[dict[str, Any]],
+    *,
+    about: str,
+    measure: str,
+    notes: Sequence[str] = (),
+    pictures: Mapping[str, str] | None = None,
+) -> str:
     """The page as HTML. An image that has vanished or cannot be read is shown as missing.
 
     Args:
-        queries: `query`, a path, and `neighbours`, each with rank, score, label (None: no label) and path.
+        queries: `query`, a path, and `neighbours`, each with rank, score, label (None: no label) and path. What has
+            `pictured` False is no image.
         about: what was searched.
         measure: what the scores are.
         notes: sentences that a reader should see first.
+        pictures: path -> data URI, for images that have no file.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     title = f"Nearest images of {len(queries)} queries" if len(queries) != 1 else "Nearest images"
     return environment.from_string(_PAGE).render(
-        title=title, queries=queries, about=about, measure=measure, notes=notes, thumbnail=thumbnail
+        title=title,
+        queries=queries,
+        about=about,
+        measure=measure,
+        notes=notes,
+        thumbnail=thumbnail,
+        pictures=pictures or {},
     )
 
 

@@ -83,13 +83,18 @@ def load_model(
         sample_shape = configured
     elif configured not in (None, tuple(sample_shape)):
         raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {tuple(sample_shape)}")
+    of_facts = load_trained(run, number, device=device)[0] if config["objective"] == "facts" else None
     if sample_shape is None:
-        sample_shape = load_trained(run, number)[0].stream[0].query.sample_shape
+        trained = of_facts or load_trained(run, number)[0]
+        sample_shape = trained.stream[0].query.sample_shape
     if len(sample_shape) != 3 or sample_shape[1] != sample_shape[2]:
         raise ValueError(f"the model of {run.path} takes samples of shape {sample_shape}, which are no square images")
-    model_config = {key: tuple(value) if isinstance(value, list) else value for key, value in config["model"].items()}
-    name = str(model_config.pop("name"))
-    model = make_model(name, sample_shape, options=model_config).to(choose_device(device))
+    if of_facts:
+        model = of_facts.model
+    else:
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in config["model"].items()}
+        name = str(options.pop("name"))
+        model = make_model(name, sample_shape, options=options).to(choose_device(device))
     state = run.read_tensors(_weights(number))
     try:
         load_state(model, state, str(run.path / _weights(number)))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tripletmas.aside import written_aside
+from tripletmas.checkpoint import RunDirectory
+from tripletmas.commands import asking
 from tripletmas.commands.console import console, make_parser
 from tripletmas.commands.index_info import model_of, stale_vectors, ways_out
+from tripletmas.experiment import load_trained
 from tripletmas.image_embedding import embed_images
 from tripletmas.image_index import ImageIndex
 from tripletmas.image_paths import ImagesAt
@@ -22,10 +26,21 @@ from tripletmas.picture_grid import picture_grid
 
 
 def query(arguments: Sequence[str]) -> None:
-    """Find the images of an index that are nearest to others, as the model of its run sees them."""
+    """Find the images of an index that are nearest to others, as the model of its run sees them.
+
+    In place of the index, a run on facts finds the images of a fact, and the facts of an image.
+    """
     parser = make_parser("query", query.__doc__)
-    parser.add_argument("index", type=str, help="the index file")
-    parser.add_argument("images", nargs="+", help="image files to search with")
+    parser.add_argument("index", type=str, help="the index file, or the directory of a run on facts")
+    parser.add_argument("images", nargs="*", help="image files to search with")
+    parser.add_argument(
+        "--fact",
+        action="append",
+        metavar="FACT",
+        help='of a run on facts: "circle, left of, square" finds images, * stands for any part; several are asked in '
+        "turn",
+    )
+    parser.add_argument("--gallery", type=str, default=None, help="for --fact: search this folder, not the test images")
     parser.add_argument("-k", "--k", type=int, default=10, help="how many neighbours of each")
     parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
     parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
@@ -39,6 +54,10 @@ def query(arguments: Sequence[str]) -> None:
     for option, path in (("--html", options.html), ("--json", options.json)):
         if path is not None and os.path.realpath(path) in map(os.path.realpath, (options.index, *options.images)):
             raise ValueError(f"{option} {path} would overwrite what is searched: name another file")
+    if Path(options.index).is_dir():
+        return _ask(options)
+    if options.fact or options.gallery or not options.images:
+        raise ValueError("name images to search with; --fact and --gallery are for the directory of a run on facts")
     index = ImageIndex.open(options.index)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
@@ -57,21 +76,56 @@ def query(arguments: Sequence[str]) -> None:
     images = ImagesAt(options.images, size=transform.size, channels=transform.channels)
     vectors, _ = embed_images(model, images, invert=transform.invert, option=None)
     found = neighbours(index, options.images, *index.search(vectors, min(options.k, len(index))))
+    fewest = min(len(each["neighbours"]) for each in found)
+    if fewest < min(options.k, len(index)):
+        notes.append(
+            f"an approximate index of kind {index.settings.kind} may find fewer than asked for (here {fewest} of "
+            f"{options.k}): build it with a larger --nprobe or --ef-search"
+        )
+    about = f"{options.index}: {len(index)} images, {model.run} after task {model.after_task}"
+    _tell(options, found, notes, about=about, measure=_measure(index), pictures={})
+
+
+def _ask(options: Namespace) -> None:
+    """Ask a run on facts."""
+    if options.run or options.allow_stale:
+        raise ValueError("--run and --allow-stale are for an index; here the run itself is asked")
+    if bool(options.fact) == bool(options.images):
+        raise ValueError("ask with image files, or with --fact, one of the two")
+    run = RunDirectory.open(options.index)
+    experiment, after = load_trained(run, options.after, device=options.device)
+    pictures: dict[str, str] = {}
+    notes: list[str] = []
+    if options.fact:
+        gallery = asking.gallery_of(experiment, after, options.gallery)
+        found, notes = asking.images_for(experiment, gallery, options.fact, options.k)
+        about = f"{options.index} after task {after}: {len(gallery.names)} images"
+        if options.html:
+            pictures = asking.pictures_of(gallery, found)
+    else:
+        found = asking.facts_for(experiment, options.images, after, options.k)
+        about = f"{options.index} after task {after}"
+    _tell(options, found, notes, about=about, measure="mean cosine of the fact's parts", pictures=pictures)
+
+
+def _tell(
+    options: Namespace,
+    found: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    *,
+    about: str,
+    measure: str,
+    pictures: Mapping[str, str],
+) -> None:
+    """Print what was found, and write it where the options say."""
     for each in found:
         console().print(_table(each))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if fewest := min((len(each["neighbours"]) for each in found), default=options.k):
-        if fewest < min(options.k, len(index)):
-            notes.append(
-                f"an approximate index of kind {index.settings.kind} may find fewer than asked for (here {fewest} of "
-                f"{options.k}): build it with a larger --nprobe or --ef-search"
-            )
-    about = f"{options.index}: {len(index)} images, {model.run} after task {model.after_task}"
     if options.json:
         _write(options.json, json.dumps({"index": options.index, "queries": found}, indent=1, allow_nan=False) + "\n")
     if options.html:
-        _write(options.html, picture_grid(found, about=about, notes=notes, measure=_measure(index)))
+        _write(options.html, picture_grid(found, about=about, notes=notes, measure=measure, pictures=pictures))
         print(f"page: {options.html}")
 
 
