@@ -21,6 +21,9 @@ from torch import nn
 
 from tripletmas.data import LabelledDataset
 from tripletmas.evaluation import head_accuracy
+from tripletmas.fact_evaluation import score_objective_alone
+from tripletmas.facts.losses import FactLoss
+from tripletmas.facts.metrics import chance_map
 from tripletmas.params import Params, load_state, snapshot, state_of
 from tripletmas.recognition import Recognition
 from tripletmas.retrieval import embed, evaluate
@@ -107,7 +110,11 @@ def find_strength(learner: Learner, task: Task, earlier: Stream, search: SearchC
         )
     start.restore(learner)
     learner.strategy.set_strength(strength)
-    what = "accuracy of the head" if isinstance(learner.loss, Recognition) else "recall@1"
+    what = "recall@1"
+    if isinstance(learner.loss, Recognition):
+        what = "accuracy of the head"
+    elif isinstance(learner.loss, FactLoss):
+        what = "mAP"
     return {
         "metric": f"{what} on validation data of the new task",
         "finetune": finetune,
@@ -126,6 +133,8 @@ def held_out(task: Task, share: float, seed: int) -> tuple[Task, float]:
         ValueError: for a class with fewer than three training samples: two to learn from, one to hold out.
     """
     data = task.train
+    if data.within is not None:
+        return _images_held_out(task, share, seed)
     for label in task.classes:
         size = int((data.labels == label).sum())
         if size < 3:
@@ -139,6 +148,17 @@ def held_out(task: Task, share: float, seed: int) -> tuple[Task, float]:
     query, rest = data.plain().subset(chosen.nonzero().flatten()), (~chosen).nonzero().flatten()
     train = data.subset(rest)
     return replace(task, train=train, query=query, gallery=train.plain()), _chance(query, train)
+
+
+def _images_held_out(task: Task, share: float, seed: int) -> tuple[Task, float]:
+    """`held_out` for facts: some images, whatever they show."""
+    data = task.train
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    size = max(round(share * len(data)), 1)
+    query = data.plain().subset(order[:size].sort().values)
+    train = data.subset(order[size:].sort().values)
+    chance = chance_map(query.truth[:, list(task.classes)]).nanmean()
+    return replace(task, train=train, query=query, gallery=None), float(chance)
 
 
 def _chance(query: LabelledDataset, gallery: LabelledDataset) -> float:
@@ -168,6 +188,9 @@ def _trial(learner: Learner, start: _State, task: Task, earlier: Stream, strengt
     start.restore(learner)
     learner.strategy.set_strength(strength)
     train_task(learner, task, earlier, what=f" strength {strength:.3g}" if strength else " finetune")
+    if isinstance(learner.loss, FactLoss):
+        size = learner.config.eval_batch_size
+        return score_objective_alone(learner.loss, learner.model, task, batch_size=size)["map"]
     queries = embed(learner.model, task.query, batch_size=learner.config.eval_batch_size)
     if isinstance(learner.loss, Recognition):
         return head_accuracy(learner.loss, task.classes, queries.vectors, queries.labels)

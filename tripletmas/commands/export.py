@@ -41,7 +41,7 @@ def export(arguments: Sequence[str]) -> None:
     for task_name, part_name, dataset in chosen:
         batch_size = experiment.training.eval_batch_size
         vectors.append(embed(experiment.model, dataset, batch_size=batch_size, progress=True).vectors)
-        label += [dataset.class_names[each] for each in dataset.labels.tolist()]
+        label += _names(dataset)
         task += [task_name] * len(dataset)
         part += [part_name] * len(dataset)
         path += dataset.paths or [None] * len(dataset)
@@ -53,6 +53,13 @@ def export(arguments: Sequence[str]) -> None:
     }
     write_table(options.embeddings, EmbeddingTable(torch.cat(vectors), label, task, part, path, about))
     print(f"{options.embeddings}: {len(label)} vectors of dim {vectors[0].shape[1]} by {run.path} after task {after}")
+
+
+def _names(dataset: LabelledDataset) -> list[str]:
+    """The class of each sample; of several, as facts are, all that the task tells, with semicolons between them."""
+    if dataset.within is None:
+        return [dataset.class_names[each] for each in dataset.labels.tolist()]
+    return ["; ".join(dataset.class_names[int(each)] for each in row.nonzero()) for row in dataset.labels]
 
 
 def _chosen(stream: Stream, part: str) -> Iterator[tuple[str, str, LabelledDataset]]:

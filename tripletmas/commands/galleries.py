@@ -14,6 +14,7 @@ from tripletmas.compatibility import average_compatibility, backward_compatibili
 from tripletmas.drift import DRIFT_MAPS
 from tripletmas.evaluation import EmbeddedTasks, TaskScores
 from tripletmas.experiment import Experiment
+from tripletmas.facts.losses import FactLoss
 from tripletmas.gallery import COMPENSATED, STALE, Galleries
 from tripletmas.resuming import earlier_scores
 from tripletmas.retrieval import Embeddings
@@ -21,6 +22,7 @@ from tripletmas.spelling import suggestion
 from tripletmas.updates import compatibility_matrix, flips_of_update
 
 FRESH = "fresh"
+RECALL = "recall@1"
 
 
 def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
@@ -55,15 +57,23 @@ def compare(
     found: TaskScores,
     chosen: Sequence[int],
 ) -> dict[str, dict[str, float]]:
-    """gallery -> its numbers: recall@1 averaged over the chosen tasks, and what the last update changed for all."""
+    """gallery -> its numbers: recall@1 averaged over the chosen tasks, and what the last update changed for all.
+
+    Of facts it is their mAP, and nothing is said of what changed: a fact has no single right answer that could turn.
+    """
+    metric = metric_of(experiment)
     earlier = experiment.stream[: len(embedded.queries) - 1]
     size = experiment.training.eval_batch_size
-    changed = flips_of_update(run, experiment.model, earlier, embedded, stored, batch_size=size) if earlier else {}
+    changed = (
+        flips_of_update(run, experiment.model, earlier, embedded, stored, batch_size=size)
+        if earlier and metric == RECALL
+        else {}
+    )
     numbers = {}
     for name in (FRESH, *stored):
         suffix = "" if name == FRESH else f"_{name}"
-        seen, own = (_mean(found.values[scope + suffix]["recall@1"], chosen) for scope in ("seen", "task"))
-        numbers[name] = {"seen recall@1": seen, "task recall@1": own}
+        seen, own = (_mean(found.values[scope + suffix][metric], chosen) for scope in ("seen", "task"))
+        numbers[name] = {f"seen {metric}": seen, f"task {metric}": own}
         flipped = changed.get(name)
         numbers[name] |= dict.fromkeys(("negative", "positive", "agreement"), math.nan)
         if flipped:
@@ -76,17 +86,22 @@ def compare(
     return numbers
 
 
-def table(numbers: Mapping[str, Mapping[str, float]], title: str) -> Table:
+def metric_of(experiment: Experiment) -> str:
+    """What galleries of this run are compared by."""
+    return "map" if isinstance(experiment.loss, FactLoss) else RECALL
+
+
+def table(numbers: Mapping[str, Mapping[str, float]], title: str, metric: str) -> Table:
     """The numbers of `compare` for the terminal."""
     table = Table(title=f"{title}: galleries", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("gallery")
-    heads = ["recall@1", "of fresh", "own gallery", "negative flips", "positive flips", "same nearest"]
+    heads = [metric, "of fresh", "own gallery", "negative flips", "positive flips", "same nearest"]
     for head in (*heads, "not embedded again"):
         table.add_column(head, justify="right")
-    fresh = numbers[FRESH]["seen recall@1"]
+    fresh = numbers[FRESH][f"seen {metric}"]
     for name, each in numbers.items():
-        shares = [each["seen recall@1"] / fresh if fresh else math.nan]
-        cells = [f"{each['seen recall@1']:.3f}", f"{shares[0]:.1%}", f"{each['task recall@1']:.3f}"]
+        shares = [each[f"seen {metric}"] / fresh if fresh else math.nan]
+        cells = [f"{each[f'seen {metric}']:.3f}", f"{shares[0]:.1%}", f"{each[f'task {metric}']:.3f}"]
         cells += ["-" if math.isnan(each[key]) else f"{each[key]:.1%}" for key in ("negative", "positive", "agreement")]
         saved = f"{each['images saved']:.0f} images, {each['seconds saved']:.1f} s" if each["images saved"] else "-"
         table.add_row(name, *cells, saved)

@@ -32,7 +32,8 @@ def query(arguments: Sequence[str]) -> None:
     """
     parser = make_parser("query", query.__doc__)
     parser.add_argument("index", type=str, help="the index file, or the directory of a run on facts")
-    parser.add_argument("images", nargs="*", help="image files to search with")
+    asks_facts = any(each.partition("=")[0] == "--fact" for each in arguments)
+    parser.add_argument("images", nargs="*" if asks_facts else "+", help="image files to search with")
     parser.add_argument(
         "--fact",
         action="append",
@@ -56,8 +57,8 @@ def query(arguments: Sequence[str]) -> None:
             raise ValueError(f"{option} {path} would overwrite what is searched: name another file")
     if Path(options.index).is_dir():
         return _ask(options)
-    if options.fact or options.gallery or not options.images:
-        raise ValueError("name images to search with; --fact and --gallery are for the directory of a run on facts")
+    if options.fact or options.gallery:
+        raise ValueError("--fact and --gallery are for the directory of a run on facts; an index takes images")
     index = ImageIndex.open(options.index)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")

@@ -14,10 +14,14 @@ from tripletmas import report as reports
 from tripletmas.checkpoint import RunDirectory, without_nan
 from tripletmas.commands import galleries
 from tripletmas.commands.console import console, make_parser, name_and_options, numbers, print_comparison
-from tripletmas.evaluation import embed_tasks, score_embedded, score_recognition
+from tripletmas.evaluation import embed_tasks, score_recognition
 from tripletmas.experiment import load_means, load_trained
+from tripletmas.fact_evaluation import score_objective
+from tripletmas.facts.losses import FactLoss
 from tripletmas.recognition import Recognition
 from tripletmas.tasks import Stream
+
+_SHOWN_OF_FACTS = ("map", "map@10", "map_1", "map_2", "map_3", "top@1", "top@5", "top@10", "mrr")  # --json has all
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -44,6 +48,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     experiment, after = load_trained(run, options.after)
     stream = experiment.stream[: after + 1]
     kinds = galleries.kinds_of(options.gallery, experiment.gallery.compensate)
+    of_facts = isinstance(experiment.loss, FactLoss)
+    if of_facts and (of_data or options.compatibility):
+        raise ValueError(
+            "a run on facts is scored on its own data, and --compatibility is for images that search images"
+        )
     if of_data and (len(kinds) > 1 or options.compatibility):
         raise ValueError("stale galleries and compatibility are those of the run's own data: leave --data out")
     if of_data:
@@ -58,7 +67,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     model = experiment.strategy.deployed(experiment.model)
     embedded = embed_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
     stored = {} if len(kinds) == 1 else galleries.stored_of(run, experiment, after, kinds)
-    found = score_embedded(embedded, stored)
+    found = score_objective(experiment.loss, stream, embedded, stored)
     if isinstance(experiment.loss, Recognition) and not of_data:  # heads and means know the run's own classes only
         class_means = load_means(run, stream, after)
         for gallery, accuracies in score_recognition(experiment.loss, class_means, stream, found.queries).items():
@@ -71,23 +80,28 @@ def evaluate(arguments: Sequence[str]) -> None:
     for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
         table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left", box=SIMPLE_HEAD)
         table.add_column("task")
-        for metric in values[gallery]:
+        shown = {k: v for k, v in values[gallery].items() if not of_facts or k in _SHOWN_OF_FACTS}
+        for metric in shown:
             table.add_column(metric, justify="right")
         for row, name in enumerate(names):
-            table.add_row(name, *(f"{per_task[row]:.3f}" for per_task in values[gallery].values()))
+            table.add_row(name, *(f"{per_task[row]:.3f}" for per_task in shown.values()))
         if len(names) > 1:
-            means = (sum(per_task) / len(per_task) for per_task in values[gallery].values())
+            means = (sum(per_task) / len(per_task) for per_task in shown.values())
             table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
         console().print(table)
     extra = {}
     if stored:
         compared = galleries.compare(run, experiment, embedded, stored, found, chosen)
-        console().print(galleries.table(compared, f"{run.path}, model after task {after}"))
+        console().print(
+            galleries.table(compared, f"{run.path}, model after task {after}", galleries.metric_of(experiment))
+        )
         extra["galleries"] = compared
     if options.compatibility:
         galleries.print_compatibility(run, experiment, after)
     left_out = sum(found.without_relevant[number] for number in chosen)
-    if left_out:
+    if left_out and of_facts:
+        print(f"{left_out} facts hold of no test image and are not counted")
+    elif left_out:
         print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
     if options.json:
         content = without_nan({"tasks": names, "after": after, **values, **extra})

@@ -43,6 +43,10 @@ class Replay(Strategy):
         self._forget()
 
     def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+        if any(task.train.within is not None for task in stream):
+            raise ValueError(
+                "replay keeps samples class by class, and an image of facts has several: it takes no facts"
+            )
         num_earlier = sum(len(task.classes) for task in stream[:-1])
         if self.memory < 2 * num_earlier:
             raise ValueError(
