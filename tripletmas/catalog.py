@@ -156,7 +156,8 @@ def build_data(name: str, given: Mapping[str, Any]) -> Data:
     if name in FACT_DATASETS:
         facts = [parse_fact(each) for each in source.train.class_names]
         language = language_view(facts, words_of(given))
-        return Data(*_call(make_fact_stream, given, source, language), language)
+        stream, unseen = _call(make_fact_stream, given, source, language)
+        return Data(stream, unseen, language)
     stream = _call(make_stream, given, source)
     return Data(stream, _call(make_unseen, given, source) if given.get("unseen") else None)
 

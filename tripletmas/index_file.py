@@ -133,7 +133,7 @@ def _check(tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> N
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().numpy()) if tensor.numel() else 0
+    return zlib.crc32(memoryview(tensor.contiguous().numpy())) if tensor.numel() else 0
 
 
 def _to_bytes(content: bytes) -> Tensor:
