@@ -133,7 +133,8 @@ def _check(tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> N
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(memoryview(tensor.contiguous().numpy())) if tensor.numel() else 0
+    content: Any = tensor.contiguous().numpy()  # a buffer, which its type says from Python 3.12 on only
+    return zlib.crc32(content) if tensor.numel() else 0
 
 
 def _to_bytes(content: bytes) -> Tensor:
