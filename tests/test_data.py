@@ -135,3 +135,40 @@ def test_class_names_are_ordered_as_numbers_or_as_text(names, class_names):
     labels, encoded = encode_labels(names)
     assert encoded == class_names
     assert [encoded[label] for label in labels.tolist()] == names
+
+
+# --- samples of several classes
+
+
+def several() -> LabelledDataset:
+    truth = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]]).bool()
+    return LabelledDataset(torch.arange(4.0)[:, None], truth, ["a", "b", "c"])
+
+
+def test_a_view_tells_of_its_classes_only():
+    data = several()
+    assert data.classes == (0, 1, 2)
+    view = data.of_classes([0, 2])
+    assert view.indices.tolist() == [0, 2]
+    assert view.labels.tolist() == [[True, False, True], [True, False, False]]
+    assert view.truth.tolist() == [[True, False, True], [True, True, False]]
+    assert view.classes == (0, 2)
+    samples, labels = view[[1]]
+    assert samples.tolist() == [[2.0]]
+    assert labels.tolist() == [[True, False, False]]
+    assert view.of_classes([1]).indices.tolist() == []  # it is not about b
+    assert view.subset([1]).plain().labels.tolist() == [[True, False, False]]
+    assert data.about([1]).indices.tolist() == [0, 1, 2, 3]
+    assert data.about([1]).classes == (1,)
+
+
+def test_a_sample_in_several_views_is_joined_once_with_the_classes_of_all():
+    data = several()
+    both = concatenate([data.of_classes([2]), data.of_classes([1]), data.of_classes([0])])
+    assert both.indices.tolist() == [0, 1, 2]
+    assert torch.equal(both.labels, data.truth[:3])
+
+
+def test_boolean_labels_fit_the_names():
+    with pytest.raises(ValueError, match=r"boolean labels must be \(n, 2\), one for each class name"):
+        LabelledDataset(torch.zeros(1, 1), torch.ones(1, 3, dtype=torch.bool), ["a", "b"])

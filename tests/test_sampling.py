@@ -151,3 +151,17 @@ def test_seed_everything_is_a_function_of_the_place_in_the_run():
     for of_one_generator in zip(*draws, strict=True):
         assert len(set(of_one_generator)) == 16
     assert seed_everything(3, 1) == torch.initial_seed()
+
+
+def test_batches_of_samples_of_several_classes_draw_class_by_class():
+    """Each batch draws 2 classes and 3 samples of each; who is drawn for both is there once."""
+    truth = torch.zeros(12, 3, dtype=torch.bool)
+    truth[:6, 0] = truth[3:9, 1] = truth[9, 2] = True  # class 2 has a single sample, 10 and 11 have no class
+    batches = class_balanced_batches(
+        truth, batch_size=6, samples_per_class=3, generator=torch.Generator().manual_seed(0)
+    )
+    assert len(batches) == 2
+    for batch in batches:
+        assert len(set(batch)) == len(batch)
+        assert 3 <= len(batch) <= 6
+        assert set(batch) <= set(range(10))

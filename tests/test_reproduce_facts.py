@@ -1,0 +1,71 @@
+"""The script of the fact experiment: one run, its table, and the adaptation."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tripletmas import experiment
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("reproduce_facts", SCRIPTS / "reproduce_facts.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "reproduce_facts", module)
+    spec.loader.exec_module(module)
+    real = experiment.build
+
+    def small(config, **options):
+        size = {} if config["data"]["name"] == "facts" else {"images": 120, "test_images": 60, "unseen_images": 0}
+        data = {**config["data"], **size, "size": 32, "word_dim": 16}
+        return real({**config, "data": data, "model": {"name": "mlp", "hidden": [8]}}, **options)
+
+    monkeypatch.setattr(experiment, "build", small)
+    monkeypatch.setattr(module, "TRAINING", {"epochs": 1})
+    return module
+
+
+def test_a_run_is_trained_once_and_its_table_has_the_last_row(script, tmp_path):
+    out = tmp_path / "test" / "shapes-random" / "finetune" / "seed0"
+    job = ("shapes-random", {"name": "finetune"}, 0, False, "", out)
+    line = script.run_one(job)
+    matrix = json.loads(out.with_suffix(".json").read_text())["matrices"]["seen"]["map"]
+    assert script.run_one(job) == line
+    options = argparse.Namespace(out=tmp_path)
+    text = script.table(options, "shapes-random", ["finetune", "joint"], [0, 1], validation=False)
+    row = next(line for line in text.splitlines() if line.startswith("| finetune"))
+    assert [float(cell) for cell in re.findall(r"\d\.\d{3}", row)[:4]] == [round(value, 3) for value in matrix[-1]]
+    assert "| joint | missing |" in text
+
+
+@pytest.mark.slow
+def test_real_facts_are_read_from_their_archive(script, tmp_path, shared_data):
+    out = tmp_path / "test" / "nlvr-semantic" / "frozen" / "seed0"
+    script.run_one(("nlvr-semantic", {"name": "frozen"}, 0, False, str(shared_data / "nlvr-facts"), out))
+    assert len(json.loads(out.with_suffix(".json").read_text())["matrices"]["seen"]["map"]) == 4
+
+
+def test_the_adaptation(script, tmp_path):
+    path = tmp_path / "adaptation" / "seed0.json"
+    assert "facts of" in script.adapt((0, path))
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["measured"], row["strength"]) for row in rows] == [
+        ("finetune", 0.0),
+        *((name, strength) for strength in script.STRENGTHS for name in ("all", "as many of all", "the part")),
+    ]
+    assert all(row["before"][:2] == rows[0]["before"][:2] for row in rows)  # from the same weights
+    table = script.adaptation_table(tmp_path, [0, 1])
+    assert "adaptation, 1 seeds" in table
+    assert f"| {rows[1]['after'][0]:.3f} |" in table
