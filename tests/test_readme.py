@@ -44,6 +44,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             arguments.append("--print_config")
         elif arguments[0] == "train":
             arguments.append("--training.epochs=2")
+            if "shapes-facts" in command:
+                arguments += ["--data.images=500", "--data.test_images=200", "--data.unseen_images=20", "--data.size=32"]
         assert cli.main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
