@@ -10,7 +10,7 @@ import pytest
 
 
 def test_large_blocks_are_not_mapped_anew_each_time():
-    """A tensor of 40 MiB made and freed 20 times: by default, above 32 MiB, its 10240 pages are mapped anew each time."""
+    """A tensor of 40 MiB made and freed 20 times: by default its 10240 pages are mapped anew each time."""
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("only glibc's allocator can be told")
     script = (

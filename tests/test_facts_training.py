@@ -153,7 +153,7 @@ def test_a_search_for_a_strength_asks_images_that_were_held_out(data):
     assert 0 < chance < 1
     strategy = {"name": "mas", "strength": "auto"}
     made = build({**SMALL, "strategy": strategy, "search": {"start": 1, "most": 2}}, data=data)
-    with pytest.raises(ValueError, match="finetune reaches 0.* it does not learn the task"):  # two epochs are too few
+    with pytest.raises(ValueError, match=r"finetune reaches 0.* it does not learn the task"):  # two epochs are too few
         train_stream(made.model, made.stream, made.strategy, made.loss, made.training, search=made.search)
 
 

@@ -45,7 +45,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         elif arguments[0] == "train":
             arguments.append("--training.epochs=2")
             if "shapes-facts" in command:
-                arguments += ["--data.images=500", "--data.test_images=200", "--data.unseen_images=20", "--data.size=32"]
+                small = {"images": 500, "test_images": 200, "unseen_images": 20, "size": 32}
+                arguments += [f"--data.{key}={value}" for key, value in small.items()]
         assert cli.main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
 
 

@@ -5,7 +5,7 @@ minimises a **metric loss** plus what the **strategy** adds. After each task, qu
 and the scores fill a matrix; forgetting is read off that matrix. Two axes vary freely: the *strategy* (how the model
 learns) and the *gallery* (fresh, stale, compensated).
 
-"Triplet" here is (anchor, positive, negative), the metric-learning loss.
+"Triplet" is (anchor, positive, negative), the metric-learning loss; in `facts` it is <subject, predicate, object>.
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from tripletmas.data import LabelledDataset, Source
     from tripletmas.drift import compensate_drift, fit_drift
     from tripletmas.experiment import run_experiment
+    from tripletmas.facts.fact import Fact, fact
+    from tripletmas.facts.language import language_view
+    from tripletmas.facts.losses import FactContrastive, FactDistance
+    from tripletmas.facts.scoring import score_facts
+    from tripletmas.facts.streams import make_fact_stream
+    from tripletmas.facts.visual import make_visual_view
+    from tripletmas.facts.words import hashed_words, read_word_vectors
     from tripletmas.forgetting import Scores
     from tripletmas.gallery import Galleries, GalleryConfig
     from tripletmas.image_index import ImageIndex
@@ -68,6 +75,9 @@ __all__ = [
     "ElasticWeightConsolidation",
     "Embeddings",
     "ExactIndex",
+    "Fact",
+    "FactContrastive",
+    "FactDistance",
     "FaissIndex",
     "Finetune",
     "Frozen",
@@ -96,17 +106,24 @@ __all__ = [
     "compensate_drift",
     "embed",
     "evaluate",
+    "fact",
     "fisher_importance",
     "fit_drift",
+    "hashed_words",
+    "language_view",
     "local_mas_importance",
+    "make_fact_stream",
     "make_index",
     "make_loss",
     "make_model",
     "make_stream",
+    "make_visual_view",
     "mas_importance",
     "merge_importance",
     "quadratic_penalty",
+    "read_word_vectors",
     "run_experiment",
+    "score_facts",
     "split_by_class",
     "split_by_group",
     "train_stream",
@@ -118,6 +135,13 @@ _PUBLIC = {
     "data": ("LabelledDataset", "Source"),
     "drift": ("compensate_drift", "fit_drift"),
     "experiment": ("run_experiment",),
+    "facts.fact": ("Fact", "fact"),
+    "facts.language": ("language_view",),
+    "facts.losses": ("FactContrastive", "FactDistance"),
+    "facts.scoring": ("score_facts",),
+    "facts.streams": ("make_fact_stream",),
+    "facts.visual": ("make_visual_view",),
+    "facts.words": ("hashed_words", "read_word_vectors"),
     "forgetting": ("Scores",),
     "gallery": ("Galleries", "GalleryConfig"),
     "image_index": ("ImageIndex",),

@@ -35,7 +35,7 @@ class Method:
         intransigence: against joint training, see `Comparison.joint`; empty without it, and for joint itself.
         per_task: the score after the last task, one for each task.
         curves: (seeds, tasks) the average over the tasks seen so far, after each task.
-        galleries: kind ("fresh", "stale", "compensated") -> the average of recall@1 on everything seen; kinds that a
+        galleries: kind ("fresh", "stale", "compensated") -> the average on everything seen; kinds that a
             finished run lacks are left out, and without stored vectors it is empty.
         note: what was left out of the row and why; empty if nothing.
     """

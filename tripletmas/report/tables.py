@@ -15,8 +15,9 @@ from rich.text import Text
 from tripletmas.forgetting import PairedDifference
 from tripletmas.report.compare import Comparison
 from tripletmas.report.numbers import Spread, number, short_names
+from tripletmas.report.wording import SEARCHED
 
-GALLERIES = "recall@1 on galleries of all tasks seen, by how they are kept"
+GALLERIES = "{metric} on galleries of all tasks seen, by how they are kept"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _galleries(comparison: Comparison) -> Block:
     """The three galleries of everything seen; without rows where not all runs have them."""
     kinds = comparison.galleries
     rows = [[m.label, *(m.galleries.get(kind, Spread(())).text() for kind in kinds)] for m in comparison.methods]
-    return Block(GALLERIES, ["method", *kinds], rows if kinds else [])
+    title = GALLERIES.format(metric=SEARCHED[comparison.primary.searched])
+    return Block(title, ["method", *kinds], rows if kinds else [])
 
 
 def _beyond(comparison: Comparison) -> Block:
