@@ -26,4 +26,4 @@ def test_large_blocks_are_not_mapped_anew_each_time():
         for way in ("leave", "keep")
     }
     assert faults["leave"] > 19 * 10240
-    assert faults["keep"] < 5 * 10240
+    assert faults["keep"] < 0.6 * faults["leave"]
