@@ -37,7 +37,7 @@ SETTINGS: dict[str, tuple[str, Config]] = {
 }
 GRID = (0.1, 0.3, 1.0, 3.0)
 CHOSEN: dict[str, float] = {"shapes-random": 0.3, "shapes-semantic": 0.1}  # as --tune chose them
-METHODS = ("finetune", "frozen", "mas", "joint")
+METHODS = ("finetune", "frozen", "mas", "mas-parts", "joint")  # mas-parts: importance of the parts that facts have
 STRENGTHS = (0.3, 1.0)  # of the adaptation
 
 
@@ -223,9 +223,11 @@ def main() -> None:
         jobs = []
         for name, seed, method in ((n, s, m) for n in names for s in seeds for m in methods):
             kind, _, strength = method.partition(" ")
-            strategy: Config = {"name": kind}
-            if kind == "mas":
+            strategy: Config = {"name": kind.removesuffix("-parts")}
+            if kind.startswith("mas"):
                 strategy["strength"] = float(strength) if strength else CHOSEN.get(name, 0.3)
+            if kind == "mas-parts":
+                strategy["output"] = "parts"
             out = folder_of(options, name, method.replace(" ", ""), seed, validation=options.tune)
             jobs.append((name, strategy, seed, options.tune, options.nlvr, out))
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
