@@ -28,7 +28,7 @@ def recall_at_k(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
     """
     if k < 1:
         raise ValueError(f"k must be >= 1, got {k}")
-    _check(relevant, num_relevant)
+    check_ranked(relevant, num_relevant)
     if relevant.shape[1] < k:
         raise ValueError(f"recall@{k} needs {k} ranks, got lists of {relevant.shape[1]}; search deeper")
     return _nan_without_relevant(relevant[:, :k].any(dim=1).double(), num_relevant)
@@ -44,7 +44,7 @@ def r_precision(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     >>> r_precision(torch.tensor([[True, False, False, True]]), torch.tensor([2]))
     tensor([0.5000], dtype=torch.float64)
     """
-    _check(relevant, num_relevant)
+    check_ranked(relevant, num_relevant)
     hits = relevant & _within_r(relevant, num_relevant)
     return hits.sum(dim=1).double() / num_relevant  # 0 / 0 is nan
 
@@ -62,7 +62,7 @@ def map_at_r(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     >>> map_at_r(torch.tensor([[False, True, True, False]]), torch.tensor([2]))  # P(2) / 2
     tensor([0.2500], dtype=torch.float64)
     """
-    _check(relevant, num_relevant)
+    check_ranked(relevant, num_relevant)
     hits = relevant & _within_r(relevant, num_relevant)
     precision = relevant.cumsum(dim=1).double() / _ranks(relevant)
     return (precision * hits).sum(dim=1) / num_relevant
@@ -78,7 +78,7 @@ def reciprocal_rank(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     >>> reciprocal_rank(torch.tensor([[False, True, True]]), torch.tensor([2]))
     tensor([0.5000], dtype=torch.float64)
     """
-    _check(relevant, num_relevant)
+    check_ranked(relevant, num_relevant)
     missing = ((num_relevant > 0) & ~relevant.any(dim=1)).nonzero()
     if len(missing):
         raise ValueError(
@@ -90,7 +90,8 @@ def reciprocal_rank(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     return _nan_without_relevant(first, num_relevant)
 
 
-def _check(relevant: Tensor, num_relevant: Tensor) -> None:
+def check_ranked(relevant: Tensor, num_relevant: Tensor) -> None:
+    """Raises ValueError if ranked lists (q, k) and the number of relevant items (q,) do not fit each other."""
     if relevant.dtype != torch.bool or relevant.ndim != 2:
         raise ValueError(f"relevant must be bool of shape (q, k), got {relevant.dtype} of {tuple(relevant.shape)}")
     if num_relevant.dtype != torch.int64 or num_relevant.shape != relevant.shape[:1]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tripletmas.metrics import check_ranked
+
 
 def average_precision(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     """(1/R) sum over the ranks i of relevant items of P(i), the precision of the first i ranks; R is `num_relevant`.
@@ -28,7 +30,7 @@ def average_precision(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     >>> average_precision(torch.tensor([[True, False, True]]), torch.tensor([2]))  # (1/1 + 2/3) / 2
     tensor([0.8333], dtype=torch.float64)
     """
-    _check(relevant, num_relevant)
+    check_ranked(relevant, num_relevant)
     found = relevant.sum(dim=1)
     missing = (found < num_relevant).nonzero()
     if len(missing):
@@ -90,7 +92,7 @@ def top_k_detection(relevant: Tensor, num_relevant: Tensor, k: int, *, num_true:
     >>> top_k_detection(torch.tensor([[False, True, True]]), torch.tensor([2]), 1)  # ranks 2 and 3, rank 2 is allowed
     tensor([0.5000], dtype=torch.float64)
     """
-    _check(relevant, num_relevant)
+    check_ranked(relevant, num_relevant)
     _check_k(k)
     num_true = num_relevant if num_true is None else num_true
     if num_true.dtype != torch.int64 or num_true.shape != num_relevant.shape:
@@ -139,7 +141,7 @@ def _precision_at_hits(hits: Tensor) -> Tensor:
 
 
 def _first(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    _check(relevant, num_relevant)
+    check_ranked(relevant, num_relevant)
     _check_k(k)
     if relevant.shape[1] < k:
         raise ValueError(f"average precision at {k} needs {k} ranks, got lists of {relevant.shape[1]}; search deeper")
@@ -149,20 +151,3 @@ def _first(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
 def _check_k(k: int) -> None:
     if k < 1:
         raise ValueError(f"k must be >= 1, got {k}")
-
-
-def _check(relevant: Tensor, num_relevant: Tensor) -> None:
-    if relevant.dtype != torch.bool or relevant.ndim != 2:
-        raise ValueError(f"relevant must be bool of shape (q, k), got {relevant.dtype} of {tuple(relevant.shape)}")
-    if num_relevant.dtype != torch.int64 or num_relevant.shape != relevant.shape[:1]:
-        raise ValueError(
-            f"num_relevant must be int64 of shape ({len(relevant)},), "
-            f"got {num_relevant.dtype} of {tuple(num_relevant.shape)}"
-        )
-    found = relevant.sum(dim=1)
-    excess = (found > num_relevant).nonzero()
-    if len(excess):
-        raise ValueError(
-            f"query {int(excess[0])} has {int(found[excess[0]])} relevant items in its list, but num_relevant says "
-            f"{int(num_relevant[excess[0]])}"
-        )
