@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,10 +85,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         for metric in shown:
             table.add_column(metric, justify="right")
         for row, name in enumerate(names):
-            table.add_row(name, *(f"{per_task[row]:.3f}" for per_task in shown.values()))
+            table.add_row(name, *(_cell(per_task[row]) for per_task in shown.values()))
         if len(names) > 1:
-            means = (sum(per_task) / len(per_task) for per_task in shown.values())
-            table.add_row("mean", *(f"{mean:.3f}" for mean in means), style="bold")
+            table.add_row("mean", *(_cell(_mean(per_task)) for per_task in shown.values()), style="bold")
         console().print(table)
     extra = {}
     if stored:
@@ -106,6 +106,16 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.json:
         content = without_nan({"tasks": names, "after": after, **values, **extra})
         Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the tasks that have a value: not all have facts of every order."""
+    measured = [value for value in values if not math.isnan(value)]
+    return sum(measured) / len(measured) if measured else math.nan
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def compare(arguments: Sequence[str]) -> None:
