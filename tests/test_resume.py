@@ -70,7 +70,7 @@ class Points:
 def dying(points: Points):
     """Points around every step, scoring, record and change of a file; seconds are 0, to compare records."""
     replace, rmtree, remove, save_file = os.replace, shutil.rmtree, aside._remove, aside.save_file
-    append, score_embedded = RunDirectory.append, finishing.score_embedded
+    append, score_objective = RunDirectory.append, finishing.score_objective
 
     def dying_replace(*paths):
         points()
@@ -116,7 +116,7 @@ def dying(points: Points):
         patch.setattr(aside, "_remove", lambda path: None if points.dead else remove(path))
         patch.setattr(aside, "save_file", dying_save)
         patch.setattr(RunDirectory, "append", dying_append)
-        patch.setattr(finishing, "score_embedded", dying_score)
+        patch.setattr(finishing, "score_objective", dying_score)
         patch.setattr(Strategy, "after_step", points)
         yield
 

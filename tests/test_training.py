@@ -295,7 +295,7 @@ def test_what_a_strategy_draws_is_the_same_after_an_interruption(tiny_stream, tm
         train_stream(linear(), tiny_stream, again, failing_at(6), SMALL, run)
     torch.manual_seed(123)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tripletmas.finishing.score_embedded", fail)
+        patch.setattr("tripletmas.finishing.score_objective", fail)
         with pytest.raises(RuntimeError, match="interrupted"):
             train_stream(linear(), tiny_stream, again, triplet(), SMALL, run)
     train_stream(linear(), tiny_stream, again, triplet(), SMALL, run)
