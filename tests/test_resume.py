@@ -105,7 +105,7 @@ def dying(points: Points):
 
     def dying_score(*arguments, **options):
         points()
-        return score_embedded(*arguments, **options)
+        return score_objective(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (training, task_training, evaluation, finishing):
