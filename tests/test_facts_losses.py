@@ -103,9 +103,15 @@ def test_what_does_not_fit(make):
         loss(IMAGES, torch.zeros(2, 2, dtype=torch.bool))
 
 
-def test_the_contrast_needs_two_facts():
-    with pytest.raises(ValueError, match="a batch needs two facts to tell apart: raise batch_size"):
-        FactContrastive(VIEW)(IMAGES, torch.tensor([[True, False]] * 2))
+def test_of_one_fact_there_is_nothing_to_learn_by_contrast():
+    images = IMAGES.clone().requires_grad_()
+    value = FactContrastive(VIEW)(images, torch.tensor([[True, False]] * 2))
+    (gradient,) = torch.autograd.grad(value, images)
+    assert value == 0
+    assert (gradient == 0).all()
+
+
+def test_a_temperature_of_zero():
     with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
         FactContrastive(VIEW, temperature=0)
 

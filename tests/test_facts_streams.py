@@ -79,6 +79,24 @@ def test_the_tasks_of_the_data():
         make_fact_stream(*source_of([[0]], [[0]]), split="given")
 
 
+def test_numbered_tasks_come_in_their_order():
+    source, language = source_of(
+        [[i] for i in range(6)], [[i] for i in range(6)], groups=["10", "9", "10", "9", "1", "1"]
+    )
+    assert [task.name for task in make_fact_stream(source, language)[0]] == ["1", "9", "10"]
+
+
+def test_what_is_held_out_does_not_depend_on_where_the_images_are():
+    truth = torch.ones(40, 2, dtype=torch.bool)
+    language = language_view([parse_fact(name) for name in NAMES[:2]], hashed_words(16))
+    held = []
+    for root in ("photos", "/data/moved/photos"):
+        paths = [f"{root}/{number}.png" for number in range(40)]
+        source = Source(LabelledDataset(torch.zeros(40, 2), truth, NAMES[:2], paths=paths))
+        held.append(make_fact_stream(source, language, tasks=1, split="random")[0][0].query.indices.tolist())
+    assert held[0] == held[1]
+
+
 def test_facts_that_no_training_image_shows_are_in_no_task():
     source, language = source_of([[0, 1], [2, 3]], [[0, 4], [2, 1], [3]])
     stream, unseen = make_fact_stream(source, language, tasks=2, split="order")

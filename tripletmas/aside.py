@@ -67,16 +67,17 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 def _allow(aside: Path, final: Path) -> None:
     """Give a file the permissions that it would have, had it been written in place: safetensors leaves owner-only."""
-    if not aside.is_file():
-        return
-    if final.is_file():
-        mode = final.stat().st_mode & 0o777
-    else:
-        mask = os.umask(0)
-        os.umask(mask)
-        mode = 0o666 & ~mask
     with suppress(OSError):  # some file systems have no permissions
-        aside.chmod(mode)
+        if final.is_file():
+            mode = final.stat().st_mode & 0o777
+        else:
+            probe = aside.with_name(aside.name + ".mode")  # the umask can be read from what it does, and only so safely
+            handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
+            mode = os.fstat(handle).st_mode & 0o777
+            os.close(handle)
+            probe.unlink()
+        for file in [aside] if aside.is_file() else aside.iterdir():
+            file.chmod(mode)
 
 
 def _flush(path: Path) -> None:

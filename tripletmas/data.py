@@ -72,9 +72,8 @@ class LabelledDataset(Dataset):
         self.transform = transform
         self.indices = torch.arange(len(all_labels)) if indices is None else indices
         self.within = within
-        self.truth = all_labels[self.indices]
-        self.labels = self.truth if within is None else self.truth & within
         self._all_labels = all_labels
+        self._labels = all_labels[self.indices] if within is None else None
         self._all_paths = paths
 
     def __len__(self) -> int:
@@ -83,7 +82,8 @@ class LabelledDataset(Dataset):
     def __getitem__(self, position: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(position, int):
             return self.__getitems__(position)
-        return self._read(int(self.indices[position])), self.labels[position]
+        labels = self._all_labels[self.indices[position]]
+        return self._read(int(self.indices[position])), labels if self.within is None else labels & self.within
 
     def __getitems__(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """The batch (samples (b, ...), labels (b,)) at these positions; a DataLoader calls this once a batch."""
@@ -93,11 +93,25 @@ class LabelledDataset(Dataset):
             samples = _as_float(self.samples[chosen])
         else:
             samples = torch.stack([self._read(i) for i in chosen.tolist()])
-        return samples, self.labels[positions]
+        labels = self._all_labels[chosen]
+        return samples, labels if self.within is None else labels & self.within
 
     def _read(self, index: int) -> Tensor:
         sample = _as_float(self.samples[index])
         return sample if self.transform is None else self.transform(sample)
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) the label of each sample; or (n, classes) which of the view's own classes it is of."""
+        if self._labels is not None:
+            return self._labels
+        assert self.within is not None
+        return self.truth & self.within
+
+    @property
+    def truth(self) -> Tensor:
+        """As `labels`, of all classes, those that the view does not tell of included."""
+        return self._all_labels[self.indices] if self._labels is None else self._labels
 
     @property
     def classes(self) -> tuple[int, ...]:

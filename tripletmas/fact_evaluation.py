@@ -84,6 +84,13 @@ def score_embedded_facts(
     return TaskScores(values, {}, without, joined(embedded.queries))
 
 
+def num_stored(loss: MetricLoss, earlier: Stream, embedded: EmbeddedTasks) -> int:
+    """How many images the galleries of these tasks hold; an image of facts of several tasks counts once."""
+    if isinstance(loss, FactLoss):
+        return len(images_once(earlier).first) if earlier else 0
+    return sum(len(part) for part in embedded.galleries[: len(earlier)])
+
+
 def _scores(
     loss: FactLoss,
     images: Tensor,

@@ -11,7 +11,7 @@ from torch import nn
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.class_means import ClassMeans
 from tripletmas.evaluation import EmbeddedTasks, TaskScores, embed_tasks, score_recognition
-from tripletmas.fact_evaluation import score_objective, score_objective_alone
+from tripletmas.fact_evaluation import num_stored, score_objective, score_objective_alone
 from tripletmas.fact_shown import write_fact_shown
 from tripletmas.facts.losses import FactLoss
 from tripletmas.forgetting import Scores
@@ -96,7 +96,7 @@ class Finish:
             "queries": [len(task.query) for task in seen],
             "without_relevant": found.without_relevant,
             "drift": drift_by_class(stored, embedded.galleries[:-1], classes),
-            "reembed": {"images": sum(len(part) for part in embedded.galleries[:-1]), "seconds": embedded.seconds},
+            "reembed": {"images": num_stored(self.learner.loss, seen[:-1], embedded), "seconds": embedded.seconds},
             "unprotected": self._unprotected(),
         }
         if self.unseen is None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from tripletmas import configuration
+from tripletmas.catalog import words_of
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.data import LabelledDataset
 from tripletmas.drift import DRIFT_MAPS, DriftMap, fit_drift
 from tripletmas.experiment import choose_device, load_trained
+from tripletmas.facts.visual import make_visual_view
 from tripletmas.gallery import gallery_file
 from tripletmas.index import unit
 from tripletmas.models import embedding_dim, make_model
@@ -83,18 +86,18 @@ def load_model(
         sample_shape = configured
     elif configured not in (None, tuple(sample_shape)):
         raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {tuple(sample_shape)}")
-    of_facts = load_trained(run, number, device=device)[0] if config["objective"] == "facts" else None
     if sample_shape is None:
-        trained = of_facts or load_trained(run, number)[0]
-        sample_shape = trained.stream[0].query.sample_shape
+        sample_shape = load_trained(run, number)[0].stream[0].query.sample_shape
     if len(sample_shape) != 3 or sample_shape[1] != sample_shape[2]:
         raise ValueError(f"the model of {run.path} takes samples of shape {sample_shape}, which are no square images")
-    if of_facts:
-        model = of_facts.model
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
+    name = str(options.pop("name"))
+    if config["objective"] == "facts":
+        dim, branch_at = words_of(data).dim, options.pop("branch_at")
+        model = make_visual_view(name, sample_shape, dim=dim, branch_at=branch_at, options=options)
     else:
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in config["model"].items()}
-        name = str(options.pop("name"))
-        model = make_model(name, sample_shape, options=options).to(choose_device(device))
+        model = make_model(name, sample_shape, options=options)
+    model = model.to(choose_device(device))
     state = run.read_tensors(_weights(number))
     try:
         load_state(model, state, str(run.path / _weights(number)))
@@ -106,9 +109,17 @@ def load_model(
         hash=weight_hash(state),
         model=model,
         sample_shape=tuple(sample_shape),
-        dim=embedding_dim(model, sample_shape),
+        dim=_dim(model, sample_shape, run),
         batch_size=config["training"]["eval_batch_size"],
     )
+
+
+def _dim(model: nn.Module, sample_shape: tuple[int, ...], run: RunDirectory) -> int:
+    try:
+        return embedding_dim(model, sample_shape)
+    except RuntimeError as error:  # torch's, for images that the layers do not fit
+        reason = str(error).splitlines()[0]
+        raise OtherImages(f"the model of {run.path} takes no images of shape {tuple(sample_shape)}: {reason}") from None
 
 
 def default_map(run: RunDirectory) -> str:

@@ -150,7 +150,8 @@ def _score_ahead(learner: Learner, stream: Stream, number: int) -> dict[str, Any
 
 def _score_added(learner: Learner, stream: Stream, scores: Scores, run: RunDirectory) -> None:
     """Scores of the untrained model on tasks that were added since the run began."""
-    known = scores.baseline.get("task", {}).get("recall@1")
+    baseline = scores.baseline.get("task", {})
+    known = baseline.get("recall@1", baseline.get("map"))
     if known is None or not known.isnan().any():
         return
     untrained = copy.deepcopy(learner.model)

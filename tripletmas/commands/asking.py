@@ -16,6 +16,7 @@ from tripletmas.catalog import words_of
 from tripletmas.data import LabelledDataset, concatenate
 from tripletmas.embedding import embed
 from tripletmas.experiment import Experiment
+from tripletmas.fact_shown import names_of
 from tripletmas.facts.fact import Fact, parse_query
 from tripletmas.facts.language import check_known, encode_query
 from tripletmas.facts.losses import FactLoss
@@ -51,8 +52,7 @@ def gallery_of(experiment: Experiment, after: int, folder: str | None) -> Galler
         files = ImageFiles(folder, names, size=size, channels=channels)
         return Gallery(_unlabelled(files), files.paths, None)
     images = concatenate([task.query for task in seen])
-    names = images.paths or tuple(f"test image {index}" for index in images.indices.tolist())
-    return Gallery(images, names, images.truth)
+    return Gallery(images, names_of(images), images.truth)
 
 
 def images_for(experiment: Experiment, gallery: Gallery, asked: Sequence[str], k: int) -> tuple[list[Found], list[str]]:

@@ -14,6 +14,7 @@ from tripletmas.compatibility import average_compatibility, backward_compatibili
 from tripletmas.drift import DRIFT_MAPS
 from tripletmas.evaluation import EmbeddedTasks, TaskScores
 from tripletmas.experiment import Experiment
+from tripletmas.fact_evaluation import num_stored
 from tripletmas.facts.losses import FactLoss
 from tripletmas.gallery import COMPENSATED, STALE, Galleries
 from tripletmas.resuming import earlier_scores
@@ -78,7 +79,7 @@ def compare(
         numbers[name] |= dict.fromkeys(("negative", "positive", "agreement"), math.nan)
         if flipped:
             numbers[name] |= flipped._asdict()
-        images = sum(len(part) for part in embedded.galleries[:-1]) if name != FRESH else 0
+        images = num_stored(experiment.loss, earlier, embedded) if name != FRESH else 0
         numbers[name] |= {
             "images saved": images,
             "seconds saved": embedded.seconds if images else 0.0,

@@ -115,8 +115,8 @@ def _say_that_it_exists(out: str, images: str) -> None:
     """Raises ValueError: what to do about the file that is there."""
     try:
         ImageIndex.open(out)
-    except ValueError:
-        raise ValueError(f"{out} exists and is no index: choose another --out") from None
+    except ValueError as error:
+        raise ValueError(f"{out} exists: choose another --out ({error})") from None
     raise ValueError(
         f"{out} exists: choose another --out, or change it with: tripletmas index add {out} --images {images} (or "
         "index refresh)"

@@ -93,6 +93,8 @@ def _ask(options: Namespace) -> None:
         raise ValueError("--run and --allow-stale are for an index; here the run itself is asked")
     if bool(options.fact) == bool(options.images):
         raise ValueError("ask with image files, or with --fact, one of the two")
+    if options.gallery and not options.fact:
+        raise ValueError("--gallery is for --fact: an image chooses among the facts of the run")
     run = RunDirectory.open(options.index)
     experiment, after = load_trained(run, options.after, device=options.device)
     pictures: dict[str, str] = {}

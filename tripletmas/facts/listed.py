@@ -92,9 +92,15 @@ class _Table:
                     there = ", ".join(columns) or "none"
                     raise ValueError(f"{csv}, line 1: no column {missing[0]!r} (there are {there})")
                 for row in rows:
+                    if None in row:
+                        raise ValueError(
+                            f"{csv}, line {rows.line_num}: more cells than columns; quote a cell that holds a comma"
+                        )
                     cells = {name: (row[name] or "").strip() for name in columns if name}
                     if self._take(cells, f"{csv}, line {rows.line_num}", rows.line_num, known, root):
                         repeated.append(rows.line_num)
+        except csv_format.Error as error:
+            raise ValueError(f"{csv} is no CSV file ({error})") from None
         except FileNotFoundError:
             raise ValueError(f"no such file: {csv}") from None
         except UnicodeDecodeError as error:

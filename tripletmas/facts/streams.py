@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import zlib
+from pathlib import PurePath
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tripletmas.data import LabelledDataset, Source
+from tripletmas.data import LabelledDataset, Source, in_order
 from tripletmas.facts.fact import parse_fact
 from tripletmas.facts.language import LanguageView
 from tripletmas.facts.scoring import fact_vectors
@@ -67,6 +68,8 @@ def make_fact_stream(
         query = test.of_classes(classes)
         if not len(query):
             raise ValueError(f"task {name!r} has no test image that shows one of its {len(classes)} facts")
+        if len(classes) == 1:
+            logger.warning("task %r has one fact, so there is nothing to tell it apart from", name)
         unasked = set(classes) - set(query.classes)
         if unasked:
             shown = listed([f"<{train.class_names[each]}>" for each in sorted(unasked)], 5)
@@ -94,8 +97,9 @@ def _parts(source: Source, test_share: float, seed: int, validation: bool) -> tu
 
 
 def _hold_out(train: LabelledDataset, share: float, seed: str) -> tuple[LabelledDataset, LabelledDataset]:
-    """(what is left, what is held out); whether an image is does not depend on the others."""
-    names = train.paths or [str(index) for index in train.indices.tolist()]
+    """(what is left, what is held out); whether an image is depends on the name of its file alone."""
+    paths = train.paths or [str(index) for index in train.indices.tolist()]
+    names = [PurePath(path).name for path in paths]  # not on where the folder is
     held = torch.tensor([zlib.crc32(f"{seed} {name}".encode()) < share * 2**32 for name in names])
     if held.all() or not held.any():
         raise ValueError(f"{len(train)} images are too few to hold out {share:.0%} of them")
@@ -112,7 +116,7 @@ def _split(
         if split == "given":
             assert train.groups is not None
             groups = [train.groups[each] for each in learned.tolist()]
-        names = sorted(set(groups))
+        names = in_order(set(groups))
         if tasks not in (None, len(names)):
             raise ValueError(f"split {split!r} makes {len(names)} tasks ({', '.join(names)}), got tasks={tasks}")
         return torch.tensor([names.index(group) for group in groups]), names

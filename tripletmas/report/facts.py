@@ -6,7 +6,6 @@ Read from the run's folder `facts`; scores are average precision among the test 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +71,10 @@ class FactTables:
 def read_facts(run: Run, classes: Classes) -> FactTables | None:
     """The tables and pictures of a run on facts; None for other runs, and before the first task is done."""
     folder = run.path / "facts"
-    found = sorted(folder.glob("found*.safetensors"))
+    found = [_read_json(path) for path in sorted(folder.glob("found*.json"))]
     if not found or not classes.names:
         return None
-    facts = scored_facts(folder, found, classes)
-    described = _read_json(folder / "facts.json")
+    facts = scored_facts([each.get("facts", {}) for each in found], classes)
     by_order = []
     for order in sorted({each.fact.order for each in facts}):
         own = [each for each in facts if each.fact.order == order]
@@ -86,26 +84,23 @@ def read_facts(run: Run, classes: Classes) -> FactTables | None:
         by_word={part: _by_word(facts, part) for part in PARTS},
         worst=[_row(each) for each in sorted(facts, key=lambda each: -each.lost)[:_WORST] if each.lost > 0],
         pictured=_pictured(folder / "pictures.safetensors", classes, facts),
-        words=str(described.get("words", "")),
+        words=str(found[-1].get("words", "")),
     )
 
 
-def scored_facts(folder: Path, found: Sequence[Path], classes: Classes) -> list[ScoredFact]:
-    """Every fact that was asked for, with its scores."""
-    scores = [read_tensors(path)["average_precision"] for path in found]
-    chance = _read_json(folder / "chance.json").get("average_precision", [])
+def scored_facts(found: Sequence[dict], classes: Classes) -> list[ScoredFact]:
+    """Every fact that some test image shows, with its scores; `found` is what facts found after each task."""
     facts = []
-    for task, columns in enumerate(classes.tasks[: len(scores)]):
-        for column in columns:
-            learned, now = float(scores[task][column]), float(scores[-1][column])
-            if not math.isnan(now):
-                by_chance = math.nan if column >= len(chance) or chance[column] is None else float(chance[column])
-                facts.append(ScoredFact(parse_fact(classes.name(column)), task, learned, now, by_chance))
+    for task, columns in enumerate(classes.tasks[: len(found)]):
+        for name in map(classes.name, columns):
+            learned, now = (of.get(name, {}).get("average_precision") for of in (found[task], found[-1]))
+            if learned is not None and now is not None:
+                facts.append(ScoredFact(parse_fact(name), task, learned, now, found[-1][name]["chance"]))
     return facts
 
 
 def _by_word(facts: Sequence[ScoredFact], part: str) -> list[tuple[str, list[str]]]:
-    """The phrases of a part whose facts of earlier tasks lost most, on average."""
+    """The phrases of a part whose facts lost most, on average; those of the last task had no time to lose anything."""
     members: dict[str, list[ScoredFact]] = {}
     for each in facts:
         if phrase := getattr(each.fact, part):
@@ -150,6 +145,8 @@ def _hits(tensors: dict[str, Tensor], row: int, when: str, name: str) -> tuple[H
     hits = []
     columns = (tensors[f"{when}_{what}"][row].tolist() for what in ("picture", "right", "score"))
     for rank, (picture, right, score) in enumerate(zip(*columns, strict=True), start=1):
+        if picture < 0:
+            continue
         said = "shows it" if right else "does not show it"
         alt = f"rank {rank}: {said}, score {score:.3f}"
         hits.append(Hit(thumbnail(tensors["pictures"][picture]), name, "", right, f"{score:.3f}", alt))

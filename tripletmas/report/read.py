@@ -91,11 +91,12 @@ class Run:
 
     @property
     def forward_transfer(self) -> float:
-        """Of recall@1 on the task's own gallery, whatever the objective; nan where it was not measured."""
-        baseline = self.scores.baseline.get("task", {}).get("recall@1")
-        if baseline is None or "recall@1" not in self.metrics("task"):
+        """Of recall@1 (of facts mAP) on the task's own gallery, whatever the objective; nan where not measured."""
+        metric = self.primary.searched
+        baseline = self.scores.baseline.get("task", {}).get(metric)
+        if baseline is None or metric not in self.metrics("task"):
             return math.nan
-        full = self.scores.matrix("recall@1", "task")
+        full = self.scores.matrix(metric, "task")
         done = len(last_row(full))
         measured = full[:done, :done]  # without the next task of an unfinished run, which may not be measured yet
         if measured.diagonal(1).isnan().any():
