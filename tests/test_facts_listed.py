@@ -74,6 +74,10 @@ def test_images_in_an_archive(write, tmp_path):
         (["a.png,circle,,,train", "a.png,,red,,train"], "line 3: a fact needs a subject"),
         (["a.png,,,,train"], "line 2: a fact needs a subject"),
         ([",circle,,,train"], "line 2: no image"),
+        (
+            ["a.png,person,walking, slowly,dog,train"],
+            "line 2: more cells than columns; quote a cell that holds a comma",
+        ),
         (["d.png,circle,,,train"], "line 2: no image 'd.png' in"),
         (['a.png,"circle, red",,,train'], "line 2: a part of a fact can hold neither a comma"),
         (["a.png,*,,,train"], "line 2: a part of a fact can hold neither"),

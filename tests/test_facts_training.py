@@ -216,6 +216,38 @@ def test_unseen_combinations_are_scored_after_each_task(run):
     assert all("unseen" not in record or 0 <= record["unseen"]["map"] <= 1 for record in records)
 
 
+def growing(folder: Path, tasks: dict[str, list[str]]) -> list[str]:
+    """Options for pictures and facts in tasks; each fact has four training images and two test images."""
+    lines = ["image,subject,predicate,object,split,task"]
+    for name, facts in tasks.items():
+        for fact in facts:
+            for number in range(6):
+                image = f"{fact}{number}.png"
+                seed = sum(map(ord, fact)) * 10 + number
+                pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / image)
+                lines.append(f"{image},{fact},,,{'train' if number < 4 else 'test'},{name}")
+    (folder / "facts.csv").write_text("\n".join(lines) + "\n")
+    return ["--data.csv", str(folder / "facts.csv"), "--data.size", "8", "--data.word_dim", "8"]
+
+
+def test_a_new_task_whose_facts_come_first_by_name_is_learned_by_resume(tmp_path, call):
+    """The first task has two test images, fewer than the report shows; the second one's facts move all columns."""
+    (tmp_path / "images").mkdir()
+    options = growing(tmp_path / "images", {"1": ["moon"]})
+    model = ["--model", "mlp", "--model.hidden", "[8]", "--training.epochs", "1", "--strategy", "mas"]
+    out = tmp_path / "run"
+    assert call("train", "--data", "facts", *options, *model, "--out", out)[0] == 0
+    growing(tmp_path / "images", {"1": ["moon"], "2": ["arrow", "ball"]})
+    status, _, complaint = call("resume", out)
+    assert status == 0, complaint
+    then, now = (json.loads((out / "facts" / f"found{n:02d}.json").read_text())["facts"] for n in (0, 1))
+    assert list(then) == ["moon"]
+    assert len(then["moon"]["images"]) == 2
+    assert set(now) == {"arrow", "ball", "moon"}
+    assert "Facts and what they find" in (out / "report" / "report.html").read_text()
+
+
 # --- commands
 
 
