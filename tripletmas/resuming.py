@@ -75,7 +75,7 @@ def check_unseen(run: RunDirectory, unseen: Task | None) -> None:
     now = fingerprint(unseen) if unseen else None
     for record in run.records():
         if record["kind"] == "task" and record.get("unseen_data") != now:
-            advice = "data.unseen takes the last in order, which new classes would shift: name the groups, or start anew"
+            advice = "data.unseen takes the last in order, which new classes shift: name the groups, or start a new run"
             if unseen is not None and unseen.query.within is not None:
                 advice = "they are the facts that test images show and no training image does; start a new run"
             raise ValueError(
