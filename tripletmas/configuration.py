@@ -31,7 +31,7 @@ _ALONE = ("objective", "seed", "device")
 _OBJECTIVES = {"metric": "triplet", "recognition": catalog.CROSS_ENTROPY, "facts": "fact_contrastive"}
 # An image of facts has several at once, so there are no classes to balance, and no pairs that a batch must hold.
 _FACT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "training": {"epochs": 8, "sampler": "shuffled", "lr": 0.003, "schedule": "cosine"},
+    "training": {"epochs": 5, "sampler": "shuffled", "lr": 0.003, "schedule": "cosine"},
     "model": {"width": 32},
 }
 _EMPTY = inspect.Parameter.empty
