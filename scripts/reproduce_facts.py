@@ -22,8 +22,10 @@ import multiprocessing
 import sys
 import zipfile
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from reproduce_galleries import spread
 
 Config = dict[str, Any]
 TRAINING = {"epochs": 8}
@@ -183,10 +185,6 @@ def adaptation_table(out: Path, seeds: list[int]) -> str:
         cells = " | ".join(spread(column) for column in columns)
         lines.append(f"| {row['measured']} | {row['strength']:g} | {cells} | {gain} |")
     return f"adaptation, {len(found)} seeds\n\n" + "\n".join(lines) + "\n"
-
-
-def spread(values: list[float]) -> str:
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def main() -> None:

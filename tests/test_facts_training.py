@@ -194,7 +194,7 @@ def test_scores_of_tasks_are_those_of_a_literal_loop(data):
             truths.setdefault(index, truth)
     raw, truth = torch.stack(list(images.values())), torch.stack(list(truths.values()))
     once = images_once(seen)
-    assert len(once.first) == len(images) == len({index for task in seen for index in task.query.indices.tolist()})
+    assert len(once) == len(images) == len({index for task in seen for index in task.query.indices.tolist()})
     known = {label for task in seen for label in task.classes}
     for number, task in enumerate(seen):
         members = [index in set(task.query.indices.tolist()) for index in images]

@@ -144,6 +144,17 @@ def options_of(constructor: Callable[..., Any], *, leave_out: Iterable[str] = ()
     }
 
 
+def build_model(
+    name: str, given: Mapping[str, Any], sample_shape: tuple[int, ...], *, part_dim: int | None = None
+) -> nn.Module:
+    """The model `name`; with `part_dim`, the length of one part of a fact, the visual view of facts made of it."""
+    made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    if part_dim is None:
+        return models.make_model(name, sample_shape, options=made)
+    branch_at = made.pop("branch_at")
+    return make_visual_view(name, sample_shape, dim=part_dim, branch_at=branch_at, options=made)
+
+
 def fact_model_options(name: str) -> dict[str, Option]:
     """The options of the model `name` as the visual view of facts, whose language view decides on `dim`."""
     own = {key: option for key, option in options("model", name).items() if key != "dim"}

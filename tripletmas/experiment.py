@@ -13,10 +13,9 @@ from torch import nn
 from tripletmas import catalog, configuration
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.class_means import ClassMeans
-from tripletmas.facts.visual import make_visual_view
 from tripletmas.forgetting import Scores
 from tripletmas.gallery import GalleryConfig
-from tripletmas.models import embedding_dim, make_model
+from tripletmas.models import embedding_dim
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
 from tripletmas.recognition import Recognition
@@ -60,18 +59,11 @@ def build(config: Mapping[str, Any], *, data: catalog.Data | None = None) -> Exp
     )
     training = TrainConfig(**resolved["training"], seed=resolved["seed"])
     made_strategy, search = _strategy(*strategy, resolved)
-    built = data if isinstance(data, catalog.Data) else catalog.build_data(*named)
+    built = data or catalog.build_data(*named)
     stream, language = built.stream, built.language
     first = stream[0].train
     seed_everything(resolved["seed"])
-    if language is None:
-        made_model = make_model(model[0], first.sample_shape, options=_tuples(model[1])).to(device)
-    else:
-        branch_at = model[1].pop("branch_at")
-        options = _tuples(model[1])
-        made_model = make_visual_view(
-            model[0], first.sample_shape, dim=language.dim, branch_at=branch_at, options=options
-        ).to(device)
+    made_model = catalog.build_model(*model, first.sample_shape, part_dim=language.dim if language else None).to(device)
     dim = embedding_dim(made_model, first.sample_shape)
     if resolved["objective"] == "recognition":
         made_loss: nn.Module = Recognition(dim, [task.classes for task in stream], first.class_names)
@@ -184,7 +176,3 @@ def _strategy(name: str, options: dict[str, Any], config: Mapping[str, Any]) -> 
         return catalog.build_strategy(name, {**options, "strength": search.start}), search
     given = {**options, part: {**options[part], "strength": search.start}}
     return catalog.build_strategy(name, given, searched=part), search
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

@@ -12,11 +12,11 @@ is today's embedding of an old image. An image that is in the galleries of sever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tripletmas.data import concatenate
 from tripletmas.embedding import Embeddings, embed
 from tripletmas.evaluation import EmbeddedTasks, TaskScores, joined, score_alone, score_embedded
 from tripletmas.facts.losses import FactLoss
@@ -66,15 +66,14 @@ def score_embedded_facts(
     """
     columns = len(loss.language.facts)
     known = torch.stack([_columns(task.classes, columns) for task in seen])
-    once = images_once(seen)
-    truth = torch.cat([task.query.truth for task in seen])[once.first]
+    first, truth = images_once(seen), concatenate([task.query for task in seen]).truth
     values: dict[str, dict[str, list[float]]] = {}
     for name, parts in {"": embedded.galleries, **(stored or {})}.items():
         suffix = f"_{name}" if name else ""
-        images = torch.cat([part.vectors for part in parts])[once.first]
+        images = torch.cat([part.vectors for part in parts])[first]
         for number, task in enumerate(seen):
             found = {
-                "seen": _scores(loss, images, truth, task.classes, known.any(dim=0), once.of_task[number]),
+                "seen": _scores(loss, images, truth, task.classes, known.any(dim=0)),
                 "task": _scores(loss, parts[number].vectors, task.query.truth, task.classes, known[number]),
             }
             for scope, scores in found.items():
@@ -87,7 +86,7 @@ def score_embedded_facts(
 def num_stored(loss: MetricLoss, earlier: Stream, embedded: EmbeddedTasks) -> int:
     """How many images the galleries of these tasks hold; an image of facts of several tasks counts once."""
     if isinstance(loss, FactLoss):
-        return len(images_once(earlier).first) if earlier else 0
+        return len(images_once(earlier)) if earlier else 0
     return sum(len(part) for part in embedded.galleries[: len(earlier)])
 
 
@@ -97,44 +96,18 @@ def _scores(
     truth: Tensor,
     classes: Sequence[int],
     candidates: Tensor,
-    of_images: Tensor | None = None,
 ) -> dict[str, float]:
     language = loss.language
     asked = _columns(classes, len(language.facts))
-    return score_facts(
-        images, truth, language.vectors, language.mask, asked=asked, candidates=candidates, of_images=of_images
-    ).values
+    return score_facts(images, truth, language.vectors, language.mask, asked=asked, candidates=candidates).values
 
 
-@dataclass(frozen=True, eq=False)
-class ImagesOnce:
-    """The test images of several tasks, each once.
-
-    Attributes:
-        first: (n,) where each is first, among the test images of all tasks one after the other.
-        of_task: (tasks, n) whether it is one of a task's.
-    """
-
-    first: Tensor
-    of_task: Tensor
-
-
-def images_once(seen: Stream) -> ImagesOnce:
-    """The test images of these tasks, in the order in which they first come up."""
-    order: dict[int, int] = {}
-    position, first, members = 0, [], []
-    for task in seen:
-        own = task.query.indices.tolist()
-        for index in own:
-            if index not in order:
-                order[index] = len(order)
-                first.append(position)
-            position += 1
-        members.append(own)
-    of_task = torch.zeros(len(seen), len(order), dtype=torch.bool)
-    for number, own in enumerate(members):
-        of_task[number, [order[index] for index in own]] = True
-    return ImagesOnce(torch.tensor(first), of_task)
+def images_once(seen: Stream) -> Tensor:
+    """(n,) where each test image of these tasks is first, among those of all tasks one after the other."""
+    first: dict[int, int] = {}
+    for position, index in enumerate(torch.cat([task.query.indices for task in seen]).tolist()):
+        first.setdefault(index, position)
+    return torch.tensor(list(first.values()))
 
 
 def _columns(classes: Sequence[int], size: int) -> Tensor:

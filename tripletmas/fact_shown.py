@@ -37,7 +37,7 @@ Found = dict[str, dict[str, Any]]  # fact -> average_precision, chance, and of i
 def write_fact_shown(run: RunDirectory, number: int, seen: Stream, embedded: EmbeddedTasks, loss: FactLoss) -> None:
     """Keep what a report shows after task `number`, the last of those seen."""
     images = concatenate([task.query for task in seen])
-    vectors = torch.cat([part.vectors for part in embedded.galleries])[images_once(seen).first]
+    vectors = torch.cat([part.vectors for part in embedded.galleries])[images_once(seen)]
     found = _found(loss, vectors, images, seen)
     run.write_json(found_file(number), without_nan({"words": loss.language.words, "facts": found}))
     if len(images.sample_shape) == 3 and images.sample_shape[0] in (1, 3):

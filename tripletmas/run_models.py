@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
 from tripletmas import configuration
-from tripletmas.catalog import words_of
+from tripletmas.catalog import build_model, words_of
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.data import LabelledDataset
 from tripletmas.drift import DRIFT_MAPS, DriftMap, fit_drift
 from tripletmas.experiment import choose_device, load_trained
-from tripletmas.facts.visual import make_visual_view
 from tripletmas.gallery import gallery_file
 from tripletmas.index import unit
-from tripletmas.models import embedding_dim, make_model
+from tripletmas.models import embedding_dim
 from tripletmas.params import load_state, weight_hash
 from tripletmas.retrieval import Embeddings, embed
 
@@ -90,14 +88,9 @@ def load_model(
         sample_shape = load_trained(run, number)[0].stream[0].query.sample_shape
     if len(sample_shape) != 3 or sample_shape[1] != sample_shape[2]:
         raise ValueError(f"the model of {run.path} takes samples of shape {sample_shape}, which are no square images")
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
-    name = str(options.pop("name"))
-    if config["objective"] == "facts":
-        dim, branch_at = words_of(data).dim, options.pop("branch_at")
-        model = make_visual_view(name, sample_shape, dim=dim, branch_at=branch_at, options=options)
-    else:
-        model = make_model(name, sample_shape, options=options)
-    model = model.to(choose_device(device))
+    options = {key: value for key, value in config["model"].items() if key != "name"}
+    part_dim = words_of(data).dim if config["objective"] == "facts" else None
+    model = build_model(config["model"]["name"], options, sample_shape, part_dim=part_dim).to(choose_device(device))
     state = run.read_tensors(_weights(number))
     try:
         load_state(model, state, str(run.path / _weights(number)))

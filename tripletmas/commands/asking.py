@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tripletmas.facts.scoring import fact_vectors, image_vectors
 from tripletmas.image_paths import ImagesAt
 from tripletmas.images import ImageFiles, find_images
 from tripletmas.index import ExactIndex
+from tripletmas.report.figures import data_uri
 from tripletmas.shown import small
 
 Found = dict[str, Any]
@@ -144,4 +144,4 @@ def _data_uri(picture: Tensor) -> str:
     pixels = picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)
     content = io.BytesIO()
     Image.fromarray(pixels.contiguous().numpy()).save(content, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_uri(content.getvalue(), "png")
