@@ -194,7 +194,7 @@ def test_an_importance_of_zero_everywhere_is_told(call, tmp_path, monkeypatch):
             return torch.nn.functional.normalize(super().forward(input))
 
     model = Normalised(torch.nn.Flatten(), torch.nn.Linear(64, 8))
-    monkeypatch.setattr("tripletmas.experiment.make_model", lambda *arguments, **options: model)
+    monkeypatch.setattr("tripletmas.models.make_model", lambda *arguments, **options: model)
     failed(call("train", "--out", tmp_path / "run", *SMALL), "the importance is zero everywhere: .*layer='NAME'")
 
 
