@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import zipfile
 from pathlib import Path
@@ -26,6 +25,7 @@ from statistics import fmean
 from typing import Any
 
 from reproduce_galleries import spread
+from side_by_side import run_side_by_side
 
 Config = dict[str, Any]
 TRAINING = {"epochs": 8}
@@ -45,14 +45,9 @@ STRENGTHS = (0.3, 1.0)  # of the adaptation
 
 def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
     """Train one run, unless that is done."""
-    import torch
-
-    from tripletmas.allocator import keep_freed_memory
     from tripletmas.experiment import run_experiment
 
     name, strategy, seed, validation, nlvr, out = job
-    torch.set_num_threads(1)
-    keep_freed_memory()
     result = out.with_suffix(".json")
     if not result.exists():
         data = {**SETTINGS[name][1], "validation": validation, **place(name, nlvr, out)}
@@ -121,7 +116,6 @@ def adapt(job: tuple[int, Path]) -> str:
     from reproduce_adaptation import Protected
 
     import tripletmas as tm
-    from tripletmas.allocator import keep_freed_memory
     from tripletmas.experiment import build
     from tripletmas.facts.fact import parse_fact
     from tripletmas.gallery import GalleryConfig
@@ -129,8 +123,6 @@ def adapt(job: tuple[int, Path]) -> str:
     seed, path = job
     if path.exists():
         return f"adaptation seed {seed}: done before"
-    torch.set_num_threads(1)
-    keep_freed_memory()
     data = {"name": "shapes-facts", "images": 4000, "unseen_images": 0, "split": "semantic", "tasks": 2}
     made = build({"data": data, "training": TRAINING, "strategy": "finetune", "seed": seed})
     old, new = made.stream
@@ -208,11 +200,8 @@ def main() -> None:
     if options.adaptation:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         if not options.table:
-            with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-                for line in pool.imap_unordered(
-                    adapt, [(s, options.out / "adaptation" / f"seed{s}.json") for s in seeds]
-                ):
-                    print(line, flush=True)
+            jobs = [(seed, options.out / "adaptation" / f"seed{seed}.json") for seed in seeds]
+            run_side_by_side(adapt, jobs, at_once=options.jobs)
         print(adaptation_table(options.out, seeds))
         return
     methods = [f"mas {strength:g}" for strength in GRID] if options.tune else options.methods.split(",")
@@ -228,9 +217,7 @@ def main() -> None:
                 strategy["output"] = "parts"
             out = folder_of(options, name, method.replace(" ", ""), seed, validation=options.tune)
             jobs.append((name, strategy, seed, options.tune, options.nlvr, out))
-        with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-            for line in pool.imap_unordered(run_one, jobs):
-                print(line, flush=True)
+        run_side_by_side(run_one, jobs, at_once=options.jobs)
     for name in names:
         print(f"\n## {name}\n\n{table(options, name, methods, seeds, validation=options.tune)}")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tripletmas.facts.fact import fact
-from tripletmas.facts.language import LanguageView, check_known, encode_query, known_parts, language_view
+from tripletmas.facts.language import LanguageView, language_view
 from tripletmas.facts.words import hashed_words
 
 
@@ -100,49 +100,47 @@ def test_words_that_cancel_have_no_direction():
 
 
 def test_a_query_is_encoded_as_a_fact_is_and_asks_nothing_where_it_is_empty():
-    vectors, mask = encode_query(("circle", "", "square"), Fixed())
+    view = language_view(FACTS, Fixed())
+    vectors, mask = view.encode(("circle", "", "square"))
     torch.testing.assert_close(vectors, torch.tensor([[0.6, 0.8], [0, 0], [0, 1]]))
     assert mask.tolist() == [True, False, True]
-    vectors, mask = encode_query(FACTS[2].parts, Fixed())
-    view = language_view(FACTS, Fixed())
+    vectors, mask = view.encode(FACTS[2].parts)
     assert torch.equal(vectors, view.vectors[2])
     assert torch.equal(mask, view.mask[2])
 
 
-def test_a_query_that_cannot_be_encoded():
+def test_a_query_that_names_nothing():
     with pytest.raises(ValueError, match="must name a subject, a predicate or an object"):
-        encode_query(("", "", ""), Fixed())
-    with pytest.raises(ValueError, match="for any word of 'blob'"):
-        encode_query(("circle", "", "blob"), Fixed())
-
-
-def test_known_parts_are_sorted_and_without_absent_ones():
-    assert known_parts(FACTS) == {
-        "subject": ("circle", "square"),
-        "predicate": ("left up", "up"),
-        "object": ("square",),
-    }
-    assert known_parts([fact("circle")]) == {"subject": ("circle",), "predicate": (), "object": ()}
+        language_view(FACTS, Fixed()).encode(("", "", ""))
 
 
 @pytest.mark.parametrize(
-    ("parts", "seen"),
+    ("parts", "facts"),
     [
-        (("circle", "left up", "square"), True),
-        (("circle", "", ""), True),
-        (("", "up", ""), True),
-        (("circle", "", "square"), True),
-        (("circle", "up", ""), False),  # both are known, but it is a square that is up
-        (("square", "", "square"), False),
+        (("circle", "left up", "square"), [2]),
+        (("circle", "", ""), [0, 2]),
+        (("", "up", ""), [1]),
+        (("circle", "", "square"), [2]),
+        (("circle", "up", ""), []),  # both are known, but it is a square that is up
+        (("square", "", "square"), []),
     ],
 )
-def test_known_parts_in_a_combination_that_no_fact_has_are_no_error(parts, seen):
-    assert check_known(parts, FACTS) is seen
+def test_known_parts_may_be_combined_as_no_fact_does(parts, facts):
+    view = language_view(FACTS, Fixed())
+    assert view.matching(parts).nonzero().flatten().tolist() == facts
+    vectors, mask = view.encode(parts)
+    assert mask.tolist() == [part != "" for part in parts]
+    assert vectors.norm(dim=1).tolist() == pytest.approx(mask.float().tolist())
 
 
 def test_an_unknown_part_is_named_with_the_nearest_known_one():
     with pytest.raises(ValueError) as raised:
-        check_known(("cirle", "left up", "circle"), FACTS)
+        language_view(FACTS, Fixed()).encode(("cirle", "left up", "circle"))
     assert str(raised.value) == (
         "no fact has the subject 'cirle' (did you mean 'circle'?); no fact has the object 'circle' (known: square)"
     )
+
+
+def test_a_view_without_third_parts_names_none():
+    with pytest.raises(ValueError, match="no fact has the object 'square'"):
+        language_view(FACTS[:1], Fixed()).encode(("circle", "", "square"))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import reproduce_adaptation as script
 import torch
 
 import tripletmas as tm
@@ -18,17 +16,6 @@ from tripletmas.params import snapshot, state_of
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "reproduce_adaptation.py"
 ROWS = ["all", "all, half as many", "first", "second"]
-
-
-@pytest.fixture
-def script(monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, SCRIPT.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_command_and_that_it_goes_on(tmp_path: Path):
@@ -60,7 +47,7 @@ def test_the_command_and_that_it_goes_on(tmp_path: Path):
     assert "has other settings" in other.stderr
 
 
-def test_all_start_from_the_same_weights_and_no_query_is_used(script, monkeypatch):
+def test_all_start_from_the_same_weights_and_no_query_is_used(monkeypatch):
     trained, measured = [], []
     train_stream, mas_importance = tm.train_stream, tm.mas_importance
 
@@ -107,7 +94,7 @@ def test_all_start_from_the_same_weights_and_no_query_is_used(script, monkeypatc
         assert all(torch.equal(weights[name], learned[name]) for name in learned)
 
 
-def test_in_its_own_gallery_a_part_is_found_at_least_as_often(script):
+def test_in_its_own_gallery_a_part_is_found_at_least_as_often():
     setting = script.Setting("digits", "mlp", [3, 3, 4], old_epochs=1, new_epochs=1, batch_size=32)
     among_all, among_own = (script.run_seed(digits(), setting, [], 1, gallery) for gallery in ("seen", "task"))
     # the same model and the same items of the query's class, with fewer others between them
@@ -116,7 +103,7 @@ def test_in_its_own_gallery_a_part_is_found_at_least_as_often(script):
     assert among_all != among_own
 
 
-def test_table(script):
+def test_table():
     def rows(*recalls: tuple[float, float, float]) -> list[dict]:
         names = [("frozen", None), ("finetune", None), *((name, 1.0) for name in ROWS)]
         return [
@@ -143,7 +130,7 @@ def test_table(script):
     assert "| 1 | part | 0.750 ± nan |" in single
 
 
-def test_kinds_instead_of_drawn_halves(script):
+def test_kinds_instead_of_drawn_halves():
     kinds = {"round": ["0", "6", "8"], "straight": ["1", "4", "7"], "others": ["2", "3", "5", "9"]}
     setting = script.Setting("digits", "mlp", [3, 3, 4], 1, 1, batch_size=32, per_class=[20, 10], kinds=kinds)
     data = digits().train

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
+import reproduce_facts as script
 
 from tripletmas import experiment
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("reproduce_facts", SCRIPTS / "reproduce_facts.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "reproduce_facts", module)
-    spec.loader.exec_module(module)
+@pytest.fixture(autouse=True)
+def small_runs(monkeypatch):
     real = experiment.build
 
     def small(config, **options):
@@ -33,11 +22,10 @@ def script(monkeypatch):
         return real({**config, "data": data, "model": {"name": "mlp", "hidden": [8]}}, **options)
 
     monkeypatch.setattr(experiment, "build", small)
-    monkeypatch.setattr(module, "TRAINING", {"epochs": 1})
-    return module
+    monkeypatch.setattr(script, "TRAINING", {"epochs": 1})
 
 
-def test_a_run_is_trained_once_and_its_table_has_the_last_row(script, tmp_path):
+def test_a_run_is_trained_once_and_its_table_has_the_last_row(tmp_path):
     out = tmp_path / "test" / "shapes-random" / "finetune" / "seed0"
     job = ("shapes-random", {"name": "finetune"}, 0, False, "", out)
     line = script.run_one(job)
@@ -51,13 +39,13 @@ def test_a_run_is_trained_once_and_its_table_has_the_last_row(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_facts_are_read_from_their_archive(script, tmp_path, shared_data):
+def test_real_facts_are_read_from_their_archive(tmp_path, shared_data):
     out = tmp_path / "test" / "nlvr-semantic" / "frozen" / "seed0"
     script.run_one(("nlvr-semantic", {"name": "frozen"}, 0, False, str(shared_data / "nlvr-facts"), out))
     assert len(json.loads(out.with_suffix(".json").read_text())["matrices"]["seen"]["map"]) == 4
 
 
-def test_the_adaptation(script, tmp_path):
+def test_the_adaptation(tmp_path):
     path = tmp_path / "adaptation" / "seed0.json"
     assert "facts of" in script.adapt((0, path))
     rows = json.loads(path.read_text())["rows"]

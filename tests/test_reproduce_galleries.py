@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import reproduce_galleries as script
 import torch
 from PIL import Image
 
 from tripletmas.configuration import read_yaml
-
-PATH = Path(__file__).resolve().parents[1] / "scripts" / "reproduce_galleries.py"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("reproduce_galleries", PATH)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "reproduce_galleries", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -42,7 +29,7 @@ def images(tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def test_a_run_is_trained_and_scored_once(script, images, tmp_path, monkeypatch):
+def test_a_run_is_trained_and_scored_once(images, tmp_path, monkeypatch):
     monkeypatch.setitem(script.SETTINGS, "small", ("Small", {"name": "folder", "size": 16, "channels": 1}))
     monkeypatch.setattr(script, "MODEL", {"name": "conv4", "width": 4})
     monkeypatch.setattr(script, "TRAINING", {"epochs": 1, "batch_size": 8})
@@ -59,7 +46,7 @@ def test_a_run_is_trained_and_scored_once(script, images, tmp_path, monkeypatch)
     assert script.run_one(job) == line
 
 
-def test_the_table(script, tmp_path):
+def test_the_table(tmp_path):
     """Means and sample deviations of two seeds; the share is that of the best map's mean."""
     options = argparse.Namespace(out=tmp_path)
     for seed, fresh in ((0, 0.5), (1, 0.7)):
@@ -75,7 +62,7 @@ def test_the_table(script, tmp_path):
     assert "| joint | missing |" in text
 
 
-def test_the_preset_is_what_the_table_calls_by_its_name(script):
+def test_the_preset_is_what_the_table_calls_by_its_name():
     for data, (distill, (mas, with_mas)) in script.CHOSEN.items():
         found = script.strategy_of("no-reindex", data)
         assert found["name"] == read_yaml("no-reindex")["strategy"]["name"]
@@ -83,7 +70,7 @@ def test_the_preset_is_what_the_table_calls_by_its_name(script):
         assert script.strategy_of("distill", data) == {"name": "distill", "strength": distill}
 
 
-def test_unknown_names(script, monkeypatch, capsys):
+def test_unknown_names(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reproduce_galleries.py", "omniglott"])
     with pytest.raises(SystemExit):
         script.main()

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "reproduce_rivals.py"
+import reproduce_rivals as rivals
 
 
-@pytest.fixture(scope="module")
-def rivals() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reproduce_rivals", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their types up
-    spec.loader.exec_module(module)
-    return module
-
-
-def setting_of(rivals: ModuleType) -> Any:
+def setting_of() -> Any:
     return rivals.Setting(
         "Digits, tiny",
         {
@@ -38,7 +21,7 @@ def setting_of(rivals: ModuleType) -> Any:
     )
 
 
-def write(rivals: ModuleType, results: Any, config: dict[str, Any], average: float | None) -> None:
+def write(results: Any, config: dict[str, Any], average: float | None) -> None:
     """A result as a run would leave it; None for one that failed."""
     summary = {"average": average, "forgetting": 0.1, "plasticity": 0.9}
     sizes = {"memory_bytes": 200, "images": 0, "image_bytes": 0, "weight_bytes": 100}
@@ -49,66 +32,66 @@ def write(rivals: ModuleType, results: Any, config: dict[str, Any], average: flo
     results.path(config).write_text(json.dumps(content))
 
 
-def judged(rivals: ModuleType, results: Any, scores: dict[float, float | None]) -> Any:
+def judged(results: Any, scores: dict[float, float | None]) -> Any:
     """A method whose strengths have these scores on validation data."""
     method = rivals.Method({"name": "mas"}, tuple(scores)[:3])
     for strength, score in scores.items():
-        for config in rivals.swept(setting_of(rivals), method, strength):
-            write(rivals, results, config, score)
+        for config in rivals.swept(setting_of(), method, strength):
+            write(results, config, score)
     return method
 
 
-def test_a_best_value_inside_is_chosen(rivals, tmp_path):
+def test_a_best_value_inside_is_chosen(tmp_path):
     results = rivals.Results(tmp_path)
-    method = judged(rivals, results, {0.1: 0.5, 1.0: 0.7, 10.0: 0.6})
-    assert rivals.curve(results, setting_of(rivals), method) == {0.1: [0.5], 1.0: [0.7], 10.0: [0.6]}
+    method = judged(results, {0.1: 0.5, 1.0: 0.7, 10.0: 0.6})
+    assert rivals.curve(results, setting_of(), method) == {0.1: [0.5], 1.0: [0.7], 10.0: [0.6]}
 
 
-def test_at_an_end_more_is_tried_until_it_falls(rivals, tmp_path):
+def test_at_an_end_more_is_tried_until_it_falls(tmp_path):
     results = rivals.Results(tmp_path)
-    method = judged(rivals, results, {0.1: 0.5, 1.0: 0.6, 10.0: 0.7})
-    found = rivals.curve(results, setting_of(rivals), method)
+    method = judged(results, {0.1: 0.5, 1.0: 0.6, 10.0: 0.7})
+    found = rivals.curve(results, setting_of(), method)
     assert list(found) == [0.1, 1.0, 10.0, 100.0]
     assert math.isnan(found[100.0][0])  # wanted, not there yet
-    judged(rivals, results, {0.1: 0.5, 1.0: 0.6, 10.0: 0.7, 100.0: 0.8, 1000.0: 0.75})
-    assert max(rivals.curve(results, setting_of(rivals), method)) == 1000.0
-    judged(rivals, results, {0.1: 0.9, 1.0: 0.6, 10.0: 0.7})
-    assert min(rivals.curve(results, setting_of(rivals), method)) == 0.01
+    judged(results, {0.1: 0.5, 1.0: 0.6, 10.0: 0.7, 100.0: 0.8, 1000.0: 0.75})
+    assert max(rivals.curve(results, setting_of(), method)) == 1000.0
+    judged(results, {0.1: 0.9, 1.0: 0.6, 10.0: 0.7})
+    assert min(rivals.curve(results, setting_of(), method)) == 0.01
 
 
-def test_values_beyond_an_end_are_limited(rivals, tmp_path):
+def test_values_beyond_an_end_are_limited(tmp_path):
     results = rivals.Results(tmp_path)
-    method = judged(rivals, results, {10.0**i: 0.1 * (i + 3) for i in range(-1, 8)})
-    assert max(rivals.curve(results, setting_of(rivals), method)) == 10.0 ** (1 + rivals.FURTHER)
+    method = judged(results, {10.0**i: 0.1 * (i + 3) for i in range(-1, 8)})
+    assert max(rivals.curve(results, setting_of(), method)) == 10.0 ** (1 + rivals.FURTHER)
 
 
-def test_a_strength_that_failed_is_not_chosen(rivals, tmp_path, monkeypatch):
+def test_a_strength_that_failed_is_not_chosen(tmp_path, monkeypatch):
     results = rivals.Results(tmp_path)
-    method = judged(rivals, results, {0.1: 0.5, 1.0: 0.6, 10.0: None})
+    method = judged(results, {0.1: 0.5, 1.0: 0.6, 10.0: None})
     monkeypatch.setitem(rivals.METHODS, "mas", method)
-    assert rivals.chosen_strategy(results, setting_of(rivals), "mas") == {"name": "mas", "strength": 1.0}
+    assert rivals.chosen_strategy(results, setting_of(), "mas") == {"name": "mas", "strength": 1.0}
 
 
-def test_nothing_is_chosen_while_a_value_is_missing(rivals, tmp_path, monkeypatch):
+def test_nothing_is_chosen_while_a_value_is_missing(tmp_path, monkeypatch):
     results = rivals.Results(tmp_path)
-    method = judged(rivals, results, {0.1: 0.5, 1.0: 0.6})
+    method = judged(results, {0.1: 0.5, 1.0: 0.6})
     monkeypatch.setitem(rivals.METHODS, "mas", rivals.Method(method.strategy, (0.1, 1.0, 10.0)))
-    assert rivals.chosen_strategy(results, setting_of(rivals), "mas") is None
-    wanted = rivals.wanted(results, setting_of(rivals), ["mas"])
+    assert rivals.chosen_strategy(results, setting_of(), "mas") is None
+    wanted = rivals.wanted(results, setting_of(), ["mas"])
     assert [(run["strategy"], run["data"]["validation"]) for run in wanted] == [
         ({"name": "mas", "strength": 10.0}, True)
     ]
 
 
-def test_a_result_does_not_depend_on_where_data_lie(rivals, tmp_path):
+def test_a_result_does_not_depend_on_where_data_lie(tmp_path):
     results = rivals.Results(tmp_path)
     one = {"data": {"name": "sequence", "parts": [{"name": "folder", "root": "a"}]}, "seed": 0}
     other = {"data": {"name": "sequence", "parts": [{"name": "folder", "root": "b"}]}, "seed": 0}
     assert results.path(one) == results.path(other) != results.path({**one, "seed": 1})
 
 
-def test_runs_are_made_once_and_fill_the_table(rivals, tmp_path, monkeypatch):
-    setting, results, names = setting_of(rivals), rivals.Results(tmp_path / "out"), ["finetune", "mas", "ewc", "replay"]
+def test_runs_are_made_once_and_fill_the_table(tmp_path, monkeypatch):
+    setting, results, names = setting_of(), rivals.Results(tmp_path / "out"), ["finetune", "mas", "ewc", "replay"]
     monkeypatch.setitem(rivals.METHODS, "mas", rivals.Method({"name": "mas"}, (0.1, 1.0, 10.0)))
     monkeypatch.setitem(rivals.METHODS, "ewc", rivals.Method({"name": "ewc"}, (1.0, 10.0)))
     assert "Missing: no run of it is there yet." in rivals.table(results, setting, names)
@@ -134,7 +117,7 @@ def test_runs_are_made_once_and_fill_the_table(rivals, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").iterdir())) == count
 
 
-def test_every_setting_is_a_configuration(rivals):
+def test_every_setting_is_a_configuration():
     from tripletmas.configuration import resolve
 
     for setting in rivals.SETTINGS.values():

@@ -65,7 +65,8 @@ def _found(loss: FactLoss, vectors: Tensor, images: LabelledDataset, seen: Strea
     language, truth = loss.language, images.truth
     asked = torch.zeros(len(language.facts), dtype=torch.bool)
     asked[[label for task in seen for label in task.classes]] = True
-    precision = score_facts(vectors, truth, language.vectors, language.mask, asked=asked, candidates=asked)
+    none = torch.zeros(len(vectors), dtype=torch.bool)  # only facts ask
+    precision = score_facts(vectors, truth, language.vectors, language.mask, asked=asked, of_images=none)
     index = ExactIndex.over(image_vectors(vectors).contiguous(), normalize=False)
     columns = asked.nonzero().flatten()
     scores, items = index.search(

@@ -11,13 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tripletmas.catalog import words_of
 from tripletmas.data import LabelledDataset, concatenate
 from tripletmas.embedding import embed
 from tripletmas.experiment import Experiment
 from tripletmas.fact_shown import names_of
-from tripletmas.facts.fact import Fact, parse_query
-from tripletmas.facts.language import check_known, encode_query
+from tripletmas.facts.fact import parse_query
 from tripletmas.facts.losses import FactLoss
 from tripletmas.facts.scoring import fact_vectors, image_vectors
 from tripletmas.image_paths import ImagesAt
@@ -62,25 +60,24 @@ def images_for(experiment: Experiment, gallery: Gallery, asked: Sequence[str], k
         ValueError: for a query that is no fact, or names a part that no fact has.
     """
     language = _loss(experiment).language
-    words = words_of(experiment.config["data"])
     queries = [parse_query(text) for text in asked]
+    encoded = [language.encode(parts) for parts in queries]
+    matching = [language.matching(parts) for parts in queries]
     notes = [
         f"{text!r} is a combination that no fact of the run has"
-        for text, parts in zip(asked, queries, strict=True)
-        if not check_known(parts, language.facts)
+        for text, facts in zip(asked, matching, strict=True)
+        if not facts.any()
     ]
-    encoded = [encode_query(parts, words) for parts in queries]
     vectors = fact_vectors(torch.stack([each for each, _ in encoded]), torch.stack([mask for _, mask in encoded]))
     embedded = _embedded(experiment, gallery.images)
     scores, rows = ExactIndex.over(image_vectors(embedded).contiguous(), normalize=False).search(
         vectors, min(k, len(embedded))
     )
     found = []
-    for text, parts, own_scores, own_rows in zip(asked, queries, scores.tolist(), rows.tolist(), strict=True):
-        matching = torch.tensor([_matches(fact, parts) for fact in language.facts])
+    for text, facts, own_scores, own_rows in zip(asked, matching, scores.tolist(), rows.tolist(), strict=True):
         neighbours = []
         for rank, (score, row) in enumerate(zip(own_scores, own_rows, strict=True), start=1):
-            holds = None if gallery.known is None else bool((gallery.known[row] & matching).any())
+            holds = None if gallery.known is None else bool((gallery.known[row] & facts).any())
             label = {None: None, True: "✓ shows it", False: "✗ does not"}[holds]
             neighbours.append({"rank": rank, "score": score, "label": label, "path": gallery.names[row]})
         found.append({"query": text, "pictured": False, "neighbours": neighbours})
@@ -119,10 +116,6 @@ def pictures_of(gallery: Gallery, found: Sequence[Found]) -> dict[str, str]:
         return {}
     shown = {each["path"] for of in found for each in of["neighbours"]}
     return {name: _data_uri(small(gallery.images[row][0])) for row, name in enumerate(gallery.names) if name in shown}
-
-
-def _matches(fact: Fact, parts: tuple[str, str, str]) -> bool:
-    return all(asked in ("", part) for asked, part in zip(parts, fact.parts, strict=True))
 
 
 def _embedded(experiment: Experiment, images: LabelledDataset) -> Tensor:

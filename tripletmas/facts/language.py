@@ -36,6 +36,37 @@ class LanguageView:
         """The length of one part's vector; a fact's is three times as long."""
         return self.vectors.shape[2]
 
+    def matching(self, parts: tuple[str, str, str]) -> Tensor:
+        """(f,) bool: the facts that have all the parts that a query names; "" asks for nothing."""
+        has = [all(asked in ("", part) for asked, part in zip(parts, fact.parts, strict=True)) for fact in self.facts]
+        return torch.tensor(has, dtype=torch.bool)
+
+    def encode(self, parts: tuple[str, str, str]) -> tuple[Tensor, Tensor]:
+        """The vectors (3, dim) of what a query asks for, and which parts it names (3,) bool.
+
+        A part "" asks for nothing: zeros, and False in the mask. Such a query is read by `fact.parse_query`. A query
+        may combine known parts as no fact does.
+
+        Raises:
+            ValueError: for a query that names no part; for a subject, predicate or object that no fact has as such,
+                with the nearest one.
+        """
+        if not any(parts):
+            raise ValueError("a query must name a subject, a predicate or an object, got none of them")
+        known = [{fact.parts[column]: row for row, fact in enumerate(self.facts)} for column in range(len(PARTS))]
+        wrong = [
+            f"no fact has the {name} {part!r}{suggestion(part, sorted(rows.keys() - {''}))}"
+            for name, part, rows in zip(PARTS, parts, known, strict=True)
+            if part and part not in rows
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        mask = torch.tensor([part != "" for part in parts])
+        vectors = torch.zeros_like(self.vectors[0])
+        for column in mask.nonzero().flatten().tolist():
+            vectors[column] = self.vectors[known[column][parts[column]], column]
+        return vectors, mask
+
 
 def language_view(facts: Sequence[Fact], words: WordVectors) -> LanguageView:
     """The vectors of facts. A part of several words is the mean of its known words' vectors, then of unit length.
@@ -52,43 +83,6 @@ def language_view(facts: Sequence[Fact], words: WordVectors) -> LanguageView:
         seen.add(fact)
     vectors, mask = _encode([fact.parts for fact in facts], words)
     return LanguageView(tuple(facts), vectors, mask, words.name)
-
-
-def encode_query(parts: tuple[str, str, str], words: WordVectors) -> tuple[Tensor, Tensor]:
-    """The vectors (3, dim) of what a query asks for, as `language_view` makes them, and which parts it names (3,).
-
-    A part "" asks for nothing: zeros, and False in the mask. Such a query is read by `fact.parse_query`.
-
-    Raises:
-        ValueError: for a query that names no part, and for parts without a known word.
-    """
-    if not any(parts):
-        raise ValueError("a query must name a subject, a predicate or an object, got none of them")
-    vectors, mask = _encode([parts], words)
-    return vectors[0], mask[0]
-
-
-def known_parts(facts: Sequence[Fact]) -> dict[str, tuple[str, ...]]:
-    """The phrases that occur as subject, as predicate and as object, sorted; without "" for an absent part."""
-    return {name: tuple(sorted({getattr(fact, name) for fact in facts} - {""})) for name in PARTS}
-
-
-def check_known(parts: tuple[str, str, str], facts: Sequence[Fact]) -> bool:
-    """Whether some fact has all the parts that a query names ("" asks for nothing), each of which must be known.
-
-    False is no error: a query may combine known parts as no fact does.
-
-    Raises:
-        ValueError: for a subject, predicate or object that no fact has as such, with the nearest one.
-    """
-    wrong = [
-        f"no fact has the {name} {part!r}{suggestion(part, known)}"
-        for part, (name, known) in zip(parts, known_parts(facts).items(), strict=True)
-        if part and part not in known
-    ]
-    if wrong:
-        raise ValueError("; ".join(wrong))
-    return any(all(asked in ("", part) for asked, part in zip(parts, fact.parts, strict=True)) for fact in facts)
 
 
 def _encode(rows: Sequence[tuple[str, str, str]], words: WordVectors) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,11 @@ class Primary:
     title: str
     searched: str = "recall@1"
 
+    @property
+    def searched_label(self) -> str:
+        """What pages call `searched`."""
+        return {"map": "mAP"}.get(self.searched, self.searched)
+
 
 METRIC_LEARNING = Primary(
     objective="metric learning",

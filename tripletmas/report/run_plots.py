@@ -25,7 +25,7 @@ from tripletmas.report.layers import importance_by_layer, movement_by_layer, rea
 from tripletmas.report.numbers import number
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
-from tripletmas.report.wording import SEARCHED, wording
+from tripletmas.report.wording import wording
 
 
 @dataclass
@@ -74,11 +74,11 @@ def _learning(shown: Sections, run: Run, out: Path, *, with_maps: bool) -> None:
         for each, matrix in maps:
             path = out / f"scores_{each.gallery}.png"
             add(_score_map(path, each.title, each.text, matrix, names, low))
-    searched, searched_name = run.primary.searched, SEARCHED[run.primary.searched]
+    searched, label = run.primary.searched, run.primary.searched_label
     unseen = [float(task.get("unseen", {}).get(searched, math.nan)) for task in run.tasks]
     if not all(math.isnan(value) for value in unseen):
-        draw = partial(plots.draw_unseen, values=unseen, label=searched_name)
-        alt = f"{searched_name} of what was never trained on, after each task: {_listed(unseen)}."
+        draw = partial(plots.draw_unseen, values=unseen, label=label)
+        alt = f"{label} of what was never trained on, after each task: {_listed(unseen)}."
         add(make_plot(out / "unseen.png", words.unseen[0], words.unseen[1], draw, alt=alt))
     if run.searches:
         title, draw = "Strength, chosen without old data", partial(draw_search, records=run.searches)
@@ -104,7 +104,7 @@ def _galleries(add_to: list[Plot], run: Run, out: Path, stored: dict[str, dict[s
         curves = {kind: averages(matrix) for kind, matrix in matrices.items()}
         text = texts.CURVES_SEEN if scope == "seen" else texts.CURVES_TASK
         alt = " ".join(f"{kind.capitalize()}: {_listed(values)}." for kind, values in curves.items())
-        label = SEARCHED[run.primary.searched]
+        label = run.primary.searched_label
         title = f"Average {label}, {SCOPES[scope]}"
         draw = partial(draw_galleries, curves=curves, low=low, label=label)
         add_to.append(make_plot(out / f"galleries_{scope}.png", title, text, draw, alt=alt))
@@ -116,7 +116,7 @@ def _galleries(add_to: list[Plot], run: Run, out: Path, stored: dict[str, dict[s
                     path = path.with_name(f"recall_{path.name}")  # the map of what the run is judged by has the name
                 text = "The same scale, the same queries."
                 if kind == "fresh":
-                    text = texts.GALLERY_MAP.format(metric=SEARCHED[run.primary.searched])
+                    text = texts.GALLERY_MAP.format(metric=run.primary.searched_label)
                 add_to.append(_score_map(path, title, text, matrices[kind], run.task_names, low))
 
 

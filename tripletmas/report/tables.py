@@ -15,7 +15,6 @@ from rich.text import Text
 from tripletmas.forgetting import PairedDifference
 from tripletmas.report.compare import Comparison
 from tripletmas.report.numbers import Spread, number, short_names
-from tripletmas.report.wording import SEARCHED
 
 GALLERIES = "{metric} on galleries of all tasks seen, by how they are kept"
 
@@ -124,7 +123,7 @@ def _galleries(comparison: Comparison) -> Block:
     """The three galleries of everything seen; without rows where not all runs have them."""
     kinds = comparison.galleries
     rows = [[m.label, *(m.galleries.get(kind, Spread(())).text() for kind in kinds)] for m in comparison.methods]
-    title = GALLERIES.format(metric=SEARCHED[comparison.primary.searched])
+    title = GALLERIES.format(metric=comparison.primary.searched_label)
     return Block(title, ["method", *kinds], rows if kinds else [])
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from tripletmas.report import texts
 from tripletmas.report.primary import FACTS, METRIC_LEARNING, RECOGNITION, Primary
 
-SEARCHED = {"recall@1": "recall@1", "map": "mAP"}  # how pages call the metric that galleries are compared by
-
 
 @dataclass(frozen=True)
 class Map:
