@@ -20,12 +20,12 @@ from tripletmas import run_models
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.cli import main
 from tripletmas.drift import fit_drift
+from tripletmas.embedding import embed
 from tripletmas.experiment import load_trained
 from tripletmas.image_index import ImageIndex
 from tripletmas.index import unit
 from tripletmas.index_file import locked
 from tripletmas.params import state_of, weight_hash
-from tripletmas.retrieval import embed
 from tripletmas.run_models import weight_hashes
 
 CLASSES = {"a": ("a/x", "a/y"), "b": ("b/x", "b/y")}  # task -> classes

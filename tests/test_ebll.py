@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from test_distill import DIM, change, literal_soft_targets, make_metric, make_model, make_recognition
 from torch import Tensor, nn
 
+from tripletmas.embedding import embed
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import embed
 from tripletmas.strategies import EBLL
 from tripletmas.strategies.autoencoder import Encoder, encode, train_encoder
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from tripletmas.class_means import ClassMeans
 from tripletmas.data import LabelledDataset
+from tripletmas.embedding import Embeddings, embed
 from tripletmas.evaluation import score_alone, score_recognition, score_tasks
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import Embeddings, embed, evaluate
+from tripletmas.retrieval import evaluate
 from tripletmas.tasks import Task
 
 METRICS = {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr"}

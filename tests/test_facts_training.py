@@ -19,6 +19,7 @@ from PIL import Image
 from tripletmas import catalog, configuration, task_training
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.cli import main
+from tripletmas.embedding import embed
 from tripletmas.evaluation import EmbeddedTasks
 from tripletmas.experiment import build, load_trained
 from tripletmas.fact_evaluation import images_once, score_embedded_facts, score_objective_alone
@@ -26,7 +27,6 @@ from tripletmas.facts.fact import parse_fact
 from tripletmas.facts.losses import FactContrastive
 from tripletmas.facts.metrics import chance_map
 from tripletmas.importance import mas_importance
-from tripletmas.retrieval import embed
 from tripletmas.search import held_out
 from tripletmas.training import train_stream
 

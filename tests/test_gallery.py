@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.commands import galleries as command
 from tripletmas.drift import fit_drift
+from tripletmas.embedding import Embeddings, embed
 from tripletmas.evaluation import embed_tasks, joined, score_embedded
 from tripletmas.gallery import Galleries, GalleryConfig, drift_by_class, gallery_file
 from tripletmas.index import unit
 from tripletmas.losses import make_loss
 from tripletmas.models import mlp
 from tripletmas.optimization import TrainConfig
-from tripletmas.retrieval import Embeddings, embed, evaluate
+from tripletmas.retrieval import evaluate
 from tripletmas.strategies import Finetune, Frozen
 from tripletmas.tasks import Stream, Task
 from tripletmas.training import train_stream

@@ -386,7 +386,8 @@ if sys.argv[1] == "without":
     sys.modules["faiss"] = None
 import torch
 from tripletmas.index import cluster, make_index
-from tripletmas.retrieval import Embeddings, evaluate
+from tripletmas.embedding import Embeddings
+from tripletmas.retrieval import evaluate
 generator = torch.Generator().manual_seed(0)
 found = Embeddings(torch.randn(300, 5, generator=generator), torch.arange(300) % 20)
 print(evaluate(found).values)

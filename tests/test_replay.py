@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tripletmas.data import LabelledDataset
-from tripletmas.retrieval import embed
+from tripletmas.embedding import embed
 from tripletmas.strategies import Replay
 from tripletmas.strategies.replay import herd, reservoir
 from tripletmas.tasks import Stream

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tripletmas import index
 from tripletmas.data import LabelledDataset
+from tripletmas.embedding import Embeddings, embed
 from tripletmas.index import ExactIndex, base
-from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
+from tripletmas.retrieval import RetrievalScores, evaluate
 
 KS = (1, 2, 4, 8)
 METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr"]

@@ -12,12 +12,13 @@ from torch import nn
 from tripletmas import search as module
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.data import LabelledDataset
+from tripletmas.embedding import embed
 from tripletmas.losses import make_loss
 from tripletmas.models import mlp
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import snapshot, state_of
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import embed, evaluate
+from tripletmas.retrieval import evaluate
 from tripletmas.search import SearchConfig, find_strength, held_out
 from tripletmas.strategies import Finetune, Strategy, mas
 from tripletmas.task_training import Learner, train_task

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.coverage import Coverage
+from tripletmas.embedding import embed
 from tripletmas.evaluation import head_accuracy, score_alone
 from tripletmas.folders import folder
 from tripletmas.importance import mas_importance
@@ -23,7 +24,6 @@ from tripletmas.models import conv4, mlp
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import snapshot, state_of
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import embed
 from tripletmas.strategies import Finetune, Frozen, Joint, Strategy, mas
 from tripletmas.tasks import Stream, Task, make_stream, split_by_class
 from tripletmas.training import train_stream

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tripletmas.coverage import Coverage
     from tripletmas.data import LabelledDataset, Source
     from tripletmas.drift import compensate_drift, fit_drift
+    from tripletmas.embedding import Embeddings, embed
     from tripletmas.experiment import run_experiment
     from tripletmas.facts.fact import Fact, fact
     from tripletmas.facts.language import language_view
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from tripletmas.penalty import quadratic_penalty
     from tripletmas.protection import MAS, LocalMAS, Protection
     from tripletmas.recognition import Recognition
-    from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
+    from tripletmas.retrieval import RetrievalScores, evaluate
     from tripletmas.search import SearchConfig
     from tripletmas.strategies import (
         EBLL,
@@ -134,6 +135,7 @@ _PUBLIC = {
     "checkpoint": ("RunDirectory",),
     "data": ("LabelledDataset", "Source"),
     "drift": ("compensate_drift", "fit_drift"),
+    "embedding": ("Embeddings", "embed"),
     "experiment": ("run_experiment",),
     "facts.fact": ("Fact", "fact"),
     "facts.language": ("language_view",),
@@ -160,7 +162,7 @@ _PUBLIC = {
     "models": ("make_model",),
     "penalty": ("quadratic_penalty",),
     "protection": ("MAS", "LocalMAS", "Protection"),
-    "retrieval": ("Embeddings", "RetrievalScores", "embed", "evaluate"),
+    "retrieval": ("RetrievalScores", "evaluate"),
     "strategies": (
         "EBLL",
         "IMM",

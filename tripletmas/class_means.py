@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tripletmas.drift import compensate_drift
+from tripletmas.embedding import Embeddings, embed
 from tripletmas.params import Params
-from tripletmas.retrieval import Embeddings, embed
 from tripletmas.tasks import Stream, Task
 
 KINDS = ("fresh", "stale", "compensated")

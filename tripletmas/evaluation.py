@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.class_means import KINDS, ClassMeans
+from tripletmas.embedding import Embeddings, embed
 from tripletmas.params import device_of
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import Embeddings, RetrievalScores, embed, evaluate
+from tripletmas.retrieval import RetrievalScores, evaluate
 from tripletmas.tasks import Stream, Task
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.drift import DRIFT_MAPS, DriftMapName, fit_drift
+from tripletmas.embedding import Embeddings, embed
 from tripletmas.index import unit
 from tripletmas.params import Params, load_state
-from tripletmas.retrieval import Embeddings, embed
 from tripletmas.tasks import Stream, Task
 
 STALE, COMPENSATED = "stale", "compensated"

@@ -14,10 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tripletmas import metrics
-from tripletmas.embedding import Embeddings, embed
+from tripletmas.embedding import Embeddings
 from tripletmas.index import ExactIndex, cluster, queries_per_block, unit
-
-__all__ = ["Embeddings", "RetrievalScores", "embed", "evaluate"]
 
 
 @dataclass(frozen=True, eq=False)

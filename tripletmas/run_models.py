@@ -13,12 +13,12 @@ from tripletmas.catalog import build_model, words_of
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.data import LabelledDataset
 from tripletmas.drift import DRIFT_MAPS, DriftMap, fit_drift
+from tripletmas.embedding import Embeddings, embed
 from tripletmas.experiment import choose_device, load_trained
 from tripletmas.gallery import gallery_file
 from tripletmas.index import unit
 from tripletmas.models import embedding_dim
 from tripletmas.params import load_state, weight_hash
-from tripletmas.retrieval import Embeddings, embed
 
 
 class OtherImages(ValueError):

@@ -20,13 +20,14 @@ import torch
 from torch import nn
 
 from tripletmas.data import LabelledDataset
+from tripletmas.embedding import embed
 from tripletmas.evaluation import head_accuracy
 from tripletmas.fact_evaluation import score_objective_alone
 from tripletmas.facts.losses import FactLoss
 from tripletmas.facts.metrics import chance_map
 from tripletmas.params import Params, load_state, snapshot, state_of
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import embed, evaluate
+from tripletmas.retrieval import evaluate
 from tripletmas.splits import drawn_of_class
 from tripletmas.task_training import Learner, train_task
 from tripletmas.tasks import Stream, Task

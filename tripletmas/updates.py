@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.compatibility import Flips, flips
+from tripletmas.embedding import Embeddings
 from tripletmas.evaluation import EmbeddedTasks, TaskScores, embed_tasks, joined, score_embedded
 from tripletmas.gallery import take_weights
-from tripletmas.retrieval import Embeddings, evaluate
+from tripletmas.retrieval import evaluate
 from tripletmas.tasks import Stream
 
 

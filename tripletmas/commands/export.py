@@ -9,10 +9,10 @@ import torch
 from tripletmas.checkpoint import RunDirectory
 from tripletmas.commands.console import make_parser
 from tripletmas.data import LabelledDataset
+from tripletmas.embedding import embed
 from tripletmas.embedding_file import EmbeddingTable, check_ending, write_table
 from tripletmas.experiment import load_trained
 from tripletmas.params import state_of, weight_hash
-from tripletmas.retrieval import embed
 from tripletmas.tasks import Stream
 from tripletmas.version import __version__
 

@@ -12,13 +12,13 @@ from tripletmas.checkpoint import RunDirectory
 from tripletmas.commands.console import console
 from tripletmas.compatibility import average_compatibility, backward_compatibility
 from tripletmas.drift import DRIFT_MAPS
+from tripletmas.embedding import Embeddings
 from tripletmas.evaluation import EmbeddedTasks, TaskScores
 from tripletmas.experiment import Experiment
 from tripletmas.fact_evaluation import num_stored
 from tripletmas.facts.losses import FactLoss
 from tripletmas.gallery import COMPENSATED, STALE, Galleries
 from tripletmas.resuming import earlier_scores
-from tripletmas.retrieval import Embeddings
 from tripletmas.spelling import suggestion
 from tripletmas.updates import compatibility_matrix, flips_of_update
 

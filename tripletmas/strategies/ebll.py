@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tripletmas.embedding import embed
 from tripletmas.losses import MetricLoss
 from tripletmas.params import Params, device_of
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import embed
 from tripletmas.strategies.autoencoder import Encoder, encode, train_encoder
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.distill import soft_target_loss

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.data import LabelledDataset
+from tripletmas.embedding import embed
 from tripletmas.losses import MetricLoss
 from tripletmas.params import device_of
 from tripletmas.recognition import Recognition
-from tripletmas.retrieval import embed
 from tripletmas.strategies.base import Strategy
 from tripletmas.tasks import Stream, Task
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tripletmas.data import LabelledDataset, concatenate
+from tripletmas.embedding import embed
 from tripletmas.losses import MetricLoss
 from tripletmas.params import Params
-from tripletmas.retrieval import embed
 from tripletmas.strategies.base import Strategy
 from tripletmas.tasks import Stream, Task
 
