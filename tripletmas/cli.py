@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from tripletmas.spelling import suggestion
+from tripletmas.spelling import refused, suggestion
 from tripletmas.version import __version__
 
 COMMANDS = {
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{error}; what is wrong with this installation: tripletmas doctor")
     except BrokenPipeError:  # the reader of a pipe, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except argparse.ArgumentError as error:
+        return _failed(f"{refused(error)}; see: tripletmas {name} --help")
     except (ValueError, OSError, FloatingPointError) as error:
         return _failed(str(error))
     except KeyboardInterrupt as interrupt:

@@ -23,7 +23,7 @@ from tripletmas import catalog
 from tripletmas.gallery import GalleryConfig
 from tripletmas.optimization import TrainConfig
 from tripletmas.search import SearchConfig
-from tripletmas.spelling import suggestion
+from tripletmas.spelling import refused, suggestion
 
 _DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
 _ALONE = ("objective", "seed", "device")
@@ -64,7 +64,7 @@ def parse(
     try:
         parsed = parser.parse_args(arguments).as_dict()
     except argparse.ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(refused(error)) from None
     config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training", "gallery")}
     search = parsed.pop("search")
     config |= {key: parsed.pop(key) for key in _ALONE}

@@ -1,9 +1,15 @@
-"""What an error says of an unknown name: the nearest known one, or what there is."""
+"""What an error says of an unknown name (the nearest known one, or what there is), and of a value of a wrong type."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_REFUSED = re.compile(
+    r'Parser key "(?P<key>[^"]+)": '
+    r"(?:.*Subtypes: \[(?P<several>.*)\] Errors: .* Given value|Expected a (?P<one>.*)\. Got value): (?P<value>.*)"
+)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -19,3 +25,20 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return f" (did you mean {near[0]!r}?)"
     return f" (known: {', '.join(known[:30]) or 'none'}{', ...' if len(known) > 30 else ''})"
+
+
+def refused(error: Exception) -> str:
+    """What jsonargparse says of a value of a wrong type, in a sentence; other messages in one line.
+
+    >>> refused(ValueError('Parser key "training.lr":\n  Expected a <class \'float\'>. Got value: fast'))
+    "--training.lr takes float, not 'fast'"
+    """
+    message = " ".join(str(error).split())
+    match = _REFUSED.fullmatch(message)
+    if not match:
+        return message
+    types = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", match["several"] or match["one"])
+    types = types.replace("<class 'NoneType'>", "null").replace("<class '", "").replace("'>", "")
+    names = [name.strip(" '") for name in re.split(r", (?![^\[]*\])", types)]  # list[int, str] stays whole
+    dashes = "-" if len(match["key"]) == 1 else "--"
+    return f"{dashes}{match['key']} takes {' or '.join(names)}, not {match['value']!r}"

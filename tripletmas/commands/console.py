@@ -14,7 +14,7 @@ from tripletmas import report as reports
 
 
 def make_parser(command: str, description: str | None) -> jsonargparse.ArgumentParser:
-    return jsonargparse.ArgumentParser(prog=f"tripletmas {command}", description=description)
+    return jsonargparse.ArgumentParser(prog=f"tripletmas {command}", description=description, exit_on_error=False)
 
 
 def console() -> Console:
