@@ -37,8 +37,9 @@ SETTINGS: dict[str, tuple[str, Config]] = {
     )
     for split in ("random", "semantic")
 }
-GRID = (0.1, 0.3, 1.0, 3.0)
-CHOSEN: dict[str, float] = {"shapes-random": 0.3, "shapes-semantic": 0.1}  # as --tune chose them
+GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+# as --tune chose them
+CHOSEN = {"shapes-random": 0.3, "shapes-semantic": 0.1, "nlvr-random": 0.3, "nlvr-semantic": 3.0}
 METHODS = ("finetune", "frozen", "mas", "mas-parts", "joint")  # mas-parts: importance of the parts that facts have
 STRENGTHS = (0.3, 1.0)  # of the adaptation
 
@@ -212,7 +213,7 @@ def main() -> None:
             kind, _, strength = method.partition(" ")
             strategy: Config = {"name": kind.removesuffix("-parts")}
             if kind.startswith("mas"):
-                strategy["strength"] = float(strength) if strength else CHOSEN.get(name, 0.3)
+                strategy["strength"] = float(strength) if strength else CHOSEN[name]
             if kind == "mas-parts":
                 strategy["output"] = "parts"
             out = folder_of(options, name, method.replace(" ", ""), seed, validation=options.tune)
