@@ -488,6 +488,23 @@ def test_forward_transfer_is_shown_where_it_was_measured(tmp_path: Path, run: Pa
     assert "| finetune | – |" in comparison_markdown(compared)
 
 
+def test_what_was_never_learned_is_shown_where_it_was_measured(tmp_path: Path, run: Path):
+    path = write_run(tmp_path / "unseen", matrix=MATRIX)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line, value in zip((each for each in lines if each["kind"] == "task"), (0.5, None, 0.375), strict=True):
+        line["unseen"] = {"recall@1": value}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(path).unseen == pytest.approx((0.5, math.nan, 0.375), nan_ok=True)
+    compared = comparison([path, write_run(tmp_path / "finetune", strategy={"name": "finetune"})])
+    assert "recall@1 of what was never learned (own gallery)" in terminal(compared)
+    assert "| mas | 0.375 |" in comparison_markdown(compared)
+    assert "| finetune | – |" in comparison_markdown(compared)
+    text = Page(write_comparison([path], tmp_path)).text
+    assert "0.375" in text
+    assert "never learned Recall@1 among classes that belong to no task" in text
+    assert "never learned" not in Page(write_comparison([run], tmp_path / "without")).text
+
+
 def test_scores_above_the_diagonal_disturb_nothing(run: Path, tmp_path: Path):
     ahead = write_run(tmp_path / "ahead", matrix=MATRIX, baseline=0.01)  # lower than all others: 0.11
     for gallery in ("seen", "task"):

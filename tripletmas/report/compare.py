@@ -32,6 +32,7 @@ class Method:
         average: the score after the last task, mean over the tasks.
         learning: the score on each task right after it was learned, mean over the tasks (the diagonal): plasticity.
         forward_transfer: of recall@1 on the task's own gallery; nan where it was not measured.
+        unseen: the score of what is in no task (recall@1, of facts mAP), after the last one; nan where not measured.
         intransigence: against joint training, see `Comparison.joint`; empty without it, and for joint itself.
         per_task: the score after the last task, one for each task.
         curves: (seeds, tasks) the average over the tasks seen so far, after each task.
@@ -48,6 +49,7 @@ class Method:
     backward_transfer: Spread
     learning: Spread
     forward_transfer: Spread
+    unseen: Spread
     intransigence: Spread
     per_task: tuple[Spread, ...]
     seconds: Spread
@@ -163,6 +165,7 @@ def _method(label: str, runs: tuple[Run, ...], task_names: Sequence[str], joint:
         backward_transfer=Spread(tuple(measures.backward_transfer(m) for m in matrices)),
         learning=Spread(tuple(measures.plasticity(m) for m in matrices)),
         forward_transfer=Spread(tuple(run.forward_transfer for run, _ in done)),
+        unseen=Spread(tuple(run.unseen[-1] for run, _ in done)),
         intransigence=Spread(tuple(intransigence)),
         per_task=tuple(Spread(tuple(float(m[-1, i]) for m in matrices)) for i in range(num_tasks)),
         seconds=Spread(tuple(run.seconds for run, _ in done)),

@@ -24,9 +24,14 @@ class Spread:
         """The sample standard deviation (ddof=1); None for fewer than two seeds."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
+    @property
+    def measured(self) -> bool:
+        """Whether all seeds have it."""
+        return not math.isnan(self.mean)
+
     def text(self, digits: int = 3, *, signed: bool = False) -> str:
         """The mean ± the deviation, as shown: "0.912 ± 0.004", or a dash where nothing was measured."""
-        if math.isnan(self.mean):
+        if not self.measured:
             return "–"
         mean = number(self.mean, digits, signed=signed)
         return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"

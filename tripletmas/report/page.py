@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -100,7 +99,8 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "primary": compared.primary,
         "wording": wording(compared.primary),
         "methods": compared.methods,
-        "forward": any(not math.isnan(method.forward_transfer.mean) for method in compared.methods),
+        "forward": any(method.forward_transfer.measured for method in compared.methods),
+        "unseen": any(method.unseen.measured for method in compared.methods),
         "joint": compared.joint if len(compared.methods) > 1 else None,
         "galleries": compared.galleries,
         "paired": compared.paired,

@@ -104,6 +104,12 @@ class Run:
         return forward_transfer(measured, baseline[:done])
 
     @property
+    def unseen(self) -> tuple[float, ...]:
+        """After each task, the score of what is in no task (recall@1, of facts mAP); nan where not measured."""
+        found = (task.get("unseen", {}).get(self.primary.searched) for task in self.tasks)
+        return tuple(math.nan if value is None else float(value) for value in found)
+
+    @property
     def finished(self) -> bool:
         """Whether every task of the stream was measured."""
         matrix = self.matrix()

@@ -74,11 +74,10 @@ def _learning(shown: Sections, run: Run, out: Path, *, with_maps: bool) -> None:
         for each, matrix in maps:
             path = out / f"scores_{each.gallery}.png"
             add(_score_map(path, each.title, each.text, matrix, names, low))
-    searched, label = run.primary.searched, run.primary.searched_label
-    unseen = [float(task.get("unseen", {}).get(searched, math.nan)) for task in run.tasks]
-    if not all(math.isnan(value) for value in unseen):
-        draw = partial(plots.draw_unseen, values=unseen, label=label)
-        alt = f"{label} of what was never trained on, after each task: {_listed(unseen)}."
+    if not all(math.isnan(value) for value in run.unseen):
+        label = run.primary.searched_label
+        draw = partial(plots.draw_unseen, values=run.unseen, label=label)
+        alt = f"{label} of what was never trained on, after each task: {_listed(run.unseen)}."
         add(make_plot(out / "unseen.png", words.unseen[0], words.unseen[1], draw, alt=alt))
     if run.searches:
         title, draw = "Strength, chosen without old data", partial(draw_search, records=run.searches)

@@ -128,11 +128,14 @@ def _galleries(comparison: Comparison) -> Block:
 
 
 def _beyond(comparison: Comparison) -> Block:
-    """Forward transfer and intransigence, each where a method has it; without rows where none has."""
+    """Forward transfer, what was never learned, intransigence, each where a method has it; else without rows."""
     columns, title = [], []
-    if any(not math.isnan(method.forward_transfer.mean) for method in comparison.methods):
+    if any(method.forward_transfer.measured for method in comparison.methods):
         columns.append(("forward transfer", [m.forward_transfer.text(signed=True) for m in comparison.methods]))
-        title.append("forward transfer (recall@1, own gallery)")
+        title.append(f"forward transfer ({comparison.primary.searched_label}, own gallery)")
+    if any(method.unseen.measured for method in comparison.methods):
+        columns.append(("never learned", [m.unseen.text() for m in comparison.methods]))
+        title.append(f"{comparison.primary.searched_label} of what was never learned (own gallery)")
     if comparison.joint is not None and len(comparison.methods) > 1:
         columns.append(("intransigence", [m.intransigence.text(signed=True) for m in comparison.methods]))
         title.append(f"intransigence (against {comparison.joint})")
