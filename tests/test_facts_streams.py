@@ -114,6 +114,17 @@ def test_facts_that_no_test_image_shows_are_told(caplog):
     assert "task 'order 1': no test image shows <square>, so nobody asks for 1 facts" in caplog.text
 
 
+def test_facts_of_test_images_with_a_part_that_is_not_learned_are_told(caplog):
+    """<square, red> is a new combination of square, <circle, red>; <circle, above, square> has a new word."""
+    source, language = source_of([[0, 1], [2]], [[0, 1, 3], [2]])
+    make_fact_stream(source, language, tasks=1)
+    assert not caplog.text
+    source, language = source_of([[0, 1], [2]], [[0, 1, 3], [2, 4]])
+    make_fact_stream(source, language, tasks=1)
+    assert "only test images show <circle, above, square>, with a word that is not learned in that" in caplog.text
+    assert "red" not in caplog.text
+
+
 def test_images_are_held_out_where_there_is_no_test_part():
     """An image is held out by its own number: more images do not change that."""
     few, language = source_of([[0, 1]] * 40)

@@ -248,6 +248,27 @@ def test_a_new_task_whose_facts_come_first_by_name_is_learned_by_resume(tmp_path
     assert "Facts and what they find" in (out / "report" / "report.html").read_text()
 
 
+def test_other_word_vectors_than_those_of_training_are_refused(tmp_path, call, caplog):
+    (tmp_path / "images").mkdir()
+    options = growing(tmp_path / "images", {"1": ["moon", "star"]})[:-2]
+    words = tmp_path / "words.txt"
+    lines = ["moon 1 0 0 0", "star 0 1 0 0", "ball 0 0 1 0"]
+    words.write_text("\n".join(lines))
+    model = ["--model", "mlp", "--model.hidden", "[8]", "--training.epochs", "1", "--report", "false"]
+    out = tmp_path / "run"
+    assert call("train", "--data", "facts", *options, "--data.words", words, *model, "--out", out)[0] == 0
+    assert call("query", out, "--fact", "moon")[0] == 0
+    words.write_text("\n".join([*lines[:2], "ball 0 0 0 1", "cube 0 0 0 1"]))  # no word of these facts
+    assert call("query", out, "--fact", "moon")[0] == 0
+    for changed in ("star 0.6 0.8 0 0", "star 0 0 0 1"):
+        words.write_text("\n".join([lines[0], changed, lines[2]]))
+        for command in (("query", out, "--fact", "moon"), ("resume", out), ("evaluate", out)):
+            status, _, complaint = call(*command)
+            assert status == 2
+            assert "the vectors of words (words.txt, 3 words, dim 4) are not those with which the run" in complaint
+            assert "put the former file back" in complaint
+
+
 # --- commands
 
 

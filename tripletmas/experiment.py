@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tripletmas.models import embedding_dim
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
 from tripletmas.recognition import Recognition
+from tripletmas.resuming import check_language
 from tripletmas.sampling import seed_everything
 from tripletmas.search import SearchConfig
 from tripletmas.strategies import Strategy
@@ -110,7 +113,9 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
     if after is not None and not 0 <= after < len(done):
         raise ValueError(f"{run.path}: tasks 0 to {len(done) - 1} are done, so there is no model after task {after}")
     number = len(done) - 1 if after is None else after
-    experiment = build(run.config() | ({"device": device} if device else {}))
+    with _told_before():
+        experiment = build(run.config() | ({"device": device} if device else {}))
+    check_language(run, experiment.loss, experiment.stream)
     weights = f"weights/task{number:02d}.safetensors"
     load_state(experiment.model, run.read_tensors(weights), str(run.path / weights))
     if isinstance(experiment.loss, Recognition):
@@ -118,6 +123,18 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
         saved = state_of(experiment.loss) | run.read_tensors(heads)  # tasks may have been added since
         load_state(experiment.loss, saved, str(run.path / heads))
     return experiment, number
+
+
+@contextmanager
+def _told_before() -> Iterator[None]:
+    """Without warnings about the data: training has told them."""
+    logger = logging.getLogger("tripletmas")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load_means(run: RunDirectory, stream: Stream, number: int) -> ClassMeans:

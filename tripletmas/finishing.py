@@ -99,6 +99,8 @@ class Finish:
             "reembed": {"images": num_stored(self.learner.loss, seen[:-1], embedded), "seconds": embedded.seconds},
             "unprotected": self._unprotected(),
         }
+        if isinstance(self.learner.loss, FactLoss):
+            record["language"] = self.learner.loss.language.checksums(seen[-1].classes)
         if self.unseen is None:
             return record
         size, workers = config.eval_batch_size, config.num_workers

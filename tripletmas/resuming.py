@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tripletmas.checkpoint import RunDirectory
+from tripletmas.facts.losses import FactLoss
 from tripletmas.forgetting import Scores
 from tripletmas.losses import MetricLoss
 from tripletmas.params import load_state, state_of
@@ -68,6 +69,21 @@ def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
                 for on_task, value in enumerate(per_task):
                     scores.record(gallery, metric, record["task"], on_task, math.nan if value is None else value)
     return scores
+
+
+def check_language(run: RunDirectory, loss: MetricLoss, stream: Stream) -> None:
+    """Raises ValueError if facts now have other vectors than when the run learned them."""
+    if not isinstance(loss, FactLoss):
+        return
+    for record in run.records():
+        if record["kind"] != "task" or record["task"] >= len(stream) or "language" not in record:
+            continue  # of an older version
+        now, then = loss.language.checksums(stream[record["task"]].classes), record["language"]
+        if len(now) != len(then) or any(abs(one - other) > 1e-3 for one, other in zip(now, then, strict=True)):
+            raise ValueError(
+                f"the vectors of words ({loss.language.words}) are not those with which the run in {run.path} learned "
+                f"task {record['name']!r}: put the former file back"
+            )
 
 
 def check_unseen(run: RunDirectory, unseen: Task | None) -> None:

@@ -18,7 +18,7 @@ from tripletmas.gallery import GalleryConfig
 from tripletmas.losses import MetricLoss
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
-from tripletmas.resuming import check_unseen, earlier_scores, load_loss, take_ahead
+from tripletmas.resuming import check_language, check_unseen, earlier_scores, load_loss, take_ahead
 from tripletmas.search import SearchConfig, find_strength
 from tripletmas.strategies import Strategy
 from tripletmas.task_training import Learner, train_task
@@ -74,6 +74,7 @@ def train_stream(
     if run and start:
         scores = earlier_scores(run, stream)
         check_unseen(run, unseen)
+        check_language(run, loss, stream)
         load_state(model, start.model, f"the checkpoint in {run.path}")
         load_loss(loss, start.loss, run)
         if means and start.means:

@@ -36,6 +36,12 @@ class LanguageView:
         """The length of one part's vector; a fact's is three times as long."""
         return self.vectors.shape[2]
 
+    def checksums(self, columns: Sequence[int]) -> list[float]:
+        """A number for each of these facts that follows from its vectors: with other word vectors it is another."""
+        rows = self.vectors[list(columns)].flatten(1).double()
+        weights = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).cos()
+        return [round(value, 4) for value in (rows @ weights).tolist()]
+
     def matching(self, parts: tuple[str, str, str]) -> Tensor:
         """(f,) bool: the facts that have all the parts that a query names; "" asks for nothing."""
         has = [all(asked in ("", part) for asked, part in zip(parts, fact.parts, strict=True)) for fact in self.facts]

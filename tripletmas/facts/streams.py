@@ -40,7 +40,8 @@ def make_fact_stream(
     """The tasks of a data set of facts, and the facts that are in none of them; None for none.
 
     Facts that no training image shows are in no task: they are scored after each (does the embedding know a
-    combination that was never shown?). Facts that no test image shows are learned, but nobody asks for them.
+    combination that was never shown?). Facts that no test image shows are learned, but nobody asks for them. Warnings
+    in the log list these, and those of the former that have a part which is not learned.
 
     Args:
         language: the facts, in the order of the data set's class names.
@@ -76,8 +77,19 @@ def make_fact_stream(
             logger.warning("task %r: no test image shows %s, so nobody asks for %d facts", name, shown, len(unasked))
         stream.append(Task(name, classes, train.of_classes(classes), query))
     never = tuple(sorted(set(test.classes) - set(learned.tolist())))
+    _tell_of_new_parts(test, never, learned)
     unseen = Task("unseen", never, train.about(()), test.about(never)) if never else None
     return tuple(stream), unseen
+
+
+def _tell_of_new_parts(test: LabelledDataset, never: tuple[int, ...], learned: Tensor) -> None:
+    """Log facts of test images alone that are no new combination of what is learned: often, they are misspelt."""
+    known = [{parse_fact(test.class_names[each]).parts[i] for each in learned.tolist()} | {""} for i in range(3)]
+    facts = [parse_fact(test.class_names[each]) for each in never]
+    new = [fact for fact in facts if any(part not in of for part, of in zip(fact.parts, known, strict=True))]
+    if new:
+        shown = listed([f"<{fact}>" for fact in new], 5)
+        logger.warning("only test images show %s, with a word that is not learned in that place", shown)
 
 
 def _parts(source: Source, test_share: float, seed: int, validation: bool) -> tuple[LabelledDataset, LabelledDataset]:
