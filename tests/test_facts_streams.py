@@ -8,7 +8,7 @@ import torch
 from tripletmas.data import LabelledDataset, Source, concatenate
 from tripletmas.facts.fact import parse_fact
 from tripletmas.facts.language import LanguageView, language_view
-from tripletmas.facts.streams import make_fact_stream
+from tripletmas.facts.streams import _stable_clusters, make_fact_stream
 from tripletmas.facts.words import hashed_words
 
 NAMES = ("circle", "square", "circle, red", "square, red", "circle, above, square", "square, above, circle")
@@ -112,6 +112,24 @@ def test_facts_that_no_test_image_shows_are_told(caplog):
     stream, _ = make_fact_stream(source, language, split="order")
     assert stream[0].classes == (0, 1)
     assert "task 'order 1': no test image shows <square>, so nobody asks for 1 facts" in caplog.text
+
+
+def test_clusters_do_not_hang_on_rounding(caplog):
+    """The corners of a square: from two that are opposite, the others are as near to one centre as to the other."""
+    square = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    for seed in range(10):
+        numbers = _stable_clusters(square, 2, seed)
+        assert torch.bincount(numbers).tolist() == [2, 2]
+        for _ in range(4):
+            rounded = square + 1e-8 * torch.randn(square.shape)
+            assert torch.equal(_stable_clusters(rounded, 2, seed), numbers)
+    assert not caplog.text
+
+
+def test_clusters_that_hang_on_rounding_from_every_start_are_told(caplog):
+    """Of three corners as far from each other, two are a cluster: any two."""
+    _stable_clusters(torch.eye(3), 2, 0)
+    assert "the semantic split hangs on rounding" in caplog.text
 
 
 def test_facts_of_test_images_with_a_part_that_is_not_learned_are_told(caplog):

@@ -24,6 +24,8 @@ from tripletmas.tasks import Stream, Task
 
 logger = logging.getLogger(__name__)
 
+_STARTS, _SHAKEN = 20, 8  # of k-means: starts that are tried, and how often each is shaken
+
 FactSplit = Literal["given", "random", "semantic", "order"]
 
 
@@ -47,7 +49,8 @@ def make_fact_stream(
         language: the facts, in the order of the data set's class names.
         tasks: the number of tasks. None: 4; for `given` and `order` as many as there are.
         split: which facts a task has. given: as the data's tasks say. random: as many in each, drawn by split_seed.
-            semantic: facts whose words are near each other, by k-means on their language view. order: those of first,
+            semantic: facts whose words are near each other, by k-means on their language view, from the first of the
+            starts that split_seed gives whose clusters do not hang on rounding. order: those of first,
             second and third order. None: given if the data name tasks, else random.
         split_seed: draws the random split, the starts of the semantic one, and what is held out.
         test_share: the share of the images held out as queries where the data set has no test part.
@@ -143,7 +146,7 @@ def _split(
     if split != "semantic":
         raise ValueError(f"split must be one of given, random, semantic, order, got {split!r}")
     vectors = fact_vectors(language.vectors[learned], language.mask[learned])
-    numbers = cluster(torch.nn.functional.normalize(vectors), tasks, seed=seed)
+    numbers = _stable_clusters(torch.nn.functional.normalize(vectors), tasks, seed)
     found, numbers = numbers.unique(return_inverse=True)
     if len(found) < tasks:
         raise ValueError(f"the language view of {len(facts)} facts falls into {len(found)} clusters, not {tasks}")
@@ -153,3 +156,19 @@ def _split(
         most = sorted(set(of_task), key=lambda each: (-of_task.count(each), each))
         subjects.append("+".join(most[:2]))
     return numbers, [f"B{number + 1} ({name})" for number, name in enumerate(subjects)]
+
+
+def _stable_clusters(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """The cluster of each vector (n,), alike on machines that round in different ways.
+
+    k-means can stand at a tie, where rounding decides to which task a dozen facts go. So each start is shaken by more
+    than rounding does, and the first one counts whose clusters stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shaken = [vectors + 1e-6 * torch.randn(vectors.shape, generator=generator) for _ in range(_SHAKEN)]
+    for start in range(_STARTS):
+        numbers = cluster(vectors, num_clusters, seed=seed + start)
+        if all(torch.equal(cluster(each, num_clusters, seed=seed + start), numbers) for each in shaken):
+            return numbers
+    logger.warning("the semantic split hangs on rounding: on another machine, tasks may have other facts")
+    return cluster(vectors, num_clusters, seed=seed)
