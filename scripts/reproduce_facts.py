@@ -37,9 +37,9 @@ SETTINGS: dict[str, tuple[str, Config]] = {
     )
     for split in ("random", "semantic")
 }
-GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # as --tune chose them
-CHOSEN = {"shapes-random": 0.3, "shapes-semantic": 0.1, "nlvr-random": 0.3, "nlvr-semantic": 3.0}
+CHOSEN = {"shapes-random": 0.3, "shapes-semantic": 0.1, "nlvr-random": 0.3, "nlvr-semantic": 10.0}
 METHODS = ("finetune", "frozen", "mas", "mas-parts", "joint")  # mas-parts: importance of the parts that facts have
 STRENGTHS = (0.3, 1.0)  # of the adaptation
 
