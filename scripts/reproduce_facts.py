@@ -6,12 +6,12 @@
     .venv/bin/python scripts/reproduce_facts.py --adaptation --jobs 2
     .venv/bin/python scripts/reproduce_facts.py --table
 
-FOLDER holds nlvr-facts.zip, unpacked or not. --tune trains a grid of strengths of mas on images held out of the
-training data, seed 0; the strength is the one with the best average mAP at the end. --adaptation is the paper's sports
-test: shapes-facts in two tasks (semantic split); after the first, importance is measured on unlabelled training images
-of a part of its facts (those of half of its subjects, drawn by the seed), on as many images of all of it, and on all;
-from the same weights the second task is then learned under each. Runs that are done are not repeated, so the script
-goes on where it stopped.
+FOLDER holds nlvr-facts.zip, unpacked or not. --tune trains a grid of strengths of mas and distill on images held out of
+the training data, seed 0; the strength is the one with the best average mAP at the end. A method is given another
+strength as in --methods "distill 3". --adaptation is the paper's sports test: shapes-facts in two tasks (semantic
+split); after the first, importance is measured on unlabelled training images of a part of its facts (those of half of
+its subjects, drawn by the seed), on as many images of all of it, and on all; from the same weights the second task is
+then learned under each. Runs that are done are not repeated, so the script goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ SETTINGS: dict[str, tuple[str, Config]] = {
 }
 GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # as --tune chose them
-CHOSEN = {"shapes-random": 0.3, "shapes-semantic": 0.1, "nlvr-random": 0.3, "nlvr-semantic": 10.0}
-METHODS = ("finetune", "frozen", "mas", "mas-parts", "joint")  # mas-parts: importance of the parts that facts have
+CHOSEN = {
+    "mas": {"shapes-random": 0.3, "shapes-semantic": 0.1, "nlvr-random": 0.3, "nlvr-semantic": 10.0},
+    "distill": {"shapes-semantic": 3.0, "nlvr-random": 10.0, "nlvr-semantic": 10.0},
+}
+# mas-parts: importance of the parts that facts have
+METHODS = ("finetune", "frozen", "mas", "mas-parts", "distill", "joint")
 STRENGTHS = (0.3, 1.0)  # of the adaptation
 
 
@@ -205,15 +209,24 @@ def main() -> None:
             run_side_by_side(adapt, jobs, at_once=options.jobs)
         print(adaptation_table(options.out, seeds))
         return
-    methods = [f"mas {strength:g}" for strength in GRID] if options.tune else options.methods.split(",")
+    methods = options.methods.split(",")
+    unknown = [method for method in methods if method.partition(" ")[0] not in METHODS]
+    if unknown:
+        parser.error(f"unknown method {unknown[0]!r}: there are {', '.join(METHODS)}")
+    if options.tune:
+        methods = [f"{method} {strength:g}" for method in methods if method in CHOSEN for strength in GRID]
     seeds = [0] if options.tune else [int(seed) for seed in options.seeds.split(",")]
     if not options.table:
         jobs = []
         for name, seed, method in ((n, s, m) for n in names for s in seeds for m in methods):
             kind, _, strength = method.partition(" ")
             strategy: Config = {"name": kind.removesuffix("-parts")}
-            if kind.startswith("mas"):
-                strategy["strength"] = float(strength) if strength else CHOSEN[name]
+            chosen = CHOSEN.get(strategy["name"])
+            if chosen is not None:
+                if not strength and name not in chosen:
+                    print(f"{name}: no strength of {method} is chosen: --tune it, or --methods '{method} 3'")
+                    continue
+                strategy["strength"] = float(strength) if strength else chosen[name]
             if kind == "mas-parts":
                 strategy["output"] = "parts"
             out = folder_of(options, name, method.replace(" ", ""), seed, validation=options.tune)

@@ -119,7 +119,11 @@ def test_the_package_can_be_run_and_its_status_is_the_exit_code():
         (("train", "--data.tasks", "[1, a]"), "--data.tasks takes int or list[int] or null, not \"[1, 'a']\""),
         (("query", "shop.index", "one.png", "-k", "all"), "-k takes int, not 'all'; see: tripletmas query --help"),
         (("query", "shop.index"), "the following arguments are required: images; see: tripletmas query --help"),
-        (("index", "build", "--out"), "argument --out: expected one argument; see: tripletmas index --help"),
+        (("index", "build", "--out"), "argument --out: expected one argument; see: tripletmas index build --help"),
+        (("train", "--training.lr="), "--training.lr takes float, not ''"),
+        (("train", "--model.hidden", "wide"), "--model.hidden takes list, not 'wide'"),
+        (("train", "--strategy"), "argument --strategy.name: expected one argument"),
+        (("train", "--objective"), "argument --objective: expected one argument"),
         (("export", "run", "--embedings", "x"), "unrecognized arguments: --embedings x; see: tripletmas export --help"),
     ],
 )

@@ -269,6 +269,28 @@ def test_other_word_vectors_than_those_of_training_are_refused(tmp_path, call, c
             assert "put the former file back" in complaint
 
 
+def test_data_that_have_changed_since_training_are_told(tmp_path, call, caplog):
+    """A run is asked again with the data as they were, with an image less, and with another fact in its task."""
+    (tmp_path / "images").mkdir()
+    options = growing(tmp_path / "images", {"1": ["moon", "star"]})
+    model = ["--model", "mlp", "--model.hidden", "[8]", "--training.epochs", "1", "--report", "false"]
+    out = tmp_path / "run"
+    assert call("train", "--data", "facts", *options, *model, "--out", out)[0] == 0
+    caplog.clear()
+    assert call("query", out, "--fact", "moon")[0] == 0
+    assert not caplog.text
+    file = tmp_path / "images" / "facts.csv"
+    content = file.read_text()
+    file.write_text(content.rsplit("\n", 2)[0] + "\n")
+    assert call("query", out, "--fact", "moon")[0] == 0
+    assert f"the data of task '1' have changed since the run in {out} learned them" in caplog.text
+    file.write_text(content.replace(",star,", ",heart,", 1))
+    status, _, complaint = call("query", out, "--fact", "moon")
+    assert status == 2
+    assert "the facts of task '1' are not those that the run" in complaint
+    assert "only then or only now it has <heart>" in complaint
+
+
 # --- commands
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 
 import pytest
 import reproduce_facts as script
@@ -57,3 +58,17 @@ def test_the_adaptation(tmp_path):
     table = script.adaptation_table(tmp_path, [0, 1])
     assert "adaptation, 1 seeds" in table
     assert f"| {rows[1]['after'][0]:.3f} |" in table
+
+
+def test_a_method_that_is_unknown_or_has_no_strength_is_told(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["reproduce_facts.py", "shapes-random", "--methods", "mass"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "unknown method 'mass': there are finetune, frozen, mas" in capsys.readouterr().err
+    started = []
+    monkeypatch.setattr(script, "run_side_by_side", lambda run, jobs, at_once: started.extend(jobs))
+    arguments = ["shapes-random", "--methods", "mas,distill,distill 3", "--seeds", "0", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["reproduce_facts.py", *arguments])
+    script.main()
+    assert "shapes-random: no strength of distill is chosen: --tune it" in capsys.readouterr().out
+    assert [job[1] for job in started] == [{"name": "mas", "strength": 0.3}, {"name": "distill", "strength": 3.0}]

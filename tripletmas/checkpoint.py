@@ -121,9 +121,10 @@ class RunDirectory:
             file.write(json.dumps(without_nan(record), allow_nan=False) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl, without a last one that was cut short as its process was killed."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, aside and renamed."""

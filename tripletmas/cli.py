@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except argparse.ArgumentError as error:
-        return _failed(f"{refused(error)}; see: tripletmas {name} --help")
+        command = " ".join([name, *rest[:1]]) if name == "index" else name
+        return _failed(f"{refused(error)}; see: tripletmas {command} --help")
     except (ValueError, OSError, FloatingPointError) as error:
         return _failed(str(error))
     except KeyboardInterrupt as interrupt:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
@@ -214,9 +214,16 @@ def _named(argument: str) -> str:
     return f"{option}.name{equals}{value}" if option in {f"--{part}" for part in catalog.PARTS} else argument
 
 
+class _First(argparse.ArgumentParser):
+    """Reads what the options of the rest depend on."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def _part_names(arguments: Sequence[str]) -> dict[str, str]:
     """The name that is asked for of each part, "" for none; the rest of the command line is not looked at."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _First(add_help=False, allow_abbrev=False)
     for part in catalog.PARTS:
         first.add_argument(f"--{part}.name", dest=part, default="")
     return vars(first.parse_known_args(list(arguments))[0])
@@ -225,7 +232,7 @@ def _part_names(arguments: Sequence[str]) -> dict[str, str]:
 def _objective(arguments: Sequence[str], data: str) -> str:
     """What is asked for; data of facts ask for it themselves."""
     of_data = "facts" if data in catalog.FACT_DATASETS else "metric"
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _First(add_help=False, allow_abbrev=False)
     first.add_argument("--objective", default=of_data)
     objective = first.parse_known_args(list(arguments))[0].objective
     if objective not in _OBJECTIVES:

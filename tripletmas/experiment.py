@@ -21,13 +21,15 @@ from tripletmas.models import embedding_dim
 from tripletmas.optimization import TrainConfig
 from tripletmas.params import load_state, state_of
 from tripletmas.recognition import Recognition
-from tripletmas.resuming import check_language
+from tripletmas.resuming import changed_tasks, check_language
 from tripletmas.sampling import seed_everything
 from tripletmas.search import SearchConfig
 from tripletmas.strategies import Strategy
 from tripletmas.tasks import Stream, Task
 from tripletmas.training import train_stream
 from tripletmas.version import versions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
         device: another one than that of the run's configuration.
 
     Raises:
-        ValueError: if that task is not done yet, or the weights do not fit.
+        ValueError: if that task is not done yet, the weights do not fit, or facts or their vectors have changed. Other
+            data that have changed since are warned of.
     """
     done = list((run.path / "weights").glob("task*.safetensors"))
     if not done:
@@ -116,6 +119,9 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
     with _told_before():
         experiment = build(run.config() | ({"device": device} if device else {}))
     check_language(run, experiment.loss, experiment.stream)
+    if changed := changed_tasks(run, experiment.stream):
+        names = ", ".join(map(repr, changed))
+        logger.warning("the data of task %s have changed since the run in %s learned them", names, run.path)
     weights = f"weights/task{number:02d}.safetensors"
     load_state(experiment.model, run.read_tensors(weights), str(run.path / weights))
     if isinstance(experiment.loss, Recognition):
@@ -127,7 +133,7 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
 
 @contextmanager
 def _told_before() -> Iterator[None]:
-    """Without warnings about the data: training has told them."""
+    """Without warnings about the data: training has told them, and that data have changed is told besides."""
     logger = logging.getLogger("tripletmas")
     level = logger.level
     logger.setLevel(logging.ERROR)

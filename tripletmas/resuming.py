@@ -11,7 +11,7 @@ from tripletmas.checkpoint import RunDirectory
 from tripletmas.facts.losses import FactLoss
 from tripletmas.forgetting import Scores
 from tripletmas.losses import MetricLoss
-from tripletmas.params import load_state, state_of
+from tripletmas.params import listed, load_state, state_of
 from tripletmas.recognition import Recognition
 from tripletmas.tasks import Stream, Task, fingerprint
 
@@ -71,15 +71,26 @@ def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
     return scores
 
 
+def changed_tasks(run: RunDirectory, stream: Stream) -> list[str]:
+    """The tasks whose data have changed since the run learned them."""
+    done = [record for record in run.records() if record["kind"] == "task" and record["task"] < len(stream)]
+    return [record["name"] for record in done if record.get("data") != fingerprint(stream[record["task"]])]
+
+
 def check_language(run: RunDirectory, loss: MetricLoss, stream: Stream) -> None:
-    """Raises ValueError if facts now have other vectors than when the run learned them."""
+    """Raises ValueError if a task has other facts than when the run learned it, or these have other vectors."""
     if not isinstance(loss, FactLoss):
         return
     for record in run.records():
         if record["kind"] != "task" or record["task"] >= len(stream) or "language" not in record:
             continue  # of an older version
         now, then = loss.language.checksums(stream[record["task"]].classes), record["language"]
-        if len(now) != len(then) or any(abs(one - other) > 1e-3 for one, other in zip(now, then, strict=True)):
+        if other := sorted(now.keys() ^ then.keys()):
+            raise ValueError(
+                f"the facts of task {record['name']!r} are not those that the run in {run.path} learned: only then or "
+                f"only now it has {listed([f'<{each}>' for each in other], 5)}. New facts come as new tasks"
+            )
+        if any(abs(now[fact] - then[fact]) > 1e-3 for fact in now):
             raise ValueError(
                 f"the vectors of words ({loss.language.words}) are not those with which the run in {run.path} learned "
                 f"task {record['name']!r}: put the former file back"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 _REFUSED = re.compile(
     r'Parser key "(?P<key>[^"]+)": '
-    r"(?:.*Subtypes: \[(?P<several>.*)\] Errors: .* Given value|Expected a (?P<one>.*)\. Got value): (?P<value>.*)"
+    r"(?:.*Subtypes: \[(?P<several>.*)\] Errors: .* Given value|Expected a (?P<one>.*)\. Got value): ?(?P<value>.*)"
 )
 
 
@@ -38,7 +38,8 @@ def refused(error: Exception) -> str:
     if not match:
         return message
     types = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", match["several"] or match["one"])
-    types = types.replace("<class 'NoneType'>", "null").replace("<class '", "").replace("'>", "")
+    for theirs, ours in (("<class 'NoneType'>", "null"), ("<class 'tuple'>", "list"), ("<class '", ""), ("'>", "")):
+        types = types.replace(theirs, ours)
     names = [name.strip(" '") for name in re.split(r", (?![^\[]*\])", types)]  # list[int, str] stays whole
     dashes = "-" if len(match["key"]) == 1 else "--"
     return f"{dashes}{match['key']} takes {' or '.join(names)}, not {match['value']!r}"

@@ -36,11 +36,12 @@ class LanguageView:
         """The length of one part's vector; a fact's is three times as long."""
         return self.vectors.shape[2]
 
-    def checksums(self, columns: Sequence[int]) -> list[float]:
-        """A number for each of these facts that follows from its vectors: with other word vectors it is another."""
+    def checksums(self, columns: Sequence[int]) -> dict[str, float]:
+        """Of each of these facts a number that follows from its vectors: with other word vectors it is another."""
         rows = self.vectors[list(columns)].flatten(1).double()
         weights = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).cos()
-        return [round(value, 4) for value in (rows @ weights).tolist()]
+        values = (rows @ weights).tolist()
+        return {str(self.facts[column]): round(value, 4) for column, value in zip(columns, values, strict=True)}
 
     def matching(self, parts: tuple[str, str, str]) -> Tensor:
         """(f,) bool: the facts that have all the parts that a query names; "" asks for nothing."""

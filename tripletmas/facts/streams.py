@@ -80,7 +80,8 @@ def make_fact_stream(
             logger.warning("task %r: no test image shows %s, so nobody asks for %d facts", name, shown, len(unasked))
         stream.append(Task(name, classes, train.of_classes(classes), query))
     never = tuple(sorted(set(test.classes) - set(learned.tolist())))
-    _tell_of_new_parts(test, never, learned)
+    if source.test is not None and not validation:  # else chance has put a rare fact there
+        _tell_of_new_parts(test, never, learned)
     unseen = Task("unseen", never, train.about(()), test.about(never)) if never else None
     return tuple(stream), unseen
 
@@ -168,6 +169,8 @@ def _stable_clusters(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
     shaken = [vectors + 1e-6 * torch.randn(vectors.shape, generator=generator) for _ in range(_SHAKEN)]
     for start in range(_STARTS):
         numbers = cluster(vectors, num_clusters, seed=seed + start)
+        if len(numbers.unique()) < num_clusters:
+            continue
         if all(torch.equal(cluster(each, num_clusters, seed=seed + start), numbers) for each in shaken):
             return numbers
     logger.warning("the semantic split hangs on rounding: on another machine, tasks may have other facts")

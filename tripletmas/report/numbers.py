@@ -21,12 +21,12 @@ class Spread:
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation (ddof=1); None for fewer than two seeds."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """The sample standard deviation (ddof=1); None for fewer than two seeds, or where one was not measured."""
+        return statistics.stdev(self.values) if len(self.values) > 1 and self.measured else None
 
     @property
     def measured(self) -> bool:
-        """Whether all seeds have it."""
+        """Whether all seeds have it, and there is one."""
         return not math.isnan(self.mean)
 
     def text(self, digits: int = 3, *, signed: bool = False) -> str:

@@ -135,7 +135,7 @@ def _beyond(comparison: Comparison) -> Block:
         title.append(f"forward transfer ({comparison.primary.searched_label}, own gallery)")
     if any(method.unseen.measured for method in comparison.methods):
         columns.append(("never learned", [m.unseen.text() for m in comparison.methods]))
-        title.append(f"{comparison.primary.searched_label} of what was never learned (own gallery)")
+        title.append(f"{comparison.primary.searched_label} of what was never learned")
     if comparison.joint is not None and len(comparison.methods) > 1:
         columns.append(("intransigence", [m.intransigence.text(signed=True) for m in comparison.methods]))
         title.append(f"intransigence (against {comparison.joint})")

@@ -176,8 +176,8 @@ _FACTS = Wording(
     definitions=texts.FACT_DEFINITIONS,
     unseen=(
         "Facts never trained on",
-        "mAP of facts that no training image shows, though others show their subject, their predicate and their "
-        "object: whether the embedding knows a combination that is new to it.",
+        "mAP of facts that no training image shows, among all test images: whether the embedding knows a combination "
+        "that is new to it.",
     ),
 )
 
