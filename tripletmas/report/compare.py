@@ -6,6 +6,7 @@ one row: mean ± sample standard deviation (ddof=1) over its seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def _method(label: str, runs: tuple[Run, ...], task_names: Sequence[str], joint:
         backward_transfer=Spread(tuple(measures.backward_transfer(m) for m in matrices)),
         learning=Spread(tuple(measures.plasticity(m) for m in matrices)),
         forward_transfer=Spread(tuple(run.forward_transfer for run, _ in done)),
-        unseen=Spread(tuple(run.unseen[-1] for run, _ in done)),
+        unseen=Spread(tuple(next(reversed(run.unseen), math.nan) for run, _ in done)),
         intransigence=Spread(tuple(intransigence)),
         per_task=tuple(Spread(tuple(float(m[-1, i]) for m in matrices)) for i in range(num_tasks)),
         seconds=Spread(tuple(run.seconds for run, _ in done)),
