@@ -488,6 +488,10 @@ def test_forward_transfer_is_shown_where_it_was_measured(tmp_path: Path, run: Pa
     assert "| finetune | – |" in comparison_markdown(compared)
 
 
+def test_a_sentence_begins_with_a_capital():
+    assert [begun(text) for text in ("recall@1 of", "mAP of", "MAP@R", "")] == ["Recall@1 of", "mAP of", "MAP@R", ""]
+
+
 def test_what_was_never_learned_is_shown_where_it_was_measured(tmp_path: Path, run: Path):
     path = write_run(tmp_path / "unseen", matrix=MATRIX)
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

@@ -37,6 +37,11 @@ class Spread:
         return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"
 
 
+def begun(text: str) -> str:
+    """The text with a capital, as a sentence begins; "mAP" stays."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
+
+
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
     """A number as shown, never "-0.000"; a dash for nan."""
     if math.isnan(value):

@@ -19,6 +19,7 @@ from tripletmas.report.figures import Plot, make_plot
 from tripletmas.report.galleries import gallery_rows
 from tripletmas.report.layers import read_embedding
 from tripletmas.report.neighbours import read_neighbours
+from tripletmas.report.numbers import begun
 from tripletmas.report.read import read_run, seed_directories
 from tripletmas.report.run_plots import map_plot, run_plots
 from tripletmas.report.search import search_head, search_rows
@@ -145,6 +146,7 @@ def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["begun"] = begun
     page = environment.get_template(template).render({"texts": texts, "themes": THEMES, **values})
     path.write_text(page, encoding="utf-8")
     return path

@@ -22,7 +22,7 @@ from tripletmas.report.embedding_plot import draw_embedding, project
 from tripletmas.report.figures import Plot, make_plot
 from tripletmas.report.galleries import KINDS, SCOPES, averages, draw_galleries, stored_matrices
 from tripletmas.report.layers import importance_by_layer, movement_by_layer, read_embedding
-from tripletmas.report.numbers import number
+from tripletmas.report.numbers import begun, number
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
 from tripletmas.report.wording import wording
@@ -64,7 +64,7 @@ def _learning(shown: Sections, run: Run, out: Path, *, with_maps: bool) -> None:
     if scores is not None:
         draw = partial(plots.draw_over_tasks, matrix=scores, task_names=names, label=label)
         alt = f"Average {label} after each task: {_listed(averages(scores))}."
-        add(make_plot(out / "over_tasks.png", f"{label.capitalize()} over tasks", words.curves, draw, alt=alt))
+        add(make_plot(out / "over_tasks.png", f"{begun(label)} over tasks", words.curves, draw, alt=alt))
     if run.epochs:
         draw = partial(plots.draw_loss, epochs=run.epochs, task_names=names, name=words.loss)
         add(make_plot(out / "loss.png", "Loss", texts.LOSS, draw))

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tripletmas.forgetting import PairedDifference
 from tripletmas.report.compare import Comparison
-from tripletmas.report.numbers import Spread, number, short_names
+from tripletmas.report.numbers import Spread, begun, number, short_names
 
 GALLERIES = "{metric} on galleries of all tasks seen, by how they are kept"
 
@@ -57,7 +57,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     lines = _markdown(head, rows)
     for block in (_galleries(comparison), _beyond(comparison), _paired(comparison)):
         if block.rows:
-            lines += ["", f"{block.title[0].upper()}{block.title[1:]}", "", *_markdown(block.head, block.rows)]
+            lines += ["", begun(block.title), "", *_markdown(block.head, block.rows)]
     return "\n".join([*lines, *(f"\n{note}" for note in _notes(comparison))]) + "\n"
 
 
