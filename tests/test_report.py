@@ -37,6 +37,7 @@ from tripletmas.report.layers import (
     movement_by_layer,
     read_embedding,
 )
+from tripletmas.report.numbers import begun
 
 
 @pytest.fixture(scope="module")
