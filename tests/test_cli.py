@@ -124,6 +124,7 @@ def test_the_package_can_be_run_and_its_status_is_the_exit_code():
         (("train", "--model.hidden", "wide"), "--model.hidden takes list, not 'wide'"),
         (("train", "--strategy"), "argument --strategy.name: expected one argument"),
         (("train", "--objective"), "argument --objective: expected one argument"),
+        (("doctor", "--fix", "me"), "doctor takes no arguments, got --fix me"),
         (("export", "run", "--embedings", "x"), "unrecognized arguments: --embedings x; see: tripletmas export --help"),
     ],
 )

@@ -39,7 +39,9 @@ class Finding(NamedTuple):
 
 def doctor(arguments: Sequence[str]) -> None:
     """The command: print every finding."""
-    argparse.ArgumentParser(prog="tripletmas doctor", description=__doc__).parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="tripletmas doctor", description=__doc__)
+    if unknown := parser.parse_known_args(arguments)[1]:
+        raise ValueError(f"doctor takes no arguments, got {' '.join(unknown)}")
     for finding in findings():
         mark = {True: "ok", False: "PROBLEM", None: "note"}[finding.good]
         print(f"{mark:8} {finding.what:24} {finding.text}")
