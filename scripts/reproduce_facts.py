@@ -41,7 +41,7 @@ GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # as --tune chose them
 CHOSEN = {
     "mas": {"shapes-random": 0.3, "shapes-semantic": 0.1, "nlvr-random": 0.3, "nlvr-semantic": 10.0},
-    "distill": {"shapes-semantic": 3.0, "nlvr-random": 10.0, "nlvr-semantic": 10.0},
+    "distill": {"shapes-random": 1.0, "shapes-semantic": 3.0, "nlvr-random": 10.0, "nlvr-semantic": 10.0},
 }
 # mas-parts: importance of the parts that facts have
 METHODS = ("finetune", "frozen", "mas", "mas-parts", "distill", "joint")
@@ -221,12 +221,8 @@ def main() -> None:
         for name, seed, method in ((n, s, m) for n in names for s in seeds for m in methods):
             kind, _, strength = method.partition(" ")
             strategy: Config = {"name": kind.removesuffix("-parts")}
-            chosen = CHOSEN.get(strategy["name"])
-            if chosen is not None:
-                if not strength and name not in chosen:
-                    print(f"{name}: no strength of {method} is chosen: --tune it, or --methods '{method} 3'")
-                    continue
-                strategy["strength"] = float(strength) if strength else chosen[name]
+            if strategy["name"] in CHOSEN:
+                strategy["strength"] = float(strength) if strength else CHOSEN[strategy["name"]][name]
             if kind == "mas-parts":
                 strategy["output"] = "parts"
             out = folder_of(options, name, method.replace(" ", ""), seed, validation=options.tune)

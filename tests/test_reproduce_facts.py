@@ -60,7 +60,7 @@ def test_the_adaptation(tmp_path):
     assert f"| {rows[1]['after'][0]:.3f} |" in table
 
 
-def test_a_method_that_is_unknown_or_has_no_strength_is_told(capsys, monkeypatch, tmp_path):
+def test_methods_have_their_strengths_and_an_unknown_one_is_told(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["reproduce_facts.py", "shapes-random", "--methods", "mass"])
     with pytest.raises(SystemExit):
         script.main()
@@ -70,5 +70,8 @@ def test_a_method_that_is_unknown_or_has_no_strength_is_told(capsys, monkeypatch
     arguments = ["shapes-random", "--methods", "mas,distill,distill 3", "--seeds", "0", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["reproduce_facts.py", *arguments])
     script.main()
-    assert "shapes-random: no strength of distill is chosen: --tune it" in capsys.readouterr().out
-    assert [job[1] for job in started] == [{"name": "mas", "strength": 0.3}, {"name": "distill", "strength": 3.0}]
+    assert [job[1] for job in started] == [
+        {"name": "mas", "strength": script.CHOSEN["mas"]["shapes-random"]},
+        {"name": "distill", "strength": script.CHOSEN["distill"]["shapes-random"]},
+        {"name": "distill", "strength": 3.0},
+    ]
