@@ -19,7 +19,7 @@ from tripletmas.forgetting import Scores
 from tripletmas.gallery import GalleryConfig
 from tripletmas.models import embedding_dim
 from tripletmas.optimization import TrainConfig
-from tripletmas.params import load_state, state_of
+from tripletmas.params import listed, load_state, state_of
 from tripletmas.recognition import Recognition
 from tripletmas.resuming import changed_tasks, check_language
 from tripletmas.sampling import seed_everything
@@ -120,7 +120,7 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
         experiment = build(run.config() | ({"device": device} if device else {}))
     check_language(run, experiment.loss, experiment.stream)
     if changed := changed_tasks(run, experiment.stream):
-        names = ", ".join(map(repr, changed))
+        names = listed(map(repr, changed))
         logger.warning("the data of task %s have changed since the run in %s learned them", names, run.path)
     weights = f"weights/task{number:02d}.safetensors"
     load_state(experiment.model, run.read_tensors(weights), str(run.path / weights))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tripletmas.facts.fact import PARTS, Fact
 from tripletmas.facts.words import WordVectors, phrase_vector
+from tripletmas.params import listed
 from tripletmas.spelling import suggestion
 
 logger = logging.getLogger(__name__)
@@ -98,10 +99,10 @@ def _encode(rows: Sequence[tuple[str, str, str]], words: WordVectors) -> tuple[T
     found = {phrase: phrase_vector(phrase, words) for phrase in phrases}
     lost = [phrase for phrase, (vector, _) in found.items() if vector is None]
     if lost:
-        raise ValueError(f"no vector in {words.name!r} for any word of {_listed(lost)}")
+        raise ValueError(f"no vector in {words.name!r} for any word of {listed(map(repr, lost), 10)}")
     skipped = [f"{word} (in {phrase})" for phrase, (_, unknown) in found.items() for word in unknown]
     if skipped:
-        logger.warning("words without a vector in %r are skipped: %s", words.name, _listed(skipped))
+        logger.warning("words without a vector in %r are skipped: %s", words.name, listed(map(repr, skipped), 10))
 
     units = {phrase: _unit(phrase, vector) for phrase, (vector, _) in found.items() if vector is not None}
     vectors = torch.zeros(len(rows), len(PARTS), words.dim)
@@ -119,8 +120,3 @@ def _unit(phrase: str, vector: Tensor) -> Tensor:
     if length == 0:
         raise ValueError(f"the vectors of the words of {phrase!r} add up to zero, which has no direction")
     return vector / length
-
-
-def _listed(texts: list[str]) -> str:
-    """10 at most."""
-    return ", ".join(repr(text) for text in texts[:10]) + (f" and {len(texts) - 10} more" if len(texts) > 10 else "")
