@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import torch
 
-from tripletmas.facts.drawing import draw
-from tripletmas.facts.scenes import draw_scenes
-from tripletmas.models import conv4
+from tripletmas.models.networks import conv4
+from tripletmas.objectives.facts.scenes.drawing import draw
+from tripletmas.objectives.facts.scenes.scenes import draw_scenes
 
 
 def main() -> None:

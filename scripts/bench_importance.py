@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import tripletmas as tm
-from tripletmas.params import Params
+from tripletmas.basics.weights import Params
 
 
 class Case(NamedTuple):

@@ -37,8 +37,8 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch.nn import functional
 
-from tripletmas.embedding import Embeddings
-from tripletmas.retrieval import RetrievalScores, evaluate
+from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate
 
 SIZES = ("12000x12000", "60000x10000", "250000x10000")
 MILLION = "1000000x10000"

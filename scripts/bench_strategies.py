@@ -25,10 +25,10 @@ from typing import Any
 import torch
 
 import tripletmas as tm
-from tripletmas.catalog import STRATEGIES, build_strategy
-from tripletmas.params import trainable
-from tripletmas.recognition import Recognition
-from tripletmas.task_training import Learner, train_task
+from tripletmas.basics.weights import trainable
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.runs.catalog import STRATEGIES, build_strategy
+from tripletmas.runs.task import Learner, train_task
 
 DIM = 64
 SAMPLES_PER_CLASS = 4

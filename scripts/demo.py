@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from tripletmas import report
-from tripletmas.configuration import read_yaml
-from tripletmas.experiment import run_experiment
+from tripletmas.runs.configuration import read_yaml
+from tripletmas.runs.experiment import run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 STRATEGIES = ("finetune", "frozen", "mas", "joint")

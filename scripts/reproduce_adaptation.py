@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import tripletmas as tm
-from tripletmas.catalog import DATASETS
-from tripletmas.data import LabelledDataset, Source, concatenate
-from tripletmas.evaluation import score_tasks
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
-from tripletmas.sampling import seed_everything
+from tripletmas.basics.weights import Params
+from tripletmas.data.batches import seed_everything
+from tripletmas.data.dataset import LabelledDataset, Source, concatenate
+from tripletmas.objectives.embedded import score_tasks
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.runs.catalog import DATASETS
 
 HALVES = ("first", "second")
 WHOLES = ("all", "all, half as many")

@@ -50,7 +50,7 @@ STRENGTHS = (0.3, 1.0)  # of the adaptation
 
 def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
     """Train one run, unless that is done."""
-    from tripletmas.experiment import run_experiment
+    from tripletmas.runs.experiment import run_experiment
 
     name, strategy, seed, validation, nlvr, out = job
     result = out.with_suffix(".json")
@@ -91,7 +91,7 @@ def folder_of(options: argparse.Namespace, name: str, method: str, seed: int, *,
 
 def table(options: argparse.Namespace, name: str, methods: list[str], seeds: list[int], *, validation: bool) -> str:
     """B1..B4 after the last task, their mean, forgetting, top-5; mean ± standard deviation over seeds."""
-    from tripletmas.forgetting import Scores, forgetting
+    from tripletmas.objectives.scores import Scores, forgetting
 
     head = ["strategy", "seeds", "B1", "B2", "B3", "B4", "mean mAP", "old batches", "forgetting", "top-5", "own top-5"]
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
@@ -121,9 +121,9 @@ def adapt(job: tuple[int, Path]) -> str:
     from reproduce_adaptation import Protected
 
     import tripletmas as tm
-    from tripletmas.experiment import build
-    from tripletmas.facts.fact import parse_fact
-    from tripletmas.gallery import GalleryConfig
+    from tripletmas.objectives.facts.fact import parse_fact
+    from tripletmas.runs.experiment import build
+    from tripletmas.runs.galleries import GalleryConfig
 
     seed, path = job
     if path.exists():

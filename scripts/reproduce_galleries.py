@@ -52,7 +52,7 @@ GALLERIES = ("fresh", "stale", *MAPS)
 
 def strategy_of(method: str, data: str) -> Config:
     """The strategy of a row; that of no-reindex is the preset's, mas+distill, with the strengths of the data set."""
-    from tripletmas.configuration import read_yaml
+    from tripletmas.runs.configuration import read_yaml
 
     distill, (mas, with_mas) = CHOSEN[data]
     if method == "no-reindex":
@@ -64,7 +64,7 @@ def strategy_of(method: str, data: str) -> Config:
 def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
     """Train, unless that is done, and score the last model on every gallery."""
     data, strategy, seed, validation, root, out = job
-    from tripletmas.experiment import run_experiment
+    from tripletmas.runs.experiment import run_experiment
 
     result = out.with_suffix(".json")
     if not result.exists():
@@ -81,10 +81,10 @@ def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
 
 def scored(out: Path) -> Config:
     """scope -> gallery -> the average of recall@1 over all tasks, by the last model; each map from the same run."""
-    from tripletmas.checkpoint import RunDirectory
-    from tripletmas.evaluation import embed_tasks, score_embedded
-    from tripletmas.experiment import load_trained
-    from tripletmas.gallery import Galleries
+    from tripletmas.objectives.embedded import embed_tasks, score_embedded
+    from tripletmas.runs.directory import RunDirectory
+    from tripletmas.runs.experiment import load_trained
+    from tripletmas.runs.galleries import Galleries
 
     run = RunDirectory.open(out)
     experiment, last = load_trained(run)

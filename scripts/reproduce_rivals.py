@@ -251,13 +251,13 @@ _streams: dict[str, Any] = {}
 def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
     """Train what a configuration says, and write the result; an error is a result too."""
     config, path, places = job
-    from tripletmas.catalog import build_data
-    from tripletmas.configuration import resolve
-    from tripletmas.experiment import build
-    from tripletmas.forgetting import summarize
-    from tripletmas.params import trainable
-    from tripletmas.training import train_stream
-    from tripletmas.version import versions
+    from tripletmas.basics.version import versions
+    from tripletmas.basics.weights import trainable
+    from tripletmas.objectives.scores import summarize
+    from tripletmas.runs.catalog import build_data
+    from tripletmas.runs.configuration import resolve
+    from tripletmas.runs.experiment import build
+    from tripletmas.runs.loop import train_stream
 
     config = _placed(config, places)
     key = json.dumps(config["data"], sort_keys=True)
@@ -303,8 +303,8 @@ def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
 
 def table(results: Results, setting: Setting, names: list[str]) -> str:
     """The table of a setting; what is missing is shown as missing."""
-    from tripletmas.forgetting import Scores
-    from tripletmas.report import Spread
+    from tripletmas.objectives.scores import Scores
+    from tripletmas.report.numbers import Spread
 
     recognition = setting.config.get("objective") == "recognition"
     extra = ["nearest mean, fresh", "compensated", "stale"] if recognition else []
@@ -370,7 +370,8 @@ def _memory(result: Config) -> str:
 
 def draw(results: Results, settings: list[str], path: Path) -> None:
     """The figure of how much a wrong strength costs."""
-    from tripletmas.report import Curve, Panel, Spread, draw_sensitivity
+    from tripletmas.report.numbers import Spread
+    from tripletmas.report.sensitivity import Curve, Panel, draw_sensitivity
 
     panels = []
     for name in settings:
@@ -393,7 +394,7 @@ def draw(results: Results, settings: list[str], path: Path) -> None:
 @cache
 def _hash(text: str) -> str:
     """Of the whole configuration, with all defaults: where one of them changes, a run is another."""
-    from tripletmas.configuration import resolve
+    from tripletmas.runs.configuration import resolve
 
     whole = _without_places(resolve(json.loads(text)))
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

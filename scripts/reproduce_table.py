@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tripletmas import report
-from tripletmas.checkpoint import RunDirectory
+from tripletmas.runs.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from tripletmas.facts.drawing import draw
-from tripletmas.facts.scenes import PARTS, draw_scenes, facts_of
+from tripletmas.objectives.facts.scenes.drawing import draw
+from tripletmas.objectives.facts.scenes.scenes import PARTS, draw_scenes, facts_of
 
 
 def main() -> None:

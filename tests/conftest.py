@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tripletmas import cli
-from tripletmas.data import LabelledDataset
-from tripletmas.tasks import Stream, split_by_class
+from tripletmas.cli import main as cli
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.tasks import Stream, split_by_class
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.image import imread
 from rich.console import Console
 
-from tripletmas.report import comparison_table
+from tripletmas.report.tables import comparison_table
 
 # After the last task: (0.6 + 0.7 + 0.95) / 3 = 0.75. Best before: 0.9 and 0.8, so (0.3 + 0.1) / 2 = 0.2 was forgotten.
 # Right after learning: 0.9, 0.8, 0.95, mean 0.8833. Backward transfer: ((0.6 - 0.9) + (0.7 - 0.8)) / 2 = -0.2.

@@ -11,54 +11,39 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tripletmas"
 
-LAYERS = (
-    {
-        "allocator",
-        "aside",
-        "params",
-        "hooks",
-        "metrics",
-        "forgetting",
-        "compatibility",
-        "drift",
-        "data",
-        "images",
-        "downloads",
-        "spelling",
-        "version",
-    },
-    {"index_file", "image_paths", "embedding_file"}
-    | {"splits", "sampling", "models", "losses", "index", "embedding", "importance", "doctor", "recognition"}
-    | {"datasets", "photographs", "folders"}
-    | {"penalty", "penalty_gradient", "coverage", "protection_file"},
-    {"tasks", "readers", "protection", "retrieval", "optimization", "picture_grid"},
-    {"facts"},
-    {"sequences", "class_means", "strategies", "image_index"},
-    {"checkpoint", "evaluation", "index_changes"},
-    {"task_training", "resuming", "gallery", "shown", "fact_evaluation"},
-    {"search", "updates", "fact_shown"},
-    {"finishing"},
-    {"training"},
-    {"catalog", "report"},
-    {"configuration"},
-    {"experiment"},
-    {"sweeps", "run_models"},
-    {"image_embedding"},
-    {"commands"},
-    {"cli"},
-)
-LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
+# package -> the packages, or the modules of them, that it may import
+MAY_IMPORT = {
+    "basics": (),
+    "data": ("basics",),
+    "index": ("basics",),
+    "protection": ("basics",),
+    "models": ("data", "basics"),
+    "objectives": ("models", "index", "data", "basics"),
+    "strategies": ("objectives", "protection", "models", "data", "basics"),
+    "runs": ("strategies", "objectives", "protection", "models", "data", "index", "basics"),
+    "report": ("runs.directory", "objectives", "protection.coverage", "index", "basics"),
+    "cli": ("report", "runs", "strategies", "objectives", "protection", "models", "data", "index", "basics"),
+}
+NOT_YET = {  # what is to go while the house is bound
+    ("objectives/facts/asking.py", "report.figures.data_uri"),
+    ("objectives/facts/shown.py", "runs.directory.RunDirectory"),
+    ("objectives/facts/shown.py", "runs.directory.without_nan"),
+    ("objectives/retrieval/shown.py", "runs.directory.RunDirectory"),
+    ("report/query_page.py", "data.image_paths.ImagesAt"),
+    ("report/configs.py", "runs.galleries.GalleryConfig"),
+    ("report/run_plots.py", "runs.updates.average_compatibility"),
+}
 FACADE = {"__init__", "__main__"}  # the public names, and `python -m tripletmas`
 ONLY_IN = {
     "faiss": {"index"},
     "matplotlib": {"report"},
-    "jinja2": {"report", "picture_grid"},
-    "jsonargparse": {"configuration", "commands"},
-    "pytorch_metric_learning": {"losses", "photographs", "facts"},
-    "sklearn": {"datasets", "report", "retrieval"},
-    "optuna": {"sweeps"},
-    "filelock": {"index_file"},
-    "pyarrow": {"embedding_file"},
+    "jinja2": {"report"},
+    "jsonargparse": {"runs", "cli"},
+    "pytorch_metric_learning": {"objectives", "data"},
+    "sklearn": {"data", "report", "objectives"},
+    "optuna": {"runs"},
+    "filelock": {"index"},
+    "pyarrow": {"cli"},
     "torch.distributed": set(),
 }
 
@@ -83,11 +68,12 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def own_imports(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in imports(path) if name.startswith("tripletmas.")}
+    """The modules of ours that a file imports, as `package.module`."""
+    return {name.removeprefix("tripletmas.") for name in imports(path) if name.startswith("tripletmas.")}
 
 
-def test_every_module_has_a_layer():
-    assert {unit(path) for path in files()} == LAYER_OF.keys() | FACADE
+def test_every_package_has_its_place():
+    assert {unit(path) for path in files()} == MAY_IMPORT.keys() | FACADE
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -95,26 +81,23 @@ def test_imports_point_down(path):
     own = unit(path)
     if own in FACADE:
         return
-    for imported in own_imports(path) - {own}:
-        assert imported in LAYER_OF, f"{path.name} imports tripletmas.{imported}, which is no module"
-        assert LAYER_OF[imported] < LAYER_OF[own], f"{path.name} imports {imported}, which is no lower layer"
+    for imported in own_imports(path):
+        if (path.relative_to(PACKAGE).as_posix(), imported) in NOT_YET:
+            continue
+        allowed = (own, *MAY_IMPORT[own])
+        assert any(f"{imported}.".startswith(f"{each}.") for each in allowed), f"{own} may not import {imported}"
 
 
-@pytest.mark.parametrize("package", ["importance", "index", "strategies", "report", "commands"])
-def test_no_cycle_inside_a_package(package):
+def test_no_circle():
+    """No module imports itself, however far around; imports inside functions count."""
+    imported = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): own_imports(path) for path in files()}
     needs = {
-        path.stem: {
-            name.split(".")[2]
-            for name in imports(path)
-            if name.startswith(f"tripletmas.{package}.") and (PACKAGE / package / f"{name.split('.')[2]}.py").exists()
-        }
-        for path in (PACKAGE / package).glob("*.py")
-        if path.stem != "__init__"
+        name: {other for each in names for other in (each, each.rpartition(".")[0]) if other in imported}
+        for name, names in imported.items()
     }
-    assert needs
     while needs:
         free = {module for module, others in needs.items() if not others & needs.keys()}
-        assert free, f"a cycle among {sorted(needs)}"
+        assert free, f"a circle among {sorted(needs)}"
         needs = {module: others for module, others in needs.items() if module not in free}
 
 

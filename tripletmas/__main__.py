@@ -2,6 +2,6 @@
 
 import sys
 
-from tripletmas.cli import main
+from tripletmas.cli.main import main
 
 sys.exit(main())

@@ -3,19 +3,7 @@
 Scores are always larger for what is nearer: inner products, or *negative squared* distances for the metric "l2".
 """
 
-from tripletmas.index.approximate import FaissIndex
-from tripletmas.index.base import Index, queries_per_block, unit
-from tripletmas.index.clustering import cluster
-from tripletmas.index.exact import ExactIndex
-from tripletmas.index.making import make_index, recall_against
+import lazy_loader
 
-__all__ = [
-    "ExactIndex",
-    "FaissIndex",
-    "Index",
-    "cluster",
-    "make_index",
-    "queries_per_block",
-    "recall_against",
-    "unit",
-]
+# The names stand in the stub beside this file, once; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,32 +3,7 @@
 A page is one file with everything in it: it can be mailed. The plots lie beside it as PNG.
 """
 
-from tripletmas.report.compare import Comparison, Method, Paired, comparison
-from tripletmas.report.numbers import Spread
-from tripletmas.report.page import write_comparison, write_report
-from tripletmas.report.primary import Primary
-from tripletmas.report.read import Run, read_group, read_run, seed_directories
-from tripletmas.report.search import search_table
-from tripletmas.report.sensitivity import Curve, Panel, draw_sensitivity
-from tripletmas.report.tables import comparison_markdown, comparison_table
+import lazy_loader
 
-__all__ = [
-    "Comparison",
-    "Curve",
-    "Method",
-    "Paired",
-    "Panel",
-    "Primary",
-    "Run",
-    "Spread",
-    "comparison",
-    "comparison_markdown",
-    "comparison_table",
-    "draw_sensitivity",
-    "read_group",
-    "read_run",
-    "search_table",
-    "seed_directories",
-    "write_comparison",
-    "write_report",
-]
+# The names stand in the stub beside this file, once; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tripletmas import forgetting as measures
-from tripletmas.forgetting import PairedDifference
+from tripletmas.objectives import scores as measures
+from tripletmas.objectives.scores import PairedDifference
 from tripletmas.report.configs import Record, differing_keys, flatten, section
 from tripletmas.report.galleries import KINDS, stored_matrices
 from tripletmas.report.labels import labels_of

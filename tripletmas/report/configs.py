@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tripletmas.gallery import GalleryConfig
 from tripletmas.report.primary import primary_of
+from tripletmas.runs.galleries import GalleryConfig
 
 Record = dict[str, Any]
 

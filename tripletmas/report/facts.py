@@ -13,7 +13,7 @@ from statistics import fmean
 
 from torch import Tensor
 
-from tripletmas.facts.fact import PARTS, Fact, parse_fact
+from tripletmas.objectives.facts.fact import PARTS, Fact, parse_fact
 from tripletmas.report.classes import Classes
 from tripletmas.report.layers import read_tensors
 from tripletmas.report.neighbours import Hit, thumbnail

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tripletmas.forgetting import average
+from tripletmas.objectives.scores import average
 from tripletmas.report.configs import section
 from tripletmas.report.numbers import number
 from tripletmas.report.read import Run

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from tripletmas.forgetting import average
+from tripletmas.objectives.scores import average
 from tripletmas.report.configs import Record
 from tripletmas.report.heat_map import lower_end, rows_height, short_layer
 from tripletmas.report.layers import LayerImportance

@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tripletmas.forgetting import Scores, forward_transfer, last_row
+from tripletmas.objectives.scores import Scores, forward_transfer, last_row
 from tripletmas.report.configs import Record, comparable, differing_keys, section
 from tripletmas.report.primary import Primary, primary_of
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tripletmas import forgetting as measures
-from tripletmas.coverage import Coverage
+from tripletmas.objectives import scores as measures
+from tripletmas.protection.coverage import Coverage
 from tripletmas.report import texts
 from tripletmas.report.configs import section
 from tripletmas.report.numbers import number

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tripletmas.forgetting import PairedDifference
+from tripletmas.objectives.scores import PairedDifference
 from tripletmas.report.compare import Comparison
 from tripletmas.report.numbers import Spread, begun, number, short_names
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tripletmas.losses import MetricLoss
-from tripletmas.sampling import class_balanced_batches
+from tripletmas.data.batches import class_balanced_batches
+from tripletmas.objectives.retrieval.losses import MetricLoss
 
 _RATE = 0.01
 _BATCH = {"batch_size": 64, "samples_per_class": 4}

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tripletmas.data import LabelledDataset
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
-from tripletmas.protection import Protection
-from tripletmas.tasks import Stream, Task
+from tripletmas.basics.weights import Params
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.protection.protection import Protection
 
 
 class Strategy:

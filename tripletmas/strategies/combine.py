@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tripletmas.data import LabelledDataset
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params, listed
+from tripletmas.basics.weights import Params, listed
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.frozen import Frozen
-from tripletmas.tasks import Stream, Task
 
 
 class Combine(Strategy):

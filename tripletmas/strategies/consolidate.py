@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tripletmas.facts.losses import FactLoss
-from tripletmas.importance import Forward
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
-from tripletmas.protection import Protection
-from tripletmas.recognition import Recognition
+from tripletmas.basics.weights import Params
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.facts.losses import FactLoss
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.protection.engine.batches import Forward
+from tripletmas.protection.protection import Protection
 from tripletmas.strategies.base import Strategy
-from tripletmas.tasks import Stream, Task
 
 
 class Consolidate(Strategy):

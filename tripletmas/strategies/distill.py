@@ -8,12 +8,12 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
-from tripletmas.recognition import Recognition
+from tripletmas.basics.weights import Params
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.teacher import Teacher
-from tripletmas.tasks import Stream, Task
 
 
 class Distill(Strategy):

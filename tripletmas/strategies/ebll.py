@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tripletmas.embedding import embed
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params, device_of
-from tripletmas.recognition import Recognition
+from tripletmas.basics.weights import Params, device_of
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.embedding import embed
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.strategies.autoencoder import Encoder, encode, train_encoder
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.distill import soft_target_loss
 from tripletmas.strategies.teacher import Teacher
-from tripletmas.tasks import Stream, Task
 
 
 class EBLL(Strategy):

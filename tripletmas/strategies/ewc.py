@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from tripletmas.importance import FisherLabels
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
-from tripletmas.protection import Protection
+from tripletmas.basics.weights import Params
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.protection.importance.fisher import FisherLabels
+from tripletmas.protection.protection import Protection
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.fisher_of_task import fisher_of_task
-from tripletmas.tasks import Stream, Task
 
 
 class ElasticWeightConsolidation(Strategy):

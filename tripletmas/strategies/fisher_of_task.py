@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tripletmas.importance.fisher import FisherLabels, fisher_importance, squared_gradient_importance
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params, device_of
-from tripletmas.recognition import Recognition
-from tripletmas.sampling import class_balanced_batches
-from tripletmas.tasks import Task
+from tripletmas.basics.weights import Params, device_of
+from tripletmas.data.batches import class_balanced_batches
+from tripletmas.data.tasks import Task
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.protection.importance.fisher import FisherLabels, fisher_importance, squared_gradient_importance
 
 
 def fisher_of_task(

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tripletmas.data import LabelledDataset
-from tripletmas.embedding import embed
-from tripletmas.losses import MetricLoss
-from tripletmas.params import device_of
-from tripletmas.recognition import Recognition
+from tripletmas.basics.weights import device_of
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.embedding import embed
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.strategies.base import Strategy
-from tripletmas.tasks import Stream, Task
 
 _DECAY = 1e-4  # without it, heads of classes that can be told apart grow without end
 

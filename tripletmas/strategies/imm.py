@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params, load_state, snapshot, state_of, unwrap
+from tripletmas.basics.weights import Params, load_state, snapshot, state_of, unwrap
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.fisher_of_task import fisher_of_task
-from tripletmas.tasks import Stream, Task
 
 
 class IMM(Strategy):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tripletmas.data import LabelledDataset, concatenate
+from tripletmas.data.dataset import LabelledDataset, concatenate
+from tripletmas.data.tasks import Task
 from tripletmas.strategies.base import Strategy
-from tripletmas.tasks import Task
 
 
 class Joint(Strategy):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tripletmas.importance.uniform import uniform_importance
-from tripletmas.protection import Protection
+from tripletmas.protection.importance.uniform import uniform_importance
+from tripletmas.protection.protection import Protection
 from tripletmas.strategies.consolidate import Consolidate
 
 

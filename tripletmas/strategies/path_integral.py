@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from tripletmas.hooks import is_registered
-from tripletmas.params import Params, snapshot, trainable
+from tripletmas.basics.weights import Params, snapshot, trainable
+from tripletmas.protection.hooks import is_registered
 
 
 class _Before(NamedTuple):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletmas.data import LabelledDataset, concatenate
-from tripletmas.embedding import embed
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
+from tripletmas.basics.weights import Params
+from tripletmas.data.dataset import LabelledDataset, concatenate
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.embedding import embed
+from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.strategies.base import Strategy
-from tripletmas.tasks import Stream, Task
 
 
 class Replay(Strategy):

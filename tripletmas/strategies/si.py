@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from tripletmas.losses import MetricLoss
-from tripletmas.params import Params
-from tripletmas.protection import Protection
+from tripletmas.basics.weights import Params
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.protection.protection import Protection
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.path_integral import PathIntegral
-from tripletmas.tasks import Stream, Task
 
 
 class SynapticIntelligence(Strategy):

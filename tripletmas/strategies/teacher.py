@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tripletmas.params import Params, device_of, load_state, state_of, unwrap
-from tripletmas.recognition import Recognition
+from tripletmas.basics.weights import Params, device_of, load_state, state_of, unwrap
+from tripletmas.objectives.recognition.heads import Recognition
 
 
 class Teacher:

@@ -1,0 +1,859 @@
+"""The command line, end to end, on small runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from tripletmas import report as reports
+from tripletmas.basics.version import __version__
+from tripletmas.basics.weights import load_state, state_of
+from tripletmas.cli import doctor
+from tripletmas.cli.main import COMMANDS, main
+from tripletmas.models.networks import mlp
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.runs import task as task_training
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.strategies.consolidate import Consolidate
+
+SMALL = [
+    *("--data.tasks", "[2,2,6]", "--model.hidden", "[16]", "--model.dim", "8"),
+    *("--training.epochs", "1", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with the finished runs mas, finetune, and seeds (mas with seeds 0 and 1)."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("mas", "finetune"):
+        assert main(["train", "--strategy", name, "--out", str(folder / name), "--report", "false", *SMALL]) == 0
+    assert main(["train", "--out", str(folder / "seeds"), "--seeds", "0,1", "--report", "false", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """A copy of the runs, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "runs"))
+
+
+def failed(result: tuple[int, str, str], message: str) -> None:
+    status, _, complaint = result
+    assert status == 2
+    assert complaint.startswith("tripletmas: error: ")
+    assert re.search(message, complaint), complaint
+    assert "Traceback" not in complaint
+
+
+def interrupt_after(monkeypatch, epochs: int) -> None:
+    """Ctrl-C in the epoch after so many."""
+    real, calls = task_training._train_epoch, []
+
+    def train_epoch(*arguments):
+        calls.append(1)
+        if len(calls) > epochs:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(task_training, "_train_epoch", train_epoch)
+
+
+# --- without a command
+
+
+def test_help_lists_every_command(call):
+    status, text, _ = call("--help")
+    assert status == 0
+    assert all(f"  {name} " in text for name in COMMANDS)
+    assert call("help")[:2] == call("-h")[:2] == (0, text)
+    assert call() == (2, text, "")
+    assert call("--version")[:2] == (0, f"tripletmas {__version__}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, call, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: tripletmas {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", "tain"])
+def test_torch_is_not_imported_for_what_needs_no_torch(argument):
+    """It takes seconds. An unknown command is told as fast."""
+    script = (
+        "import sys; from tripletmas.cli.main import main; main(sys.argv[1:]);"
+        "print([m for m in ('torch', 'numpy', 'faiss', 'jsonargparse', 'yaml', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_unknown_command_comes_with_a_suggestion(call):
+    failed(call("tran"), r"unknown command 'tran' \(did you mean 'train'\?\)")
+    failed(call("xyz"), r"unknown command 'xyz' \(known: train, .*\); see: tripletmas --help")
+
+
+def test_the_package_can_be_run_and_its_status_is_the_exit_code():
+    done = subprocess.run([sys.executable, "-m", "tripletmas", "tran"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean 'train'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--training.lr", "fast"), "--training.lr takes float, not 'fast'"),
+        (("train", "--training.sampler", "any"), "--training.sampler takes class_balanced or shuffled, not 'any'"),
+        (("train", "--strategy.strength", "high"), "--strategy.strength takes float or auto, not 'high'"),
+        (("train", "--data.tasks", "[1, a]"), "--data.tasks takes int or list[int] or null, not \"[1, 'a']\""),
+        (("query", "shop.index", "one.png", "-k", "all"), "-k takes int, not 'all'; see: tripletmas query --help"),
+        (("query", "shop.index"), "the following arguments are required: images; see: tripletmas query --help"),
+        (("index", "build", "--out"), "argument --out: expected one argument; see: tripletmas index build --help"),
+        (("train", "--training.lr="), "--training.lr takes float, not ''"),
+        (("train", "--model.hidden", "wide"), "--model.hidden takes list, not 'wide'"),
+        (("train", "--strategy"), "argument --strategy.name: expected one argument"),
+        (("train", "--objective"), "argument --objective: expected one argument"),
+        (("doctor", "--fix", "me"), "doctor takes no arguments, got --fix me"),
+        (("export", "run", "--embedings", "x"), "unrecognized arguments: --embedings x; see: tripletmas export --help"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told_in_one_line(arguments, message, call):
+    assert call(*arguments) == (2, "", f"tripletmas: error: {message}\n")
+
+
+# --- train
+
+
+def test_train_prints_the_scores_and_writes_a_report(call, tmp_path):
+    status, text, complaint = call("train", "--out", tmp_path / "run", *SMALL)
+    assert (status, complaint) == (0, "")
+    assert "mas" in text
+    assert "forgetting" in text
+    assert f"report: {tmp_path / 'run' / 'report' / 'report.html'}" in text.replace("\n", "")
+    assert (tmp_path / "run" / "report" / "report.html").stat().st_size > 10_000
+    shown = float(re.search(r"mas +(0\.\d+)", text)[1])  # pyright: ignore[reportOptionalSubscript]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["matrices"]["seen"]["recall@1"]
+    assert shown == pytest.approx(sum(scores[2]) / 3, abs=5e-4)
+
+
+def test_train_again_retrains_nothing_and_refuses_another_configuration(runs, call):
+    before = (runs / "mas" / "metrics.jsonl").read_bytes()
+    status, text, _ = call("train", "--out", runs / "mas", "--report", "false", *SMALL)
+    assert status == 0
+    assert "mas" in text
+    assert (runs / "mas" / "metrics.jsonl").read_bytes() == before
+    other = ["train", "--out", runs / "mas", *SMALL, "--strategy.strength", "1"]
+    failed(call(*other), r"holds a run with another configuration \(strategy\.strength: 0\.3 -> 1\.0\): choose another")
+    failed(call("train", "--out", runs / "seeds" / "seed0", "--seeds", "0,1", *SMALL), "holds a single run")
+    failed(call("train", "--out", runs, *SMALL), "holds something that is no run")
+    assert (runs / "mas" / "metrics.jsonl").read_bytes() == before
+
+
+def test_train_writes_where_it_says_by_default(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("train", "--strategy", "frozen", "--report", "false", *SMALL)[0] == 0
+    assert (tmp_path / "runs" / "frozen" / "config.yaml").exists()
+
+
+def test_print_config_is_read_back(call, tmp_path):
+    arguments = ["--strategy", "joint", "--loss", "contrastive", "--loss.pos_margin", "0.1", "--seed", "3", *SMALL]
+    status, text, _ = call("train", "--print_config", *arguments)
+    assert status == 0
+    assert yaml.safe_load(text)["loss"]["pos_margin"] == 0.1
+    (tmp_path / "config.yaml").write_text(text)
+    assert call("train", "--config", tmp_path / "config.yaml", "--print_config")[1] == text
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.yaml"]  # and nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "mass"], r"unknown strategy 'mass' \(did you mean 'mas'\?\)"),
+        (["--strategy.strenght", "1"], r"did you mean 'strength'\?"),
+        (["--data.tasks", "11"], "11 tasks need at least 11 classes, got 10"),
+        (["--training.batch_size", "4"], r"batch_size must be >= 2 \* samples_per_class"),
+        (["--training.lr", "0"], "lr and clip must be > 0"),
+        (["--strategy.strength", "-1"], "strength must be >= 0"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--seeds", "0,x"], "--seeds must be whole numbers with commas between them, such as 0,1,2; got '0,x'"),
+        (["--seed", "-1"], "seed must be >= 0"),
+        (["--config", "none.yaml"], "'none.yaml' cannot be read"),
+        (["--model", "conv4"], "conv4 needs images of 16x16 or more, got 8x8"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_sentence(arguments, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed(call("train", *arguments), message)
+
+
+def test_no_cuda_where_it_is_asked_for(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    failed(call("train", "--device", "cuda", "--out", tmp_path / "run"), "torch sees no CUDA device: use --device auto")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_learning_rate_that_is_far_too_high(call, tmp_path):
+    result = call("train", "--training.lr", "1e30", "--out", tmp_path / "run")
+    failed(result, r"the loss is nan in task 0 \(0,1\), epoch 0, step 1: lower lr")
+
+
+def test_an_importance_of_zero_everywhere_is_told(call, tmp_path, monkeypatch):
+    """As of a model that ends in a normalisation."""
+
+    class Normalised(torch.nn.Sequential):
+        def forward(self, input):
+            return torch.nn.functional.normalize(super().forward(input))
+
+    model = Normalised(torch.nn.Flatten(), torch.nn.Linear(64, 8))
+    monkeypatch.setattr("tripletmas.models.networks.make_model", lambda *arguments, **options: model)
+    failed(call("train", "--out", tmp_path / "run", *SMALL), "the importance is zero everywhere: .*layer='NAME'")
+
+
+# --- several seeds
+
+
+def test_seeds_are_runs_of_their_own(trained):
+    configs = [RunDirectory.open(trained / "seeds" / f"seed{seed}").config() for seed in (0, 1)]
+    assert [config.pop("seed") for config in configs] == [0, 1]
+    assert configs[0] == configs[1]
+    first, second = ((trained / "seeds" / f"seed{seed}" / "scores.json").read_text() for seed in (0, 1))
+    assert first != second
+    assert first == (trained / "mas" / "scores.json").read_text()  # seed 0 is the default
+
+
+def test_mean_and_deviation_over_seeds(trained, call):
+    values = [
+        sum(json.loads((trained / "seeds" / f"seed{s}" / "scores.json").read_text())["matrices"]["seen"]["recall@1"][2])
+        / 3
+        for s in (0, 1)
+    ]
+    mean, deviation = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5  # of two values, with ddof=1
+    _, text, _ = call("compare", trained / "seeds", "--markdown")
+    assert f"{mean:.3f} ± {deviation:.3f}" in text
+    _, text, _ = call("compare", trained / "seeds", "--markdown", "--seeds", "1")
+    assert f"{values[1]:.3f}" in text
+    assert "±" not in text
+    failed(call("compare", trained / "seeds", "--seeds", "0,7"), "no run of seed 7")
+    failed(call("compare", trained / "seeds", "--seeds", "one"), "--seeds must be whole numbers")
+
+
+# --- resume
+
+
+def test_ctrl_c_says_how_to_go_on(call, tmp_path, trained, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        status, text, complaint = call("train", "--out", out, "--report", "false", *SMALL)
+    assert status == 130
+    assert text == ""
+    assert complaint == f"\ninterrupted: saved up to the last whole epoch; go on with: tripletmas resume {out}\n"
+    assert call("resume", out)[0] == 0
+    for name in ("weights/task02.safetensors", "importance/task02.safetensors", "scores.json"):
+        assert (out / name).read_bytes() == (trained / "mas" / name).read_bytes()
+    assert (out / "report" / "report.html").exists()
+
+
+def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tripletmas.runs.catalog.build_data", interrupt)
+        assert call("train", "--out", tmp_path / "new", *SMALL) == (130, "", "\ninterrupted\n")
+    monkeypatch.setattr(reports, "write_report", interrupt)
+    assert call("report", runs / "mas") == (130, "", "\ninterrupted\n")
+
+
+def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, monkeypatch):
+    out = tmp_path / "seeds"
+    real = task_training._train_epoch
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=4)  # the three tasks of the first seed, and one of the second
+        assert call("train", "--out", out, "--seeds", "0,1", "--report", "false", *SMALL)[0] == 130
+        patch.setattr(reports, "write_report", lambda path: f"{path}/report.html")
+        patch.setattr(task_training, "_train_epoch", real)
+        status, text, _ = call("resume", out)
+    assert status == 0
+    assert text.count("report: ") == 2
+    for seed in (0, 1):
+        scores = f"seeds/seed{seed}/scores.json"
+        assert (tmp_path / scores).read_bytes() == (trained / scores).read_bytes()
+
+
+def test_resume_of_what_is_no_run(call, tmp_path):
+    failed(call("resume", tmp_path), "is no run directory")
+
+
+def test_resume_after_damage_names_the_file(call, runs):
+    (folder,) = (runs / "mas" / "checkpoint").iterdir()
+    (folder / "model.safetensors").write_bytes(b"cut")
+    failed(call("resume", runs / "mas"), r"model\.safetensors cannot be read")
+
+
+@pytest.fixture
+def task_folders(write_images, tmp_path):
+    """Writes `<task>/<class>/<image>`, two classes a task; gives the folder and the options for it."""
+    root = tmp_path / "images"
+
+    def add(*tasks: str) -> Path:
+        for task in tasks:
+            for number, name in enumerate("xy"):
+                write_images(root / task / name, seed=ord(task[0]) + 100 * number)
+        return root
+
+    options = ["--data", "folder", "--data.root", root, "--data.size", "8", "--data.channels", "1"]
+    model = ["--model", "mlp", "--model.hidden", "[16]", "--training.epochs", "2", "--report", "false"]
+    return add, [*options, *model]
+
+
+def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "write_report", lambda path: path)
+    add, options = task_folders
+    add("b", "c")
+    out = tmp_path / "run"
+    assert call("train", "--out", out, *options)[0] == 0
+    before = (out / "metrics.jsonl").read_text()
+    kept = (out / "weights" / "task01.safetensors").read_bytes()
+    add("d")
+    assert call("resume", out)[0] == 0
+    after = (out / "metrics.jsonl").read_text()
+    assert after.startswith(before)
+    added = [json.loads(line) for line in after[len(before) :].splitlines()]
+    assert [(record["kind"], record["task"], record["name"]) for record in added] == [
+        ("epoch", 2, "d"),
+        ("epoch", 2, "d"),
+        ("task", 2, "d"),
+    ]
+    assert (out / "weights" / "task01.safetensors").read_bytes() == kept
+    # what is held out of the earlier tasks is what was held out before: a run over all three from the start is equal
+    assert call("train", "--out", tmp_path / "whole", *options)[0] == 0
+    for name in ("weights/task02.safetensors", "importance/task02.safetensors", "scores.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_stored_galleries_of_other_data_are_refused(call, task_folders, tmp_path):
+    """A task that sorts first shifts all labels; what was stored belongs to other queries."""
+    add, options = task_folders
+    add("b", "c")
+    out = tmp_path / "run"
+    assert call("train", "--out", out, *options)[0] == 0
+    assert call("evaluate", out, "--gallery", "stale")[0] == 0
+    add("a")
+    failed(call("evaluate", out, "--gallery", "stale"), "task 0 of the run in .* was 'b', but the data now give 'a'")
+    failed(call("evaluate", out, "--compatibility"), "was 'b', but the data now give 'a'")
+
+
+def test_a_new_task_folder_that_comes_first_is_refused(call, task_folders, tmp_path):
+    """Its classes would take over the labels of the earlier tasks."""
+    add, options = task_folders
+    add("b", "c")
+    out = tmp_path / "run"
+    assert call("train", "--out", out, *options)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    add("a")
+    failed(
+        call("resume", out),
+        "task 0 of the run .* was 'b', but the data now give 'a': tasks may be added at the end, where new ones come "
+        "if their names sort last",
+    )
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_changed_images_of_an_earlier_task_are_refused(call, task_folders, write_images, tmp_path):
+    """More images of a class draw other queries: what was a query would be trained on."""
+    add, options = task_folders
+    root = add("b", "c")
+    assert call("train", "--out", tmp_path / "run", *options)[0] == 0
+    old = next(path for path in (root / "b").iterdir() if path.is_dir())
+    shutil.copy(next(old.iterdir()), old / "another.png")
+    add("d")
+    failed(call("resume", tmp_path / "run"), "the data of task 'b' have changed since the run")
+
+
+def test_a_task_folder_that_is_gone_is_refused(call, task_folders, tmp_path):
+    add, options = task_folders
+    root = add("b", "c")
+    assert call("train", "--out", tmp_path / "run", *options)[0] == 0
+    shutil.rmtree(root / "c")
+    failed(call("resume", tmp_path / "run"), "task 1 .* was 'c', but the data now give no such task")
+
+
+# --- evaluate
+
+
+def test_evaluate_gives_the_scores_of_training(call, runs, tmp_path):
+    for after in (None, 1):
+        choice = [] if after is None else ["--after", after]
+        status, text, _ = call("evaluate", runs / "mas", "--json", tmp_path / "scores.json", *choice)
+        assert status == 0
+        row = 2 if after is None else after
+        recorded = json.loads((runs / "mas" / "scores.json").read_text())["matrices"]
+        found = json.loads((tmp_path / "scores.json").read_text())
+        assert found["after"] == row
+        assert found["tasks"] == ["0,1", "2,3", "4,5,6,7,8,9"][: row + 1]
+        for gallery in ("seen", "task"):
+            for metric, matrix in recorded[gallery].items():
+                assert found[gallery][metric] == pytest.approx(matrix[row][: row + 1])
+        assert f"model after task {row}: the gallery of all tasks" in " ".join(text.split())
+        assert f"{recorded['seen']['recall@1'][row][0]:.3f}" in text
+        assert "mean" in text
+
+
+def test_evaluate_one_task_by_number_and_by_name(call, runs, tmp_path):
+    _, by_number, _ = call("evaluate", runs / "mas", "--task", "1", "--json", tmp_path / "one.json")
+    _, by_name, _ = call("evaluate", runs / "mas", "--task", "2,3")
+    assert by_number == by_name
+    assert "mean" not in by_number
+    recorded = json.loads((runs / "mas" / "scores.json").read_text())["matrices"]
+    found = json.loads((tmp_path / "one.json").read_text())
+    for gallery in ("seen", "task"):  # one row, but searched in the gallery of all tasks nevertheless
+        assert found[gallery]["mrr"] == [pytest.approx(recorded[gallery]["mrr"][2][1])]
+    failed(call("evaluate", runs / "mas", "--task", "9"), r"no task '9'; there are 0 \(0,1\), 1 \(2,3\)")
+    failed(call("evaluate", runs / "mas", "--task", "1", "--after", "0"), "no task '1'")
+    failed(call("evaluate", runs / "mas", "--after", "3"), "no model after task 3")
+
+
+def test_evaluate_galleries(call, runs, tmp_path):
+    file = tmp_path / "scores.json"
+    names = ["fresh", "stale", "compensated", "sdc", "linear", "mlp"]
+    status, text, _ = call("evaluate", runs / "mas", "--gallery", ",".join(names), "--compatibility", "--json", file)
+    assert status == 0
+    found = json.loads(file.read_text())["galleries"]
+    assert list(found) == names
+    assert found["compensated"] == found["linear"]
+    matrices = json.loads((runs / "mas" / "scores.json").read_text())["matrices"]
+    for name, gallery in (("fresh", "seen"), ("stale", "seen_stale"), ("compensated", "seen_compensated")):
+        last = matrices[gallery]["recall@1"][-1]
+        assert found[name]["seen recall@1"] == pytest.approx(sum(last) / len(last))
+    assert all(name in text for name in (*names, "average compatibility", "negative flips"))
+    kept = json.loads((runs / "mas" / "compatibility.json").read_text())["matrix"]
+    assert [sum(value is not None for value in row) for row in kept] == list(range(1, len(kept) + 1))
+
+
+def test_evaluate_galleries_says_what_it_cannot_do(call, runs):
+    failed(
+        call("evaluate", runs / "mas", "--gallery", "stale,fresch"), r"unknown gallery 'fresch' \(did you mean 'fresh'"
+    )
+    other = ("--data", "digits", "--data.tasks", "2")
+    failed(call("evaluate", runs / "mas", "--gallery", "stale", *other), "leave --data out")
+
+
+def test_evaluate_on_other_data(call, runs, write_images, tmp_path):
+    for number, name in enumerate("ab"):
+        write_images(tmp_path / "images" / name, seed=number)
+    other = ["--data", "folder", "--data.root", tmp_path / "images", "--data.tasks=1", "--data.channels", "1"]
+    status, text, _ = call("evaluate", runs / "mas", *other, "--data.size", "8")
+    assert status == 0
+    assert "a,b" in text
+    failed(
+        call("evaluate", runs / "mas", *other, "--data.size", "16"),
+        r"takes samples of shape \(1, 8, 8\), the data have \(1, 16, 16\): set --data.size or --data.channels",
+    )
+    failed(call("evaluate", runs / "mas", "--data", "folders"), r"unknown data 'folders' \(did you mean 'folder'\?\)")
+
+
+def test_evaluate_writes_null_where_nothing_can_be_found(call, runs, write_images, tmp_path):
+    """One query for each class has no other item of its class to find."""
+    for number, name in enumerate("ab"):
+        write_images(tmp_path / "images" / "train" / name, seed=number)
+        write_images(tmp_path / "images" / "test" / name, seed=number, count=1)
+    other = ["--data=folder", f"--data.root={tmp_path / 'images'}", "--data.size=8", "--data.channels=1"]
+    status, text, _ = call("evaluate", runs / "mas", *other, "--data.tasks=1", "--json", tmp_path / "scores.json")
+    assert status == 0
+    assert "2 queries have no other item of their class in the gallery and are not counted" in text
+
+    def refuse(name: str):
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads((tmp_path / "scores.json").read_text(), parse_constant=refuse)
+    assert found["seen"]["recall@1"] == [None]
+
+
+def test_evaluate_of_a_run_that_has_not_come_far(call, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=0)
+        assert call("train", "--out", tmp_path / "run", *SMALL)[0] == 130
+    failed(call("evaluate", tmp_path / "run"), "no task is done yet; go on with: tripletmas resume")
+
+
+# --- compare and report
+
+
+def test_compare_prints_a_table_and_writes_a_page(call, runs):
+    status, text, _ = call("compare", runs / "finetune", runs / "mas")
+    assert status == 0
+    assert "finetune" in text
+    assert "mas" in text
+    page = Path(text.rpartition("page: ")[2].strip())
+    assert page.parent == runs / "comparison"
+    assert page.stat().st_size > 10_000
+    shutil.rmtree(runs / "comparison")
+    status, text, _ = call("compare", runs / "finetune", runs / "mas", "--markdown")
+    assert status == 0
+    assert re.search(r"^\| *finetune *\| *0\.\d{3} ", text, re.MULTILINE)
+    assert not (runs / "comparison").exists()
+
+
+def test_compare_writes_where_it_is_told(call, runs, tmp_path, monkeypatch):
+    asked = []
+
+    def write_comparison(directories, out, *, seeds=None):
+        asked.append((directories, out, seeds))
+        return out / "page.html"
+
+    monkeypatch.setattr(reports, "write_comparison", write_comparison)
+    status, text, _ = call("compare", runs / "seeds", "--out", tmp_path / "elsewhere", "--seeds", "0,1")
+    assert status == 0
+    assert asked == [([runs / "seeds"], tmp_path / "elsewhere", [0, 1])]
+    assert text.endswith(f"page: {tmp_path / 'elsewhere' / 'page.html'}\n")
+
+
+def test_compare_of_what_cannot_be_compared(call, runs, tmp_path):
+    failed(call("compare", tmp_path / "none"), "none does not exist")
+    other = ["--data.tasks", "2", "--model.hidden", "[8]", "--training.epochs", "1", "--report", "false"]
+    assert call("train", "--out", tmp_path / "other", *other)[0] == 0
+    failed(call("compare", runs / "mas", tmp_path / "other"), "data.tasks")
+    failed(call("compare"), "the following arguments are required: runs; see: tripletmas compare --help")
+
+
+def test_report_is_rebuilt_from_the_run_alone(call, runs):
+    assert not (runs / "mas" / "report").exists()
+    status, text, _ = call("report", runs / "mas")
+    assert status == 0
+    assert text == f"report: {runs / 'mas' / 'report' / 'report.html'}\n"
+    assert (runs / "mas" / "report" / "report.html").exists()
+    failed(call("report", runs / "none"), "none does not exist")
+
+
+# --- importance
+
+
+@pytest.fixture
+def photos(write_images, tmp_path) -> Path:
+    write_images(tmp_path / "photos" / "here" / "deeper", count=5)
+    write_images(tmp_path / "photos" / "there", count=4, seed=1)
+    return tmp_path / "photos"
+
+
+def checkpoint_of(run: Path):
+    found = RunDirectory.open(run).load_checkpoint()
+    assert found is not None
+    return found
+
+
+def importance_of(state) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix("importance/"): value
+        for name, value in state.strategy.items()
+        if name.startswith("importance/")
+    }
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+@pytest.mark.parametrize("invert", [False, True])
+def test_importance_is_added_to_the_protection(weight, invert, call, runs, photos):
+    """By definition: the mean over the images of |d ||F||^2 / d theta|, here relative to the mean squared length."""
+    before = checkpoint_of(runs / "mas")
+    options = ["--weight", weight, *(["--invert"] if invert else [])]
+    status, text, _ = call("importance", runs / "mas", "--images", photos, *options)
+    assert status == 0
+    assert "importance of 9 images added" in text
+    assert "hidden1" in text
+    after = checkpoint_of(runs / "mas")
+    assert all(torch.equal(value, after.model[name]) for name, value in before.model.items())
+
+    model = mlp((1, 8, 8), dim=8, hidden=(16,))
+    load_state(model, after.model)
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    lengths = 0.0
+    for path in sorted(photos.rglob("*.png")):
+        image = pil_to_tensor(Image.open(path)).float() / 255
+        model.zero_grad()
+        length = model((1 - image if invert else image).unsqueeze(0)).square().sum()
+        length.backward()
+        lengths += length.item()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            sums[name] += parameter.grad.abs()
+    old, new = importance_of(before), importance_of(after)
+    for name, total in sums.items():
+        torch.testing.assert_close(new[name], old[name] + weight * total / lengths, rtol=1e-4, atol=1e-6)
+        assert torch.equal(after.strategy[f"reference/{name}"], before.strategy[f"reference/{name}"])
+    saved = RunDirectory.open(runs / "mas").read_tensors("importance/task02.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in new.items())
+
+
+def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
+    monkeypatch.setattr(reports, "write_report", lambda path: path)
+    assert call("importance", runs / "mas", "--images", photos)[0] == 0
+    with open(runs / "mas" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"kind": "importance", "samp')  # of a measurement that was killed
+    assert call("importance", runs / "mas", "--images", photos, "--weight", "2")[0] == 0
+    twice = importance_of(checkpoint_of(runs / "mas"))
+    assert call("resume", runs / "mas")[0] == 0
+    kept = importance_of(checkpoint_of(runs / "mas"))
+    assert all(torch.equal(value, kept[name]) for name, value in twice.items())
+    records = RunDirectory.open(runs / "mas").records()
+    assert [(r["samples"], r["weight"]) for r in records if r["kind"] == "importance"] == [(9, 1.0), (9, 2.0)]
+
+
+def test_importance_is_refused_where_it_makes_no_sense(call, runs, photos, tmp_path, monkeypatch):
+    failed(call("importance", runs / "finetune", "--images", photos), "the strategy 'finetune' protects no weights")
+    failed(call("importance", runs / "mas", "--images", tmp_path / "none"), "no such folder or zip archive: .*none")
+    for weight in ("0", "-1"):
+        failed(call("importance", runs / "mas", "--images", photos, "--weight", weight), "--weight must be > 0")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=3)
+        options = [*SMALL, "--training.epochs", "2"]
+        assert call("train", "--out", tmp_path / "run", *options)[0] == 130
+    failed(
+        call("importance", tmp_path / "run", "--images", photos),
+        "stopped in the middle of a task; first: tripletmas resume",
+    )
+
+
+def test_importance_names_an_unreadable_image(call, runs, photos, caplog):
+    (photos / "there" / "broken.png").write_bytes(b"no image")
+    before = checkpoint_of(runs / "mas")
+    failed(call("importance", runs / "mas", "--images", photos), r"there/broken\.png cannot be read: not an image")
+    after = checkpoint_of(runs / "mas")
+    assert all(torch.equal(value, after.strategy[name]) for name, value in before.strategy.items())
+    status, text, _ = call("importance", runs / "mas", "--images", photos, "--skip-unreadable")
+    assert status == 0
+    assert "importance of 9 images added" in text
+    assert "skipped 1 of 10 images" in caplog.text
+    shutil.rmtree(photos)
+    photos.mkdir()
+    (photos / "broken.png").write_bytes(b"no image")
+    failed(call("importance", runs / "mas", "--images", photos, "--skip-unreadable"), "no image in it can be read")
+
+
+# --- doctor
+
+
+def test_doctor_prints_its_findings(call, monkeypatch):
+    findings = [
+        doctor.Finding(True, "torch", "2"),
+        doctor.Finding(False, "faiss", "gone"),
+        doctor.Finding(None, "x", "y"),
+    ]
+    monkeypatch.setattr(doctor, "findings", lambda: iter(findings))
+    status, text, _ = call("doctor")
+    assert status == 0
+    assert [line.split() for line in text.splitlines()] == [
+        ["ok", "torch", "2"],
+        ["PROBLEM", "faiss", "gone"],
+        ["note", "x", "y"],
+    ]
+    monkeypatch.undo()
+    assert f"tripletmas  {__version__}" in re.sub(" +", "  ", call("doctor")[1])
+
+
+# --- rivals, recognition, searches, sweeps
+
+
+def test_a_combination_has_the_options_of_its_parts(call, tmp_path):
+    out = tmp_path / "both"
+    options = ("--strategy", "mas+distill", "--strategy.mas.strength", "2", "--strategy.distill.distance", "squared")
+    assert call("train", "--out", out, *options, "--report", "false", *SMALL)[0] == 0
+    config = RunDirectory.open(out).config()["strategy"]
+    assert (config["name"], config["mas"]["strength"], config["distill"]["distance"]) == ("mas+distill", 2.0, "squared")
+    assert call("train", "--config", out / "config.yaml", "--out", out, "--report", "false")[0] == 0  # it is done
+
+
+def test_recognition_from_training_to_the_report(call, tmp_path):
+    out = tmp_path / "recognition"
+    status, text, _ = call("train", "--out", out, "--objective", "recognition", *SMALL)
+    assert status == 0
+    assert "task-incremental accuracy" in text
+    page = (out / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Class-incremental accuracy" in page
+    assert "heads" in page
+    scores = tmp_path / "scores.json"
+    assert call("evaluate", out, "--json", scores)[0] == 0
+    found = json.loads(scores.read_text())
+    recorded = RunDirectory.open(out).records()[-1]["scores"]
+    for gallery, metric in (("task", "accuracy"), ("seen", "accuracy_fresh"), ("seen", "accuracy_compensated")):
+        assert found[gallery][metric] == recorded[gallery][metric]
+    assert call("evaluate", out, "--after", "0", "--json", scores)[0] == 0
+    assert len(json.loads(scores.read_text())["task"]["accuracy"]) == 1
+
+
+def test_runs_of_different_objectives_cannot_be_compared(call, runs, tmp_path):
+    out = tmp_path / "recognition"
+    assert call("train", "--out", out, "--objective", "recognition", "--report", "false", *SMALL)[0] == 0
+    failed(call("compare", out, runs / "mas"), "objective")
+
+
+def test_a_search_shows_its_trials(call, tmp_path):
+    out = tmp_path / "search"
+    status, text, _ = call("search", "--out", out, "--search.start", "4", *SMALL)
+    assert status == 0
+    assert "finetune" in text
+    assert RunDirectory.open(out).config()["strategy"]["strength"] == "auto"
+    trials = [record for record in RunDirectory.open(out).records() if record["kind"] == "search"]
+    assert [record["trials"][0]["strength"] for record in trials] == [4.0, 4.0]
+    assert (out / "report" / "search.png").exists()
+    assert call("resume", out)[0] == 0
+
+
+def test_an_auto_strength_starts_at_32_times_the_default(call, tmp_path):
+    out = tmp_path / "auto"
+    options = ("--strategy", "mas+distill", "--strategy.mas.strength", "auto")
+    assert call("train", "--out", out, *options, "--report", "false", *SMALL)[0] == 0
+    trials = [record for record in RunDirectory.open(out).records() if record["kind"] == "search"]
+    assert trials[0]["trials"][0]["strength"] == 32 * 0.3
+
+
+def test_a_sweep_makes_a_run_for_each_value(call, tmp_path):
+    sweep = ("--sweep", "strategy.strength=0.1,1", "--sweep", "training.lr=0.001,0.01")
+    status, text, complaint = call("train", "--out", tmp_path / "sweep", *sweep, "--report", "false", *SMALL)
+    assert status == 0
+    folders = sorted(path.name for path in (tmp_path / "sweep").iterdir())
+    assert folders == ["strength=0.1,lr=0.001", "strength=0.1,lr=0.01", "strength=1,lr=0.001", "strength=1,lr=0.01"]
+    assert RunDirectory.open(tmp_path / "sweep" / folders[3]).config()["training"]["lr"] == 0.01
+    assert "on the queries themselves" in complaint
+    assert "mas, strength=1.0, lr=0.01" in text
+
+
+def test_a_sweep_on_validation_data_with_seeds(call, tmp_path):
+    options = ("--sweep", "strategy.strength=0.1,1", "--data.validation", "true", "--seeds", "0,1", "--report", "false")
+    status, _, complaint = call("train", "--out", tmp_path / "sweep", *options, *SMALL)
+    assert status == 0
+    assert "on the queries themselves" not in complaint
+    assert (tmp_path / "sweep" / "strength=1" / "seed1" / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "mas+distil"], r"unknown strategy 'distil' in 'mas\+distil' \(did you mean 'distill'\?\)"),
+        (["--strategy", "joint+replay"], "'joint' and 'replay' cannot be combined: they both define the training data"),
+        (["--strategy", "replay", "--strategy.memory", "7"], "memory must be >= 8"),
+        (
+            ["--sweep", "strategy.strenght=1,2"],
+            r"strategy 'mas' has no option 'strenght' \(did you mean 'strength'\?\)",
+        ),
+        (["--sweep", "strategy.strength=1,x"], "strength"),
+        (["--objective", "recogniton"], r"unknown objective 'recogniton' \(did you mean 'recognition'\?\)"),
+        (["--objective", "recognition", "--loss", "triplet"], "loss 'triplet' does not fit objective 'recognition'"),
+        (["--loss", "cross_entropy"], "loss 'cross_entropy' does not fit objective 'metric'"),
+        (["--strategy.output", "logits"], "output 'logits' needs heads"),
+        (["--search.drop", "0.3"], r"--search\.drop is for a strength that is searched: set a strength to auto"),
+        (["--strategy", "finetune", "--strategy.strength", "auto"], "strategy 'finetune' has no option 'strength'"),
+        (
+            ["--strategy", "mas+l2", "--strategy.mas.strength", "auto", "--strategy.l2.strength", "auto"],
+            "one strength can be searched, not those of mas and l2",
+        ),
+    ],
+)
+def test_what_is_refused_before_anything_is_trained(call, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    failed(call("train", "--out", out, *arguments, *SMALL), message)
+    assert not (out / "metrics.jsonl").exists()
+
+
+def test_searches_that_are_refused(call, tmp_path):
+    out = ("--out", tmp_path / "out")
+    failed(call("search", "--strategy", "finetune", *out, *SMALL), "strategy 'finetune' has no strength to search")
+    failed(
+        call("search", "--strategy", "mas+distill", *out, *SMALL),
+        r"say whose strength is searched: such as --strategy\.mas\.strength auto",
+    )
+    hopeless = ("--objective", "recognition", "--training.lr", "1e-9")
+    failed(call("search", *hopeless, *out, *SMALL), "finetune reaches .* where guessing gives .*it does not learn")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strategy", "ewc", "--objective", "recognition"], "does not measure importance on unlabelled data"),
+        (["--strategy", "si"], "SynapticIntelligence does not measure importance on unlabelled data"),
+        (["--strategy", "l2"], "this importance is not one of unlabelled data"),
+        (["--strategy.batch_gradients", "8"], "or depends on batches: use mas"),
+        (["--strategy", "mas+l2"], "importance is measured for one protecting strategy, not for mas, l2"),
+    ],
+)
+def test_importance_of_strategies_that_have_none_of_unlabelled_data(call, tmp_path, photos, options, message):
+    out = tmp_path / "out"
+    assert call("train", "--out", out, *options, "--report", "false", *SMALL)[0] == 0
+    failed(call("importance", out, "--images", photos), message)
+
+
+def test_importance_of_logits_is_that_of_the_last_head(call, tmp_path, photos, monkeypatch):
+    out = tmp_path / "out"
+    options = ("--objective", "recognition", "--strategy.output", "logits", "--report", "false")
+    assert call("train", "--out", out, *options, *SMALL)[0] == 0
+    heads = []
+    real = Recognition.logits
+    monkeypatch.setattr(Recognition, "logits", lambda self, x, head: heads.append(head) or real(self, x, head))
+    assert call("importance", out, "--images", photos)[0] == 0
+    assert set(heads) == {2}
+
+
+def test_importance_is_measured_on_the_weights_that_are_trained(call, tmp_path, photos, monkeypatch):
+    """Under imm+mas another model is deployed, and saved as the run's model."""
+    out = tmp_path / "out"
+    assert call("train", "--out", out, "--strategy", "imm+mas", "--report", "false", *SMALL)[0] == 0
+    checkpoint = RunDirectory.open(out).load_checkpoint()
+    assert checkpoint is not None
+    seen = []
+    real = Consolidate.measure
+    monkeypatch.setattr(
+        Consolidate, "measure", lambda self, model, data: seen.append(state_of(model)) or real(self, model, data)
+    )
+    assert call("importance", out, "--images", photos)[0] == 0
+    assert all(torch.equal(value, seen[0][name]) for name, value in checkpoint.model.items())
+    deployed = RunDirectory.open(out).read_tensors("weights/task02.safetensors")
+    assert any(not torch.equal(value, seen[0][name]) for name, value in deployed.items())
+
+
+@pytest.mark.filterwarnings("ignore:rate . strength . importance reaches")
+def test_a_sweep_outlives_a_value_that_diverges(call, tmp_path):
+    sgd = ("--training.optimizer", "sgd", "--training.lr", "0.1", "--training.epochs", "3")
+    options = ("--strategy", "l2", "--sweep", "strategy.strength=1e9,0.01", "--report", "false")
+    status, text, complaint = call("train", "--out", tmp_path / "sweep", *options, *SMALL, *sgd)
+    assert status == 0
+    assert re.search(r"strength=1e9 failed: (the loss|the penalty|weights)", complaint)
+    assert "l2" in text
+    assert (tmp_path / "sweep" / "strength=0.01" / "scores.json").exists()
+
+
+def test_a_run_of_an_older_version_is_gone_on_with_and_compared(call, runs):
+    """It lacks the options that were not there yet; they had what is the default now."""
+    path = runs / "mas" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for part, option in (
+        ("data", "validation"),
+        ("data", "per_class"),
+        ("training", "sampler"),
+        ("strategy", "output"),
+    ):
+        del config[part][option]
+    del config["objective"]
+    path.write_text(yaml.safe_dump(config))
+    assert call("resume", runs / "mas")[0] == 0
+    assert call("compare", runs / "mas", runs / "finetune", "--markdown")[0] == 0
+    assert "validation" not in path.read_text()
+
+
+def test_a_strength_given_to_a_search_is_refused(call, tmp_path):
+    out = ("--out", tmp_path / "out")
+    failed(call("search", "--strategy.strength", "1", *out, *SMALL), "a search chooses the strength itself")
+
+
+def test_trials_need_a_sweep(call, tmp_path):
+    failed(call("train", "--trials", "2", "--out", tmp_path / "out", *SMALL), "--trials needs a --sweep")

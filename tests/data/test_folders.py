@@ -1,0 +1,200 @@
+"""A user's own images: folders of folders, archives, and CSV files."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+
+import pytest
+from PIL import Image
+
+from tripletmas.data.folders import csv, folder
+from tripletmas.data.tasks import make_stream
+
+
+def tree(root, names) -> None:
+    """One grey image for each name, 0, 1, 2, ... bright."""
+    for value, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), value).save(root / name)
+
+
+def shown(dataset) -> dict[str, str]:
+    """file -> class name."""
+    names = [dataset.class_names[label] for label in dataset.labels.tolist()]
+    return {path.rsplit("/", 1)[1]: name for path, name in zip(dataset.paths, names, strict=True)}
+
+
+def test_class_folders(tmp_path):
+    tree(tmp_path, ["dog/1.png", "cat/2.png", "cat/3.png"])
+    source = folder(root=str(tmp_path), size=4, channels=1)
+    assert source.train.class_names == ("cat", "dog")
+    assert shown(source.train) == {"1.png": "dog", "2.png": "cat", "3.png": "cat"}
+    assert source.train.groups is None
+    assert source.test is None
+    assert source.train.sample_shape == (1, 4, 4)
+    # the image and its label belong together: 1.png is 0 bright, 2.png 1, 3.png 2
+    bright = {path[-5:]: round(float(x.mean()) * 255) for path, (x, _) in zip(source.train.paths, source.train)}  # noqa: B905
+    assert bright == {"1.png": 0, "2.png": 1, "3.png": 2}
+
+
+def test_task_folders_are_groups_and_the_same_name_in_two_is_two_classes(tmp_path):
+    tree(tmp_path, ["day/cat/1.png", "day/dog/2.png", "night/cat/3.png"])
+    train = folder(root=str(tmp_path)).train
+    assert train.class_names == ("day/cat", "day/dog", "night/cat")
+    assert train.groups == ("day", "day", "night")
+    assert train.sample_shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("prefix", ["", "day/"])
+@pytest.mark.parametrize("test", ["test", "query", "Test"])
+def test_split_folders(tmp_path, caplog, prefix, test):
+    parts = ["train", test, "gallery", "validation"]
+    tree(tmp_path, [f"{part}/{prefix}{name}/{i}.png" for i, part in enumerate(parts) for name in ("cat", "dog")])
+    source = folder(root=str(tmp_path), size=4)
+    assert source.test is not None
+    assert source.gallery is not None
+    for part, file in ((source.train, "0.png"), (source.test, "1.png"), (source.gallery, "2.png")):
+        assert part.class_names == (f"{prefix}cat", f"{prefix}dog")
+        assert {path.rsplit("/", 1)[1] for path in part.paths or ()} == {file}
+        assert len(part) == 2
+    assert "left out 2 images of the validation part" in caplog.text
+
+
+def test_classes_named_like_parts_are_classes_where_train_is_not_among_them(tmp_path):
+    tree(tmp_path, ["test/1.png", "gallery/2.png"])
+    assert folder(root=str(tmp_path)).train.class_names == ("gallery", "test")
+
+
+@pytest.mark.parametrize("wrapped", ["", "pets/"])
+def test_an_archive_may_wrap_everything_in_one_folder(tmp_path, wrapped):
+    tree(tmp_path / "in", ["train/cat/1.png", "test/cat/2.png"])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted((tmp_path / "in").rglob("*.png")):
+            archive.write(path, wrapped + path.relative_to(tmp_path / "in").as_posix())
+    source = folder(root=str(tmp_path / "a.zip"), size=4)
+    assert shown(source.train) == {"1.png": "cat"}
+    assert source.test is not None
+    assert shown(source.test) == {"2.png": "cat"}
+
+
+def test_numbers_as_folder_names_are_in_the_order_of_numbers(tmp_path):
+    tree(tmp_path, ["10/1.png", "9/2.png"])
+    assert folder(root=str(tmp_path)).train.class_names == ("9", "10")
+
+
+@pytest.mark.parametrize("names", [["1.png"], ["cat/1.png", "2.png"], ["cat/1.png", "a/cat/2.png"], ["a/b/c/1.png"]])
+def test_other_layouts_are_refused_with_an_example(tmp_path, names):
+    tree(tmp_path, names)
+    with pytest.raises(ValueError, match=rf"must hold <class>/<image> or .*{names[-1]}"):
+        folder(root=str(tmp_path))
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no images in"):
+        folder(root=str(tmp_path))
+
+
+def test_unreadable_images_of_a_folder(tmp_path, caplog):
+    tree(tmp_path, ["cat/1.png", "dog/2.png"])
+    (tmp_path / "cat" / "0.png").write_bytes(b"")
+    (tmp_path / "emu").mkdir()
+    (tmp_path / "emu" / "3.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read: the file is empty"):
+        folder(root=str(tmp_path))
+    train = folder(root=str(tmp_path), skip_unreadable=True).train
+    assert shown(train) == {"1.png": "cat", "2.png": "dog"}
+    assert train.class_names == ("cat", "dog")
+    assert "skipped 2 of 4 images" in caplog.text
+    shutil.rmtree(tmp_path / "dog")
+    (tmp_path / "cat" / "1.png").unlink()
+    with pytest.raises(ValueError, match="no readable training image"):
+        folder(root=str(tmp_path), skip_unreadable=True)
+
+
+def test_photographs_of_clothes(shared_data, caplog):
+    source = folder(root=str(shared_data / "clothing" / "clothing-96.zip"), size=32)
+    assert source.test is not None
+    assert (len(source.train), len(source.test)) == (3068, 372)
+    assert source.train.samples is source.test.samples
+    assert len(source.train.class_names) == 10
+    stream = make_stream(source, tasks=5, augment="crop-flip")
+    assert sum(len(task.train) for task in stream) == 3068
+    assert stream[0].train[[0, 1]][0].shape == (2, 3, 32, 32)
+    assert "left out 341 images" in caplog.text
+    lazy = folder(root=str(shared_data / "clothing" / "clothing-96.zip"), size=32, in_memory=False)
+    batches = lazy.train.subset([0, 1000, 2000]).loader(2, num_workers=2)
+    assert [float(x.sum()) for x, _ in batches] == [
+        float(x.sum()) for x, _ in source.train.subset([0, 1000, 2000]).loader(2)
+    ]
+
+
+def table(tmp_path, text: str) -> str:
+    tree(tmp_path, [f"{i}.png" for i in range(6)])
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8-sig")
+    return str(tmp_path / "list.csv")
+
+
+def test_labels_of_any_kind_name_the_classes(tmp_path):
+    big = 2**24
+    path = table(tmp_path, f"path,label,note\n0.png,{big + 1},x\n1.png,{big},\n2.png,9,\n")
+    train = csv(path=path, size=4, channels=1).train
+    assert train.class_names == ("9", str(big), str(big + 1))
+    assert train.labels.tolist() == [2, 1, 0]
+    assert csv(path=table(tmp_path, 'label,path\n"a, b",0.png\nü,1.png\n')).train.class_names == ("a, b", "ü")
+
+
+def test_tasks_and_splits_of_a_table(tmp_path):
+    rows = ["0.png,a,x,train", "1.png,a,x,test", "2.png,a,x,Query", "3.png,a,x,gallery", "4.png,b,y,train"]
+    source = csv(path=table(tmp_path, "\n".join(["path,label,task,split", *rows])), size=4)
+    assert source.test is not None
+    assert source.gallery is not None
+    assert source.train.groups == ("x", "y")
+    assert shown(source.train) == {"0.png": "a", "4.png": "b"}
+    assert shown(source.test) == {"1.png": "a", "2.png": "a"}
+    assert shown(source.gallery) == {"3.png": "a"}
+
+
+def test_paths_are_relative_to_the_table_or_to_root(tmp_path):
+    tree(tmp_path / "images", ["0.png"])
+    (tmp_path / "list.csv").write_text(f"path,label\n0.png,a\n{tmp_path / 'images' / '0.png'},b\n")
+    with pytest.raises(ValueError, match=r"list\.csv, line 2: no file .*0\.png"):
+        csv(path=str(tmp_path / "list.csv"))
+    assert len(csv(path=str(tmp_path / "list.csv"), root=str(tmp_path / "images"), size=4).train) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,class\n0.png,a\n", r"list\.csv, line 1: no column 'label' \(there are path, class\)"),
+        ("label\na\n", "line 1: no column 'path'"),
+        ("", "line 1: no column 'path'.*none"),
+        ("path,label\n", "lists no images"),
+        ("path,label\n0.png,a\nnowhere.png,a\n", r"list\.csv, line 3: no file .*nowhere\.png"),
+        ("path,label\n0.png,a\n1.png\n", "line 3: no label"),
+        ("path,label\n0.png, \n", "line 2: no label"),
+        ('path,label\n0.png,"a\nb"\n,c\n', "line 4: no path"),  # a cell of two lines counts as two
+        ("path,label,split\n0.png,a,trian\n", "line 2: split must be one of train, test, query, gallery, got 'trian'"),
+        ("path,label,task\n0.png,a,x\n1.png,a,y\n", "line 3: label 'a' is in task 'y', but in line 2 in task 'x'"),
+        ("path,label,split\n0.png,a,test\n", "no readable training image"),
+    ],
+)
+def test_a_table_that_is_wrong_names_the_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        csv(path=table(tmp_path, text), size=4)
+
+
+def test_files_missing_from_a_table_can_be_skipped(tmp_path, caplog):
+    path = table(tmp_path, "path,label\n0.png,a\nnowhere.png,b\n")
+    assert csv(path=path, skip_unreadable=True).train.class_names == ("a",)
+    assert "skipped 1 of 2 images" in caplog.text
+
+
+def test_a_table_or_its_folder_may_be_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"no such file: .*nowhere\.csv"):
+        csv(path=str(tmp_path / "nowhere.csv"))
+    with pytest.raises(ValueError, match=r"no such folder: .*nowhere"):
+        csv(path=table(tmp_path, "path,label\n"), root=str(tmp_path / "nowhere"))
+    (tmp_path / "latin.csv").write_bytes("path,label\n0.png,ü\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv is not UTF-8"):
+        csv(path=str(tmp_path / "latin.csv"))

@@ -1,0 +1,166 @@
+"""Image files: what is found, what an image becomes, and what happens to one that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tripletmas.data.images
+from tripletmas.data.images import ImageFiles, find_images, read_images
+
+
+def one(path, *, size=2, channels=3) -> torch.Tensor:
+    return ImageFiles(path.parent, [path.name], size=size, channels=channels)[0]
+
+
+def test_an_image_is_channels_first_bytes_in_grey_or_rgb(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (2, 2), (255, 0, 10)).save(path)
+    assert one(path)[:, 0, 0].tolist() == [255, 0, 10]
+    assert one(path).dtype == torch.uint8
+    assert one(path, channels=1).shape == (1, 2, 2)
+    # ITU-R 601: 0.299 * 255 + 0.114 * 10 = 77.4
+    assert one(path, channels=1)[0, 0, 0] == 77
+    Image.new("L", (2, 2), 7).save(path)
+    assert one(path)[:, 0, 0].tolist() == [7, 7, 7]
+
+
+def test_the_short_side_is_resized_and_the_centre_cut_out(tmp_path):
+    path = tmp_path / "a.png"
+    wide = np.zeros((4, 12), dtype=np.uint8)
+    wide[:, 4:8] = 200
+    for pixels in (wide, wide.T.copy()):
+        Image.fromarray(pixels).save(path)
+        assert one(path, size=4, channels=1).unique().tolist() == [200]
+        # At half size a pixel is a mean of four with weights 1, 3, 3, 1, of which the outer one is black: 200 * 7 / 8.
+        # Without antialiasing it would be 200.
+        assert one(path, size=2, channels=1).unique().tolist() == [175]
+
+
+def test_the_exif_orientation_is_respected(tmp_path):
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show the picture turned 90 degrees clockwise
+    Image.fromarray(np.array([[1, 2], [3, 4]], dtype=np.uint8)).save(path, exif=exif)
+    assert one(path, channels=1)[0].tolist() == [[3, 1], [4, 2]]
+
+
+def test_transparent_parts_become_white(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(path)
+    assert one(path).unique().tolist() == [255]
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 257], [25700, 65535]], dtype=np.uint16)).save(path)
+    assert one(path, channels=1)[0].tolist() == [[0, 1], [100, 255]]
+
+
+@pytest.fixture
+def some_bad(tmp_path):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    (tmp_path / "c.png").write_bytes(b"no picture at all")
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "e.png")
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]  # d.png does not exist
+    return ImageFiles(tmp_path, names, size=2, channels=3)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_that_cannot_be_read_are_errors_or_are_counted(some_bad, in_memory, caplog):
+    with pytest.raises(ValueError, match=r"b\.png cannot be read: the file is empty \(skip_unreadable"):
+        read_images(some_bad, in_memory=in_memory)
+    with caplog.at_level(logging.WARNING):
+        images, kept = read_images(some_bad, in_memory=in_memory, skip_unreadable=True)
+    assert kept == [0, 4]
+    assert [image[:, 0, 0].tolist() for image in images] == [[255, 0, 0], [0, 0, 255]]
+    assert "skipped 3 of 5 images; the first: " in caplog.text
+
+
+@pytest.mark.parametrize(("name", "reason"), [("c.png", "not an image"), ("d.png", "no such file")])
+def test_a_file_that_is_no_image_is_named(some_bad, name, reason):
+    index = some_bad.names.index(name)
+    for read in (some_bad.__getitem__, some_bad.check):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read: {reason}$"):
+            read(index)
+
+
+def test_an_image_cut_short_is_found_when_it_is_decoded(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-600])
+    images = ImageFiles(tmp_path, ["a.jpg"], size=8, channels=3)
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read: .*truncated"):
+        read_images(images, in_memory=True)
+    lazy, _ = read_images(images, in_memory=False)
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read: .*truncated"):
+        lazy[0]
+
+
+def test_small_sets_are_decoded_at_once_and_large_ones_when_asked_for(tmp_path, monkeypatch):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    images = ImageFiles(tmp_path, ["a.png"], size=4, channels=1)
+    assert isinstance(read_images(images)[0], torch.Tensor)
+    monkeypatch.setattr(tripletmas.images, "IN_MEMORY_BYTES", 15)  # one less than 4 x 4
+    assert isinstance(read_images(images)[0], ImageFiles)
+
+
+def test_an_archive_is_read_like_a_folder_also_from_a_copy(tmp_path):
+    Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "x/a.png")
+        archive.writestr("__MACOSX/x/._a.png", b"")
+    assert find_images(tmp_path / "all.zip") == ["x/a.png"]
+    images = ImageFiles(tmp_path / "all.zip", ["x/a.png", "x/b.png"], size=2, channels=1)
+    assert images[0].unique().tolist() == [9]
+    assert pickle.loads(pickle.dumps(images))[0].unique().tolist() == [9]
+    assert images.paths[0].endswith("all.zip/x/a.png")
+    for read in (images.__getitem__, images.check):
+        with pytest.raises(ValueError, match=r"b\.png cannot be read: no such file"):
+            read(1)
+
+
+def test_a_forked_process_opens_the_archive_itself(tmp_path, monkeypatch):
+    Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    opened = []
+    monkeypatch.setattr(zipfile, "ZipFile", lambda path, make=zipfile.ZipFile: opened.append(make(path)) or opened[-1])
+    images = ImageFiles(tmp_path / "all.zip", ["a.png", "a.png"], size=2, channels=1)
+    assert torch.equal(images[0], images[1])
+    assert len(opened) == 1
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert images[0].unique().tolist() == [9]
+    assert len(opened) == 2
+
+
+def test_what_is_found_is_sorted_and_what_is_left_out_is_said(tmp_path, caplog):
+    for name in ("b/2.PNG", "b/1.jpeg", "a/3.webp", "a/.hidden.png", ".cache/4.png", "notes.txt", "a/5.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == ["a/3.webp", "b/1.jpeg", "b/2.PNG"]
+    assert "left out 2 files that are no images (.heic .txt)" in caplog.text
+
+
+def test_places_without_images_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="no images in"):
+        find_images(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.txt is neither a folder nor a zip archive"):
+        find_images(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"no such folder or zip archive: .*nowhere"):
+        find_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("options", "message"), [({"channels": 4}, "channels must be"), ({"size": 0}, "size must be")])
+def test_impossible_shapes_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        ImageFiles(tmp_path, [], **{"size": 8, "channels": 3, **options})

@@ -1,0 +1,146 @@
+"""The language view of facts: lengths, masks, unknown words, queries."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from tripletmas.objectives.facts.fact import fact
+from tripletmas.objectives.facts.language import LanguageView, language_view
+from tripletmas.objectives.facts.words import hashed_words
+
+
+class Fixed:
+    """A few words, of which no vector but one has unit length."""
+
+    name, dim = "fixed", 2
+    rows = {"circle": (3.0, 4.0), "square": (0.0, 5.0), "left": (2.0, 0.0), "of": (4.0, 0.0), "up": (0.0, 6.0)}  # noqa: RUF012
+    rows |= {"down": (0.0, -6.0)}
+
+    def vector(self, word):
+        return torch.tensor(self.rows[word]) if word in self.rows else None
+
+
+FACTS = [fact("circle"), fact("square", "up"), fact("circle", "left up", "square")]
+
+
+def test_each_part_has_unit_length_and_an_absent_one_is_zero():
+    view = language_view(FACTS, Fixed())
+    # circle (3, 4) has length 5; "left up" is the mean of (2, 0) and (0, 6), (1, 3), of length sqrt 10
+    root = 10**0.5
+    expected = [
+        [[0.6, 0.8], [0, 0], [0, 0]],
+        [[0, 1], [0, 1], [0, 0]],
+        [[0.6, 0.8], [1 / root, 3 / root], [0, 1]],
+    ]
+    torch.testing.assert_close(view.vectors, torch.tensor(expected))
+    assert view.mask.tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert view.mask.dtype == torch.bool
+    assert view.facts == tuple(FACTS)
+    assert view.words == "fixed"
+    assert view.dim == 2
+
+
+def test_a_facts_vector_depends_on_no_other_fact():
+    words = hashed_words(32)
+    together = language_view(FACTS, words)
+    for row, one in enumerate(FACTS):
+        alone = language_view([one], words)
+        assert torch.equal(alone.vectors[0], together.vectors[row])
+    assert together.dim == 32
+
+
+def test_no_facts_have_no_vectors():
+    view = language_view([], Fixed())
+    assert isinstance(view, LanguageView)
+    assert view.vectors.shape == (0, 3, 2)
+    assert view.mask.shape == (0, 3)
+
+
+def test_a_fact_given_twice():
+    with pytest.raises(ValueError, match="each fact must be given once, got 'square, up' twice"):
+        language_view([*FACTS, fact("Square", "up")], Fixed())
+
+
+def test_one_error_lists_every_phrase_without_a_known_word():
+    facts = [fact("circle", "zig zag", "blob"), fact("blob"), fact("square", "up")]
+    with pytest.raises(ValueError) as raised:
+        language_view(facts, Fixed())
+    assert str(raised.value) == "no vector in 'fixed' for any word of 'blob', 'zig zag'"
+
+
+@pytest.mark.parametrize(("count", "end"), [(10, "'x9'"), (12, "and 2 more")])
+def test_the_error_lists_ten_phrases_at_most(count, end):
+    with pytest.raises(ValueError) as raised:
+        language_view([fact(f"x{number}") for number in range(count)], Fixed())
+    assert str(raised.value).endswith(end)
+    assert str(raised.value).count("'x") == 10
+
+
+def test_a_word_that_is_skipped_is_in_the_log(caplog):
+    with caplog.at_level(logging.WARNING):
+        view = language_view([fact("circle", "far left of", "square")], Fixed())
+    assert [record.getMessage() for record in caplog.records] == [
+        "words without a vector in 'fixed' are skipped: 'far (in far left of)'"
+    ]
+    assert view.vectors[0, 1].tolist() == [1, 0]  # left and of both point along the first axis
+
+
+def test_nothing_is_logged_where_every_word_is_known(caplog):
+    with caplog.at_level(logging.WARNING):
+        language_view(FACTS, Fixed())
+    assert not caplog.records
+
+
+def test_words_that_cancel_have_no_direction():
+    with pytest.raises(ValueError, match="the words of 'up down' add up to zero"):
+        language_view([fact("circle", "up down")], Fixed())
+
+
+def test_a_query_is_encoded_as_a_fact_is_and_asks_nothing_where_it_is_empty():
+    view = language_view(FACTS, Fixed())
+    vectors, mask = view.encode(("circle", "", "square"))
+    torch.testing.assert_close(vectors, torch.tensor([[0.6, 0.8], [0, 0], [0, 1]]))
+    assert mask.tolist() == [True, False, True]
+    vectors, mask = view.encode(FACTS[2].parts)
+    assert torch.equal(vectors, view.vectors[2])
+    assert torch.equal(mask, view.mask[2])
+
+
+def test_a_query_that_names_nothing():
+    with pytest.raises(ValueError, match="must name a subject, a predicate or an object"):
+        language_view(FACTS, Fixed()).encode(("", "", ""))
+
+
+@pytest.mark.parametrize(
+    ("parts", "facts"),
+    [
+        (("circle", "left up", "square"), [2]),
+        (("circle", "", ""), [0, 2]),
+        (("", "up", ""), [1]),
+        (("circle", "", "square"), [2]),
+        (("circle", "up", ""), []),  # both are known, but it is a square that is up
+        (("square", "", "square"), []),
+    ],
+)
+def test_known_parts_may_be_combined_as_no_fact_does(parts, facts):
+    view = language_view(FACTS, Fixed())
+    assert view.matching(parts).nonzero().flatten().tolist() == facts
+    vectors, mask = view.encode(parts)
+    assert mask.tolist() == [part != "" for part in parts]
+    assert vectors.norm(dim=1).tolist() == pytest.approx(mask.float().tolist())
+
+
+def test_an_unknown_part_is_named_with_the_nearest_known_one():
+    with pytest.raises(ValueError) as raised:
+        language_view(FACTS, Fixed()).encode(("cirle", "left up", "circle"))
+    assert str(raised.value) == (
+        "no fact has the subject 'cirle' (did you mean 'circle'?); no fact has the object 'circle' (known: square)"
+    )
+
+
+def test_a_view_without_third_parts_names_none():
+    with pytest.raises(ValueError, match="no fact has the object 'square'"):
+        language_view(FACTS[:1], Fixed()).encode(("circle", "", "square"))

@@ -1,0 +1,202 @@
+"""Scenes: what holds in them, what never does, and how often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import permutations
+from math import hypot
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt
+
+from tripletmas.objectives.facts.fact import Fact, parse_fact
+from tripletmas.objectives.facts.scenes.drawing import hole, mask
+from tripletmas.objectives.facts.scenes.outlines import OUTLINES, gap, inner_radius, reach
+from tripletmas.objectives.facts.scenes.scenes import HELD_OUT, PARTS, TRIPLES, Scene, draw_scenes, facts_of
+from tripletmas.objectives.facts.scenes.things import COLOURS, POSED, POSES, SHAPES, TEXTURES, Thing
+
+FINE = 240  # pixels along the side of a mask that is looked at
+
+
+@pytest.fixture(scope="module")
+def train() -> list[Scene]:
+    return draw_scenes(6000, seed=0, part="train")
+
+
+def covered(thing: Thing, *, filled: bool = False) -> np.ndarray:
+    """(FINE, FINE), true where the thing is drawn; `filled`: its hole, too."""
+    rows, columns, cover = mask(thing.outline, None if filled else hole(thing), FINE)
+    whole = np.zeros((FINE, FINE), bool)
+    whole[rows, columns] = cover > 0.5
+    return whole
+
+
+def plain(shape: str, x: float, y: float, *, radius: float = 0.15, colour: str = "red", angle: float = 0) -> Thing:
+    return Thing(shape, colour, "", x, y, radius, angle)
+
+
+def texts(*things: Thing, lines: tuple[tuple[int, int], ...] = ()) -> set[str]:
+    return {str(each) for each in facts_of(Scene(things, lines, 0)) if each.order > 1} - {"circle, red", "square, red"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_scene_is_a_function_of_seed_part_and_number(part: str):
+    assert draw_scenes(20, seed=3, part=part)[:12] == draw_scenes(12, seed=3, part=part)
+    assert draw_scenes(12, seed=4, part=part) != draw_scenes(12, seed=3, part=part)
+    others = [scene for other in PARTS if other != part for scene in draw_scenes(12, seed=3, part=other)]
+    assert not set(draw_scenes(12, seed=3, part=part)) & set(others)
+
+
+def test_an_unknown_part():
+    with pytest.raises(ValueError, match="part must be one of train, test, unseen, got 'validation'"):
+        draw_scenes(1, seed=0, part="validation")
+
+
+def test_held_out_facts_are_only_in_unseen_scenes(train: list[Scene]):
+    held_out = set(HELD_OUT)
+    assert len(held_out) == 24
+    assert {each.order for each in held_out} == {2, 3}
+    seen = {each for scene in train for each in facts_of(scene)}
+    assert not held_out & seen
+    assert not held_out & {each for scene in draw_scenes(1500, seed=0, part="test") for each in facts_of(scene)}
+    unseen = [set(facts_of(scene)) & held_out for scene in draw_scenes(400, seed=0, part="unseen")]
+    assert all(unseen)
+    assert set().union(*unseen) == held_out
+    for place in range(3):  # each part of a held-out fact occurs, in its place, in a fact of train
+        assert {each.parts[place] for each in held_out} <= {each.parts[place] for each in seen}
+
+
+def test_facts_of_three_orders_with_a_long_tail(train: list[Scene]):
+    counts = Counter(each for scene in train for each in facts_of(scene))
+    attributes = len(SHAPES) * (len(COLOURS) + len(TEXTURES) + 2) + len(POSED) * len(POSES)  # 2: small, large
+    assert len(counts) == len(SHAPES) + attributes + len(TRIPLES) - len(HELD_OUT) > 200
+    assert {each for each in counts if each.order == 3} == set(TRIPLES) - set(HELD_OUT)
+    sizes = sorted(counts.values())
+    assert 200 <= sum(size >= 10 for size in sizes) <= 300
+    assert sizes[-1] > 100 * sizes[0]
+    # under Zipf's law of n facts, the first tenth has about log(n / 10) / log(n), 0.6, of all; were all alike, 0.1
+    assert sum(sizes[-len(sizes) // 10 :]) > 0.35 * sum(sizes)
+    assert 3 <= np.mean([len(facts_of(scene)) for scene in train]) <= 8
+
+
+def test_things_are_apart_and_inside_the_picture(train: list[Scene]):
+    for scene in train:
+        assert 1 <= len(scene.things) <= 3
+        for kind in ("shape", "colour"):
+            assert len({getattr(thing, kind) for thing in scene.things}) == len(scene.things)
+        for thing in scene.things:
+            assert min(thing.x, thing.y) >= thing.radius
+            assert max(thing.x, thing.y) <= 1 - thing.radius
+            assert not 0.11 < thing.radius < 0.13
+            assert not 0.17 < thing.radius < 0.19
+            assert thing.size == "" or thing.size == ("small" if thing.radius < 0.15 else "large")
+            assert (thing.pose != "") == (thing.shape in POSED)
+            assert not (thing.texture and thing.size == "small")
+
+
+def test_facts_are_those_that_the_masks_show(train: list[Scene]):
+    """An oracle on pixels: no outline, no gap along a line of centres."""
+    scenes = [scene for scene in train if len(scene.things) > 1][:250]
+    found = Counter()
+    for scene in scenes:
+        expected = set()
+        for thing in scene.things:
+            expected.add(Fact(thing.shape))
+            for predicate in {thing.colour, thing.texture, thing.size, thing.pose} - {""}:
+                expected.add(Fact(thing.shape, predicate))
+        for one, two in permutations(range(len(scene.things)), 2):
+            expected |= {Fact(*parts) for parts in seen_in_masks(scene, one, two)}
+        assert facts_of(scene) == tuple(sorted(expected))
+        found.update(each.predicate for each in expected if each.order == 3)
+    assert min(found[name] for name in ("left of", "above", "inside", "touching", "holding a line to")) > 5
+
+
+def seen_in_masks(scene: Scene, one: int, two: int) -> set[tuple[str, str, str]]:
+    subject, object = scene.things[one], scene.things[two]
+    right, down, radii = object.x - subject.x, object.y - subject.y, subject.radius + object.radius
+    mine, other = covered(subject), covered(object)
+    relations = {"holding a line to"} if (one, two) in scene.lines else set()
+    if right >= 2 * abs(down) and right >= radii + 0.06:
+        assert mine.any(0).nonzero()[0].max() + 0.06 * FINE <= other.any(0).nonzero()[0].min() + 1
+        relations.add("left of")
+    if down >= 2 * abs(right) and down >= radii + 0.06:
+        assert mine.any(1).nonzero()[0].max() + 0.06 * FINE <= other.any(1).nonzero()[0].min() + 1
+        relations.add("above")
+    inside = not (mine & ~covered(object, filled=True)).any()
+    holds = not (other & ~covered(subject, filled=True)).any()
+    if inside:
+        relations.add("inside")
+    apart = distance_transform_edt(~mine)[other].min() / FINE
+    first = SHAPES.index(subject.shape) < SHAPES.index(object.shape)
+    if first and not inside and not holds and apart <= 0.01 + 1.5 / FINE:
+        relations.add("touching")
+    return {(subject.shape, relation, object.shape) for relation in relations}
+
+
+def test_left_of_and_above_at_their_limits():
+    circle = plain("circle", 0.2, 0.5)
+    assert texts(circle, plain("square", 0.57, 0.5)) == {"circle, left of, square"}  # 0.37 >= 0.15 + 0.15 + 0.06
+    assert texts(circle, plain("square", 0.55, 0.5)) == set()  # 0.35
+    assert texts(circle, plain("square", 0.7, 0.74)) == {"circle, left of, square"}  # 0.5 >= 2 * 0.24
+    assert texts(circle, plain("square", 0.7, 0.76)) == set()
+    assert texts(circle, plain("square", 0.2, 0.9)) == {"circle, above, square"}
+    assert texts(circle, plain("square", 0.2, 0.1)) == {"square, above, circle"}
+
+
+def test_touching_and_inside_at_their_limits():
+    circle = plain("circle", 0.2, 0.5)
+    # the square's left side is 0.15 / sqrt(2) = 0.106 from its centre, so the gap is x - 0.2 - 0.15 - 0.106
+    for x, touching in ((0.444, False), (0.448, True), (0.464, True), (0.468, False)):
+        assert texts(circle, plain("square", x, 0.5)) == ({"circle, touching, square"} if touching else set())
+    large = plain("square", 0.5, 0.5, radius=0.3)  # its largest circle: 0.212, of that 0.9: 0.191
+    assert texts(plain("circle", 0.59, 0.5, radius=0.1), large) >= {"circle, inside, square"}
+    assert "circle, inside, square" not in texts(plain("circle", 0.593, 0.5, radius=0.1), large)
+
+
+def test_a_line_is_from_its_subject():
+    things = plain("circle", 0.2, 0.2), plain("square", 0.7, 0.6)
+    assert texts(*things, lines=((1, 0),)) == {"square, holding a line to, circle"}
+
+
+@pytest.mark.parametrize(
+    ("angle", "pose"),
+    [(0, "upright"), (-12, "upright"), (20, ""), (45, "tilted"), (315, "tilted"), (-90, "lying"), (175, "upside down")],
+)
+def test_poses(angle: float, pose: str):
+    assert plain("arrow", 0.5, 0.5, angle=angle).pose == pose
+    assert plain("circle", 0.5, 0.5, angle=angle).pose == ""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outlines_fill_the_unit_circle_and_hold_the_origin(shape: str):
+    outline = OUTLINES[shape]
+    assert np.linalg.norm(outline, axis=1).max() == pytest.approx(1)
+    assert 0 < inner_radius(shape) < 1
+    for angle in np.linspace(0, 2 * np.pi, 17):
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        assert inner_radius(shape) <= reach(outline, np.zeros(2), direction) + 1e-9 <= 1 + 1e-8
+
+
+def test_gap():
+    square = np.array([(0.0, 0.0), (1, 0), (1, 1), (0, 1)])
+    right = np.array([1.0, 0])
+    assert gap(square, square + np.array([3, 0.5]), right) == pytest.approx(2)
+    assert gap(square, square + np.array([0.75, 0.5]), right) == pytest.approx(-0.25)
+    assert gap(square, square + np.array([3, 1.5]), right) == np.inf
+
+
+def test_facts_are_written_and_read_back(train: list[Scene]):
+    facts = facts_of(train[0])
+    assert tuple(parse_fact(str(each)) for each in facts) == facts
+    assert all(parse_fact(str(each)) == each for each in (*TRIPLES, *HELD_OUT))
+
+
+def test_other_things_keep_off_lines(train: list[Scene]):
+    three = [scene for scene in train if len(scene.things) == 3 and scene.lines]
+    assert three
+    for scene in three:
+        start, end, other = scene.things
+        for share in np.linspace(0, 1, 50):
+            x, y = start.x + share * (end.x - start.x), start.y + share * (end.y - start.y)
+            assert hypot(x - other.x, y - other.y) > other.radius

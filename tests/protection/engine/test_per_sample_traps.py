@@ -1,0 +1,324 @@
+"""Models that would mislead an engine that takes a batch at once. Each was found by trying; each equals the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import ARCHITECTURES, Architecture
+from test_per_sample import SLOW, assert_same
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tripletmas.protection.engine import per_sample
+from tripletmas.protection.importance.accumulator import ImportanceAccumulator
+from tripletmas.protection.importance.local_mas import local_mas_importance
+from tripletmas.protection.importance.mas import mas_importance
+
+L = nn.Linear
+
+
+class Fn(nn.Module):
+    """A model whose forward pass is a function of it and its input."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], **modules: nn.Module):
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def with_forces(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    return torch.cat([h, torch.autograd.grad(s.b(h).sum(), h, create_graph=True)[0]], 1)
+
+
+def only_the_gradient(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    return s.b(h - h.mean(0).detach() + h.mean(0))
+
+
+def all_but_the_last(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    return s.b(h + h.flip(0).cumsum(0).flip(0))
+
+
+def hooked(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    if h.requires_grad:
+        h.register_hook(lambda g: g / g.norm())
+    return s.b(h)
+
+
+def unpadded(s: Any, x: Tensor) -> Tensor:
+    real = x[..., 0] > 0
+    out = torch.zeros(*x.shape[:2], 3, dtype=x.dtype)
+    out[real] = s.a(x[real])
+    return out.flatten(1)
+
+
+def experts(s: Any, x: Tensor) -> Tensor:
+    chosen = s.gate(x).argmax(1)
+    out = torch.zeros(len(x), 3, dtype=x.dtype)
+    for number, expert in enumerate((s.a, s.b)):
+        rows = torch.where(chosen == number)[0]
+        out = out.index_add(0, rows, expert(x[rows]))
+    return out
+
+
+def changed_weight(s: Any, x: Tensor) -> Tensor:
+    weight = s.a.weight.clone()
+    y = F.linear(x, weight)
+    weight.mul_(3)
+    return F.linear(y.tanh(), weight)
+
+
+def wakes_up(s: Any, x: Tensor) -> Tensor:
+    return s.b(s.a(x).detach().requires_grad_().tanh()) + s.c(x)
+
+
+def written_through_a_view(s: Any, x: Tensor) -> Tensor:
+    h, t = s.a(x), torch.zeros(len(x), 4, dtype=x.dtype)
+    t[:].copy_(x[:, :4])
+    return h * 2 if t.sum() > 0 else h
+
+
+def square(**more: Any) -> dict[str, nn.Module]:
+    return {"a": L(4, 4), "b": L(4, 4), **more}
+
+
+rows = torch.randn
+TRAPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "a slow layer first": (
+        lambda: Fn(lambda s, x: s.b(s.a(x)[0][:, -1]), a=nn.LSTM(3, 4, batch_first=True), b=L(4, 3)),
+        lambda: rows(6, 5, 3),
+    ),
+    "a bag of words first": (
+        lambda: Fn(lambda s, x: s.b(s.a(x)), a=nn.EmbeddingBag(7, 4), b=L(4, 3)),
+        lambda: torch.randint(7, (6, 3)),
+    ),
+    "clipped words first": (
+        lambda: Fn(lambda s, x: s.b(s.a(x).sum(1)), a=nn.Embedding(7, 4, scale_grad_by_freq=True), b=L(4, 3)),
+        lambda: torch.randint(7, (6, 1)),
+    ),
+    "a leaf inside": (lambda: Fn(wakes_up, c=L(4, 4), **square()), lambda: rows(6, 4)),
+    "gradients inside": (
+        lambda: Fn(with_forces, a=L(4, 4), b=nn.Sequential(L(4, 5), nn.Tanh(), L(5, 1))),
+        lambda: rows(6, 4),
+    ),
+    "coupled in the gradient only": (lambda: Fn(only_the_gradient, **square()), lambda: rows(6, 4)),
+    "coupled but for the last": (lambda: Fn(all_but_the_last, **square()), lambda: rows(6, 4)),
+    "a hook on the gradient": (lambda: Fn(hooked, **square()), lambda: rows(6, 4)),
+    "weakly coupled": (lambda: Fn(lambda s, x: s.b(s.a(x) - 0.02 * s.a(x).mean(0)), **square()), lambda: rows(6, 4)),
+    "unpadded": (lambda: Fn(unpadded, a=L(4, 3)), lambda: rows(6, 3, 4)),
+    "experts": (lambda: Fn(experts, gate=L(4, 2), a=L(4, 3), b=L(4, 3)), lambda: rows(6, 4)),
+    "a computed weight changed in place": (lambda: Fn(changed_weight, a=L(4, 4)), lambda: rows(6, 4)),
+    "a branch by torch.is_nonzero": (
+        lambda: Fn(lambda s, x: s.a(x) if torch.is_nonzero(x.sum() > 0) else s.b(x), **square()),
+        lambda: rows(6, 4),
+    ),
+    "a branch by numpy": (
+        lambda: Fn(lambda s, x: s.a(x) if np.asarray(x.detach()).sum() > 0 else s.b(x), **square()),
+        lambda: rows(6, 4),
+    ),
+    "a branch on a constant with data": (lambda: Fn(written_through_a_view, a=L(4, 4)), lambda: rows(6, 4)),
+}
+
+
+def reference(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return oracles.mas_importance(model, x.split(1))
+
+
+@pytest.mark.parametrize("count", [6, 4])  # 4: as many samples as channels
+@pytest.mark.parametrize("name", TRAPS)
+def test_equals_the_loop(name: str, count: int):
+    torch.manual_seed(0)
+    make, samples = TRAPS[name]
+    model, x = make().double(), samples()[:count]
+    x = x.double() if x.is_floating_point() else x
+    assert_same(mas_importance(model, [x]), reference(model, x))
+    assert_same(mas_importance(model, x.split(3)), reference(model, x))
+
+
+def test_the_stem_is_outside_the_model():
+    torch.manual_seed(0)
+    stem, model, x = L(4, 3).double(), nn.Sequential(L(3, 3), nn.Tanh(), L(3, 2)).double(), torch.randn(6, 4).double()
+    found = mas_importance(model, [x], forward=lambda model, x: model(stem(x)))
+    assert_same(found, oracles.mas_importance(model, x.split(1), lambda model, x: model(stem(x))))
+    assert stem.weight.grad is not None  # (the oracle's)
+
+
+@pytest.mark.parametrize("count", [6, 4])
+def test_activation_checkpointing(count: int):
+    torch.manual_seed(0)
+    inner = nn.Sequential(L(4, 4), nn.Tanh(), L(4, 4))
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.b(checkpoint(s.inner, s.a(x), use_reentrant=False))
+
+    model, x = Fn(forward, inner=inner, **square()).double(), torch.randn(count, 4).double()
+    if not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        pytest.skip("this version of torch does not tell")
+    assert_same(mas_importance(model, [x]), reference(model, x))
+
+
+def merged(s: Any, x: Tensor) -> Tensor:
+    n, length, width = x.shape
+    return s.b(s.a(x.transpose(0, 1).reshape(length * n, width)).tanh().view(length, n, -1)).sum(0)
+
+
+def reads_long_ones(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    return (h * 2 if x.shape[1] > 2 and x.sum() > 0 else h).sum(1)
+
+
+@pytest.mark.parametrize("forward", [merged, reads_long_ones])
+def test_later_batches_are_looked_at_too(forward: Callable):
+    torch.manual_seed(1)
+    model = Fn(forward, **square()).double()
+    batches = [torch.randn(shape).double() for shape in ((5, 1, 4), (5, 3, 4), (2, 2, 4), (4, 5, 4))]
+    found = mas_importance(model, batches)
+    assert_same(found, oracles.mas_importance(model, [sample for batch in batches for sample in batch.split(1)]))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "vit"])
+def test_parted_batches_do_not_take_the_slow_path(name: str, monkeypatch: pytest.MonkeyPatch, caplog):
+    architecture: Architecture = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    model, x = architecture.make().double(), architecture.samples(20).double()
+    monkeypatch.setitem(per_sample._ACTIVATIONS, "cpu", 60)
+    caplog.set_level("INFO", "tripletmas")
+    assert_same(mas_importance(model, [x]), reference(model, x))
+    assert SLOW not in caplog.text
+
+
+def test_a_batch_that_failed_half_way_is_not_counted_twice():
+    model, x = nn.Sequential(L(4, 4), nn.Tanh(), L(4, 2)).double(), torch.randn(6, 4).double()
+    running = ImportanceAccumulator(model)
+    running.update(x)
+    with pytest.raises(ValueError, match="not finite for sample 8"):
+        running.update(torch.where(torch.arange(6)[:, None] == 2, torch.nan, x))
+    with pytest.raises(ValueError, match="failed half-way"):
+        running.update(x)
+    with pytest.raises(ValueError, match="failed half-way"):
+        running.importance()
+
+
+def test_lists_with_an_item_for_each_sample_are_split_with_them():
+    torch.manual_seed(0)
+    model, x = L(4, 3).double(), torch.randn(6, 4).double()
+    factors = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+    def forward(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        return model(batch["x"] * torch.tensor(batch["factor"], dtype=torch.float64)[:, None]) * batch["all"]
+
+    one = torch.tensor(2.0, dtype=torch.float64)
+    found = mas_importance(model, [{"x": x, "factor": factors, "all": one}], forward=forward)
+    scaled = x * torch.tensor(factors, dtype=torch.float64)[:, None]
+    assert_same(found, {name: 4 * value for name, value in reference(model, scaled).items()})
+
+
+def test_autocast_inside_the_model():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return s.b(s.a(x).relu()).float()
+
+    torch.manual_seed(0)
+    model, x = Fn(forward, **square()), torch.randn(6, 4)
+    assert_same(mas_importance(model, [x]), reference(model, x), rtol=0.05)
+
+
+def test_outputs_and_gradients_of_other_kinds():
+    torch.manual_seed(0)
+    model, x = L(4, 1).double(), torch.randn(6, 4).double()
+    assert_same(mas_importance(model, [x], forward=lambda m, x: m(x)[:, 0]), reference(model, x))  # (n,)
+    words = nn.Embedding(7, 3, sparse=True).double()
+    ids = torch.randint(7, (5, 2))
+    dense = nn.Embedding.from_pretrained(words.weight.detach().clone(), freeze=False)
+    expected = oracles.mas_importance(dense, ids.split(1))
+    for batches in ([ids], ids.split(1)):
+        assert_same(mas_importance(words, batches), expected)
+    lengths = [torch.randn(3, length, 4).double() for length in (2, 5)]
+    assert mas_importance(model, lengths, output="vector")["weight"].shape == (1, 4)
+    zero = nn.Sequential(L(4, 3), L(3, 2))
+    nn.init.zeros_(zero[1].weight)
+    nn.init.zeros_(zero[1].bias)
+    with pytest.raises(ValueError, match="every embedding is zero"):
+        mas_importance(zero, [torch.randn(3, 4)], output="vector", relative=True)
+
+
+def test_an_adapter_that_has_learned_nothing_and_one_sample():
+    torch.manual_seed(0)
+    base, down, up = L(4, 3).requires_grad_(False), L(4, 2, bias=False), L(2, 3, bias=False)
+    nn.init.zeros_(up.weight)
+    model = Fn(lambda s, x: s.base(x) + s.up(s.down(x)), base=base, down=down, up=up).double()
+    x = torch.randn(1, 4).double()
+    assert_same(mas_importance(model, [x]), reference(model, x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_part():
+    torch.manual_seed(0)
+    x = torch.randn(6, 4).double()
+    model = nn.Sequential(torch.jit.script(nn.Sequential(L(4, 4), nn.Tanh())), L(4, 3)).double()
+    assert_same(mas_importance(model, [x]), reference(model, x))
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = L(4, 3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        self.replaced = self.replaced + 1
+        return self.layer(x)
+
+
+def test_buffers_that_the_model_changes_are_put_back():
+    model = Counts()
+    seen, replaced = model.seen, model.replaced
+    mas_importance(model, [torch.randn(5, 4)])
+    assert model.seen is seen
+    assert model.replaced is replaced
+    assert (float(seen), replaced.tolist()) == (0.0, [0.0, 0.0])
+
+
+def test_local_layers_with_something_in_between():
+    torch.manual_seed(0)
+    x = torch.randn(6, 4).double()
+    plain = nn.Sequential(L(4, 3), nn.ReLU()).double()
+    between = nn.Sequential(plain[0], nn.Dropout(0.5), nn.ReLU()).eval()
+    assert_same(local_mas_importance(between, [x]), local_mas_importance(plain, [x]))
+    bounded = nn.Sequential(plain[0], nn.Threshold(0.0, 0.0))
+    assert_same(local_mas_importance(bounded, [x]), local_mas_importance(plain, [x]))
+
+    def written(s: Any, x: Tensor) -> Tensor:
+        h = s.a(x)
+        h[:, 0] = 0
+        return h.relu()
+
+    linear = local_mas_importance(nn.Sequential(plain[0]), [x])
+    assert_same(local_mas_importance(Fn(written, a=plain[0]), [x]), {f"a.{k[2:]}": v for k, v in linear.items()})
+
+
+def test_local_layers_that_differ_from_batch_to_batch():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return (s.b if x.shape[1] > 2 else s.c)(s.a(x))
+
+    torch.manual_seed(0)
+    model = Fn(forward, c=L(4, 4), **square()).double()
+    short, long = torch.randn(3, 2, 4).double(), torch.randn(3, 5, 4).double()
+    found = local_mas_importance(model, [short, long], relative=True)
+    only = local_mas_importance(Fn(forward, c=model.c, a=model.a, b=model.b), [long], relative=True)
+    torch.testing.assert_close(found["b.weight"], only["b.weight"])  # relative to what it gave itself

@@ -1,0 +1,188 @@
+"""The page of a run in a real browser: headless Chromium, by its command line; skipped where there is none.
+
+What a script can see is read off the DOM that Chromium prints. A probe, a script that the test appends to a copy of the
+page, writes there what only a browser knows: whether pictures could be read, what the slider does, how
+wide the page is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic_runs import write_neighbours, write_run
+
+from tripletmas.report.page import write_comparison, write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+EVIL = '<script>document.title = "broken"</script>'
+NAMES = [EVIL, "</script><b>", "a & b", *(f"class {i}" for i in range(3, 8))]
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const found = {};
+  document.querySelectorAll("details").forEach((details) => { details.open = true; });
+  const pictures = [...document.images];
+  found.pictures = pictures.length;
+  found.broken = pictures.filter((picture) => picture.naturalWidth === 0).length;
+  found.unnamed = pictures.filter((picture) => !picture.alt).length;
+  found.requests = performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length;
+  found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  found.background = getComputedStyle(document.body).backgroundColor;
+  found.plot = document.querySelector("figure img")?.currentSrc === document.querySelector("figure source")?.srcset;
+  const slider = document.getElementById("map-step");
+  const dots = () => [...document.querySelectorAll(".map .dot:not(.absent)")];
+  found.steps = [];
+  for (const step of slider ? [1, 2, 3] : []) {
+    slider.value = step;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    found.steps.push({
+      dots: dots().length,
+      first: dots()[0].style.transform,
+      trails: document.querySelectorAll(".trails [d]").length,
+      said: document.getElementById("map-said").textContent,
+    });
+  }
+  found.levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((heading) => Number(heading.tagName[1]));
+  found.title = document.title;
+  const out = document.body.appendChild(document.createElement("pre"));
+  out.id = "probe";
+  out.textContent = JSON.stringify(found);
+});
+</script>
+"""
+
+
+def _dom(page: Path, profile: Path, *, fragment: str = "", width: int = 1280, dark: bool = False) -> str:
+    """The DOM after the scripts have run; what they write to the console fails the test."""
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",  # Chromium refuses to run as root otherwise, as in a container
+        "--disable-gpu",
+        "--hide-scrollbars",  # they would take from the width
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+        "--v=0",
+        f"--user-data-dir={profile}",
+        f"--window-size={width},900",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        f"{page.as_uri()}{fragment}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not console, console
+    return done.stdout
+
+
+def _probe(page: Path, tmp_path: Path, *, width: int = 1280, dark: bool = False) -> dict:
+    copy = tmp_path / "probed.html"
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    dom = _dom(copy, tmp_path / "profile", width=width, dark=dark)
+    found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
+    assert found, "the probe did not finish"
+    return json.loads(unescape(found[1]))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_run(
+        tmp_path_factory.mktemp("browser") / "run", num_tasks=4, class_names=NAMES, galleries=True, points=8
+    )
+    return write_report(path)
+
+
+def test_pictures_are_there_and_nothing_is_fetched(page: Path, tmp_path: Path):
+    found = _probe(page, tmp_path)
+    # 4 tasks x 4 queries, each with five after the last task; queries of 3 tasks have five before it, too
+    assert found["pictures"] >= 16 + 16 * 5 + 12 * 5 + 10
+    assert (found["broken"], found["unnamed"], found["requests"]) == (0, 0, 0)
+    assert found["plot"] is False  # the light plot
+    assert found["background"] == "rgb(255, 255, 255)"
+    assert page.stat().st_size < 10e6
+
+
+def test_names_with_markup_stay_text(page: Path, tmp_path: Path):
+    found = _probe(page, tmp_path)
+    assert found["title"] == "run · tripletmas"
+    dom = _dom(page, tmp_path / "profile")
+    assert EVIL not in dom
+    assert "&lt;script&gt;document.title" in dom
+
+
+def test_the_slider_moves_the_marks(page: Path, tmp_path: Path):
+    """2 classes a task with 6 queries each: 12, 24, 36 marks; those of earlier tasks have trails, and move."""
+    steps = _probe(page, tmp_path)["steps"]
+    assert [step["dots"] for step in steps] == [12, 24, 36]
+    assert [step["trails"] for step in steps] == [0, 12, 24]
+    assert len({step["first"] for step in steps}) == 3
+    assert [step["said"].split(",")[0] for step in steps] == [f"After task {i} of 4" for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_link_opens_the_map_at_a_step(page: Path, tmp_path: Path, step: int):
+    dom = _dom(page, tmp_path / "profile", fragment=f"#map={step}")
+    assert f'data-step="{step}"' in dom
+    assert f'aria-valuetext="after task {step} of 4"' in dom
+
+
+def test_headings_skip_no_level(page: Path, tmp_path: Path):
+    levels = _probe(page, tmp_path)["levels"]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+@pytest.mark.parametrize("width", [500, 1280])  # headless Chromium opens no window narrower than 500
+def test_the_page_never_scrolls_sideways_and_is_dark_where_asked_for(page: Path, tmp_path: Path, width: int):
+    found = _probe(page, tmp_path, width=width, dark=True)
+    assert found["overflow"] <= 0
+    assert found["background"] == "rgb(20, 24, 29)"
+    assert found["plot"] is True
+
+
+def test_a_phone_of_380_pixels_has_no_sideways_scrolling(page: Path, tmp_path: Path):
+    """In a frame of that width: Chromium's own window does not become so narrow."""
+    outer, inner = tmp_path / "outer.html", escape(page.read_text(encoding="utf-8"))
+    outer.write_text(
+        f"""<!doctype html><iframe id="phone" width="380" height="800" srcdoc="{inner}"></iframe>
+        <script>addEventListener("load", () => {{
+          const root = document.getElementById("phone").contentDocument.documentElement;
+          document.body.dataset.found = `${{root.scrollWidth}} of ${{root.clientWidth}}`;
+        }});</script>""",
+        encoding="utf-8",
+    )
+    assert 'data-found="380 of 380"' in _dom(outer, tmp_path / "profile")
+
+
+@pytest.mark.slow
+def test_a_long_stream_with_large_pictures_stays_small(tmp_path: Path):
+    """10 tasks, colour pictures of 96 pixels."""
+    names = [f"a rather long name of class {i}" for i in range(20)]
+    path = write_run(tmp_path / "run", num_tasks=10, class_names=names, galleries=True, points=20)
+    pictures = path / "gallery" / "neighbours.safetensors"
+    write_neighbours(pictures, 10, torch.Generator().manual_seed(0), size=96, channels=3)
+    page = write_report(path)
+    assert page.stat().st_size < 10e6
+    found = _probe(page, tmp_path)
+    assert found["broken"] == 0
+
+
+def test_a_comparison_in_the_browser(tmp_path: Path):
+    runs = [
+        write_run(tmp_path / name, strategy={"name": name}, galleries=True, points=8) for name in ("finetune", "mas")
+    ]
+    found = _probe(write_comparison(runs, tmp_path / "out"), tmp_path, dark=True)
+    assert (found["broken"], found["unnamed"], found["requests"]) == (0, 0, 0)
+    assert found["overflow"] <= 0
+    assert found["background"] == "rgb(20, 24, 29)"

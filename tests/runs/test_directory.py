@@ -1,0 +1,346 @@
+"""The run directory: atomic saves, damage that is named, the guard of its configuration. Resuming: test_resume.py."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from tripletmas.basics import files as aside
+from tripletmas.runs.directory import Checkpoint, RunDirectory
+
+CONFIG = {"strategy": {"name": "mas", "strength": 0.3}, "seed": 0}
+FILES = (
+    *("loss.safetensors", "means.safetensors", "model.safetensors"),
+    *("optimizer.pt", "place.json", "strategy.safetensors"),
+)
+
+
+def state(task: int = 1, epoch: int = 2, *, size: int = 3, fill: float = 1.0) -> Checkpoint:
+    model = {"z.weight": torch.full((size,), fill), "a.count": torch.tensor(7), "b.weight": torch.ones(2, 2).t()}
+    steps = {"optimizer": {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 0.1}]}, "scaler": {}}
+    return Checkpoint(
+        task=task, epoch=epoch, model=model, strategy={"importance/z": torch.rand(2)}, loss={}, optimizer=steps
+    )
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "run", CONFIG)
+
+
+def loaded(run: RunDirectory) -> Checkpoint:
+    found = run.load_checkpoint()
+    assert found is not None
+    return found
+
+
+def saved_folders(run: RunDirectory) -> list[str]:
+    return sorted(p.name for p in (run.path / "checkpoint").iterdir())
+
+
+def only_folder(run: RunDirectory) -> Path:
+    (folder,) = (run.path / "checkpoint").iterdir()
+    return folder
+
+
+# --- what is saved is what is loaded
+
+
+def test_a_checkpoint_comes_back_as_it_was(run):
+    run.append({"kind": "epoch"})
+    saved = state()
+    run.save_checkpoint(saved)
+    found = loaded(run)
+    assert (found.task, found.epoch) == (1, 2)
+    assert found.record_bytes == len('{"kind": "epoch"}\n')
+    assert list(found.model) == ["z.weight", "a.count", "b.weight"]  # the order too: sums over them depend on it
+    for name, value in saved.model.items():
+        assert torch.equal(found.model[name], value)
+        assert found.model[name].dtype == value.dtype
+    assert torch.equal(found.strategy["importance/z"], saved.strategy["importance/z"])
+    assert found.loss == {}
+    assert found.optimizer is not None
+    assert found.optimizer["optimizer"]["state"][0]["step"] == 5.0
+    run.save_checkpoint(replace(saved, optimizer=None))
+    assert loaded(run).optimizer is None
+
+
+def test_there_is_no_checkpoint_at_first(run):
+    assert run.load_checkpoint() is None
+
+
+def test_only_the_latest_is_kept(run):
+    for task, epoch in [(0, 9), (0, 10), (1, 0), (1, 1), (9, 0), (10, 0)]:  # as numbers, not as text
+        run.save_checkpoint(state(task, epoch))
+        assert (loaded(run).task, loaded(run).epoch) == (task, epoch)
+        assert len(saved_folders(run)) == 1
+
+
+def test_saving_again_at_the_same_place_replaces(run):
+    """As `tripletmas importance` does, any number of times."""
+    for fill in range(12):
+        run.save_checkpoint(state(1, 0, fill=float(fill)))
+        assert float(loaded(run).model["z.weight"][0]) == fill
+        assert len(saved_folders(run)) == 1
+
+
+def test_saving_again_keeps_the_old_one_until_the_new_one_is_there(run, monkeypatch):
+    run.save_checkpoint(state(1, 0, fill=1.0))
+    whole = []
+    real = os.replace
+
+    def look(*paths):
+        whole.append(float(loaded(run).model["z.weight"][0]))
+        real(*paths)
+        whole.append(float(loaded(run).model["z.weight"][0]))
+
+    monkeypatch.setattr(aside.os, "replace", look)
+    run.save_checkpoint(state(1, 0, fill=2.0))
+    assert whole == [1.0, 2.0]
+
+
+def test_everything_is_on_the_disk_before_it_is_renamed(run, monkeypatch):
+    synced, renamed = [], []
+    monkeypatch.setattr(aside.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    real = os.replace
+
+    def remember(*paths):
+        renamed.append((str(paths[1]), sorted(Path(path).name for path in synced)))
+        real(*paths)
+
+    monkeypatch.setattr(aside.os, "replace", remember)
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to tell which file a descriptor is")
+    run.save_checkpoint(state())
+    assert renamed == [(str(run.path / "checkpoint" / "task0001-epoch000002"), list(FILES))]
+
+
+def test_nothing_is_pickled(run):
+    run.save_checkpoint(state())
+    assert sorted(p.name for p in only_folder(run).iterdir()) == list(FILES)
+    marker = run.path / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return (os.mkdir, (str(marker),))
+
+    torch.save(Malicious(), only_folder(run) / "optimizer.pt")
+    with pytest.raises(ValueError, match=r"optimizer\.pt cannot be read") as caught:
+        run.load_checkpoint()
+    assert "weights_only" not in str(caught.value)  # no advice to run it
+    assert not marker.exists()
+
+
+# --- a full disk
+
+
+@pytest.mark.parametrize("write", range(5))
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_the_old_checkpoint(write, number, run, monkeypatch):
+    """Each of the five files of a checkpoint in turn finds no space."""
+    run.save_checkpoint(state(0, 1, fill=1.0))
+    writes = []
+
+    def failing(real, error):
+        def write_or_fail(*arguments, **options):
+            writes.append(real)
+            if len(writes) - 1 == write:
+                raise error
+            return real(*arguments, **options)
+
+        return write_or_fail
+
+    # safetensors hides the error in its text; a quota it does not name
+    text = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+    system_error = OSError(number, os.strerror(number))
+    monkeypatch.setattr(aside, "save_file", failing(aside.save_file, SafetensorError(text)))
+    monkeypatch.setattr(Path, "write_bytes", failing(Path.write_bytes, system_error))
+    monkeypatch.setattr(Path, "write_text", failing(Path.write_text, system_error))
+    with pytest.raises(OSError, match="no space left to write") as caught:
+        run.save_checkpoint(state(0, 2, fill=2.0))
+    assert caught.value.errno == number
+    assert "task0000-epoch000002; what was saved before is whole" in str(caught.value)
+    monkeypatch.undo()
+    assert saved_folders(run) == ["task0000-epoch000001"]
+    assert float(loaded(run).model["z.weight"][0]) == 1.0
+    run.save_checkpoint(state(0, 2, fill=2.0))
+    assert float(loaded(run).model["z.weight"][0]) == 2.0
+
+
+@pytest.mark.parametrize("large", ["model", "optimizer"])
+def test_a_disk_that_is_really_full(large, tmp_path):
+    """On a file system of 256 KiB, 600 KB do not fit."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        run = RunDirectory.create(disk / "run", CONFIG)
+        run.save_checkpoint(state(0, 1))
+        too_much = torch.rand(150_000)
+        full = replace(state(0, 2), **{large: {"x": too_much}})
+        with pytest.raises(OSError, match=r"no space left to write .*what was saved before is whole"):
+            run.save_checkpoint(full)
+        assert saved_folders(run) == ["task0000-epoch000001"]
+        assert loaded(run).epoch == 1
+        run.save_checkpoint(state(0, 2))  # and with what fits it goes on
+        assert loaded(run).epoch == 2
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_another_failure_keeps_its_own_words(run, monkeypatch):
+    run.save_checkpoint(state(0, 1))
+
+    def fail(*_):
+        raise SafetensorError("I/O error: Input/output error (os error 5)")
+
+    monkeypatch.setattr(aside, "save_file", fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        run.save_checkpoint(state(0, 2))
+    assert caught.value.errno == errno.EIO
+    assert saved_folders(run) == ["task0000-epoch000001"]
+
+
+def test_what_a_killed_process_left_aside_is_no_checkpoint_and_is_cleaned(run):
+    run.save_checkpoint(state(0, 1))
+    aside = run.path / "checkpoint" / "task0000-epoch000002.part"
+    aside.mkdir()
+    (aside / "model.safetensors").write_bytes(b"half")
+    assert loaded(run).epoch == 1
+    run.save_checkpoint(state(0, 2))
+    assert saved_folders(run) == ["task0000-epoch000002"]
+    (run.path / "scores.json.part").write_text("half")
+    run.write_json("scores.json", {})
+    assert not (run.path / "scores.json.part").exists()
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_is_cut_short_is_named(file, run):
+    run.save_checkpoint(state())
+    path = only_folder(run) / file
+    whole = path.read_bytes()
+    for kept in sorted({0, 1, 7, len(whole) // 3, len(whole) // 2, len(whole) - 20, len(whole) - 1}):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=f"{path} cannot be read .*missing or cut short; restore it"):
+            run.load_checkpoint()
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path} cannot be read"):
+        run.load_checkpoint()
+
+
+def test_a_place_without_its_numbers_is_named(run):
+    run.save_checkpoint(state())
+    for content in ("{}", '{"task": null, "epoch": 0, "record_bytes": 0}', "[1]"):
+        (only_folder(run) / "place.json").write_text(content)
+        with pytest.raises(ValueError, match=r"place\.json cannot be read"):
+            run.load_checkpoint()
+
+
+def test_missing_or_damaged_tensors_are_named(run):
+    with pytest.raises(ValueError, match=r"weights/task00\.safetensors cannot be read"):
+        run.read_tensors("weights/task00.safetensors")
+
+
+# --- records and JSON
+
+
+def test_records_are_appended_and_nan_is_null(run):
+    run.append({"kind": "task", "scores": {"mrr": [0.5, float("nan")]}, "name": "Ωmega"})
+    run.append({"kind": "epoch", "loss": 1.0})
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines == ['{"kind": "task", "scores": {"mrr": [0.5, null]}, "name": "\\u03a9mega"}', lines[1]]
+    assert run.records() == [
+        {"kind": "task", "scores": {"mrr": [0.5, None]}, "name": "Ωmega"},
+        {"kind": "epoch", "loss": 1.0},
+    ]
+    run.write_json("a/b.json", {"x": (float("nan"), 1)})
+    assert json.loads((run.path / "a" / "b.json").read_text()) == {"x": [None, 1]}
+    assert run.read_json("a/b.json") == {"x": [None, 1]}
+    assert run.read_json("none.json") is None
+
+
+def test_rewinding_cuts_what_came_after_the_checkpoint(run):
+    run.append({"n": 1})
+    run.save_checkpoint(state())
+    run.append({"n": 2})
+    with open(run.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"n": 3')  # cut short by the death of the process
+    run.rewind(loaded(run))
+    assert run.records() == [{"n": 1}]
+    run.rewind(None)
+    assert run.records() == []
+
+
+def test_records_that_are_gone_are_an_error(run):
+    run.append({"n": 1})
+    run.save_checkpoint(state())
+    (run.path / "metrics.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be read \(1 bytes of 9\)"):
+        run.rewind(loaded(run))
+
+
+# --- the guard of the configuration
+
+
+def test_the_same_configuration_goes_on(run):
+    run.save_checkpoint(state())
+    again = RunDirectory.create(run.path, CONFIG)
+    assert loaded(again).task == 1
+    assert RunDirectory.open(run.path).config() == CONFIG
+
+
+def test_another_configuration_is_refused_and_what_differs_is_listed(run):
+    other = {"strategy": {"name": "mas", "strength": 1.0}, "seed": 1, "device": "cpu"}
+    with pytest.raises(ValueError, match="holds a run with another configuration") as caught:
+        RunDirectory.create(run.path, other)
+    for differing in ("strategy.strength: 0.3 -> 1.0", "seed: 0 -> 1", "device: None -> 'cpu'"):
+        assert differing in str(caught.value)
+    assert "name" not in str(caught.value)
+    assert run.config() == CONFIG
+
+
+def test_versions_are_no_part_of_the_comparison(tmp_path):
+    RunDirectory.create(tmp_path / "run", {"version": {"torch": "2.6"}, **CONFIG})
+    RunDirectory.create(tmp_path / "run", {"version": {"torch": "2.7", "numpy": "2"}, **CONFIG})
+    run = RunDirectory.create(tmp_path / "run", CONFIG)
+    assert run.config()["version"] == {"torch": "2.6"}
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").write_text("")
+    with pytest.raises(ValueError, match="holds something that is no run"):
+        RunDirectory.create(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="holds something that is no run"):
+        RunDirectory.create(tmp_path / "photo.jpg", CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_folder_that_is_empty_or_where_the_start_was_killed_is_taken(tmp_path):
+    RunDirectory.create(tmp_path, CONFIG)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "config.yaml.part").write_text("seed")
+    assert RunDirectory.create(killed, CONFIG).config() == CONFIG
+
+
+def test_opening_what_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match=r"no run directory \(it has no config\.yaml\)$"):
+        RunDirectory.open(tmp_path / "none")
+    RunDirectory.create(tmp_path / "seed0", CONFIG)
+    with pytest.raises(ValueError, match="it holds the runs seed0: name one of them"):
+        RunDirectory.open(tmp_path)

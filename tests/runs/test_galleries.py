@@ -1,0 +1,235 @@
+"""Galleries over time: what is stored, how it is moved, how a run has it again; and what updates did to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tripletmas.cli import galleries as command
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.index.base import unit
+from tripletmas.index.drift import fit_drift
+from tripletmas.models.embedding import Embeddings, embed
+from tripletmas.models.networks import mlp
+from tripletmas.objectives.embedded import embed_tasks, joined, score_embedded
+from tripletmas.objectives.retrieval.evaluate import evaluate
+from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class, gallery_file
+from tripletmas.runs.loop import train_stream
+from tripletmas.runs.measured_updates import compatibility_matrix, flips_of_update
+from tripletmas.runs.options import TrainConfig
+from tripletmas.strategies.finetune import Finetune
+from tripletmas.strategies.frozen import Frozen
+
+SMALL = TrainConfig(epochs=2, batch_size=8, samples_per_class=2, lr=0.02)
+
+
+class Linear(nn.Module):
+    """x -> flattened x times a matrix that a test sets."""
+
+    def __init__(self, dim: int = 16):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(16)[:, :dim].clone())
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return samples.flatten(1) @ self.weight
+
+    def turn(self, seed: int) -> None:
+        with torch.no_grad():
+            self.weight += 0.3 * torch.randn(self.weight.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(0)
+    return mlp((1, 4, 4), dim=4, hidden=(8,))
+
+
+@pytest.fixture
+def run(tiny_stream, tmp_path) -> tuple[RunDirectory, Stream]:
+    run = RunDirectory.create(tmp_path / "run", {})
+    train_stream(perceptron(), tiny_stream, Finetune(), make_loss("triplet", dim=4, num_classes=6), SMALL, run)
+    return run, tiny_stream
+
+
+def followed(model: Linear, stream: Stream, maps: tuple[str, ...]) -> Galleries:
+    galleries = Galleries(maps)
+    for number, task in enumerate(stream):
+        galleries.before_task(model, task)
+        model.turn(number)
+        galleries.after_task(model, task, embed(model, task.query))
+    return galleries
+
+
+def test_stale_parts_stay_as_they_were(tiny_stream):
+    model = Linear()
+    galleries = Galleries(())
+    kept = []
+    for number, task in enumerate(tiny_stream):
+        galleries.before_task(model, task)
+        model.turn(number)
+        kept.append(embed(model, task.query).vectors)
+        galleries.after_task(model, task, embed(model, task.query))
+    for part, vectors in zip(galleries.parts["stale"], kept, strict=True):
+        assert torch.equal(part.vectors, vectors)
+
+
+@pytest.mark.parametrize("name", ["sdc", "linear"])
+def test_compensated_parts_are_moved_by_each_update_since(tiny_stream, name):
+    """By hand: the first task's vectors go through the maps of the second and the third update, unit after each."""
+    found = followed(Linear(), tiny_stream, (name,)).parts[name]
+    model = Linear()
+    model.turn(0)
+    vectors = unit(embed(model, tiny_stream[0].query).vectors)
+    for number, task in enumerate(tiny_stream[1:], start=1):
+        before = unit(embed(model, task.train).vectors)
+        model.turn(number)
+        after = unit(embed(model, task.train).vectors)
+        vectors = unit(fit_drift(name, before, after)(vectors))
+    torch.testing.assert_close(found[0].vectors, vectors)
+    assert [len(part) for part in found] == [len(task.query) for task in tiny_stream]
+
+
+def test_without_an_update_all_galleries_are_fresh(tiny_stream, tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    loss = make_loss("triplet", dim=4, num_classes=6)
+    scores = train_stream(perceptron(), tiny_stream, Frozen(), loss, SMALL, run)
+    for scope in ("seen", "task"):
+        for kind in ("stale", "compensated"):
+            torch.testing.assert_close(
+                scores.matrix("recall@1", scope), scores.matrix("recall@1", f"{scope}_{kind}"), equal_nan=True
+            )
+    assert all(abs(value) < 1e-5 for task in run.records()[-1]["drift"] for value in task)
+
+
+def test_scores_are_those_of_searching_the_parts(run):
+    """score_embedded on stored parts against evaluate, task by task."""
+    run, stream = run
+    model = perceptron()
+    galleries = Galleries(("linear",))
+    galleries.restore(run, model, stream, len(stream))
+    last = run.read_tensors("weights/task02.safetensors")
+    model.load_state_dict(last)
+    embedded = embed_tasks(model, stream)
+    found = score_embedded(embedded, {"stale": galleries.parts["stale"]})
+    everything, start = joined(galleries.parts["stale"]), 0
+    for number, task in enumerate(stream):
+        own = torch.arange(len(task.query))
+        seen = evaluate(embed(model, task.query), everything, self_positions=own + start)
+        alone = evaluate(embed(model, task.query), galleries.parts["stale"][number], self_positions=own)
+        start += len(task.query)
+        for metric in seen.values:
+            assert found.values["seen_stale"][metric][number] == pytest.approx(seen[metric])
+            assert found.values["task_stale"][metric][number] == pytest.approx(alone[metric])
+    scores = json.loads((run.path / "scores.json").read_text())["matrices"]
+    assert scores["seen_stale"]["recall@1"][2] == pytest.approx(found.values["seen_stale"]["recall@1"])
+
+
+def test_a_run_without_files_of_galleries_has_them_again_from_its_weights(run):
+    run, stream = run
+    from_files, from_weights = Galleries(("linear", "sdc")), Galleries(("linear", "sdc"))
+    from_files.restore(run, perceptron(), stream, 2)
+    for number in range(3):
+        (run.path / gallery_file(number)).unlink()
+    from_weights.restore(run, perceptron(), stream, 2)
+    for name, parts in from_files.parts.items():
+        assert len(parts) == 2
+        for one, other in zip(parts, from_weights.parts[name], strict=True):
+            torch.testing.assert_close(one.vectors, other.vectors)
+    assert torch.equal(from_files._before, from_weights._before)
+
+
+def test_pairs_are_read_without_augmentation(tiny_stream, tmp_path):
+    noisy = tuple(
+        replace(task, train=task.train.with_transform(lambda x: x + torch.rand(x.shape))) for task in tiny_stream
+    )
+    one, other = followed(Linear(), noisy, ("linear",)), followed(Linear(), tiny_stream, ("linear",))
+    for part, same in zip(one.parts["linear"], other.parts["linear"], strict=True):
+        assert torch.equal(part.vectors, same.vectors)
+
+
+def test_drift_by_class_by_hand():
+    stored = [Embeddings(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]), torch.tensor([0, 0, 1]))]
+    fresh = [Embeddings(torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1]))]
+    # class 0: the same direction and a right angle, (0 + 1) / 2; class 1: the opposite direction, 2
+    assert drift_by_class(stored, fresh, [(0, 1)]) == [pytest.approx([0.5, 2.0])]
+
+
+def test_unseen_classes_are_scored_and_never_trained_on(tiny_stream, tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    loss = make_loss("triplet", dim=4, num_classes=6)
+    scores = train_stream(perceptron(), tiny_stream[:2], Finetune(), loss, SMALL, run, unseen=tiny_stream[2])
+    records = [record for record in run.records() if record["kind"] == "task"]
+    for number, record in enumerate(records):
+        model = perceptron()
+        model.load_state_dict(run.read_tensors(f"weights/task{number:02d}.safetensors"))
+        expected = evaluate(embed(model, tiny_stream[2].query))
+        assert record["unseen"] == pytest.approx(expected.values)
+    assert scores.task_names == tuple(task.name for task in tiny_stream[:2])
+
+
+def test_other_unseen_classes_are_refused_when_a_run_goes_on(tiny_stream, tmp_path):
+    run, loss = RunDirectory.create(tmp_path / "run", {}), make_loss("triplet", dim=4, num_classes=6)
+    train_stream(perceptron(), tiny_stream[:1], Finetune(), loss, SMALL, run, unseen=tiny_stream[2])
+    with pytest.raises(ValueError, match=r"classes that are in no task are not those .* learned task 'c0,c1'"):
+        train_stream(perceptron(), tiny_stream[:2], Finetune(), loss, SMALL, run, unseen=tiny_stream[1])
+    train_stream(perceptron(), tiny_stream[:2], Finetune(), loss, SMALL, run, unseen=tiny_stream[2])
+
+
+def test_flips_of_the_last_update(run):
+    """By hand: recall@1 before and after, of the first two tasks' queries among their own items."""
+    run, stream = run
+    model, galleries = perceptron(), Galleries(())
+    galleries.restore(run, model, stream, 3)
+
+    def embedded(number: int, tasks: tuple[Task, ...]):
+        model.load_state_dict(run.read_tensors(f"weights/task{number:02d}.safetensors"))
+        return joined([embed(model, task.query) for task in tasks])
+
+    before = embedded(1, stream[:2])
+    was = evaluate(before)
+    now = evaluate(
+        embedded(2, stream[:2]), joined(galleries.parts["stale"][:2]), self_positions=torch.arange(len(before))
+    )
+    right, right_now = was.per_query["recall@1"] == 1, now.per_query["recall@1"] == 1
+    found = flips_of_update(
+        run, perceptron(), stream[:2], embed_tasks(model, stream), {"stale": galleries.parts["stale"]}
+    )
+    assert set(found) == {"fresh", "stale"}
+    assert found["stale"].negative == pytest.approx(float((right & ~right_now).double().mean()))
+    assert found["stale"].positive == pytest.approx(float((~right & right_now).double().mean()))
+    assert found["stale"].agreement == pytest.approx(float((was.nearest == now.nearest).double().mean()))
+
+
+def test_compatibility_matrix(run):
+    run, stream = run
+    matrix = compatibility_matrix(run, perceptron(), stream, 3)
+    assert matrix.triu(1).isnan().sum() == 3
+    vectors = []
+    for number in range(3):
+        model = perceptron()
+        model.load_state_dict(run.read_tensors(f"weights/task{number:02d}.safetensors"))
+        vectors.append(joined([embed(model, task.query) for task in stream]))
+    for new in range(3):
+        for old in range(new + 1):
+            own = torch.arange(len(vectors[new]))
+            expected = evaluate(vectors[new], vectors[old], self_positions=own)["recall@1"]
+            assert float(matrix[new, old]) == pytest.approx(expected)
+
+
+def test_an_unknown_map_is_refused():
+    with pytest.raises(ValueError, match="compensate must be one of sdc, linear, mlp or null, got 'cubic'"):
+        GalleryConfig(compensate="cubic")  # pyright: ignore[reportArgumentType]
+
+
+def test_names_of_galleries_on_the_command_line():
+    assert command.kinds_of("stale, compensated", "sdc") == {"fresh": "fresh", "stale": "stale", "compensated": "sdc"}
+    assert command.kinds_of("fresh", None) == {"fresh": "fresh"}
+    with pytest.raises(ValueError, match=r"unknown gallery 'stail' \(did you mean 'stale'\?\)"):
+        command.kinds_of("stail", None)
+    with pytest.raises(ValueError, match="the run compensates nothing"):
+        command.kinds_of("compensated", None)

@@ -1,0 +1,50 @@
+"""The scripts run, in their smallest form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPTS / script, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("model", ["mlp", "conv4"])
+def test_bench_training_step(model: str, tmp_path: Path):
+    small = ["--model", model, "--size", "16", "--batch", "8", "--steps", "1", "--repeats", "2", "--threads", "1"]
+    ran = run("bench_training_step.py", *small, "--device", "cpu", "--json", str(tmp_path / "step.json"))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert (found["settings"]["model"], found["settings"]["threads"]) == (model, 1)
+    assert [row["protection"] for row in found["rows"]] == ["none", "attached", "in the loss"]
+    assert found["rows"][0]["ratio"] == 1
+    assert all(0 < row["fastest_seconds"] <= row["median_seconds"] for row in found["rows"])
+    assert all(row["protection"] in ran.stdout for row in found["rows"])
+
+
+def test_bench_training_step_says_what_it_cannot_do():
+    ran = run("bench_training_step.py", "--batch", "4")
+    assert ran.returncode == 2
+    assert "--batch must be >= 8 to form a negative pair, got 4" in ran.stderr
+
+
+def test_bench_importance(tmp_path: Path):
+    small = ["--models", "mlp", "conv4", "--batch", "4", "--rounds", "1", "--threads", "1", "--device", "cpu"]
+    ran = run("bench_importance.py", *small, "--json", str(tmp_path / "importance.json"))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "importance.json").read_text())
+    assert list(found["results"]) == ["mlp", "conv4"]
+    for name, result in found["results"].items():
+        assert set(result["seconds"]) == {"plain", "ours", "loop", "vmap"}
+        assert min(result["seconds"].values()) > 0
+        assert (result["ratio_to_plain"]["plain"], result["batch_size"]) == (1, 4)
+        assert result["float64"] < 1e-10
+        assert result["ours_float32_to_loop_float64"] < 1e-4
+        assert name in ran.stdout

@@ -1,0 +1,1 @@
+"""What knows nothing of the subject: weights by name, files, sentences, the version."""

@@ -1,0 +1,1 @@
+"""Words on a terminal: a command a file."""

@@ -1,0 +1,89 @@
+"""What this machine has: versions, devices, OpenMP runtimes, and what is missing for which feature.
+
+Imports nothing that may be broken but inside `findings`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tripletmas.basics.version import versions
+
+# What cannot be done without each package.
+FEATURES = {
+    "torch": "everything",
+    "torchvision": "image transforms, backbones, public data sets",
+    "faiss": "every evaluation",
+    "pytorch_metric_learning": "losses and miners",
+    "safetensors": "run directories",
+    "sklearn": "the digits, the picture of an embedding",
+    "matplotlib": "reports",
+    "jinja2": "reports",
+    "jsonargparse": "configurations",
+    "rich": "tables in the terminal",
+}
+
+
+class Finding(NamedTuple):
+    """One line: good is True (fine), False (a problem) or None (worth knowing)."""
+
+    good: bool | None
+    what: str
+    text: str
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """The command: print every finding."""
+    parser = argparse.ArgumentParser(prog="tripletmas doctor", description=__doc__)
+    if unknown := parser.parse_known_args(arguments)[1]:
+        raise ValueError(f"doctor takes no arguments, got {' '.join(unknown)}")
+    for finding in findings():
+        mark = {True: "ok", False: "PROBLEM", None: "note"}[finding.good]
+        print(f"{mark:8} {finding.what:24} {finding.text}")
+
+
+def findings() -> Iterator[Finding]:
+    """Everything worth knowing about this installation, problems included."""
+    for package, version in versions().items():
+        yield Finding(version != "missing", package, version)
+    for module, feature in FEATURES.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a broken binary may raise anything
+            yield Finding(False, module, f"cannot be imported ({error}); needed for {feature}")
+    yield from _devices()
+    yield from _openmp()
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception:  # reported above
+        return
+    yield Finding(None, "processors", f"{torch.get_num_threads()} threads for torch")
+    if not torch.cuda.is_available():
+        yield Finding(None, "cuda", "no GPU: everything runs on the CPU")
+        return
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        yield Finding(True, f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+
+
+def _openmp() -> Iterator[Finding]:
+    """Two OpenMP runtimes in one process are harmless on Linux and may abort or crash on macOS."""
+    try:
+        threadpool_info = importlib.import_module("threadpoolctl").threadpool_info
+    except ImportError:
+        return
+    paths = {pool["filepath"] for pool in threadpool_info() if pool["user_api"] == "openmp"}
+    names = ", ".join(sorted(Path(path).name for path in paths)) or "none"
+    text = f"{len(paths)} runtime{'s' * (len(paths) != 1)} loaded: {names}"
+    if len(paths) > 1 and platform.system() == "Darwin":
+        yield Finding(False, "OpenMP", f"{text}; torch and faiss may crash together: set OMP_NUM_THREADS=1")
+    else:
+        yield Finding(True if len(paths) == 1 else None, "OpenMP", text)

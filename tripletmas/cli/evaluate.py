@@ -1,0 +1,168 @@
+"""Commands that score and show runs: evaluate, compare, report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tripletmas import report as reports
+from tripletmas.cli import galleries
+from tripletmas.cli.console import console, make_parser, name_and_options, numbers, print_comparison
+from tripletmas.data.tasks import Stream
+from tripletmas.objectives.embedded import embed_tasks, score_recognition
+from tripletmas.objectives.facts.losses import FactLoss
+from tripletmas.objectives.facts.objective import score_objective
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.runs import catalog, configuration
+from tripletmas.runs.directory import RunDirectory, without_nan
+from tripletmas.runs.experiment import load_means, load_trained
+
+_SHOWN_OF_FACTS = ("map", "map@10", "map_1", "map_2", "map_3", "top@1", "top@5", "top@10", "mrr")  # --json has all
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
+    parser = make_parser("evaluate", evaluate.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
+    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the scores there")
+    parser.add_argument(
+        "--gallery",
+        type=str,
+        default="fresh",
+        help="some of fresh, stale, compensated (by the map of the run), sdc, linear, mlp, with commas between them",
+    )
+    parser.add_argument(
+        "--compatibility",
+        action="store_true",
+        help="also score every model's queries in every earlier model's gallery, and keep that for the report",
+    )
+    own, of_data = _split_data_options(arguments)
+    options = parser.parse_args(own)
+    run = RunDirectory.open(options.run)
+    experiment, after = load_trained(run, options.after)
+    stream = experiment.stream[: after + 1]
+    kinds = galleries.kinds_of(options.gallery, experiment.gallery.compensate)
+    of_facts = isinstance(experiment.loss, FactLoss)
+    if of_facts and (of_data or options.compatibility):
+        raise ValueError(
+            "a run on facts is scored on its own data, and --compatibility is for images that search images"
+        )
+    if of_data and (len(kinds) > 1 or options.compatibility):
+        raise ValueError("stale galleries and compatibility are those of the run's own data: leave --data out")
+    if of_data:
+        config, _ = configuration.parse(of_data, program="tripletmas evaluate")
+        stream = catalog.build_data(*name_and_options(config["data"])).stream
+        if stream[0].query.sample_shape != experiment.stream[0].query.sample_shape:
+            raise ValueError(
+                f"the model of {run.path} takes samples of shape {experiment.stream[0].query.sample_shape}, the data "
+                f"have {stream[0].query.sample_shape}: set --data.size or --data.channels"
+            )
+    chosen = _chosen(stream, options.task)
+    model = experiment.strategy.deployed(experiment.model)
+    embedded = embed_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
+    stored = {} if len(kinds) == 1 else galleries.stored_of(run, experiment, after, kinds)
+    found = score_objective(experiment.loss, stream, embedded, stored)
+    if isinstance(experiment.loss, Recognition) and not of_data:  # heads and means know the run's own classes only
+        class_means = load_means(run, stream, after)
+        for gallery, accuracies in score_recognition(experiment.loss, class_means, stream, found.queries).items():
+            found.values[gallery].update(accuracies)
+    names = [stream[number].name for number in chosen]
+    values = {
+        gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
+        for gallery, metrics in found.values.items()
+    }
+    for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
+        table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("task")
+        shown = {k: v for k, v in values[gallery].items() if not of_facts or k in _SHOWN_OF_FACTS}
+        for metric in shown:
+            table.add_column(metric, justify="right")
+        for row, name in enumerate(names):
+            table.add_row(name, *(_cell(per_task[row]) for per_task in shown.values()))
+        if len(names) > 1:
+            table.add_row("mean", *(_cell(_mean(per_task)) for per_task in shown.values()), style="bold")
+        console().print(table)
+    extra = {}
+    if stored:
+        compared = galleries.compare(run, experiment, embedded, stored, found, chosen)
+        console().print(
+            galleries.table(compared, f"{run.path}, model after task {after}", galleries.metric_of(experiment))
+        )
+        extra["galleries"] = compared
+    if options.compatibility:
+        galleries.print_compatibility(run, experiment, after)
+    left_out = sum(found.without_relevant[number] for number in chosen)
+    if left_out and of_facts:
+        print(f"{left_out} facts hold of no test image and are not counted")
+    elif left_out:
+        print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
+    if options.json:
+        content = without_nan({"tasks": names, "after": after, **values, **extra})
+        Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the tasks that have a value: not all have facts of every order."""
+    measured = [value for value in values if not math.isnan(value)]
+    return sum(measured) / len(measured) if measured else math.nan
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Put runs, or folders of seeds, side by side."""
+    parser = make_parser("compare", compare.__doc__)
+    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: only these seeds")
+    parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown, write no page")
+    options = parser.parse_args(arguments)
+    seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
+    directories = [Path(run) for run in options.runs]
+    print_comparison(directories, markdown=options.markdown, seeds=seeds)
+    if not options.markdown:
+        out = Path(options.out) if options.out else directories[0].parent / "comparison"
+        print(f"page: {reports.write_comparison(directories, out, seeds=seeds)}")
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the report of a run again, from its directory alone."""
+    parser = make_parser("report", report.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    print(f"report: {reports.write_report(parser.parse_args(arguments).run)}")
+
+
+def _split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other options, those that describe data: `--data NAME` and `--data.OPTION VALUE`)."""
+    own, of_data = [], []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument.partition("=")[0] != "--data" and not argument.startswith("--data."):
+            own.append(argument)
+            continue
+        of_data.append(argument)
+        if "=" not in argument and waiting:
+            of_data.append(waiting.pop(0))
+    return own, of_data
+
+
+def _chosen(stream: Stream, task: str | None) -> list[int]:
+    """The numbers of the tasks that are asked for, by number or by name."""
+    if task is None:
+        return list(range(len(stream)))
+    chosen = [number for number in range(len(stream)) if task == str(number)]
+    chosen += [number for number, each in enumerate(stream) if task == each.name]
+    if not chosen:
+        names = ", ".join(f"{number} ({each.name})" for number, each in enumerate(stream))
+        raise ValueError(f"no task {task!r}; there are {names}")
+    return chosen[:1]

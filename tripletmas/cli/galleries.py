@@ -1,0 +1,138 @@
+"""What `evaluate` says of galleries that are not embedded again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tripletmas.basics.sentences import suggestion
+from tripletmas.cli.console import console
+from tripletmas.index.drift import DRIFT_MAPS
+from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
+from tripletmas.objectives.facts.losses import FactLoss
+from tripletmas.objectives.facts.objective import num_stored
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import Experiment
+from tripletmas.runs.galleries import COMPENSATED, STALE, Galleries
+from tripletmas.runs.measured_updates import compatibility_matrix, flips_of_update
+from tripletmas.runs.resume import earlier_scores
+from tripletmas.runs.updates import average_compatibility, backward_compatibility
+
+FRESH = "fresh"
+RECALL = "recall@1"
+
+
+def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
+    """gallery as it is asked for -> "fresh", "stale" or the name of a map; fresh is always there, and first."""
+    known = (FRESH, STALE, COMPENSATED, *DRIFT_MAPS)
+    kinds = {FRESH: FRESH}
+    for name in (each.strip() for each in text.split(",")):
+        if name not in known:
+            raise ValueError(f"unknown gallery {name!r}{suggestion(name, known)}")
+        if name == COMPENSATED and compensate is None:
+            raise ValueError("the run compensates nothing (gallery.compensate is null): name sdc, linear or mlp")
+        kinds[name] = compensate or name if name == COMPENSATED else name
+    return kinds
+
+
+def stored_of(
+    run: RunDirectory, experiment: Experiment, after: int, kinds: Mapping[str, str]
+) -> dict[str, list[Embeddings]]:
+    """gallery -> the stored vectors of each task, without the fresh one."""
+    earlier_scores(run, experiment.stream[: after + 1])  # an error where the data are no longer those that are stored
+    maps = tuple(dict.fromkeys(kind for kind in kinds.values() if kind in DRIFT_MAPS))
+    galleries = Galleries(maps, batch_size=experiment.training.eval_batch_size)
+    galleries.restore(run, experiment.model, experiment.stream[: after + 1], after + 1)
+    return {name: galleries.parts[kind] for name, kind in kinds.items() if kind != FRESH}
+
+
+def compare(
+    run: RunDirectory,
+    experiment: Experiment,
+    embedded: EmbeddedTasks,
+    stored: Mapping[str, Sequence[Embeddings]],
+    found: TaskScores,
+    chosen: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """gallery -> its numbers: recall@1 averaged over the chosen tasks, and what the last update changed for all.
+
+    Of facts it is their mAP, and nothing is said of what changed: a fact has no single right answer that could turn.
+    """
+    metric = metric_of(experiment)
+    earlier = experiment.stream[: len(embedded.queries) - 1]
+    size = experiment.training.eval_batch_size
+    changed = (
+        flips_of_update(run, experiment.model, earlier, embedded, stored, batch_size=size)
+        if earlier and metric == RECALL
+        else {}
+    )
+    numbers = {}
+    for name in (FRESH, *stored):
+        suffix = "" if name == FRESH else f"_{name}"
+        seen, own = (_mean(found.values[scope + suffix][metric], chosen) for scope in ("seen", "task"))
+        numbers[name] = {f"seen {metric}": seen, f"task {metric}": own}
+        flipped = changed.get(name)
+        numbers[name] |= dict.fromkeys(("negative", "positive", "agreement"), math.nan)
+        if flipped:
+            numbers[name] |= flipped._asdict()
+        images = num_stored(experiment.loss, earlier, embedded) if name != FRESH else 0
+        numbers[name] |= {
+            "images saved": images,
+            "seconds saved": embedded.seconds if images else 0.0,
+        }
+    return numbers
+
+
+def metric_of(experiment: Experiment) -> str:
+    """What galleries of this run are compared by."""
+    return "map" if isinstance(experiment.loss, FactLoss) else RECALL
+
+
+def table(numbers: Mapping[str, Mapping[str, float]], title: str, metric: str) -> Table:
+    """The numbers of `compare` for the terminal."""
+    table = Table(title=f"{title}: galleries", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("gallery")
+    heads = [metric, "of fresh", "own gallery", "negative flips", "positive flips", "same nearest"]
+    for head in (*heads, "not embedded again"):
+        table.add_column(head, justify="right")
+    fresh = numbers[FRESH][f"seen {metric}"]
+    for name, each in numbers.items():
+        shares = [each[f"seen {metric}"] / fresh if fresh else math.nan]
+        cells = [f"{each[f'seen {metric}']:.3f}", f"{shares[0]:.1%}", f"{each[f'task {metric}']:.3f}"]
+        cells += ["-" if math.isnan(each[key]) else f"{each[key]:.1%}" for key in ("negative", "positive", "agreement")]
+        saved = f"{each['images saved']:.0f} images, {each['seconds saved']:.1f} s" if each["images saved"] else "-"
+        table.add_row(name, *cells, saved)
+    table.caption = (
+        "flips and same nearest: what the last update changed for the queries of earlier tasks, the gallery's items "
+        "being the same"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def print_compatibility(run: RunDirectory, experiment: Experiment, after: int) -> None:
+    """Measure C[query model, gallery model] on all data of the run and print it; of all its models, keep it for the
+    report."""
+    earlier_scores(run, experiment.stream[: after + 1])
+    size = experiment.training.eval_batch_size
+    matrix = compatibility_matrix(run, experiment.model, experiment.stream, after + 1, batch_size=size)
+    shown = Table(title="recall@1 by query model and gallery model, all tasks", title_justify="left", box=SIMPLE_HEAD)
+    shown.add_column("queries after task")
+    for old in range(after + 1):
+        shown.add_column(f"gallery {old}", justify="right")
+    for number, row in enumerate(matrix.tolist()):
+        shown.add_row(str(number), *("" if math.isnan(value) else f"{value:.3f}" for value in row))
+    console().print(shown)
+    if after:
+        average, backward = average_compatibility(matrix), backward_compatibility(matrix)
+        print(f"average compatibility {average:.3f}, backward compatibility {backward:+.3f}")
+    if not (run.path / f"weights/task{after + 1:02d}.safetensors").exists():
+        run.write_json("compatibility.json", {"metric": "recall@1", "matrix": matrix.tolist()})
+
+
+def _mean(values: Sequence[float], chosen: Sequence[int]) -> float:
+    return sum(values[number] for number in chosen) / len(chosen)

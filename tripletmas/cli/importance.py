@@ -1,0 +1,94 @@
+"""The command that adds importance from unlabelled images to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from tqdm import tqdm
+
+from tripletmas.basics.weights import Params, load_state
+from tripletmas.cli.console import console, make_parser
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.images import ImageFiles, find_images, read_images
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import load_trained
+
+
+def importance(arguments: Sequence[str]) -> None:
+    """Measure importance on unlabelled images, such as those of the place where the model is used, and add it to the
+    run's protection: what these images need will be held while the next tasks are learned."""
+    parser = make_parser("importance", importance.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    parser.add_argument("--images", type=str, required=True, help="a folder of images, in any sub-folders")
+    parser.add_argument("--weight", type=float, default=1.0, help="how much it counts; a task of the run counts 1")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument(
+        "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
+    )
+    options = parser.parse_args(arguments)
+    if options.weight <= 0:
+        raise ValueError(f"--weight must be > 0, got {options.weight}")
+    run = RunDirectory.open(options.run)
+    state = run.load_checkpoint()
+    if state is None or state.epoch:
+        raise ValueError(f"{run.path} stopped in the middle of a task; first: tripletmas resume {run.path}")
+    experiment, _ = load_trained(run)
+    strategy = experiment.strategy
+    strategy.prepare(experiment.model, experiment.loss, experiment.stream)
+    if not strategy.protections:
+        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
+    load_state(experiment.model, state.model, f"the checkpoint in {run.path}")  # not a model that is only deployed
+    strategy.load_state_dict(state.strategy)
+    images = _unlabelled(options.images, experiment.stream[0].query.sample_shape, options.skip_unreadable)
+    if options.invert:
+        images = images.with_transform(lambda image: 1 - image)
+    protection = strategy.protections[0]
+    total = sum(float(value.sum()) for value in protection.importance.values())
+    measured = strategy.measure(experiment.model, _shown(images.loader(experiment.training.eval_batch_size)))
+    protection.add(measured, weight=options.weight)
+    run.rewind(state)
+    # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
+    run.append({"kind": "importance", "images": str(options.images), "samples": len(images), "weight": options.weight})
+    run.save_checkpoint(replace(state, strategy=strategy.state_dict()))
+    run.write_tensors(f"importance/task{state.task - 1:02d}.safetensors", protection.importance)
+    added = options.weight * sum(float(value.sum()) for value in measured.values())
+    print(f"{run.path}: importance of {len(images)} images added (sum {added:.4g} to {total:.4g} so far)")
+    _print_layers(measured)
+    for sentence in protection.coverage().lines():
+        print(sentence)
+
+
+def _shown(batches: Iterable[Any]) -> Iterator[Any]:
+    """The same with a progress bar, from the moment that the first is read."""
+    yield from tqdm(batches, desc="importance", unit="batch", leave=False)
+
+
+def _unlabelled(root: str, shape: tuple[int, ...], skip_unreadable: bool) -> LabelledDataset:
+    """All images below a folder, in the size and with the channels that the model takes."""
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"the model takes samples of shape {shape}, which are no square images")
+    images = ImageFiles(Path(root), find_images(root), size=shape[1], channels=shape[0])
+    samples, kept = read_images(images, skip_unreadable=skip_unreadable)
+    if not kept:
+        raise ValueError(f"{root}: no image in it can be read")
+    return LabelledDataset(samples, torch.zeros(len(kept)), ["unlabelled"])
+
+
+def _print_layers(importance: Params) -> None:
+    total = sum(float(value.sum()) for value in importance.values())
+    layers: dict[str, float] = {}
+    for name, value in importance.items():
+        layer = name.rpartition(".")[0] or name
+        layers[layer] = layers.get(layer, 0.0) + float(value.sum())
+    table = Table(title="where it sits", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("layer")
+    table.add_column("share", justify="right")
+    for layer, value in layers.items():
+        table.add_row(layer, f"{value / total:.1%}")
+    console().print(table)

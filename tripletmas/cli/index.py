@@ -1,0 +1,186 @@
+"""The command that keeps an index of images: build, add, remove, info, refresh."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tripletmas.basics.sentences import suggestion
+from tripletmas.basics.weights import listed
+from tripletmas.cli.console import make_parser
+from tripletmas.cli.index_info import check_roots, info, model_of, stale_vectors, ways_out
+from tripletmas.cli.index_refresh import refresh
+from tripletmas.data.image_paths import missing_images
+from tripletmas.data.images import ImageFiles, find_images
+from tripletmas.index.changes import add_images, remove_images
+from tripletmas.index.file import locked
+from tripletmas.index.images import ImageIndex, Part, Settings, Transform, prefix
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.image_embedding import class_names_of, embed_images
+from tripletmas.runs.models import RunModel, load_model, weight_hashes
+
+
+def index(arguments: Sequence[str]) -> None:
+    """Keep an index of images: a file of their vectors, which knows the model that made each."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_HELP.format(text=index.__doc__), end="")
+        if arguments:
+            raise SystemExit(0)
+        raise ValueError(f"index needs one of {', '.join(_ACTIONS)}")
+    name, *rest = arguments
+    if name not in _ACTIONS:
+        raise ValueError(f"unknown command 'index {name}'{suggestion(name, _ACTIONS)}; see: tripletmas index --help")
+    _ACTIONS[name](rest)
+
+
+def build(arguments: Sequence[str]) -> None:
+    """Embed all images of a folder by the model of a run, and write an index of them.
+
+    An image's label is the name of the folder that it lies in, below the one that is given.
+    """
+    parser = make_parser("index build", build.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
+    parser.add_argument("--out", type=str, required=True, help="the index file to write")
+    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
+    parser.add_argument("--kind", type=str, default="exact", help="exact, or a factory string of faiss: IVF64,Flat")
+    parser.add_argument("--metric", type=str, default="inner_product", help="inner_product or l2")
+    parser.add_argument("--no-normalize", action="store_true", help="compare raw embeddings, not unit vectors")
+    parser.add_argument("--nprobe", type=int, default=None, help="how many lists an IVF index looks into")
+    parser.add_argument("--ef-search", type=int, default=None, help="how many candidates an HNSW index keeps")
+    parser.add_argument(
+        "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
+    )
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    options = parser.parse_args(arguments)
+    with locked(options.out, new=True):
+        names = find_images(options.images)  # before the model: what is not there is told at once
+        if Path(options.out).exists():
+            _say_that_it_exists(options.out, options.images)
+        model = load_model(RunDirectory.open(options.run), after=options.after, device=options.device)
+        channels, size, _ = model.sample_shape
+        settings = Settings(
+            dim=model.dim,
+            transform=Transform(size, channels, options.invert),
+            metric=options.metric,
+            normalize=not options.no_normalize,
+            kind=options.kind,
+            nprobe=options.nprobe,
+            ef_search=options.ef_search,
+        )
+        empty = ImageIndex.empty(settings, os.path.abspath(options.run))
+        built = _with_images(empty, model, options.images, names, options.skip_unreadable)
+        built.save(options.out)
+    print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
+    if options.after is not None and built.stale(weight_hashes(RunDirectory(options.run))[-1]):
+        print(f"{model.run} has a later model: query with --after {options.after}, or {ways_out(options.out)}")
+
+
+def add(arguments: Sequence[str]) -> None:
+    """Add the images of a folder to an index, embedded by the present model of its run; those it has already stay.
+
+    An image's label is the name of the folder that it lies in, below the one that is given.
+    """
+    parser = make_parser("index add", add.__doc__)
+    parser.add_argument("index", type=str, help="the index file")
+    parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
+    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    options = parser.parse_args(arguments)
+    with locked(options.index):
+        before = ImageIndex.open(options.index)
+        found = find_images(options.images)
+        known, root = set(before.paths), prefix(os.path.abspath(options.images))
+        names = [name for name in found if root + name not in known]
+        if len(names) < len(found):
+            print(f"{options.index}: {len(found) - len(names)} of {len(found)} images are in it already and stay")
+        if not names:
+            return
+        model = model_of(before, options.run, options.device)
+        present = replace(before, run=os.path.abspath(model.run))
+        after = _with_images(present, model, options.images, names, options.skip_unreadable)
+        after.save(options.index)
+    print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
+    if after.stale(model.hash):
+        print(f"{stale_vectors(after, model)}; {ways_out(options.index)}")
+
+
+def _say_that_it_exists(out: str, images: str) -> None:
+    """Raises ValueError: what to do about the file that is there."""
+    try:
+        ImageIndex.open(out)
+    except ValueError as error:
+        raise ValueError(f"{out} exists: choose another --out ({error})") from None
+    raise ValueError(
+        f"{out} exists: choose another --out, or change it with: tripletmas index add {out} --images {images} (or "
+        "index refresh)"
+    )
+
+
+def remove(arguments: Sequence[str]) -> None:
+    """Remove images from an index by their paths, or those that have vanished."""
+    parser = make_parser("index remove", remove.__doc__)
+    parser.add_argument("index", type=str, help="the index file")
+    parser.add_argument("paths", nargs="*", help="images; of a folder or an archive, all images in it")
+    parser.add_argument("--missing", action="store_true", help="remove the images whose files have vanished")
+    options = parser.parse_args(arguments)
+    if bool(options.paths) == options.missing:
+        raise ValueError("name the paths to remove, or give --missing")
+    if "" in options.paths:
+        raise ValueError("a path to remove is empty: name an image, a folder or an archive")
+    with locked(options.index):
+        before = ImageIndex.open(options.index)
+        rows = set(missing_images(before.paths) if options.missing else [])
+        check_roots(before, rows, options.index)
+        for path in options.paths:
+            whole = os.path.abspath(path)
+            below = {row for row, each in enumerate(before.paths) if each == whole or each.startswith(prefix(whole))}
+            if not below:
+                raise ValueError(f"{options.index} holds no image {path}, and none below it")
+            rows |= below
+        if rows:
+            remove_images(before, torch.tensor(sorted(rows))).save(options.index)
+    removed = listed((before.paths[row] for row in sorted(rows)), most=3)
+    print(f"{options.index}: {len(rows)} of {len(before)} vectors removed{f': {removed}' if rows else ''}")
+
+
+def _with_images(
+    index: ImageIndex, model: RunModel, root: str, names: Sequence[str], skip_unreadable: bool
+) -> ImageIndex:
+    """The index with the images below a root."""
+    transform = index.settings.transform
+    images = ImageFiles(root, names, size=transform.size, channels=transform.channels)
+    vectors, kept = embed_images(model, images, invert=transform.invert, skip_unreadable=skip_unreadable)
+    classes = class_names_of(names)
+    part = Part(model.hash, model.after_task, model.hash)
+    return add_images(
+        index, vectors, [names[i] for i in kept], [classes[i] for i in kept], part, root=os.path.abspath(root)
+    )
+
+
+_ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {
+    "build": build,
+    "add": add,
+    "remove": remove,
+    "info": info,
+    "refresh": refresh,
+}
+_HELP = """usage: tripletmas index build|add|remove|info|refresh ...
+
+{text}
+
+  tripletmas index build runs/mas --images FOLDER --out shop.index
+  tripletmas index add shop.index --images MORE
+  tripletmas index remove shop.index PATH
+  tripletmas index info shop.index
+  tripletmas index refresh shop.index --compensate      moves stale vectors, reads no image
+  tripletmas index refresh shop.index --reembed         embeds the images of stale vectors again
+
+  tripletmas index build --help      the options of each
+"""

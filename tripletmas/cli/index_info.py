@@ -1,0 +1,169 @@
+"""The command that shows what is in an index, and what all commands share that use one: its run, what is stale."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tripletmas.basics.weights import listed
+from tripletmas.cli.console import console, make_parser
+from tripletmas.index.images import ImageIndex
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.models import OtherImages, RunModel, load_model, weight_hashes
+
+_SHOWN = 12  # digits of a hash
+
+
+def info(arguments: Sequence[str]) -> None:
+    """Show what is in an index, and which of its vectors are stale: of another model than the run's present one."""
+    parser = make_parser("index info", info.__doc__)
+    parser.add_argument("index", type=str, help="the index file")
+    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
+    options = parser.parse_args(arguments)
+    index = ImageIndex.open(options.index)
+    try:
+        run = open_run(index, options.run)
+        hashes, missing = weight_hashes(run), ""
+    except ValueError as error:
+        if options.run:
+            raise
+        hashes, missing = (), str(error)
+    present = hashes[-1] if hashes else None
+    shown = console()
+    shown.print(_summary(options.index, index, options.run or index.run, hashes))
+    shown.print(_parts(index, hashes))
+    if missing:
+        print(f"which vectors are stale cannot be told: {missing}")
+    elif present and (stale := index.stale(present)):
+        print(f"{len(index.of_parts(stale))} of {len(index)} vectors are stale: {ways_out(options.index)}")
+    else:
+        print("all vectors are current")
+
+
+def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> Table:
+    settings = index.settings
+    kind = settings.kind
+    for name, value in (("nprobe", settings.nprobe), ("ef_search", settings.ef_search)):
+        kind += "" if value is None else f", {name} {value}"
+    transform = settings.transform
+    rows = {
+        "run": run,
+        "present model": f"{hashes[-1][:_SHOWN]}, after task {len(hashes) - 1}" if hashes else "unknown",
+        "vectors": str(len(index)),
+        "dim": str(settings.dim),
+        "metric": settings.metric,
+        "normalised": "yes" if settings.normalize else "no",
+        "kind": kind,
+        "images": f"{transform.size} x {transform.size}, {'RGB' if transform.channels == 3 else 'grey'}"
+        + (", inverted" if transform.invert else ""),
+        "labels": f"{len(index.labels[index.labels >= 0].unique())} classes, {int((index.labels < 0).sum())} without",
+        "roots": ", ".join(index.roots),
+        "file": f"{Path(path).stat().st_size / 2**20:.2f} MiB",
+    }
+    table = Table(title=path, title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _parts(index: ImageIndex, hashes: Sequence[str]) -> Table:
+    table = Table(title="parts", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("vectors", justify="right")
+    for column in ("embedded by", "after task", "moved to", "by the maps", "state"):
+        table.add_column(column)
+    for number, part in enumerate(index.parts):
+        state = "unknown" if not hashes else "current" if part.moved_to == hashes[-1] else "stale"
+        table.add_row(
+            str(len(index.of_parts([number]))),
+            part.model[:_SHOWN],
+            str(part.after_task) if not hashes or part.model in hashes else f"{part.after_task} of another run",
+            "" if part.moved_to == part.model else part.moved_to[:_SHOWN],
+            ", ".join(part.maps),
+            state,
+        )
+    return table
+
+
+# --- shared by the commands
+
+
+def open_run(index: ImageIndex, given: str | None) -> RunDirectory:
+    """The run that was given, else the one that the index names.
+
+    Raises:
+        ValueError: if there is no run.
+    """
+    try:
+        return RunDirectory.open(given or index.run)
+    except ValueError as error:
+        hint = "" if given else " (so the index says; --run says where it is now)"
+        raise ValueError(f"{error}{hint}") from None
+
+
+def model_of(index: ImageIndex, given: str | None, device: str, after: int | None = None) -> RunModel:
+    """The model of the index's run, or of the run that was given, for images as the index has them.
+
+    Args:
+        after: the model after this task; None: the present one.
+
+    Raises:
+        ValueError: if there is no run, or if it takes other images or gives vectors of another dimension.
+    """
+    run = open_run(index, given)
+    transform = index.settings.transform
+    other = f"the index was not made with {run.path}: name the run that made it with --run, or build another index"
+    try:
+        shape = (transform.channels, transform.size, transform.size)
+        model = load_model(run, after=after, sample_shape=shape, device=device)
+    except OtherImages as error:
+        raise ValueError(f"{error}; {other}") from None
+    if model.dim != index.settings.dim:
+        raise ValueError(
+            f"the index holds vectors of dim {index.settings.dim}, the model of {run.path} gives dim {model.dim}; "
+            f"{other}"
+        )
+    return model
+
+
+def stale_vectors(index: ImageIndex, model: RunModel) -> str:
+    """Which vectors lie in the space of another model than this one: a part of a sentence."""
+    stale = index.stale(model.hash)
+    others = dict.fromkeys(index.parts[number].moved_to[:12] for number in stale)
+    return (
+        f"{len(index.of_parts(stale))} of {len(index)} vectors are stale: they lie in the space of the model "
+        f"{' and '.join(others)}, that of {model.run} after task {model.after_task} is {model.hash[:12]}"
+    )
+
+
+def ways_out(path: str) -> str:
+    """What to do about stale vectors."""
+    return (
+        f"tripletmas index refresh {path} --compensate moves them and reads no image, "
+        f"tripletmas index refresh {path} --reembed embeds their images again"
+    )
+
+
+def check_roots(index: ImageIndex, missing: Iterable[int], path: str, *, passed: Collection[str | None] = ()) -> None:
+    """Whether images of these rows, which are missing, were lost one by one, and not with the whole of a root.
+
+    Args:
+        path: of the index, for the error.
+        passed: roots that may be gone.
+
+    Raises:
+        ValueError: if a root of theirs does not exist or is an empty folder, as a disk that is not mounted.
+    """
+    roots = {root for row in missing if (root := index.root_of(row)) is not None and root not in passed}
+    gone = sorted(root for root in roots if not _is_there(Path(root)))
+    if gone:
+        raise ValueError(
+            f"nothing is there any more of {listed(gone, most=3)}, so its images are not taken for removed: mount or "
+            f"restore it, or remove them by: tripletmas index remove {path} {gone[0]}"
+        )
+
+
+def _is_there(root: Path) -> bool:
+    return any(root.iterdir()) if root.is_dir() else root.exists()

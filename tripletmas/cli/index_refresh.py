@@ -1,0 +1,161 @@
+"""The command that makes the stale vectors of an index current again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from tripletmas.basics.weights import listed
+from tripletmas.cli.console import make_parser
+from tripletmas.cli.index_info import check_roots, model_of, open_run
+from tripletmas.data.image_paths import ImagesAt, missing_images
+from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
+from tripletmas.index.drift import DRIFT_MAPS
+from tripletmas.index.file import locked
+from tripletmas.index.images import ImageIndex, Part, prefix
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.image_embedding import embed_images
+from tripletmas.runs.models import default_map, drifts_between, weight_hashes
+
+
+def refresh(arguments: Sequence[str]) -> None:
+    """Make stale vectors current: move them by the estimated drift, reading no image, or embed their images again."""
+    parser = make_parser("index refresh", refresh.__doc__)
+    parser.add_argument("index", type=str, help="the index file")
+    parser.add_argument("--compensate", action="store_true", help="move stale vectors by the drift; reads no image")
+    parser.add_argument("--reembed", action="store_true", help="embed the images of stale vectors again")
+    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
+    parser.add_argument(
+        "--map", type=str, default=None, help=f"{', '.join(DRIFT_MAPS)} (default: the run's own, else linear)"
+    )
+    parser.add_argument("--images", type=str, default=None, help="where images lie now that are not at their old path")
+    parser.add_argument(
+        "--drop-missing", action="store_true", help="remove images that have vanished or are unreadable"
+    )
+    parser.add_argument("--device", type=str, default=None, help="auto (the default), cpu, cuda or cuda:NUMBER")
+    options = parser.parse_args(arguments)
+    if options.compensate == options.reembed:
+        how = "give one of the two" if options.compensate else "say how"
+        raise ValueError(f"{how}: --compensate moves the stale vectors, --reembed embeds their images again")
+    for option, needed, other in (
+        ("map", "compensate", options.map),
+        ("images", "reembed", options.images),
+        ("drop-missing", "reembed", options.drop_missing or None),
+        ("device", "reembed", options.device),
+    ):
+        if other is not None and not getattr(options, needed):
+            raise ValueError(f"--{option} is for --{needed}")
+    with locked(options.index):
+        index = ImageIndex.open(options.index)
+        if options.compensate:
+            changed, done = _compensated(index, options.run, options.map)
+        else:
+            changed, done = _reembedded(index, options)
+        if changed is not index:
+            changed.save(options.index)
+    print(f"{options.index}: {done}")
+
+
+def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tuple[ImageIndex, str]:
+    """The index with its stale parts moved, and what was done."""
+    run = open_run(index, given)
+    kind = kind or default_map(run)
+    if kind not in DRIFT_MAPS:
+        raise ValueError(f"--map must be one of {', '.join(DRIFT_MAPS)}, got {kind!r}")
+    hashes = weight_hashes(run)
+    stale = index.stale(hashes[-1])
+    if not stale:
+        return _with_run(index, run), "all vectors are current, nothing was moved"
+    if kind == "sdc" and not index.settings.normalize:
+        raise ValueError(
+            "the map sdc is for vectors of length 1, since what is near is a fixed distance, and this index holds raw "
+            "vectors: use --map linear or --map mlp"
+        )
+    starts = {}
+    for number in stale:
+        space = index.parts[number].moved_to
+        if space not in hashes:
+            raise ValueError(
+                f"{len(index.of_parts([number]))} vectors lie in the space of the model {space[:12]}, which is none of "
+                f"{run.path}, so their drift is not known: name its run with --run, or use --reembed"
+            )
+        starts[number] = max(task for task, each in enumerate(hashes) if each == space)
+    moves = drifts_between(
+        run,
+        starts.values(),
+        len(hashes) - 1,
+        kind=kind,
+        normalize=index.settings.normalize,
+        dim=index.settings.dim,
+    )
+    drifts = {number: moves[start] for number, start in starts.items()}
+    moved = move_parts(_with_run(index, run), drifts, hashes[-1], (kind,))
+    count = len(index.of_parts(stale))
+    return moved, (
+        f"{count} vectors moved by the map {kind} to the model after task {len(hashes) - 1}, {len(index) - count} were "
+        f"current; {count} images were not read"
+    )
+
+
+def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]:
+    """The index with the images of its stale parts embedded anew, and what was done."""
+    model = model_of(index, options.run, options.device or "auto")
+    changed = _with_run(index, RunDirectory(model.run))
+    stale = index.of_parts(index.stale(model.hash))
+    if not len(stale):
+        return changed, "all vectors are current, no image was read"
+    if options.images is not None:
+        changed = _found_below(changed, stale, os.path.abspath(options.images))
+    gone = stale[missing_images([changed.paths[row] for row in stale.tolist()])]
+    if len(gone) and not options.drop_missing:
+        raise ValueError(
+            f"{len(gone)} of {len(stale)} images are not where they were, the first is {changed.paths[int(gone[0])]}: "
+            "--images says where they are now, --drop-missing removes them from the index"
+        )
+    moved_away = {index.root_of(row) for row in stale.tolist() if index.paths[row] != changed.paths[row]}
+    check_roots(changed, gone.tolist(), options.index, passed=moved_away)
+    rows = stale[~torch.isin(stale, gone)]
+    vectors = torch.empty(0, index.settings.dim)
+    if len(rows):
+        transform = index.settings.transform
+        paths = [changed.paths[row] for row in rows.tolist()]
+        vectors, kept = embed_images(
+            model,
+            ImagesAt(paths, size=transform.size, channels=transform.channels),
+            invert=transform.invert,
+            skip_unreadable=options.drop_missing,
+            option="--drop-missing",
+        )
+        rows = rows[kept]
+    dropped = stale[~torch.isin(stale, rows)]
+    ids = index.ids[rows]
+    if len(dropped):
+        changed = remove_images(changed, dropped)
+    if len(rows):
+        part = Part(model.hash, model.after_task, model.hash)
+        changed = replace_vectors(changed, torch.searchsorted(changed.ids, ids), vectors, part)
+    first = f" ({listed([index.paths[row] for row in dropped.tolist()], most=3)})" if len(dropped) else ""
+    return changed, (
+        f"{len(rows)} images embedded again by the model after task {model.after_task}, "
+        f"{len(index) - len(stale)} were current, {len(dropped)} removed{first}"
+    )
+
+
+def _with_run(index: ImageIndex, run: RunDirectory) -> ImageIndex:
+    """The index that names this run; itself, if it does already."""
+    path = os.path.abspath(run.path)
+    return index if index.run == path else replace(index, run=path)
+
+
+def _found_below(index: ImageIndex, rows: Tensor, root: str) -> ImageIndex:
+    """The index with those of these images (r,) below another root that have vanished and lie there now."""
+    vanished = rows[missing_images([index.paths[row] for row in rows.tolist()])]
+    there = [prefix(root) + index.name_of(row) for row in vanished.tolist()]
+    found = torch.ones(len(there), dtype=torch.bool)
+    found[missing_images(there)] = False
+    return relocate_images(index, vanished[found], root) if bool(found.any()) else index

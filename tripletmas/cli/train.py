@@ -1,0 +1,172 @@
+"""Commands that train: train, search, resume."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from tripletmas import report as reports
+from tripletmas.cli.allocator import keep_freed_memory
+from tripletmas.cli.console import console, make_parser, numbers, print_comparison
+from tripletmas.runs import configuration, sweeps
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import run_experiment
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Learn a stream of tasks; one run, or one for each seed."""
+    extra = jsonargparse.ArgumentParser(add_help=False)
+    extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/STRATEGY)")
+    extra.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: one run for each, in OUT/seed0, ...")
+    extra.add_argument("--report", type=bool, default=True, help="write a report at the end")
+    extra.add_argument(
+        "--sweep",
+        action="append",
+        metavar="OPTION=VALUES",
+        help="such as strategy.strength=0.1,0.3,1: a run for each value, in OUT/strength=0.1, ...; several combine",
+    )
+    extra.add_argument(
+        "--trials", type=int, default=None, help="let optuna choose so many values in a sweep over strength=0.01..10"
+    )
+    asked = "--print_config" in arguments  # taken out first: jsonargparse has a special meaning for this name
+    arguments = [each for each in arguments if each != "--print_config"]
+    config, own = configuration.parse(arguments, extra=extra)
+    if asked:
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+        return
+    out = Path(own["out"] or f"runs/{config['strategy']['name']}")
+    if any(each.partition("=")[0] == "--seed" for each in arguments) and own["seeds"] is not None:
+        raise ValueError("give --seed or --seeds, not both")
+    seeds = None if own["seeds"] is None else numbers(own["seeds"], "--seeds")
+
+    def with_values(values: sweeps.Chosen) -> dict[str, Any]:
+        given = [*arguments, *(f"--{option}={value}" for option, value in values.items())]
+        return configuration.parse(given, extra=extra)[0]
+
+    def run(config: dict[str, Any], folder: Path) -> None:
+        _run_seeds(config, folder, seeds, write_report=own["report"], is_single=not own["sweep"])
+
+    if own["trials"] is not None:
+        _guided(own["sweep"] or [], own["trials"], out, with_values, run)
+    elif own["sweep"]:
+        _sweep(own["sweep"], out, with_values, run)
+    else:
+        run(config, out)
+
+
+def search(arguments: Sequence[str]) -> None:
+    """Learn a stream with a strength that is searched for each task on that task's data alone; show the search."""
+    extra = jsonargparse.ArgumentParser(add_help=False)
+    extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/search)")
+    config, own = configuration.parse(arguments, extra=extra, program="tripletmas search", may_search=True)
+    if configuration.searched(config["strategy"]) is None:
+        name = config["strategy"]["name"]
+        if "+" in name:
+            raise ValueError(f"say whose strength is searched: such as --strategy.{name.split('+')[0]}.strength auto")
+        if "strength" not in config["strategy"]:
+            raise ValueError(f"strategy {name!r} has no strength to search")
+        if any(each.partition("=")[0] == "--strategy.strength" for each in arguments):
+            raise ValueError("a search chooses the strength itself: --search.start is the first that it tries")
+        config, own = configuration.parse([*arguments, "--strategy.strength=auto"], extra=extra)
+    out = Path(own["out"] or "runs/search")
+    _run(config, out)
+    console().print(reports.search_table(reports.read_run(out).searches))
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """Go on with a run, or with all runs of a folder of seeds."""
+    parser = make_parser("resume", resume.__doc__)
+    parser.add_argument("run", type=str, help="the run directory")
+    path = Path(parser.parse_args(arguments).run)
+    for each in reports.seed_directories(path) or [path]:
+        run = RunDirectory.open(each)
+        _run({key: value for key, value in run.config().items() if key != "version"}, each)
+
+
+def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on: str | None = None) -> None:
+    """Train, print the scores, write the report; Ctrl-C says how to go on."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # which of its builds it loads is no news
+    keep_freed_memory()
+    try:
+        run_experiment(config, out)
+    except KeyboardInterrupt:
+        if not (out / "config.yaml").exists():
+            raise  # it came while the data were read: there is no run to go on with
+        go_on = go_on or f"tripletmas resume {out}"
+        raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: {go_on}") from None
+    print_comparison([out])
+    if write_report:
+        print(f"report: {reports.write_report(out)}")
+
+
+def _run_seeds(
+    config: dict[str, Any], out: Path, seeds: Sequence[int] | None, *, write_report: bool, is_single: bool
+) -> None:
+    """One run, or one for each seed."""
+    again = "the same command, which goes on where it stopped"
+    if seeds is None:
+        _run(config, out, write_report=write_report, go_on=None if is_single else again)
+        return
+    if (out / "config.yaml").exists():
+        raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
+    for seed in seeds:
+        _run({**config, "seed": seed}, out / f"seed{seed}", write_report=write_report, go_on=again)
+    print_comparison([out])
+
+
+_Configured = Callable[[sweeps.Chosen], dict[str, Any]]  # the configuration with these values
+
+
+_Runner = Callable[[dict[str, Any], Path], None]
+
+
+def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runner) -> None:
+    """A run for every combination of values; all are checked before the first begins."""
+    runs = {out / sweeps.folder_of(values): configured(values) for values in sweeps.combinations(texts)}
+    _say_what_chooses(next(iter(runs.values())))
+    failed = {}
+    for folder, config in runs.items():
+        try:
+            run(config, folder)
+        except FloatingPointError as error:  # a value that is too large must not keep the others from their turn
+            failed[folder] = str(error)
+    if len(failed) < len(runs):
+        print_comparison([folder for folder in runs if folder not in failed])
+    for folder, message in failed.items():
+        print(f"{folder} failed: {message}", file=sys.stderr)
+
+
+def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configured, run: _Runner) -> None:
+    """Runs with the values that optuna chooses."""
+    lowest = {option: f"{low:g}" for option, (low, _) in sweeps.ranges(texts).items()}
+    _say_what_chooses(configured(lowest))
+
+    def score(values: sweeps.Chosen, number: int) -> float:
+        folder = out / f"trial{number:03d}"
+        try:
+            run(configured(values), folder)
+        except FloatingPointError as error:
+            print(f"{folder} failed: {error}", file=sys.stderr)
+            return -1.0  # below every score
+        return reports.comparison([folder]).methods[0].average.mean
+
+    best, value = sweeps.guided(texts, trials, score)
+    folders = [out / f"trial{number:03d}" for number in range(trials)]
+    print_comparison([folder for folder in folders if (folder / "scores.json").exists()])
+    print(f"best of {trials}: {', '.join(f'{name}={chosen}' for name, chosen in best.items())} ({value:.3f})")
+
+
+def _say_what_chooses(config: dict[str, Any]) -> None:
+    if not config["data"].get("validation"):
+        print(
+            "the scores of this sweep are on the queries themselves: to choose an option by them, and measure with it "
+            "afterwards, sweep with --data.validation true",
+            file=sys.stderr,
+        )

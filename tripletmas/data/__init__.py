@@ -1,0 +1,6 @@
+"""Samples and tasks: where they are read from, how they are split into a stream, how batches are drawn."""
+
+import lazy_loader
+
+# The names stand in the stub beside this file, once; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,173 @@
+"""Public data sets of small images: each reader gives a `Source`. `photographs.py` reads large ones.
+
+Classes have the order in which their publishers number them, or that of their names. Nothing is downloaded unless
+`download` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+# torchvision and scikit-learn take seconds to import: each reader imports only its own.
+import torch
+from torch import Tensor
+
+from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
+from tripletmas.data.downloads import fetch, missing, reason_of
+from tripletmas.data.images import ImageFiles, find_images, read_images
+
+logger = logging.getLogger(__name__)
+
+_DIGIT_NAMES = tuple("0123456789")
+
+
+def digits() -> Source:
+    """The 1,797 handwritten digits bundled with scikit-learn, 1 x 8 x 8; no download, no test part."""
+    from sklearn.datasets import load_digits
+
+    bundled: Any = load_digits()
+    samples = torch.from_numpy(bundled.images).float().unsqueeze(1) / 16  # grey levels 0..16
+    return Source(LabelledDataset(samples, torch.from_numpy(bundled.target), _DIGIT_NAMES))
+
+
+def omniglot(*, root: str = "data", size: int = 28, download: bool = False) -> Source:
+    """Omniglot's background set: handwritten characters of 30 alphabets, strokes 1 on background 0; no test part.
+
+    A class is a character ('Greek/character01'), and its group is its alphabet.
+
+    Args:
+        root: torchvision's folder (that of `omniglot-py`), a tree `<alphabet>/character<nn>/*.png`, a zip archive of
+            such a tree, or a folder with one.
+        size: height and width in pixels; the originals have 105.
+        download: fetch what is missing into `root` (torchvision's copy, checked by its MD5 sum).
+    """
+    tree = _omniglot_tree(Path(root))
+    if tree is None and download:
+        from torchvision.datasets import Omniglot
+
+        fetch("omniglot", root, lambda: Omniglot(root, background=True, download=True))
+        tree = _omniglot_tree(Path(root))
+    if tree is None:
+        raise missing("omniglot", f"no <alphabet>/character<nn>/*.png in {root}")
+    files = [name for name in find_images(tree) if _OMNIGLOT_NAME.search(name)]
+    parts = [PurePosixPath(name).parts[-3:] for name in files]
+    samples, _ = read_images(ImageFiles(tree, files, size=size, channels=1), in_memory=True)
+    assert isinstance(samples, Tensor)
+    labels, class_names = encode_labels([f"{alphabet}/{character}" for alphabet, character, _ in parts])
+    if len(class_names) != 964:
+        logger.warning("omniglot: %s has %d characters, the whole set has 964", tree, len(class_names))
+    groups = [name.split("/")[0] for name in class_names]
+    paths = [str(tree / name) for name in files]
+    return Source(LabelledDataset(255 - samples, labels, class_names, groups=groups, paths=paths))
+
+
+def mnist(*, root: str = "data", download: bool = False) -> Source:
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, 1 x 28 x 28.
+
+    Args:
+        root: the folder that holds `MNIST/raw`.
+        download: fetch what is missing into `root` (checked by MD5 sums).
+    """
+    return _torchvision("mnist", "MNIST", root, download, _DIGIT_NAMES)
+
+
+def fashion_mnist(*, root: str = "data", download: bool = False) -> Source:
+    """Fashion-MNIST: 60,000 training and 10,000 test images of clothes in 10 classes, 1 x 28 x 28.
+
+    Args:
+        root: the folder that holds `FashionMNIST/raw`.
+        download: fetch what is missing into `root` (checked by MD5 sums).
+    """
+    return _torchvision("fashion-mnist", "FashionMNIST", root, download)
+
+
+def cifar10(*, root: str = "data", download: bool = False) -> Source:
+    """CIFAR-10: 50,000 training and 10,000 test photographs in 10 classes, 3 x 32 x 32.
+
+    Args:
+        root: the folder that holds `cifar-10-batches-py`.
+        download: fetch what is missing into `root` (checked by MD5 sums).
+    """
+    return _torchvision("cifar10", "CIFAR10", root, download)
+
+
+def cifar100(*, root: str = "data", download: bool = False) -> Source:
+    """CIFAR-100: 50,000 training and 10,000 test photographs in 100 classes, 3 x 32 x 32.
+
+    Args:
+        root: the folder that holds `cifar-100-python`.
+        download: fetch what is missing into `root` (checked by MD5 sums).
+    """
+    return _torchvision("cifar100", "CIFAR100", root, download)
+
+
+def svhn(*, root: str = "data", download: bool = False) -> Source:
+    """SVHN: 73,257 training and 26,032 test photographs of house numbers, cut out by digit, 3 x 32 x 32.
+
+    The 531,131 `extra` images are left out. The digit 0, which the publishers number 10, is class '0'.
+
+    Args:
+        root: the folder that holds `train_32x32.mat` and `test_32x32.mat`, or `svhn` with them.
+        download: fetch what is missing into `root/svhn` (checked by MD5 sums).
+    """
+    import torchvision.datasets
+
+    home = Path(root) if (Path(root) / "train_32x32.mat").is_file() else Path(root) / "svhn"
+    if download:
+        for split in ("train", "test"):
+            fetch("svhn", home, lambda split=split: torchvision.datasets.SVHN(home, split, download=True))
+    parts = []
+    for split in ("train", "test"):
+        try:
+            part = torchvision.datasets.SVHN(home, split)
+        except Exception as error:  # as in _torchvision
+            raise missing(
+                "svhn", f"no complete copy in {root} or {home} ({reason_of(error)}; delete files that are cut short)"
+            ) from None
+        pixels = torch.from_numpy(part.data).contiguous()
+        parts.append(LabelledDataset(pixels, torch.from_numpy(part.labels), _DIGIT_NAMES))
+    return Source(*parts)
+
+
+_OMNIGLOT_NAME = re.compile(r"(^|/)[^/]+/character\d+/[^/]+\.png$")
+
+
+def _omniglot_tree(root: Path) -> Path | None:
+    """The folder or archive at or below `root` that has Omniglot's tree."""
+    folders = [root / "omniglot-py" / "images_background", root / "images_background", root]
+    for folder in folders:
+        if folder.is_dir() and any(folder.glob("*/character[0-9]*/*.png")):
+            return folder
+    archives = [root, *sorted(root.glob("*.zip")), root / "omniglot-py" / "images_background.zip"]
+    for archive in archives:
+        if archive.is_file() and zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                if any(_OMNIGLOT_NAME.search(name) for name in opened.namelist()):
+                    return archive
+    return None
+
+
+def _torchvision(name: str, reader: str, root: str, download: bool, class_names: Sequence[str] | None = None) -> Source:
+    """The train and test part of one of torchvision's sets that lie in memory."""
+    import torchvision.datasets
+
+    make: Any = getattr(torchvision.datasets, reader)
+    if download:
+        fetch(name, root, lambda: make(root, download=True))
+    parts = []
+    for train in (True, False):
+        try:
+            part = make(root, train=train)
+        except Exception as error:  # each format fails in its own way when a file is cut short
+            raise missing(
+                name, f"no complete copy in {root} ({reason_of(error)}; delete files that are cut short)"
+            ) from None
+        images = torch.as_tensor(part.data)
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        parts.append(LabelledDataset(images, torch.as_tensor(part.targets), class_names or part.classes))
+    return Source(*parts)

@@ -1,0 +1,176 @@
+"""A user's own images: a folder (or zip archive) of folders, or a CSV file that lists them."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
+from tripletmas.data.images import ImageFiles, find_images, read_images
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "test": "test", "query": "test", "gallery": "gallery"}  # a query is a test sample
+_LEFT_OUT = frozenset({"val", "valid", "validation"})  # nothing is selected on them, and test scores stay comparable
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image: its file, its class, the group of its class, and the part of the set that it belongs to."""
+
+    file: str
+    class_name: str
+    group: str | None
+    split: str
+
+
+def folder(
+    *,
+    root: str,
+    size: int = 64,
+    channels: int = 3,
+    in_memory: bool | None = None,
+    skip_unreadable: bool = False,
+) -> Source:
+    """Images in folders: `<class>/<image>` or `<task>/<class>/<image>`, each also below `train`, `test` and `gallery`.
+
+    With task folders, a class is '<task>/<class>' and its group is the task. `query` is another name for `test`;
+    `val`, `valid` and `validation` beside `train` are left out.
+
+    Args:
+        root: the folder, or a zip archive of it.
+        size: height and width in pixels: the short side is resized, the centre square cut out.
+        channels: 1 for grey, 3 for RGB.
+        in_memory: decode all images at the start. None: if they take less than 1 GiB.
+        skip_unreadable: leave out images that cannot be read, and say how many; else the first one is an error.
+    """
+    files = find_images(root)
+    branches = [file.split("/")[:-1] for file in files]
+    if Path(root).is_file() and len({branch[0] if branch else "" for branch in branches}) == 1:
+        # An archive often wraps everything in one folder.
+        branches = [branch[1:] for branch in branches] if min(map(len, branches)) > 1 else branches
+    tops = {branch[0].lower() for branch in branches if branch}
+    split_folders = "train" in tops and tops <= SPLITS.keys() | _LEFT_OUT
+    if not split_folders and len(tops) > 1 and tops <= SPLITS.keys() | _LEFT_OUT:
+        logger.warning("%s: no folder train, so %s are read as classes or tasks", root, ", ".join(sorted(tops)))
+    if split_folders and not tops.isdisjoint(_LEFT_OUT):
+        left_out = sum(bool(branch) and branch[0].lower() in _LEFT_OUT for branch in branches)
+        logger.warning("%s: left out %d images of the validation part", root, left_out)
+    entries, example = [], {}
+    for file, branch in zip(files, branches, strict=True):
+        split = "train"
+        if split_folders and branch:
+            if branch[0].lower() in _LEFT_OUT:
+                continue
+            split, branch = SPLITS[branch[0].lower()], branch[1:]
+        example.setdefault(len(branch), file)
+        group = branch[0] if len(branch) == 2 else None
+        entries.append(_Entry(file, "/".join(branch), group, split))
+    if len(example) != 1 or not example.keys() <= {1, 2}:
+        raise ValueError(
+            f"{root} must hold <class>/<image> or <task>/<class>/<image>, the same everywhere "
+            f"(each may lie below train, test or gallery), but has {' and '.join(sorted(example.values()))}"
+        )
+    return _source(root, entries, size, channels, in_memory, skip_unreadable)
+
+
+def csv(
+    *,
+    path: str,
+    root: str | None = None,
+    size: int = 64,
+    channels: int = 3,
+    in_memory: bool | None = None,
+    skip_unreadable: bool = False,
+) -> Source:
+    """Images listed in a CSV file with the columns `path,label[,task][,split]`; others are ignored.
+
+    Labels may be any text or number; they name the classes. `task` groups classes, so a label belongs to one task.
+    `split` is train, test, query (the same as test) or gallery; without it all images are for training.
+
+    Args:
+        path: the CSV file, UTF-8, with a header.
+        root: the folder that the column `path` is relative to. None: the folder of the CSV file.
+        size: height and width in pixels: the short side is resized, the centre square cut out.
+        channels: 1 for grey, 3 for RGB.
+        in_memory: decode all images at the start. None: if they take less than 1 GiB.
+        skip_unreadable: leave out images that are missing or cannot be read, and say how many; else the first one is an
+            error.
+    """
+    folder_of_paths = Path(path).parent if root is None else Path(root)
+    if not folder_of_paths.is_dir():
+        raise ValueError(f"no such folder: {folder_of_paths}")
+    entries: list[_Entry] = []
+    first_line: dict[str, tuple[int, str | None]] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv_format.DictReader(file)
+            columns = rows.fieldnames or []
+            missing = [name for name in ("path", "label") if name not in columns]
+            if missing:
+                raise ValueError(f"{path}, line 1: no column {missing[0]!r} (there are {', '.join(columns) or 'none'})")
+            used = [name for name in ("path", "label", "task", "split") if name in columns]
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                entry = _entry(row, used, where)
+                if not skip_unreadable and not (folder_of_paths / entry.file).is_file():
+                    raise ValueError(f"{where}: no file {folder_of_paths / entry.file}")
+                line, group = first_line.setdefault(entry.class_name, (rows.line_num, entry.group))
+                if group != entry.group:
+                    raise ValueError(
+                        f"{where}: label {entry.class_name!r} is in task {entry.group!r}, but in line {line} in task "
+                        f"{group!r}; a class belongs to one task"
+                    )
+                entries.append(entry)
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from None
+    if not entries:
+        raise ValueError(f"{path} lists no images")
+    return _source(folder_of_paths, entries, size, channels, in_memory, skip_unreadable)
+
+
+def _entry(row: dict[str, str | None], used: Sequence[str], where: str) -> _Entry:
+    cells = {name: (row[name] or "").strip() for name in used}
+    empty = [name for name in used if not cells[name]]
+    if empty:
+        raise ValueError(f"{where}: no {empty[0]}")
+    split = cells.get("split", "train").lower()
+    if split not in SPLITS:
+        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
+    return _Entry(cells["path"], cells["label"], cells.get("task"), SPLITS[split])
+
+
+def _source(
+    root: str | Path,
+    entries: list[_Entry],
+    size: int,
+    channels: int,
+    in_memory: bool | None,
+    skip_unreadable: bool,
+) -> Source:
+    """Reads the images and sorts them into the parts, which share the samples and the class names."""
+    images = ImageFiles(root, [entry.file for entry in entries], size=size, channels=channels)
+    samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable)
+    entries = [entries[i] for i in kept]
+    counts = Counter(entry.split for entry in entries)
+    if not counts["train"]:
+        raise ValueError(f"{root} has no readable training image")
+    labels, class_names = encode_labels([entry.class_name for entry in entries])
+    group_of = {entry.class_name: entry.group for entry in entries}
+    groups = [group_of[name] or "" for name in class_names]
+    all_paths = images.paths
+    paths = [all_paths[i] for i in kept]
+    everything = LabelledDataset(samples, labels, class_names, groups=groups if any(groups) else None, paths=paths)
+
+    def part(split: str) -> LabelledDataset:
+        return everything.subset([i for i, entry in enumerate(entries) if entry.split == split])
+
+    return Source(
+        part("train"), part("test") if counts["test"] else None, part("gallery") if counts["gallery"] else None
+    )

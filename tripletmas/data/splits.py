@@ -1,0 +1,98 @@
+"""Which samples of a class are learned from, and which are asked for.
+
+All draws are seeded by the name of the class: classes that are added later, or left out, do not change what is drawn
+of the others, so nothing that was a query becomes training data when a stream grows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tripletmas.basics.weights import listed
+from tripletmas.data.dataset import LabelledDataset, Source, concatenate
+
+
+def split_samples(
+    source: Source,
+    *,
+    test_share: float = 0.3,
+    split_seed: int = 0,
+    per_class: int | None = None,
+    validation: bool = False,
+) -> Source:
+    """The same data set with queries, `test`, for all of its classes, and with no more samples than asked for.
+
+    In this order: queries are held out of `train` where the set has no test part; both parts are cut to `per_class`;
+    for `validation` that test part and the gallery are put away, and queries are held out of what is left of `train`.
+    So the training samples of a validation split are among those of the same split without `validation`, and its
+    queries never are test samples, those that `per_class` leaves out included.
+
+    Raises:
+        ValueError: if a class has too few samples, or queries but nothing to learn it from.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
+    if per_class is not None and per_class < 2:
+        raise ValueError(f"per_class must be >= 2 to form a positive pair, got {per_class}")
+    train, test = source.train, source.test
+    for name, part in (("test", test), ("gallery", source.gallery)):
+        if part is not None and part.class_names != train.class_names:
+            raise ValueError(f"train and {name} must have the same class names")
+    whole = set(train.classes)
+    if test is not None:
+        of_group = train.groups or [""] * len(train.class_names)
+        whole = {label for label in train.classes if of_group[label] in source.hold_out}
+        unlearned = set(test.classes) - set(train.classes)
+        if unlearned:
+            names = [repr(test.class_names[label]) for label in sorted(unlearned)]
+            raise ValueError(f"there are queries, but nothing to learn from, for class {listed(names, 5)}")
+        _require(train, set(train.classes) - whole, 2, "2 to form a positive pair")
+    if whole:
+        _require(train, whole, 4, "4, of which 2 are learned and 2 held out as queries")
+        train, queries = _hold_out(train, whole, test_share, f"{split_seed}")
+        test = queries if test is None else concatenate([test, queries])
+    assert test is not None
+    if per_class is not None:
+        train, test = (_at_most(part, per_class, f"per class {split_seed}") for part in (train, test))
+    if not validation:
+        return Source(train, test, source.gallery)
+    cut = "" if per_class is None else f" (per_class={per_class})"
+    why = f"4 besides its test samples{cut}, of which 2 are learned and 2 held out for validation"
+    _require(train, set(train.classes), 4, why)
+    return Source(*_hold_out(train, set(train.classes), test_share, f"validation {split_seed}"))
+
+
+def _hold_out(
+    train: LabelledDataset, classes: set[int], share: float, seed: str
+) -> tuple[LabelledDataset, LabelledDataset]:
+    """(what is left, what is held out): a share of each of these classes, at least 2 and at most all but 2."""
+    drawn = drawn_of_class(train, classes, seed, lambda count: min(max(round(share * count), 2), count - 2))
+    return train.subset((~drawn).nonzero().flatten()), train.subset(drawn.nonzero().flatten())
+
+
+def _at_most(part: LabelledDataset, count: int, seed: str) -> LabelledDataset:
+    """`count` samples of each class, all where there are fewer; a larger count has those of a smaller one, and more."""
+    return part.subset(drawn_of_class(part, set(part.classes), seed, lambda size: min(count, size)).nonzero().flatten())
+
+
+def drawn_of_class(part: LabelledDataset, classes: set[int], seed: str, count: Callable[[int], int]) -> Tensor:
+    """(n,) whether a sample is among those drawn of its class, `count` of them given its size."""
+    drawn = torch.zeros(len(part), dtype=torch.bool)
+    for label in sorted(classes):
+        positions = (part.labels == label).nonzero().flatten()
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {part.class_names[label]}".encode()))
+        order = torch.randperm(len(positions), generator=generator)
+        drawn[positions[order[: count(len(positions))]]] = True
+    return drawn
+
+
+def _require(train: LabelledDataset, classes: set[int], least: int, why: str) -> None:
+    """Raises ValueError that names those of the classes with fewer than `least` samples."""
+    counts = torch.bincount(train.labels, minlength=len(train.class_names)).tolist()
+    short = [f"{train.class_names[label]!r} ({counts[label]})" for label in sorted(classes) if counts[label] < least]
+    if short:
+        raise ValueError(f"too few training samples in class {listed(short, 5)}: a class needs {why}")

@@ -1,0 +1,182 @@
+"""Changes of an image index. Each gives a new one and leaves the old as it is.
+
+Shapes: m new vectors, r rows of the index, dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tripletmas.basics.weights import listed
+from tripletmas.index.approximate import FaissIndex
+from tripletmas.index.base import unit
+from tripletmas.index.images import NO_LABEL, ImageIndex, Part, prefix
+
+
+def add_images(
+    index: ImageIndex,
+    vectors: Tensor,
+    names: Sequence[str],
+    class_names: Sequence[str | None],
+    part: Part,
+    *,
+    root: str = "",
+) -> ImageIndex:
+    """The index with more images: raw vectors (m, dim) of one model, names of files below `root`, names of classes.
+
+    Raises:
+        ValueError: if the dimension differs, a value is not finite, a path is in the index already, or there are fewer
+            vectors than an index that must be trained needs; the sentence names the first.
+    """
+    paths = [prefix(root) + name for name in names] if root else list(names)
+    if not len(vectors) == len(paths) == len(class_names):
+        raise ValueError(f"{len(vectors)} vectors, {len(paths)} paths and {len(class_names)} classes")
+    check_new(index, paths)
+    rows = _prepared(index, vectors, paths)
+    known = dict.fromkeys((*index.class_names, *(name for name in class_names if name is not None)))
+    label = {name: number for number, name in enumerate(known)}
+    labels = torch.tensor([NO_LABEL if name is None else label[name] for name in class_names], dtype=torch.int64)
+    ids = torch.arange(index.next_id, index.next_id + len(rows))
+    larger = replace(
+        index,
+        vectors=torch.cat([index.vectors, rows]),
+        ids=torch.cat([index.ids, ids]),
+        part=torch.cat([index.part, torch.full((len(rows),), len(index.parts), dtype=torch.int32)]),
+        labels=torch.cat([index.labels, labels]),
+        paths=(*index.paths, *paths),
+        parts=(*index.parts, part),
+        class_names=tuple(known),
+        roots=tuple(dict.fromkeys((*index.roots, root))) if root else index.roots,
+        next_id=index.next_id + len(rows),
+    )
+    if index.settings.kind != "exact":
+        searched = index.searchable()  # a new one, which may be added to
+        assert isinstance(searched, FaissIndex)
+        searched.add(rows, ids)
+        larger = replace(larger, serialized=searched.serialize())
+    return _tidied(larger)
+
+
+def check_new(index: ImageIndex, paths: Sequence[str]) -> None:
+    """Whether none of these paths is in the index yet, or twice among them.
+
+    Raises:
+        ValueError: naming the first, and how many there are.
+    """
+    seen, twice = set(index.paths), []
+    for path in paths:
+        if path in seen:
+            twice.append(path)
+        seen.add(path)
+    if twice:
+        raise ValueError(
+            f"{len(twice)} of {len(paths)} images are in the index already, the first is {twice[0]}: remove them "
+            "first, or refresh the index"
+        )
+
+
+def remove_images(index: ImageIndex, rows: Tensor) -> ImageIndex:
+    """The index without these rows (r,); an approximate one is rebuilt only if its kind cannot remove (HNSW)."""
+    keep = torch.ones(len(index), dtype=torch.bool)
+    keep[rows] = False
+    smaller = replace(
+        index,
+        vectors=index.vectors[keep],
+        ids=index.ids[keep],
+        part=index.part[keep],
+        labels=index.labels[keep],
+        paths=tuple(path for path, kept in zip(index.paths, keep.tolist(), strict=True) if kept),
+    )
+    if index.settings.kind == "exact" or not len(smaller):
+        return _tidied(replace(smaller, serialized=None))
+    searched = index.searchable()  # a new one, which may be changed
+    assert isinstance(searched, FaissIndex)
+    try:
+        searched.remove(index.ids[~keep])
+    except ValueError:
+        return _tidied(_rebuilt(smaller))
+    return _tidied(replace(smaller, serialized=searched.serialize()))
+
+
+def move_parts(
+    index: ImageIndex, drifts: Mapping[int, Callable[[Tensor], Tensor]], to: str, maps: Sequence[str]
+) -> ImageIndex:
+    """The index with the vectors of some parts moved into the space of the model `to`; no image is read.
+
+    Args:
+        drifts: number of a part -> what moves its vectors (r, dim), as they are stored; where the index normalises, the
+            result is scaled to length 1 again.
+        maps: the names of what the drifts consist of.
+
+    Raises:
+        ValueError: if a moved vector is not finite.
+    """
+    vectors, parts = index.vectors.clone(), list(index.parts)
+    for number, drift in drifts.items():
+        rows = index.of_parts([number])
+        vectors[rows] = _prepared(index, drift(index.vectors[rows]), [index.paths[row] for row in rows.tolist()])
+        parts[number] = replace(parts[number], moved_to=to, maps=(*parts[number].maps, *maps))
+    return _tidied(_rebuilt(replace(index, vectors=vectors, parts=tuple(parts))))
+
+
+def replace_vectors(index: ImageIndex, rows: Tensor, vectors: Tensor, part: Part) -> ImageIndex:
+    """The index with other vectors for these rows (r,): their images embedded anew, raw, by the model of `part`.
+
+    Raises:
+        ValueError: if the dimension differs or a value is not finite.
+    """
+    stored, numbers = index.vectors.clone(), index.part.clone()
+    stored[rows] = _prepared(index, vectors, [index.paths[row] for row in rows.tolist()])
+    numbers[rows] = len(index.parts)
+    return _tidied(_rebuilt(replace(index, vectors=stored, part=numbers, parts=(*index.parts, part))))
+
+
+def relocate_images(index: ImageIndex, rows: Tensor, root: str) -> ImageIndex:
+    """The index with the images of these rows (r,) below another root, under the same names.
+
+    Raises:
+        ValueError: if two images would then have one path.
+    """
+    paths = list(index.paths)
+    for row in rows.tolist():
+        paths[row] = prefix(root) + index.name_of(row)
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"below {root}, several images of the index would have one path")
+    return replace(index, paths=tuple(paths), roots=tuple(dict.fromkeys((*index.roots, root))))
+
+
+def _prepared(index: ImageIndex, vectors: Tensor, paths: list[str]) -> Tensor:
+    """Raw vectors as they are stored."""
+    if vectors.ndim != 2 or vectors.shape[1] != index.settings.dim:
+        raise ValueError(f"vectors must have shape (n, {index.settings.dim}), got {tuple(vectors.shape)}")
+    rows = vectors.detach().to("cpu", torch.float32)
+    bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{len(bad)} vectors hold NaN or infinity, of: {listed([paths[row] for row in bad], most=3)}")
+    return unit(rows) if index.settings.normalize else rows
+
+
+def _rebuilt(index: ImageIndex) -> ImageIndex:
+    """With what faiss holds made anew from the vectors; an index that is trained is trained on them."""
+    if index.settings.kind == "exact":
+        return index
+    if not len(index):
+        return replace(index, serialized=None)
+    searched = index.settings.make_index()
+    assert isinstance(searched, FaissIndex)
+    searched.add(index.vectors, index.ids)
+    return replace(index, serialized=searched.serialize())
+
+
+def _tidied(index: ImageIndex) -> ImageIndex:
+    """Each part once, none without vectors."""
+    used = index.part.unique().tolist()
+    parts = tuple(dict.fromkeys(index.parts[number] for number in used))
+    number_of = torch.full((len(index.parts),), -1, dtype=torch.int32)
+    for number in used:
+        number_of[number] = parts.index(index.parts[number])
+    return replace(index, parts=parts, part=number_of[index.part.long()])

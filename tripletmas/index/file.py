@@ -1,0 +1,141 @@
+"""The file of an image index: tensors in the safetensors format, the rest as JSON in its header.
+
+vectors   (n, dim) float32, as they are searched: of length 1 where the index normalises
+ids       (n,) int64, ascending: an image keeps its id, and none is given twice
+part      (n,) int32, which of the parts listed in the header the vector belongs to
+labels    (n,) int64, which of the class names in the header; -1: no label
+paths     uint8, a JSON list of n texts in UTF-8
+index     uint8, only of approximate indexes: what faiss serialised
+
+The header has a checksum (CRC-32) of each, which is compared when the file is opened: a score that was computed from
+damaged vectors would look like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tripletmas.basics.files import save_tensors
+from tripletmas.basics.weights import Params
+
+FORMAT = 1
+_HEADER = "tripletmas index"
+_WHAT_TO_DO = "restore it from a copy, or build it anew"
+_DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "labels": torch.int64}
+
+
+@contextmanager
+def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
+    """Keeps other writers from an index file while it is read, changed and written; readers need no lock.
+
+    An empty file `<path>.lock` stays behind: to delete it would let two writers in.
+
+    Args:
+        new: the file need not be there yet.
+
+    Raises:
+        ValueError: if another process changes it at this moment, or if there is no such file.
+    """
+    if new:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    elif not Path(path).is_file():
+        raise ValueError(f"no such index file: {path}")
+    lock = FileLock(f"{os.path.realpath(path)}.lock")  # one file has one lock, whatever links lead to it
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{path} is being changed by another process: try again when that is done") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_index_file(path: str | Path, tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> None:
+    """Write an index file; until the new one is whole, the old one stays.
+
+    Raises:
+        OSError: if it cannot be written, as when the disk is full; the old file is untouched.
+    """
+    content = {**tensors, "paths": _to_bytes(json.dumps(paths, ensure_ascii=False).encode("utf-8", "surrogateescape"))}
+    checksums = {name: _checksum(value) for name, value in content.items()}
+    save_tensors(content, path, {_HEADER: json.dumps({"format": FORMAT, "checksums": checksums, **header})})
+
+
+def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, tuple[str, ...], dict[str, Any]]:
+    """The tensors, the paths, and the header of an index file.
+
+    The tensors are mapped: what lies on the disk is read when it is used. The file may be replaced meanwhile.
+
+    Args:
+        verify: read them once now, to compare their checksums.
+
+    Raises:
+        ValueError: if there is no such file, if it is no index, was cut short, or is of another format.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no such index file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no index file, or was cut short ({error}): {_WHAT_TO_DO}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
+    try:
+        header = json.loads(text)
+        found = int(header["format"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_WHAT_TO_DO}") from None
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} is an index of format {found}, and this version of tripletmas reads format {FORMAT}: build it "
+            f"anew, or use version {header.get('version')}"
+        )
+    try:
+        for name, expected in header.get("checksums", {}).items():  # earlier versions wrote none
+            if verify and _checksum(tensors[name]) != expected:
+                raise ValueError(f"the checksum of its {name} is wrong")
+        paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
+        _check(tensors, paths, header)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_WHAT_TO_DO}") from None
+    return tensors, paths, header
+
+
+def _check(tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> None:
+    """Whether the tensors belong together; the vectors themselves are not read."""
+    for name, dtype in _DTYPES.items():
+        value = tensors[name]
+        shape = (len(paths), header["dim"]) if name == "vectors" else (len(paths),)
+        if value.shape != shape or value.dtype != dtype:
+            raise ValueError(f"{name}: {value.dtype} of {tuple(value.shape)}, not {dtype} of {shape}")
+    for name, smallest, end in (("part", 0, len(header["parts"])), ("labels", -1, len(header["class_names"]))):
+        value = tensors[name]
+        if len(value) and not smallest <= int(value.min()) <= int(value.max()) < end:
+            raise ValueError(f"{name} lie outside [{smallest}, {end})")
+    if not bool((tensors["ids"].diff() > 0).all()):
+        raise ValueError("ids are not ascending")
+
+
+def _checksum(tensor: Tensor) -> int:
+    content: Any = tensor.contiguous().numpy()  # a buffer, which its type says from Python 3.12 on only
+    return zlib.crc32(content) if tensor.numel() else 0
+
+
+def _to_bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)

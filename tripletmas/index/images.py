@@ -1,0 +1,234 @@
+"""An index of images: vectors with labels and paths, and which model made each of them.
+
+A vector is comparable to those of one model only. So an index knows, part by part, the model that embedded its vectors
+(`Part.model`) and the model whose space they lie in (`Part.moved_to`: the same one, unless a drift map moved them),
+both by the hash of the weights.
+
+Shapes: n vectors, q queries, k ranks, dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tripletmas.basics.version import __version__
+from tripletmas.index.approximate import FaissIndex
+from tripletmas.index.base import Index
+from tripletmas.index.exact import ExactIndex
+from tripletmas.index.file import read_index_file, write_index_file
+from tripletmas.index.making import make_index
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What the model is shown of an image: a square of so many pixels, in grey (1) or RGB (3), inverted or not."""
+
+    size: int
+    channels: int
+    invert: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all vectors of an index; see `make_index`."""
+
+    dim: int
+    transform: Transform
+    metric: str = "inner_product"
+    normalize: bool = True
+    kind: str = "exact"
+    nprobe: int | None = None
+    ef_search: int | None = None
+
+    def make_index(self) -> Index:
+        return make_index(
+            self.dim,
+            kind=self.kind,
+            metric=self.metric,
+            normalize=self.normalize,
+            nprobe=self.nprobe,
+            ef_search=self.ef_search,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where some of the vectors come from.
+
+    Args:
+        model: hash of the weights that embedded the images (`params.weight_hash`).
+        after_task: after which task of its run that model was, from 0.
+        moved_to: hash of the weights whose space the vectors lie in now; `model` itself unless they were compensated.
+        maps: the kind of drift map of each refresh that moved them, in order; one refresh may span several tasks.
+    """
+
+    model: str
+    after_task: int
+    moved_to: str
+    maps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageIndex:
+    """n vectors (float32, as they are searched) with ids, parts, labels and paths; `index_changes` gives changed ones.
+
+    Args:
+        ids: (n,) int64, ascending; an image keeps its id.
+        part: (n,) int32, which of `parts` each vector belongs to.
+        labels: (n,) int64 into `class_names`; NO_LABEL for an image without one.
+        paths: the file of each image, unique: a root and the name below it.
+        roots: the folders and archives that were added; the commands give absolute paths, as of `run`.
+        run: the run directory whose model is the present one.
+        next_id: what the next image gets; ids are not used again after a removal.
+        serialized: what faiss holds, of an index that is not exact.
+    """
+
+    settings: Settings
+    vectors: Tensor
+    ids: Tensor
+    part: Tensor
+    labels: Tensor
+    paths: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    class_names: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    run: str = ""
+    next_id: int = 0
+    serialized: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def empty(cls, settings: Settings, run: str = "") -> ImageIndex:
+        """An index without vectors.
+
+        Raises:
+            ValueError: if the settings do not fit each other, as for a kind that faiss does not know.
+        """
+        settings.make_index()
+        none = torch.empty(0, dtype=torch.int64)
+        return cls(settings, torch.empty(0, settings.dim), none, none.int(), none, run=run)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> ImageIndex:
+        """The index in a file. Its vectors stay on the disk until they are searched.
+
+        Args:
+            verify: read the whole file once, to compare its checksums.
+
+        Raises:
+            ValueError: if there is no such file, if it is no index, was cut short, or is of another format.
+        """
+        tensors, paths, header = read_index_file(path, verify=verify)
+        try:
+            settings = Settings(**{**header["settings"], "transform": Transform(**header["settings"]["transform"])})
+            parts = tuple(Part(**{**part, "maps": tuple(part["maps"])}) for part in header["parts"])
+            names = {name: tuple(header[name]) for name in ("class_names", "roots")}
+            run, next_id = str(header["run"]), int(header["next_id"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
+        return cls(
+            settings,
+            vectors=tensors["vectors"],
+            ids=tensors["ids"],
+            part=tensors["part"],
+            labels=tensors["labels"],
+            paths=paths,
+            parts=parts,
+            class_names=names["class_names"],
+            roots=names["roots"],
+            run=run,
+            next_id=next_id,
+            serialized=tensors.get("index"),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to a file; until it is whole, the file that was there stays. `locked` keeps others away.
+
+        Raises:
+            OSError: if it cannot be written, as when the disk is full; the old file is untouched.
+        """
+        tensors = {"vectors": self.vectors, "ids": self.ids, "part": self.part, "labels": self.labels}
+        if self.serialized is not None:
+            tensors["index"] = self.serialized
+        header = {
+            "version": __version__,
+            "settings": asdict(self.settings),
+            "dim": self.settings.dim,
+            "parts": [asdict(part) for part in self.parts],
+            "class_names": self.class_names,
+            "roots": self.roots,
+            "run": self.run,
+            "next_id": self.next_id,
+        }
+        write_index_file(path, tensors, self.paths, header)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    # --- what is asked of it
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k vectors of largest score for each query (q, dim), best first, whatever space each vector lies in.
+
+        A score is the inner product, or for the metric "l2" the negative squared distance, of unit vectors where the
+        index normalises. Where the index ends before rank k, positions are -1 and scores -inf.
+
+        Returns: scores (q, k) float32 and positions (q, k) int64, rows of this index and not ids.
+        """
+        scores, ids = self._searched.search(queries, k)
+        positions = torch.searchsorted(self.ids, ids.clamp_min(0))
+        return scores, torch.where(ids >= 0, positions, -1)
+
+    def stale(self, model: str) -> tuple[int, ...]:
+        """The numbers of the parts whose vectors do not lie in the space of the model with this hash."""
+        return tuple(number for number, part in enumerate(self.parts) if part.moved_to != model)
+
+    def of_parts(self, numbers: Sequence[int]) -> Tensor:
+        """The rows of these parts, (r,), ascending."""
+        return torch.isin(self.part, torch.tensor(numbers, dtype=torch.int32)).nonzero().flatten()
+
+    def label_of(self, row: int) -> str | None:
+        """The name of the class of a row; None if it has none."""
+        label = int(self.labels[row])
+        return None if label == NO_LABEL else self.class_names[label]
+
+    def name_of(self, row: int) -> str:
+        """The path of a row below its root."""
+        root = self.root_of(row)
+        return self.paths[row] if root is None else self.paths[row][len(prefix(root)) :]
+
+    def root_of(self, row: int) -> str | None:
+        """The longest of the roots that a row lies below; None if it lies below none."""
+        return max((root for root in self.roots if self.paths[row].startswith(prefix(root))), key=len, default=None)
+
+    @cached_property
+    def _searched(self) -> Index:
+        return self.searchable()
+
+    def searchable(self) -> Index:
+        """A new index over the vectors, by ids; over those of an exact one where they lie."""
+        s = self.settings
+        if s.kind == "exact":
+            return ExactIndex.over(self.vectors, ids=self.ids, metric=s.metric, normalize=s.normalize)
+        if self.serialized is None:
+            return s.make_index()
+        return FaissIndex.deserialize(
+            self.serialized,
+            kind=s.kind,
+            metric=s.metric,
+            normalize=s.normalize,
+            nprobe=s.nprobe,
+            ef_search=s.ef_search,
+        )
+
+
+def prefix(root: str) -> str:
+    """What the paths below a root begin with."""
+    return root if root.endswith("/") else f"{root}/"

@@ -1,0 +1,6 @@
+"""Inputs to raw embeddings: networks by name, and how a data set is embedded."""
+
+import lazy_loader
+
+# The names stand in the stub beside this file, once; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

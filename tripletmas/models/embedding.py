@@ -1,0 +1,100 @@
+"""Embed a data set: raw embeddings with their labels.
+
+Shapes: n samples, dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tripletmas.data.dataset import LabelledDataset
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Raw embeddings of n samples, (n, dim) float32 on the CPU, all finite, and their labels.
+
+    Labels are (n,) int64, or, where a sample can be of several classes, (n, classes) bool.
+    """
+
+    vectors: Tensor
+    labels: Tensor
+
+    def __post_init__(self):
+        vectors, labels = self.vectors, self.labels
+        if vectors.ndim != 2 or vectors.dtype != torch.float32 or vectors.device.type != "cpu":
+            raise ValueError(
+                "vectors must be float32 of shape (n, dim) on the CPU, "
+                f"got {vectors.dtype} of {tuple(vectors.shape)} on {vectors.device}"
+            )
+        # No conversion: labels that went through a float on their way here may already have collided.
+        one, several = labels.shape == vectors.shape[:1], labels.ndim == 2 and len(labels) == len(vectors)
+        fits = (one and labels.dtype == torch.int64) or (several and labels.dtype == torch.bool)
+        if not fits or labels.device.type != "cpu":
+            raise ValueError(
+                f"labels must be int64 of shape ({len(vectors)},) on the CPU, "
+                f"got {labels.dtype} of {tuple(labels.shape)} on {labels.device}"
+            )
+        bad = (~vectors.isfinite().all(dim=1)).nonzero()
+        if len(bad):
+            raise ValueError(f"vectors must be finite; row {int(bad[0])} holds NaN or infinity")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def embed(
+    model: nn.Module,
+    dataset: LabelledDataset,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Embeddings:
+    """The raw embeddings of all samples, in their order, by the model in eval mode.
+
+    Samples are read as the data set gives them: a data set that augments is to be passed as `dataset.plain()`.
+    Afterwards every submodule is back in the mode it was in.
+
+    Args:
+        device: where the samples are moved; the model is not moved. None: where the model's parameters are.
+        progress: show a bar, if the output is a terminal.
+
+    Raises:
+        ValueError: naming the sample (and its file) whose embedding is not finite; if the data set is empty; if the
+            model does not return one vector a sample.
+    """
+    if not len(dataset):
+        raise ValueError("an empty data set has no embeddings")
+    if device is None:
+        first = next(model.parameters(), None)
+        device = torch.device("cpu") if first is None else first.device
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    pieces, start = [], 0
+    try:
+        batches = dataset.loader(batch_size, num_workers=num_workers)
+        for samples, _ in tqdm(batches, desc="embed", leave=False, disable=None if progress else True):
+            with torch.inference_mode():
+                vectors = model(samples.to(device))
+            if vectors.ndim != 2 or len(vectors) != len(samples):
+                raise ValueError(
+                    f"the model must return embeddings of shape (batch, dim): for {len(samples)} samples "
+                    f"it returned {tuple(vectors.shape)}"
+                )
+            pieces.append(vectors.to("cpu", torch.float32))
+            bad = (~pieces[-1].isfinite().all(dim=1)).nonzero()
+            if len(bad):
+                sample = start + int(bad[0])
+                file = f" ({dataset.paths[sample]})" if dataset.paths is not None else ""
+                raise ValueError(f"the embedding of sample {sample}{file} holds NaN or infinity")
+            start += len(samples)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return Embeddings(torch.cat(pieces), dataset.labels)

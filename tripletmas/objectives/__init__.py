@@ -1,0 +1,6 @@
+"""What a task is about: its loss, what importance measures, how it is scored and shown. A kind is one folder."""
+
+import lazy_loader
+
+# The names stand in the stub beside this file, once; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

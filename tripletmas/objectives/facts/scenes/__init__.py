@@ -1,0 +1,1 @@
+"""Drawn scenes in which facts hold."""

@@ -1,0 +1,87 @@
+"""Recognition without a task label: the nearest class mean on the embedding, with means kept in three ways.
+
+**fresh** means are computed anew by the present model from the training data of all tasks seen: what one would have
+with all old data. **stale** means stay as they were when their class was learned. **compensated** means are stale ones
+moved by the drift that the new task's data show: no old data is needed.
+
+Embeddings are normalised to unit length, means are not normalised again; distances are Euclidean.
+
+Shapes: c classes, n samples of the new task, q queries, dim.
+Source: Yu et al., Semantic Drift Compensation, CVPR 2020, of which the compensation (see `drift`)
+    and these conventions are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tripletmas.basics.weights import Params
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.index.drift import compensate_drift
+from tripletmas.models.embedding import Embeddings, embed
+
+KINDS = ("fresh", "stale", "compensated")
+
+
+class ClassMeans:
+    """The means of all classes seen so far.
+
+    Attributes:
+        labels: (c,) the classes, in the order in which they were learned.
+        means: kind -> (c, dim).
+    """
+
+    def __init__(self, *, batch_size: int = 256, num_workers: int = 0):
+        self.labels = torch.empty(0, dtype=torch.int64)
+        self.means: dict[str, Tensor] = {kind: torch.empty(0, 0) for kind in KINDS}
+        self._before: Tensor | None = None
+        self._batch_size, self._num_workers = batch_size, num_workers
+
+    def before_task(self, model: nn.Module, task: Task) -> None:
+        """Note where the model that was deployed so far puts the data of the new task."""
+        self._before = self._embedded(model, task).vectors if len(self.labels) else None
+
+    def after_task(self, model: nn.Module, seen: Stream) -> None:
+        """Take in the last of the tasks seen, by the model that is deployed from now on."""
+        embedded = [self._embedded(model, task) for task in seen]
+        fresh = [_means(each, task.classes) for each, task in zip(embedded, seen, strict=True)]
+        new = fresh[-1]
+        stale = torch.cat([self.means["stale"], new]) if len(self.labels) else new
+        compensated = new.clone()  # of its own, to be saved beside the stale ones
+        if len(self.labels):
+            assert self._before is not None
+            moved = compensate_drift(self.means["compensated"], self._before, embedded[-1].vectors)
+            compensated = torch.cat([moved, new])
+        self.means = {"fresh": torch.cat(fresh), "stale": stale, "compensated": compensated}
+        self.labels = torch.tensor([label for task in seen for label in task.classes])
+        self._before = None
+
+    def nearest(self, vectors: Tensor, kind: str) -> Tensor:
+        """The label of the nearest mean of each embedding, (q,)."""
+        distances = torch.cdist(functional.normalize(vectors, dim=1), self.means[kind])
+        return self.labels[distances.argmin(dim=1)]
+
+    def state_dict(self) -> Params:
+        """All that resuming needs."""
+        state = {f"means/{kind}": mean for kind, mean in self.means.items()}
+        return state if self._before is None else {**state, "before": self._before}
+
+    def load_state_dict(self, state: Params, stream: Stream) -> None:
+        """Take over what `state_dict` gave, for the classes of the stream's first tasks.
+
+        The stream may have grown since: then a class may have another label than it had.
+        """
+        self.means = {kind: state[f"means/{kind}"] for kind in KINDS}
+        labels = [label for task in stream for label in task.classes]
+        self.labels = torch.tensor(labels[: len(self.means["stale"])], dtype=torch.int64)
+        self._before = state.get("before")
+
+    def _embedded(self, model: nn.Module, task: Task) -> Embeddings:
+        found = embed(model, task.train.plain(), batch_size=self._batch_size, num_workers=self._num_workers)
+        return Embeddings(functional.normalize(found.vectors, dim=1), found.labels)
+
+
+def _means(embedded: Embeddings, classes: tuple[int, ...]) -> Tensor:
+    return torch.stack([embedded.vectors[embedded.labels == label].mean(dim=0) for label in classes])

@@ -1,0 +1,71 @@
+"""The file of a saved protection: tensors in the safetensors format, settings as JSON in its header."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tripletmas.basics.weights import Params
+
+
+def write_protection(path: str | Path, state: Params, settings: dict[str, Any]) -> None:
+    """Write a file that is either whole or not there; `settings` must fit JSON."""
+    aside = Path(f"{path}.part")
+    save_file({k: v.contiguous() for k, v in state.items()}, aside, {"protection": json.dumps(settings)})
+    os.replace(aside, path)
+
+
+def read_protection(path: str | Path) -> tuple[Params, dict[str, Any]]:
+    """State and settings, as they were written.
+
+    Raises:
+        ValueError: if the file is no saved protection or was cut short.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("protection")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or was cut short: {error}") from error
+    if header is None:
+        raise ValueError(f"{path} is no saved protection: Protection.save writes those")
+    return state, json.loads(header)
+
+
+def described(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function as JSON: its name, the options that JSON can hold (defaults included), and the names of the others."""
+    bare, options = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(bare).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | options).items()}
+    plain = {key: value for key, value in options.items() if _fits_json(value)}
+    return {
+        "function": getattr(bare, "__name__", type(bare).__name__),
+        "options": plain,
+        "unsaved": sorted(options.keys() - plain.keys()),
+    }
+
+
+def is_described(function: Callable[..., Any], description: dict[str, Any]) -> bool:
+    """Whether `described` gave this description of the function; an option that it lacks was the default then."""
+    own = described(function)
+    defaults = described(function.func if isinstance(function, partial) else function)["options"]
+    known = {name: value for name, value in defaults.items() if name not in description["unsaved"]}
+    return own == {**description, "options": {**known, **description["options"]}}
+
+
+def _fits_json(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_fits_json, value))
+    return isinstance(value, (bool, int, float, str, type(None)))

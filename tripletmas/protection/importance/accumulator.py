@@ -1,0 +1,165 @@
+"""Importance as a running mean, for data that arrive batch by batch; and means of several estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from tripletmas.basics.weights import Params, differing_names, trainable
+from tripletmas.protection.engine.batches import Forward
+from tripletmas.protection.engine.per_sample import PerSampleGradients, PerSampleSums
+
+# A length that does not depend on the weights: equal for all samples, and with gradients that are rounding noise.
+_EQUAL_LENGTHS = 1e-4
+_ROUNDING_NOISE = 1e-2
+
+
+class ImportanceAccumulator:
+    """The importance of a model's weights on all samples so far, as `mas_importance` defines it.
+
+    For data that come one sample or one batch at a time, such as those of the place where the model is used. All
+    batches must be measured with the same weights: for a model that has learned since, start a new one, and merge.
+
+    Args:
+        relative, layer, forward, output, approximate: as in `mas_importance`.
+
+    >>> import torch
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 3.0)          # d (w x)^2 / d w = 2 w x^2 = 6 x^2
+    >>> running = ImportanceAccumulator(layer)
+    >>> for x in (1.0, 2.0):
+    ...     running.update(torch.tensor([[x]]))
+    >>> running.importance()["weight"].item(), running.num_samples
+    (15.0, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        relative: bool = False,
+        layer: str | None = None,
+        forward: Forward | None = None,
+        output: Literal["squared_length", "vector"] = "squared_length",
+        approximate: Literal["batch"] | None = None,
+    ):
+        if output not in ("squared_length", "vector"):
+            raise ValueError(f"output must be 'squared_length' or 'vector', got {output!r}")
+        self._model, self._relative, self._layer, self._output = model, relative, layer, output
+        scalar = _squared_length if output == "squared_length" else _each_output
+        size = _total if output == "squared_length" else _total_square
+        self._engine = PerSampleGradients(
+            model, scalar, layer=layer, forward=forward, size=size, approximate=approximate
+        )
+        self._versions = self._weight_versions()
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the mean is over."""
+        return self._engine.sums.num_samples
+
+    def update(self, batch: Any) -> None:
+        """Add the samples of one batch: a tensor, an (inputs, labels, ...) tuple or a dict.
+
+        Raises:
+            ValueError: if the weights are no longer those of the first batch; for outputs as `mas_importance` says.
+        """
+        self.update_all([batch])
+
+    def update_all(self, batches: Iterable[Any]) -> None:
+        """Add the samples of several batches; faster than `update` for each where batches are small."""
+        if self._weight_versions() != self._versions:
+            raise ValueError("the weights have changed since the first batch: start a new ImportanceAccumulator")
+        self._engine.update(batches)
+
+    def importance(self) -> Params:
+        """The mean over all samples so far, by canonical parameter name.
+
+        Raises:
+            ValueError: without any sample; if nothing is important, with the cause.
+        """
+        sums = self._engine.finished()
+        self._refuse_constant_length(sums)
+        scale = 1 / sums.num_samples
+        if self._relative:
+            mean = sums.mean  # squared length
+            if mean == 0:
+                raise ValueError("every embedding is zero, so no importance can be relative to its length")
+            # the gradient of an output has the unit of the length, that of the squared length the unit of its square
+            scale /= mean if self._output == "squared_length" else mean**0.5
+        return {name: total * scale for name, total in sums.gradients.items()}
+
+    def _weight_versions(self) -> list[tuple[int, int]]:
+        return [(id(value), value._version) for value in self._engine.parameters.values()]
+
+    def _refuse_constant_length(self, sums: PerSampleSums) -> None:
+        mean = sums.mean
+        equal = sums.largest - sums.smallest <= _EQUAL_LENGTHS * mean
+        noise = False
+        if equal and self._output == "squared_length":
+            weights = trainable(self._model)
+            # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised: then it is rounding.
+            # Weights of 0 (an adapter that has learned nothing) count as if they had the size of the others.
+            squares = sum(float(weights[name].detach().square().sum()) for name in sums.gradients)
+            usual = (squares / sum(total.numel() for total in sums.gradients.values())) ** 0.5
+            reactions = (
+                (total * weights[name].detach().abs().clamp(min=usual)).sum() for name, total in sums.gradients.items()
+            )
+            noise = sum(map(float, reactions)) <= _ROUNDING_NOISE * mean * sums.num_samples
+        if noise or not any(bool(total.sum() > 0) for total in sums.gradients.values()):
+            measured = f"the output of layer {self._layer!r}" if self._layer else "the model's output"
+            raise ValueError(
+                f"the importance is zero everywhere: the length of {measured} ({mean**0.5:.4g}) does not depend on any "
+                "weight. If it ends in a normalisation, measure before it: layer='NAME' of the last layer before the "
+                "normalisation (see model.named_modules()). If the output is zero, the model has collapsed."
+            )
+
+
+def merge_importance(estimates: Sequence[Params], weights: Sequence[float]) -> Params:
+    """The weighted mean of several estimates, sum_i weight_i Omega_i / sum_i weight_i.
+
+    With their numbers of samples as weights, the importance on all their samples together (in the unit of the paper;
+    relative estimates are each relative to their own data).
+
+    Raises:
+        ValueError: without any; if their parameters differ; for a negative weight, or if all are 0.
+
+    >>> import torch
+    >>> merge_importance([{"w": torch.tensor(1.0)}, {"w": torch.tensor(4.0)}], weights=[1, 2])
+    {'w': tensor(3.)}
+    """
+    if not estimates or len(estimates) != len(weights):
+        raise ValueError(f"one weight for each estimate, and at least one: got {len(estimates)} and {len(weights)}")
+    if min(weights) < 0 or not sum(weights) > 0:
+        raise ValueError(f"weights must be >= 0 and not all 0, got {list(weights)}")
+    for number, estimate in enumerate(estimates):
+        wrong = differing_names(estimates[0], estimate)
+        if wrong:
+            raise ValueError(f"estimate {number} is of another model than the first: {wrong}")
+    total = float(sum(weights))
+    shares = [weight / total for weight in weights]
+    return {
+        name: sum(
+            (estimate[name] * share for estimate, share in zip(estimates[1:], shares[1:], strict=True)),
+            start=first * shares[0],
+        )
+        for name, first in estimates[0].items()
+    }
+
+
+def _squared_length(outputs: Tensor) -> Tensor:
+    return outputs.reshape(len(outputs), -1).square().sum(1, keepdim=True)
+
+
+def _each_output(outputs: Tensor) -> Tensor:
+    return outputs.reshape(len(outputs), -1)
+
+
+def _total(scalars: Tensor) -> Tensor:
+    return scalars.sum(1)
+
+
+def _total_square(scalars: Tensor) -> Tensor:
+    return scalars.square().sum(1)

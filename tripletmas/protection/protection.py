@@ -1,0 +1,341 @@
+"""Protection: importance and reference of every weight, and the penalty that holds important weights in place.
+
+The penalty is `strength * sum importance * (theta - reference)^2`, without a hidden 1/2. It goes into the gradient, as
+`2 * strength * importance * (theta - reference)`, in a hook that runs when an optimizer steps: then it works in any
+training loop, fires once a step whatever the gradient accumulation, and needs no second backward pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from tripletmas.basics.weights import Params, differing_names, named_parameters, snapshot, trainable
+from tripletmas.protection.coverage import Coverage, measure_coverage
+from tripletmas.protection.engine.batches import Forward
+from tripletmas.protection.file import described, is_described, read_protection, write_protection
+from tripletmas.protection.hooks import is_registered, make_step_hook
+from tripletmas.protection.importance.local_mas import local_mas_importance
+from tripletmas.protection.importance.mas import mas_importance
+from tripletmas.protection.importance.uniform import uniform_importance
+from tripletmas.protection.penalty import Buffers, Pulled, add_penalty_gradient, dense_gradient, laid_out_as
+from tripletmas.protection.quadratic import quadratic_penalty
+
+Estimator = Callable[[nn.Module, Iterable[Any]], Params]
+ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
+
+
+class _Protected(NamedTuple):
+    name: str
+    parameter: nn.Parameter
+    importance: Tensor
+    reference: Tensor
+
+
+class Protection:
+    """Holds the weights of a model in place, each as firmly as it is important to what was learned so far.
+
+    Memory: two copies of the trainable parameters, `importance` and `reference`, from the first `consolidate` on, and
+    a buffer of at most 2^20 weights, which every step uses again.
+
+    Args:
+        model: the model that is trained; parameters are matched by identity in memory and by canonical name on disk.
+        strength: weight of the penalty (lambda). In the relative unit of `MAS` 0.3 is a good first value.
+        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
+        estimate: (model, batches) -> importance by canonical name.
+
+    Raises:
+        ValueError: for a negative strength, a decay outside [0, 1], or half-precision weights, which are too coarse
+            to be held in place (keep float32 weights and train under autocast).
+    """
+
+    def __init__(self, model: nn.Module, *, strength: float, decay: float = 1.0, estimate: Estimator):
+        if strength < 0:
+            raise ValueError(f"strength must be >= 0, got {strength}")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {decay}")
+        half = [name for name, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)]
+        if half:
+            raise ValueError(
+                f"weights in half precision cannot be protected ({half[0]}): keep them in float32 and "
+                "train under torch.autocast"
+            )
+        self.model = model
+        self.strength = strength
+        self.decay = decay
+        self.estimate = estimate
+        self.importance: Params = {}
+        self.reference: Params = {}
+        self._table: dict[int, _Protected] = {}
+        self._buffers: Buffers = {}
+        self._hook = make_step_hook(self._add_gradients, self.value)
+        self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+        self._checked_rates: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
+        self._num_protected_steps = 0
+        self._protecting = False
+
+    # --- in a training loop
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Add the penalty's gradient whenever this optimizer steps; nothing until the first `consolidate`.
+
+        Attaching an optimizer again changes nothing. The handle's `remove()` detaches it.
+
+        Raises:
+            ValueError: if the optimizer holds no parameter of the model.
+        """
+        own = {id(parameter) for parameter in named_parameters(self.model).values()}
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
+        if not is_registered(self._handles.get(optimizer), optimizer):
+            self._handles[optimizer] = optimizer.register_step_pre_hook(self._hook)
+        return self._handles[optimizer]
+
+    @contextmanager
+    def protect(self) -> Iterator[Protection]:
+        """Protect in every optimizer that steps inside the `with` block, for frameworks that build their own.
+
+        Warns at the end of the block if there was something to protect but no optimizer stepped on it.
+        """
+        if self._protecting:  # within another `protect()` of this protection: once is enough
+            yield self
+            return
+        num_steps_before, has_importance = self._num_protected_steps, bool(self.importance)
+
+        def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
+            attached = is_registered(self._handles.get(optimizer), optimizer)
+            return None if attached else self._hook(optimizer, args, kwargs)  # its own hook adds the penalty
+
+        handle = register_optimizer_step_pre_hook(before_step)
+        self._protecting = True
+        try:
+            yield self
+        finally:
+            self._protecting = False
+            handle.remove()
+        if has_importance and self._num_protected_steps == num_steps_before:
+            warnings.warn("no optimizer stepped on the protected model inside protect()", stacklevel=3)
+
+    def value(self) -> Tensor:
+        """The penalty now, `strength * sum importance * (theta - reference)^2`: a differentiable scalar."""
+        self._follow_device()
+        importance = {name: protected.importance for name, protected in self._held().items()}
+        return self.strength * quadratic_penalty(self.model, self.reference, importance)
+
+    # --- after a task
+
+    def consolidate(self, batches: Iterable[Any]) -> Params:
+        """Measure the importance of what was just learned, add it to what is protected, and re-anchor.
+
+        Args:
+            batches: unlabelled data (labels are ignored): an iterable of tensors, (inputs, ...) tuples or dicts.
+
+        Returns:
+            The importance of this task alone, by canonical name.
+        """
+        importance = self.estimate(self.model, batches)
+        self.importance = {name: value * self.decay for name, value in self.importance.items()}
+        self.add(importance)
+        self.anchor()
+        return importance
+
+    def add(self, importance: Params, *, weight: float = 1.0) -> None:
+        """Add `weight * importance` to what is protected; the reference of a weight that has one stays."""
+        current = named_parameters(self.model)
+        unknown = sorted(importance.keys() - current.keys())
+        if unknown:
+            raise ValueError(f"the model has no parameter {unknown[0]!r}, for which there is importance")
+        self._follow_model()
+        for name, value in importance.items():
+            value = value.detach().to(current[name].device) * weight
+            self.importance[name] = self.importance[name] + value if name in self.importance else value
+            if name not in self.reference:
+                self.reference[name] = current[name].detach().clone()
+        self._match()
+
+    def anchor(self) -> None:
+        """Make the present weights the reference (theta*)."""
+        self._follow_model()
+        current = named_parameters(self.model)
+        self.reference = snapshot({name: current[name] for name in self.importance})
+        self._match()
+
+    def coverage(self) -> Coverage:
+        """What the penalty holds of the model as it is now, and what it leaves free."""
+        return measure_coverage(self.model, {name: held.importance for name, held in self._held().items()})
+
+    # --- on disk
+
+    def state_dict(self) -> Params:
+        """Importance and reference by `importance/NAME` and `reference/NAME`; empty before the first `consolidate`."""
+        held = self._held()
+        return {f"importance/{name}": protected.importance for name, protected in held.items()} | {
+            f"reference/{name}": protected.reference for name, protected in held.items()
+        }
+
+    def load_state_dict(self, state: Params) -> None:
+        """Take over a state that `state_dict` gave, for the present model.
+
+        Raises:
+            ValueError: if the state has parameters that the model lacks, or has in other shapes; all names that do not
+                match are listed. Parameters that only the model has are not held, as `coverage` says.
+        """
+        importance, reference = (
+            {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+            for part in ("importance/", "reference/")
+        )
+        current = named_parameters(self.model)
+        if any(name not in current or current[name].shape != value.shape for name, value in importance.items()):
+            raise ValueError(f"saved for another model: {differing_names(trainable(self.model), importance)}")
+        self.importance, self.reference = (
+            {name: part[name] for name in current if name in part} for part in (importance, reference)
+        )
+        self._match()
+
+    def save(self, path: str | Path) -> None:
+        """Write importance, reference and settings to one safetensors file (settings as JSON in its header)."""
+        settings = {"strength": self.strength, "decay": self.decay, "estimate": described(self.estimate)}
+        write_protection(path, self.state_dict(), settings)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, *, estimate: Estimator | None = None) -> Protection:
+        """The protection saved at `path`, for `model`.
+
+        Args:
+            estimate: needed only where the saved protection measured with a function of the user's own.
+
+        Raises:
+            ValueError: if the file is no saved protection or was cut short; if it was saved for another model (missing
+                and unexpected names are listed), or measures in another unit than `estimate` does.
+        """
+        state, settings = read_protection(path)
+        saved = settings["estimate"]
+        if estimate is None:
+            if saved["function"] not in ESTIMATORS or saved["unsaved"]:
+                raise ValueError(f"{path} was measured with {saved}: give the same function as estimate=")
+            estimate = partial(ESTIMATORS[saved["function"]], **saved["options"])
+        elif not is_described(estimate, saved):
+            raise ValueError(f"{path} was measured with {saved}, but estimate= is {described(estimate)}")
+        protection = cls(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
+        protection.load_state_dict(state)
+        return protection
+
+    # --- at an optimizer's step
+
+    def _add_gradients(self, optimizer: Optimizer) -> None:
+        if not self.importance:
+            return
+        self._follow_device()
+        self._warn_if_unstable(optimizer)
+        pulled = []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                held = self._table.get(id(parameter))
+                if held is not None:
+                    pulled.append(Pulled(parameter, dense_gradient(parameter), held.reference, held.importance))
+        scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
+        add_penalty_gradient(pulled, self.strength, self._buffers, scale=scale)
+        self._num_protected_steps += bool(pulled)
+
+    def _held(self) -> dict[str, _Protected]:
+        """What is protected, by name, without parameters that the model has replaced by others (a new head)."""
+        current = named_parameters(self.model)
+        return {held.name: held for held in self._table.values() if current.get(held.name) is held.parameter}
+
+    def _follow_model(self) -> None:
+        """Forget parameters that the model has replaced, and go to the device to which it has moved."""
+        held = self._held()
+        self.importance = {name: self.importance[name] for name in held}
+        self.reference = {name: self.reference[name] for name in held}
+        self._match()
+
+    def _follow_device(self) -> None:
+        if any(held.parameter.device != held.reference.device for held in self._table.values()):
+            self._follow_model()
+
+    def _match(self) -> None:
+        """Look up which parameter has which importance, and bring both to its device and strides."""
+        current = named_parameters(self.model)
+        for name in self.importance.keys() & current.keys():
+            self.importance[name] = laid_out_as(current[name], self.importance[name])
+            self.reference[name] = laid_out_as(current[name], self.reference[name])
+        self._table = {
+            id(current[name]): _Protected(name, current[name], importance, self.reference[name])
+            for name, importance in self.importance.items()
+            if name in current and current[name].shape == importance.shape
+        }
+        self._checked_rates.clear()
+
+    def _warn_if_unstable(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, torch.optim.SGD) or optimizer in self._checked_rates:
+            return
+        self._checked_rates[optimizer] = True
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        largest = max((float(p.importance.max()) for p in self._table.values() if p.importance.numel()), default=0.0)
+        if rate * self.strength * largest > 0.5:
+            warnings.warn(
+                f"rate * strength * importance reaches {rate * self.strength * largest:.3g} > 0.5: plain gradient "
+                "steps on this penalty oscillate (above 1 they diverge); lower the strength or the learning rate",
+                stacklevel=2,
+            )
+
+
+def MAS(
+    model: nn.Module,
+    strength: float = 0.3,
+    *,
+    decay: float = 1.0,
+    relative: bool = True,
+    layer: str | None = None,
+    forward: Forward | None = None,
+) -> Protection:
+    """A `Protection` whose importance is `mas_importance`: two lines protect any training loop.
+
+    Args:
+        strength: weight of the penalty (lambda).
+        decay: what is left of the importance of earlier tasks when a task is added; 1, as in the authors' code, sums.
+        relative: measure importance relative to the mean squared length of the embeddings, so that a strength means
+            the same for all models. False is the paper's unit (there the authors' strength is 1).
+        layer: the submodule whose output is measured, for a model that ends in a normalisation.
+        forward: how to call the model on a batch, (model, batch) -> embeddings.
+
+    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 3; the relative unit is ours.
+    """
+    options = {"relative": relative, "layer": layer, "forward": forward}
+    return Protection(model, strength=strength, decay=decay, estimate=partial(mas_importance, **options))
+
+
+def LocalMAS(
+    model: nn.Module,
+    strength: float = 0.3,
+    *,
+    decay: float = 1.0,
+    relative: bool = True,
+    forward: Forward | None = None,
+    left_out: Sequence[str] = (),
+) -> Protection:
+    """A `Protection` whose importance is `local_mas_importance`: every layer by itself, no backward pass.
+
+    Args:
+        strength: weight of the penalty (lambda).
+        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
+        relative: measure each layer's importance relative to the mean squared length of its own output (ours).
+        forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
+        left_out: names of modules or parameters that are not protected: those of other kinds than linear and
+            convolution layers, with their batch norm, have to be listed.
+
+    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version (l-MAS); the relative unit is ours.
+    """
+    options = {"relative": relative, "forward": forward, "left_out": list(left_out)}
+    return Protection(model, strength=strength, decay=decay, estimate=partial(local_mas_importance, **options))

@@ -1,0 +1,278 @@
+"""A run's configuration: parsed from YAML and command line, checked against the catalog, every default filled in.
+
+A configuration file is a list of options that stand before those of the command line, so both are checked by one
+parser. Parts are written `--strategy mas --strategy.strength 0.3`, in YAML `strategy: {name: mas, strength: 0.3}` or
+`strategy: mas`. The parts of a combined strategy have options of their own: `--strategy.mas.strength 0.3`, in YAML
+`strategy: {name: mas+distill, mas: {strength: 0.3}}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import jsonargparse
+import yaml
+
+from tripletmas.runs import catalog
+from tripletmas.runs.galleries import GalleryConfig
+from tripletmas.runs.options import TrainConfig
+from tripletmas.runs.strength import SearchConfig
+from tripletmas.basics.sentences import refused, suggestion
+
+_DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
+_ALONE = ("objective", "seed", "device")
+# objective -> its loss if none is named
+_OBJECTIVES = {"metric": "triplet", "recognition": catalog.CROSS_ENTROPY, "facts": "fact_contrastive"}
+# An image of facts has several at once, so there are no classes to balance, and no pairs that a batch must hold.
+_FACT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "training": {"epochs": 5, "sampler": "shuffled", "lr": 0.003, "schedule": "cosine"},
+    "model": {"width": 32},
+}
+_EMPTY = inspect.Parameter.empty
+
+
+def parse(
+    arguments: Sequence[str],
+    *,
+    extra: jsonargparse.ArgumentParser | None = None,
+    program: str = "tripletmas train",
+    may_search: bool = False,
+):
+    """(configuration, other options) of a command line.
+
+    Args:
+        arguments: options of a run, `--config FILE`, and those of `extra`.
+        extra: the options that the command has besides.
+        may_search: options of a search are no mistake, even where no strength is `auto`.
+
+    Raises:
+        ValueError: for unknown names, options or keys, with the nearest known one, and for values of a wrong type.
+    """
+    arguments = list(_with_files_unfolded(arguments))
+    chosen = {part: name or _DEFAULT_NAMES[part] for part, name in _part_names(arguments).items()}
+    chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
+    objective = _objective(arguments, chosen["data"])
+    chosen["loss"] = _loss_for(objective, chosen["loss"])
+    parser = _parser(chosen, objective, program, extra)
+    _refuse_unknown(arguments, parser, chosen)
+    try:
+        parsed = parser.parse_args(arguments).as_dict()
+    except argparse.ArgumentError as error:
+        raise ValueError(refused(error)) from None
+    config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training", "gallery")}
+    search = parsed.pop("search")
+    config |= {key: parsed.pop(key) for key in _ALONE}
+    for part in catalog.PARTS:
+        config[part] = {"name": chosen[part], **{k: v for k, v in config[part].items() if k != "name"}}
+    if searched(config["strategy"]) is not None:
+        config["search"] = search
+    elif not may_search and (unused := [each for each in arguments if each.startswith("--search.")]):
+        raise ValueError(f"{unused[0].partition('=')[0]} is for a strength that is searched: set a strength to auto")
+    return _plain(config), parsed
+
+
+def searched(strategy: Mapping[str, Any]) -> str | None:
+    """Whose strength is to be searched: the part of a combination, "" of a single strategy; None for nobody's.
+
+    Raises:
+        ValueError: for more than one.
+    """
+    own = [""] if strategy.get("strength") == "auto" else []
+    parts = [name for name, of in strategy.items() if isinstance(of, Mapping) and of.get("strength") == "auto"]
+    if len(own + parts) > 1:
+        raise ValueError(f"one strength can be searched, not those of {' and '.join(parts)}: give the others a number")
+    return next(iter(own + parts), None)
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration for a nested dict of what differs from the defaults; checked as `parse` does."""
+    return parse(list(_as_arguments(config)))[0]
+
+
+def _parser(chosen: Mapping[str, str], objective: str, program: str, extra) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        prog=program,
+        exit_on_error=False,
+        parents=[extra] if extra else [],
+        description="The options of a part depend on its name: shown are those of the named or default parts. "
+        "--print_config prints the whole configuration, which --config reads, and stops.",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with options, or a preset such as no-reindex; options given here count more",
+    )
+    for part in catalog.PARTS:
+        group = parser.add_argument_group(f"{part}: {chosen[part]}")
+        group.add_argument(f"--{part}.name", default=chosen[part], metavar="NAME", help=f"also --{part} NAME")
+        facts = part == "model" and objective == "facts"
+        _add(group, part, (catalog.fact_model_options if facts else partial(catalog.options, part))(chosen[part]))
+    _add(parser.add_argument_group("training"), "training", catalog.options_of(TrainConfig, leave_out=("seed",)))
+    if objective == "facts":
+        named = {f"{part}.{key}": value for part, values in _FACT_DEFAULTS.items() for key, value in values.items()}
+        known = {action.dest for action in parser._actions}
+        parser.set_defaults({key: value for key, value in named.items() if key in known})
+    _add(parser.add_argument_group("gallery"), "gallery", catalog.options_of(GalleryConfig))
+    group = parser.add_argument_group("search: of a strength that is `auto`, for each task on that task's data alone")
+    _add(group, "search", catalog.options_of(SearchConfig))
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--objective",
+        type=Literal["metric", "recognition", "facts"],
+        default=objective,
+        help="a metric loss; a linear head for each task under cross-entropy; or images that find their facts, which "
+        f"{' and '.join(catalog.FACT_DATASETS)} are for",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of initial weights and batches; the data have order_seed and split_seed",
+    )
+    group.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...; auto takes a GPU")
+    return parser
+
+
+def _add(group, part: str, options: Mapping[str, catalog.Option]) -> None:
+    for name, option in options.items():
+        required = option.default is _EMPTY
+        is_strength = part == "strategy" and name.rpartition(".")[2] == "strength"
+        group.add_argument(
+            f"--{part}.{name}",
+            type=float | Literal["auto"] if is_strength else option.type,
+            required=required,
+            default=None if required else option.default,
+            help=option.help.replace("%", "%%"),
+        )
+
+
+def _with_files_unfolded(arguments: Sequence[str]) -> Iterator[str]:
+    """`--config FILE` replaced by the options in the file, which come first.
+
+    A part to which the command line gives another name starts from that name's defaults, not from the file's options.
+    """
+    rest, files = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--config":
+            files.append(next(waiting, ""))
+        elif argument.startswith("--config="):
+            files.append(argument.partition("=")[2])
+        else:
+            rest.append(_named(argument))
+    here = _part_names(rest)
+    for file in files:
+        content = [_named(argument) for argument in _as_arguments(read_yaml(file))]
+        there = _part_names(content)
+        before = {part: there[part] or _DEFAULT_NAMES[part] for part in catalog.PARTS}
+        renamed = tuple(f"--{part}." for part in catalog.PARTS if here[part] and before[part] not in ("", here[part]))
+        yield from (argument for argument in content if not argument.startswith(renamed))
+    yield from rest
+
+
+def presets() -> dict[str, Path]:
+    """The configurations that come with the package, by name: `--config NAME`."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name."""
+    path = Path(file) if Path(file).is_file() else presets().get(str(file), Path(file))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        names = ", ".join(presets())
+        raise ValueError(
+            f"the configuration {str(file)!r} cannot be read: {error.strerror} (presets are {names})"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the configuration {str(file)!r} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"the configuration {str(file)!r} must be a mapping such as `strategy: mas`")
+    return content
+
+
+def _as_arguments(config: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+    for key, value in config.items():
+        if key == "version" and prefix == "--":
+            continue
+        if isinstance(value, Mapping):
+            yield from _as_arguments(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _named(argument: str) -> str:
+    """`--strategy` as `--strategy.name`."""
+    option, equals, value = argument.partition("=")
+    return f"{option}.name{equals}{value}" if option in {f"--{part}" for part in catalog.PARTS} else argument
+
+
+class _First(argparse.ArgumentParser):
+    """Reads what the options of the rest depend on."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _part_names(arguments: Sequence[str]) -> dict[str, str]:
+    """The name that is asked for of each part, "" for none; the rest of the command line is not looked at."""
+    first = _First(add_help=False, allow_abbrev=False)
+    for part in catalog.PARTS:
+        first.add_argument(f"--{part}.name", dest=part, default="")
+    return vars(first.parse_known_args(list(arguments))[0])
+
+
+def _objective(arguments: Sequence[str], data: str) -> str:
+    """What is asked for; data of facts ask for it themselves."""
+    of_data = "facts" if data in catalog.FACT_DATASETS else "metric"
+    first = _First(add_help=False, allow_abbrev=False)
+    first.add_argument("--objective", default=of_data)
+    objective = first.parse_known_args(list(arguments))[0].objective
+    if objective not in _OBJECTIVES:
+        raise ValueError(f"unknown objective {objective!r}{suggestion(objective, _OBJECTIVES)}")
+    if "facts" in (objective, of_data) and objective != of_data:
+        raise ValueError(
+            f"data {data!r} do not fit objective {objective!r}: facts takes {' or '.join(catalog.FACT_DATASETS)}, and "
+            "the other objectives all other data"
+        )
+    return objective
+
+
+def _loss_for(objective: str, name: str) -> str:
+    """The loss of an objective; a named one must fit it."""
+    special = {"recognition": (catalog.CROSS_ENTROPY,), "facts": tuple(catalog.FACT_LOSSES)}
+    of_name = next((each for each, names in special.items() if name in names), "metric")
+    if name and of_name != objective:
+        raise ValueError(
+            f"loss {name!r} does not fit objective {objective!r}: recognition takes {catalog.CROSS_ENTROPY}, facts "
+            f"{' or '.join(catalog.FACT_LOSSES)}, and the metric objective all other losses"
+        )
+    return name or _OBJECTIVES[objective]
+
+
+def _refuse_unknown(arguments: Sequence[str], parser: jsonargparse.ArgumentParser, chosen: Mapping[str, str]) -> None:
+    known = {option for action in parser._actions for option in action.option_strings}
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if not option.startswith("--") or option in known:
+            continue
+        part, _, key = option.removeprefix("--").partition(".")
+        prefix = f"--{part}."
+        if part in chosen and key:
+            names = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+            raise ValueError(f"{part} {chosen[part]!r} has no option {key!r}{suggestion(key, sorted(names))}")
+        raise ValueError(f"unknown option {option!r}{suggestion(option, sorted(known))}")
+
+
+def _plain(value: Any) -> Any:
+    """Only what YAML holds: dicts, lists, numbers, strings."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

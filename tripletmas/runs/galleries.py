@@ -1,0 +1,152 @@
+"""Galleries over time: the vectors of each task's gallery as they were stored, and what becomes of them.
+
+**stale**: each task's part as the model embedded it that was current when the task was learned; the gallery of
+everything seen is then a mixed one, each part by the model of its time, which is what production has. **compensated**:
+the same vectors, moved after every later task by a map that is fitted on that task's own samples before and after it
+(`drift`): no old sample is read. **fresh**, embedded anew by the present model, is what these are compared with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.index.drift import DRIFT_MAPS, DriftMapName, fit_drift
+from tripletmas.models.embedding import Embeddings, embed
+from tripletmas.index.base import unit
+from tripletmas.basics.weights import Params, load_state
+from tripletmas.data.tasks import Stream, Task
+
+STALE, COMPENSATED = "stale", "compensated"
+
+
+@dataclass(frozen=True)
+class GalleryConfig:
+    """What becomes of stored galleries.
+
+    Args:
+        compensate: the map that moves stored vectors after each task, fitted on the new task's samples before and after
+            it: linear (an affine map), sdc (as the nearest samples moved), mlp (a small network); null moves none.
+    """
+
+    compensate: DriftMapName | None = "linear"
+
+    def __post_init__(self):
+        if self.compensate is not None and self.compensate not in DRIFT_MAPS:
+            raise ValueError(f"compensate must be one of {', '.join(DRIFT_MAPS)} or null, got {self.compensate!r}")
+
+
+class Galleries:
+    """The stored vectors of the galleries of all tasks learned so far.
+
+    Attributes:
+        parts: "stale", and the name of each map asked for -> the vectors of each task, raw for stale, else of unit
+            length, as they are compared by cosine.
+
+    Args:
+        maps: the names of the maps by which vectors are moved; each has vectors of its own.
+    """
+
+    def __init__(self, maps: tuple[str, ...] = ("linear",), *, batch_size: int = 256, num_workers: int = 0):
+        self.parts: dict[str, list[Embeddings]] = {name: [] for name in (STALE, *maps)}
+        self._maps = maps
+        self._before: Tensor | None = None
+        self._after: Tensor | None = None
+        self._batch_size, self._num_workers = batch_size, num_workers
+
+    def __len__(self) -> int:
+        return len(self.parts[STALE])
+
+    def before_task(self, model: nn.Module, task: Task) -> None:
+        """Note where the model that was deployed so far puts the samples of the new task."""
+        self._before = self._embedded(model, task) if len(self) else None
+
+    def after_task(self, model: nn.Module, task: Task, gallery: Embeddings) -> None:
+        """Move what is stored, and store the gallery of the new task.
+
+        Args:
+            model: the one that is deployed from now on; `gallery` holds its raw embeddings.
+        """
+        self._follow(self._embedded(model, task) if len(self) else None, gallery)
+
+    def last(self) -> Params:
+        """What a run directory keeps of the last task: its stored gallery, and the pairs that show the drift."""
+        gallery = self.parts[STALE][-1]
+        pairs = {"before": self._before, "after": self._after}
+        return {"stored": gallery.vectors, "labels": gallery.labels} | {k: v for k, v in pairs.items() if v is not None}
+
+    def restore(self, run: RunDirectory, model: nn.Module, stream: Stream, done: int) -> None:
+        """Have the galleries of the first `done` tasks of a run again, and what `before_task` notes for the next.
+
+        What its directory does not hold, since it is of an earlier version, is embedded anew by the saved models.
+
+        Args:
+            model: of the run's kind; a copy takes the weights.
+        """
+        model = copy.deepcopy(model)
+        for number, task in enumerate(stream[:done]):
+            name = gallery_file(number)
+            if (run.path / name).exists():
+                kept = run.read_tensors(name)
+                labels = (task.query if task.gallery is None else task.gallery).labels
+                self._before = kept.get("before")
+                self._follow(kept.get("after"), Embeddings(kept["stored"], labels))
+                continue
+            if number:
+                take_weights(model, run, number - 1)
+                self.before_task(model, task)
+            take_weights(model, run, number)
+            part = task.query if task.gallery is None else task.gallery
+            stored = embed(model, part, batch_size=self._batch_size, num_workers=self._num_workers)
+            self.after_task(model, task, stored)
+        if 0 < done < len(stream):
+            take_weights(model, run, done - 1)
+            self.before_task(model, stream[done])
+
+    def _follow(self, after: Tensor | None, gallery: Embeddings) -> None:
+        self._after = after
+        if len(self):
+            assert self._before is not None
+            assert after is not None
+            for name in self._maps:
+                move = fit_drift(name, unit(self._before), unit(after))
+                self.parts[name] = [Embeddings(unit(move(each.vectors)), each.labels) for each in self.parts[name]]
+        self.parts[STALE].append(gallery)
+        for name in self._maps:
+            self.parts[name].append(Embeddings(unit(gallery.vectors), gallery.labels))
+
+    def _embedded(self, model: nn.Module, task: Task) -> Tensor:
+        return embed(model, task.train.plain(), batch_size=self._batch_size, num_workers=self._num_workers).vectors
+
+
+def gallery_file(number: int) -> str:
+    """Where a run directory keeps what `Galleries.last` gives after task `number`."""
+    return f"gallery/task{number:02d}.safetensors"
+
+
+def drift_by_class(
+    stored: list[Embeddings], fresh: list[Embeddings], classes: list[tuple[int, ...]]
+) -> list[list[float]]:
+    """For each task, for each of its classes (facts): the mean over its gallery items of 1 - cos(stored, fresh)."""
+    found = []
+    for one, other, labels in zip(stored, fresh, classes, strict=True):
+        distance = 1 - (unit(one.vectors) * unit(other.vectors)).sum(dim=1)
+        of = other.labels
+        items = [of[:, label] if of.ndim == 2 else of == label for label in labels]
+        found.append([float(distance[each].mean()) for each in items])
+    return found
+
+
+def named(parts: Mapping[str, list[Embeddings]], compensate: str | None) -> dict[str, list[Embeddings]]:
+    """The stored galleries under the names that scores have: "stale", and "compensated" for the map in use."""
+    return {STALE: parts[STALE]} | ({COMPENSATED: parts[compensate]} if compensate else {})
+
+
+def take_weights(model: nn.Module, run: RunDirectory, number: int) -> None:
+    """Give a model the weights that a run deployed after task `number`."""
+    name = f"weights/task{number:02d}.safetensors"
+    load_state(model, run.read_tensors(name), str(run.path / name))

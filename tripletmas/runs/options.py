@@ -1,0 +1,127 @@
+"""How a task is optimised: the options, the optimizer, the learning rate at each step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.data.batches import SAMPLERS
+
+_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+_SCHEDULES = ("constant", "cosine", "step")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How each task is trained; every task gets a fresh optimizer.
+
+    Args:
+        epochs: passes over the data of a task.
+        sampler: class_balanced for P x K batches, which metric losses need; shuffled for every sample once in an epoch.
+        batch_size: samples in a batch; of P x K there are P = batch_size / K classes in it, and where a task has fewer,
+            more samples of each.
+        samples_per_class: K, at least; a class with fewer samples gives all it has. Not for shuffled.
+        optimizer: how gradients become steps.
+        lr: learning rate of the model.
+        loss_lr: learning rate of the loss's own parameters (proxies); null is that of the model.
+        momentum: for sgd.
+        weight_decay: decay of all weights of the model at every step; it also moves protected weights.
+        schedule: in each task, constant; or from lr to 0 along half a cosine; or step, a tenth of lr from step_at on.
+        step_at: for step, the share of a task's epochs after which the rate falls, in (0, 1).
+        clip: largest norm of the metric loss's gradient; null does not clip.
+        precision: of the forward pass (autocast); weights and importance stay in float32.
+        freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are.
+        eval_batch_size: samples that are embedded at once in evaluation.
+        num_workers: processes that load images; 0 loads in the training process.
+        forward_transfer: also score each task before it is learned, on its own gallery, and the untrained model.
+        seed: initial weights, batches and augmentation are a function of it, the task and the epoch; the order of
+            classes and the held-out samples are the stream's.
+    """
+
+    epochs: int = 15
+    sampler: Literal["class_balanced", "shuffled"] = "class_balanced"
+    batch_size: int = 32
+    samples_per_class: int = 4
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 1e-3
+    loss_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_at: float = 0.54
+    clip: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    freeze_batchnorm: bool = False
+    eval_batch_size: int = 256
+    num_workers: int = 0
+    forward_transfer: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in [
+            ("epochs", 1),
+            ("samples_per_class", 2),
+            ("eval_batch_size", 1),
+            ("num_workers", 0),
+            ("seed", 0),
+        ]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name, table in [
+            ("sampler", SAMPLERS),
+            ("optimizer", _OPTIMIZERS),
+            ("precision", PRECISIONS),
+            ("schedule", _SCHEDULES),
+        ]:
+            if getattr(self, name) not in table:
+                raise ValueError(f"{name} must be one of {', '.join(table)}, got {getattr(self, name)!r}")
+        if self.sampler == "shuffled" and self.batch_size < 2:
+            raise ValueError(f"batch_size must be >= 2, got {self.batch_size}")
+        if self.sampler == "class_balanced" and self.batch_size < 2 * self.samples_per_class:
+            raise ValueError(
+                f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {self.batch_size} for "
+                f"samples_per_class={self.samples_per_class}"
+            )
+        if not 0 < self.step_at < 1:
+            raise ValueError(f"step_at must lie between 0 and 1, got {self.step_at}")
+        if self.weight_decay < 0 or self.momentum < 0 or (self.loss_lr is not None and self.loss_lr < 0):
+            raise ValueError(
+                "weight_decay, momentum and loss_lr must be >= 0, got "
+                f"weight_decay={self.weight_decay}, momentum={self.momentum}, loss_lr={self.loss_lr}"
+            )
+        if self.lr <= 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(f"lr and clip must be > 0, got lr={self.lr}, clip={self.clip}")
+
+
+def make_optimizer(model: nn.Module, loss: MetricLoss, config: TrainConfig) -> Optimizer:
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+    if own:
+        rate = config.lr if config.loss_lr is None else config.loss_lr
+        groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        options["momentum"] = config.momentum
+    optimizer = _OPTIMIZERS[config.optimizer](groups, **options)
+    for group in optimizer.param_groups:
+        group["full_rate"] = group["lr"]
+    return optimizer
+
+
+def set_rate(optimizer: Optimizer, config: TrainConfig, progress: float) -> float:
+    """Set each group's rate for this share of the task; a function of it alone, so there is nothing to resume."""
+    factor = {
+        "constant": 1.0,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "step": 1.0 if progress < config.step_at else 0.1,
+    }[config.schedule]
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_rate"] * factor
+    return optimizer.param_groups[0]["lr"]

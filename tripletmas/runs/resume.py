@@ -1,0 +1,111 @@
+"""What a run directory says of the tasks that are done, to go on from there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.objectives.facts.losses import FactLoss
+from tripletmas.objectives.scores import Scores
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.basics.weights import listed, load_state, state_of
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.data.tasks import Stream, Task, fingerprint
+
+
+def take_ahead(scores: Scores, record: dict[str, Any]) -> None:
+    """Enter a record of scores on tasks before they were learned; that of task 0 is of the untrained model, on all."""
+    number = record["task"]
+    for gallery, values in record["scores"].items():
+        for metric, found in values.items():
+            for position, value in enumerate(math.nan if each is None else each for each in found):
+                if number:
+                    scores.record(gallery, metric, number - 1, number, value)
+                elif position < len(scores.task_names):
+                    scores.record_baseline(gallery, metric, position, value)
+
+
+def load_loss(loss: MetricLoss, state: dict[str, Tensor], run: RunDirectory) -> None:
+    """Give a loss the state that it had.
+
+    Raises:
+        ValueError: if the state is that of another loss, or of one for fewer classes; heads of new tasks stay new.
+    """
+    if not isinstance(loss, nn.Module):
+        return
+    if isinstance(loss, Recognition):  # the heads of tasks that were added since are new
+        state = {**state_of(loss), **state}
+    try:
+        load_state(loss, state, f"the state of the loss in {run.path}")
+    except ValueError as error:
+        raise ValueError(f"{error} (a loss with a vector for each class cannot go on with new classes)") from None
+
+
+def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
+    """The scores of the tasks that are done; tasks that were added to the stream since may follow."""
+    names = tuple(task.name for task in stream)
+    scores = Scores(names)
+    for record in run.records():
+        if record["kind"] == "ahead":
+            take_ahead(scores, record)
+        if record["kind"] not in ("epoch", "task"):
+            continue
+        now = repr(names[record["task"]]) if record["task"] < len(names) else "no such task"
+        if repr(record["name"]) != now:
+            raise ValueError(
+                f"task {record['task']} of the run in {run.path} was {record['name']!r}, but the data now give {now}: "
+                "tasks may be added at the end, where new ones come if their names sort last, not changed"
+            )
+        if record["kind"] == "task" and record.get("data") != fingerprint(stream[record["task"]]):
+            raise ValueError(
+                f"the data of task {record['name']!r} have changed since the run in {run.path} learned it: a sample "
+                "that was a query may now be trained on. New data come as new tasks; train anew for changed ones"
+            )
+        for gallery, values in record.get("scores", {}).items():
+            for metric, per_task in values.items():
+                for on_task, value in enumerate(per_task):
+                    scores.record(gallery, metric, record["task"], on_task, math.nan if value is None else value)
+    return scores
+
+
+def changed_tasks(run: RunDirectory, stream: Stream) -> list[str]:
+    """The tasks whose data have changed since the run learned them."""
+    done = [record for record in run.records() if record["kind"] == "task" and record["task"] < len(stream)]
+    return [record["name"] for record in done if record.get("data") != fingerprint(stream[record["task"]])]
+
+
+def check_language(run: RunDirectory, loss: MetricLoss, stream: Stream) -> None:
+    """Raises ValueError if a task has other facts than when the run learned it, or these have other vectors."""
+    if not isinstance(loss, FactLoss):
+        return
+    for record in run.records():
+        if record["kind"] != "task" or record["task"] >= len(stream) or "language" not in record:
+            continue  # of an older version
+        now, then = loss.language.checksums(stream[record["task"]].classes), record["language"]
+        if other := sorted(now.keys() ^ then.keys()):
+            raise ValueError(
+                f"the facts of task {record['name']!r} are not those that the run in {run.path} learned: only then or "
+                f"only now it has {listed([f'<{each}>' for each in other], 5)}. New facts come as new tasks"
+            )
+        if any(abs(now[fact] - then[fact]) > 1e-3 for fact in now):
+            raise ValueError(
+                f"the vectors of words ({loss.language.words}) are not those with which the run in {run.path} learned "
+                f"task {record['name']!r}: put the former file back"
+            )
+
+
+def check_unseen(run: RunDirectory, unseen: Task | None) -> None:
+    """Raises ValueError if other classes are left out of all tasks than those that the run scored so far."""
+    now = fingerprint(unseen) if unseen else None
+    for record in run.records():
+        if record["kind"] == "task" and record.get("unseen_data") != now:
+            advice = "data.unseen takes the last in order, which new classes shift: name the groups, or start a new run"
+            if unseen is not None and unseen.query.within is not None:
+                advice = "they are the facts that test images show and no training image does; start a new run"
+            raise ValueError(
+                f"the classes that are in no task are not those of the run in {run.path} when it learned task "
+                f"{record['name']!r}: {advice}"
+            )

@@ -1,0 +1,159 @@
+"""One task: its epochs, its batches, its steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from tripletmas.runs.directory import Checkpoint
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, set_rate
+from tripletmas.basics.weights import device_of
+from tripletmas.data.batches import draw_batches, seed_everything
+from tripletmas.strategies.base import Strategy
+from tripletmas.data.tasks import Stream, Task
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns, and how: the model, the loss it minimises, what the strategy does besides, the options."""
+
+    model: nn.Module
+    loss: MetricLoss
+    strategy: Strategy
+    config: TrainConfig
+
+
+# (epoch, what happened in it, state_dicts of optimizer and scaler)
+OnEpoch = Callable[[int, dict[str, Any], dict[str, Any]], None]
+
+
+def train_task(
+    learner: Learner,
+    task: Task,
+    earlier: Stream,
+    *,
+    resumed: Checkpoint | None = None,
+    on_epoch: OnEpoch | None = None,
+    what: str = "",
+) -> None:
+    """Train on one task, after the `earlier` ones; what comes after a task (importance, scores) is the caller's.
+
+    Args:
+        resumed: the state in the middle of this task at which to go on.
+        on_epoch: called at the end of each epoch.
+        what: shown in the progress bar.
+    """
+    model, strategy, config, number = learner.model, learner.strategy, learner.config, len(earlier)
+    seed_everything(config.seed, number)
+    optimizer = make_optimizer(model, learner.loss, config)
+    scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
+    strategy.before_task(model, task, optimizer)
+    if resumed and resumed.optimizer:
+        strategy.load_state_dict(resumed.strategy)
+        optimizer.load_state_dict(resumed.optimizer["optimizer"])
+        scaler.load_state_dict(resumed.optimizer["scaler"])
+    data = strategy.training_data(task, earlier)
+    if data is None:
+        return
+    for epoch in range(resumed.epoch if resumed else 0, config.epochs):
+        record = _train_epoch(learner, task, data, number, epoch, optimizer, scaler, what)
+        if on_epoch:
+            on_epoch(epoch, record, {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()})
+
+
+def _train_epoch(
+    learner: Learner,
+    task: Task,
+    data: LabelledDataset,
+    number: int,
+    epoch: int,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    what: str,
+) -> dict[str, Any]:
+    model, loss, strategy, config = learner.model, learner.loss, learner.strategy, learner.config
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed_everything(config.seed, number, epoch))
+    batches = draw_batches(
+        data.labels,
+        sampler=config.sampler,
+        batch_size=config.batch_size,
+        samples_per_class=config.samples_per_class,
+        generator=generator,
+    )
+    loader = data.loader(batches=batches, num_workers=config.num_workers, generator=generator)
+    _set_train(model, config.freeze_batchnorm and number > 0)
+    device = device_of(model)
+    dtype = PRECISIONS[config.precision]
+    total, rate = 0.0, config.lr
+    shown = f"task {task.name}{what} epoch {epoch + 1}/{config.epochs}"
+    with tqdm(loader, desc=shown, disable=None, leave=False) as bar:
+        for step, (inputs, labels) in enumerate(bar):
+            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            rate = set_rate(optimizer, config, (epoch + step / len(batches)) / config.epochs)
+            optimizer.zero_grad()
+            with torch.autocast(device.type, dtype) if dtype else nullcontext():
+                embeddings = model(inputs)
+            objective = loss(embeddings.float(), labels)
+            addition = strategy.loss(model, inputs, embeddings)
+            if addition is not None:
+                objective = objective + addition
+            value = objective.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value} in task {number} ({task.name}), epoch {epoch}, step {step}: lower lr or "
+                    "strength, or set clip; the last checkpoint is untouched"
+                )
+            scaler.scale(objective).backward()
+            if config.clip is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            strategy.after_step(model)
+            total += value
+            if not bar.disable:
+                bar.set_postfix(loss=f"{value:.3f}", penalty=f"{_penalty(strategy):.3g}", rate=f"{rate:.2g}")
+    bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if bad:  # a finite loss can have a gradient that is not; no later loss would tell before this is saved
+        raise FloatingPointError(
+            f"weights are no longer finite ({bad[0]}) after task {number} ({task.name}), epoch {epoch}: lower lr or "
+            "strength, or set clip; the last checkpoint is untouched"
+        )
+    penalty = _penalty(strategy)
+    if not math.isfinite(penalty):
+        raise FloatingPointError(
+            f"the penalty is {penalty} after task {number} ({task.name}), epoch {epoch}: lower lr or strength; the "
+            "last checkpoint is untouched"
+        )
+    return {
+        "loss": total / len(batches),
+        "penalty": penalty,
+        "rate": rate,
+        "steps": len(batches),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
+    model.train()
+    if freeze_batchnorm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _penalty(strategy: Strategy) -> float:
+    with torch.no_grad():
+        return sum(float(protection.value()) for protection in strategy.protections)

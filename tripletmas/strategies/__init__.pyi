@@ -1,0 +1,15 @@
+from .base import Strategy as Strategy
+from .combine import Combine as Combine
+from .consolidate import Consolidate as Consolidate
+from .distill import Distill as Distill
+from .ebll import EBLL as EBLL
+from .ewc import ElasticWeightConsolidation as ElasticWeightConsolidation
+from .finetune import Finetune as Finetune
+from .frozen import Frozen as Frozen
+from .imm import IMM as IMM
+from .joint import Joint as Joint
+from .l2 import l2 as l2
+from .mas import local_mas as local_mas
+from .mas import mas as mas
+from .replay import Replay as Replay
+from .si import SynapticIntelligence as SynapticIntelligence
