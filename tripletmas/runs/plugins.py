@@ -1,0 +1,344 @@
+"""Parts of one's own: where their code lies, and when it may be executed.
+
+A part is named `path/to/file.py:name`, `package.module:name`, or by the plain name under which an installed package
+registers it, as an entry point of one of GROUPS. `find` looks where that is and executes nothing; `Code.load` executes
+the very bytes that `find` read, whatever the file or Python's cache of it holds by then. What these bytes import is
+Python's business.
+
+A run records file and SHA-256 of each such part. `train` executes what its command line names, and remembers it outside
+of any run. Whoever reads the run later executes only what `recorded` lets through: code at the same place, unchanged,
+and remembered by this account. So neither a run nor an index of somebody else brings code along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.abc
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from importlib import metadata
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tripletmas.basics.sentences import suggestion
+
+# part -> the group of entry points in which installed packages register theirs
+GROUPS = {
+    "data": "tripletmas.data",
+    "model": "tripletmas.models",
+    "loss": "tripletmas.losses",
+    "strategy": "tripletmas.strategies",
+    "objective": "tripletmas.objectives",
+}
+_RUN = re.compile(rb"^version:\s+tripletmas:", re.MULTILINE)  # in the config.yaml of a run that has not begun
+_INDEX = b'"tripletmas index":'  # in the header of an index file
+_SHOWN = 12  # digits of a checksum
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code of a part, not executed yet.
+
+    Args:
+        name: as a configuration names it: `/absolute/file.py:name`, `package.module:name` or a plain name.
+        file: its absolute path; of a file that was named, with symbolic links followed.
+        attribute: what the part is called in the module.
+        source: what the file held.
+        module: under which the file is imported; None for a file that was named itself.
+    """
+
+    part: str
+    name: str
+    file: str
+    attribute: str
+    source: bytes = field(repr=False)
+    module: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source).hexdigest()
+
+    def record(self) -> dict[str, str]:
+        """What a run keeps of it."""
+        return {"part": self.part, "name": self.name, "file": self.file, "sha256": self.sha256}
+
+    def load(self) -> Any:
+        """What the code calls by the part's name; executed once a process.
+
+        Raises:
+            ValueError: if the code raises, or has no such name.
+        """
+        try:
+            module = self._imported()
+        except (Exception, SystemExit) as error:
+            lines = [each.lineno for each in traceback.extract_tb(error.__traceback__) if each.filename == self.file]
+            where = f", line {lines[-1]}" if lines else ""
+            raise ValueError(
+                f"{self.part} {self.name!r}: {self.file} cannot be imported{where} ({type(error).__name__}: {error})"
+            ) from error
+        try:
+            return reduce(getattr, self.attribute.split("."), module)
+        except AttributeError:
+            known = [name for name in vars(module) if not name.startswith("_")]
+            raise ValueError(
+                f"{self.part} {self.name!r}: {self.file} has no {self.attribute!r}{suggestion(self.attribute, known)}"
+            ) from None
+
+    def _imported(self) -> ModuleType:
+        digest = hashlib.sha256(self.file.encode("utf-8", "surrogateescape") + b"\0" + self.source).hexdigest()
+        module = self.module or f"{Path(self.file).stem}_{digest[:_SHOWN]}"
+        loaded = sys.modules.get(module)
+        if loaded is not None:
+            finder = getattr(loaded.__spec__, "loader", None)
+            if isinstance(finder, _Exactly) and (finder.code.file, finder.code.source) != (self.file, self.source):
+                del sys.modules[module]  # the file has changed since
+            elif os.path.abspath(loaded.__file__ or "") != self.file:
+                raise ImportError(f"{module} is loaded from {loaded.__file__} already")
+        finder = _Exactly(module, self)
+        sys.meta_path.insert(0, finder)
+        try:
+            return importlib.import_module(module)
+        finally:
+            sys.meta_path.remove(finder)
+
+
+class _Exactly(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds one module, and executes as it the bytes that were read: not what the file holds by now, no cached code."""
+
+    def __init__(self, module: str, code: Code):
+        self.module, self.code = module, code
+
+    def find_spec(self, fullname: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != self.module:
+            return None
+        folder = os.path.dirname(self.code.file)
+        inside = [folder] if os.path.basename(self.code.file) == "__init__.py" else None
+        return importlib.util.spec_from_file_location(
+            fullname, self.code.file, loader=self, submodule_search_locations=inside
+        )
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.code.source, self.code.file, "exec", dont_inherit=True), vars(module))
+
+
+def is_written_out(name: str) -> bool:
+    """Whether a name says itself where the code is: `path/to/file.py:name` or `package.module:name`."""
+    return ":" in name
+
+
+def short(name: str) -> str:
+    """A name as it can be part of a folder's: `path/to/file.py:Mine` as `Mine`."""
+    return name.rpartition(":")[2]
+
+
+def registered(part: str) -> dict[str, str]:
+    """What installed packages register for a part: name -> package and code. Nothing of it is imported."""
+    return {entry.name: f"{_package(entry)}: {entry.value}" for entry in _entry_points(part)}
+
+
+def refuse_registered(part: str, name: str) -> None:
+    """Whether the name of a part that is built in is its own alone.
+
+    Raises:
+        ValueError: if an installed package registers a part of this name: it could be either.
+    """
+    others = [_package(entry) for entry in _entry_points(part) if entry.name == name]
+    if others:
+        raise ValueError(f"{part} {name!r} is built in, and {' and '.join(others)} registers another: uninstall that")
+
+
+def find(part: str, name: str) -> Code:
+    """Where the code of a part is, and what it is; nothing is executed.
+
+    Raises:
+        ValueError: if there is no such file, module or entry point; if it is not Python source; if it lies inside a run
+            directory or beside an index, which may come from somebody else.
+    """
+    what = f"{part} {name!r}"
+    target = name if is_written_out(name) else _value(part, name)
+    place, _, attribute = target.rpartition(":")
+    if not place or not all(each.isidentifier() for each in attribute.split(".")):
+        raise ValueError(f"{what} must be written path/to/file.py:NAME or package.module:NAME")
+    if place.endswith(".py") or "/" in place or os.sep in place:
+        module, given = None, os.path.abspath(os.path.expanduser(place))
+        file = os.path.realpath(os.path.expanduser(place))
+        name = f"{file}:{attribute}"
+    else:
+        module, given = place, _file_of(what, place)
+        file = given
+    return Code(part, name, file, attribute, _source(what, file, given), module)
+
+
+def recorded(part: str, name: str, records: object) -> Code:
+    """The code of a part that a run names, if it may be executed; `records` are the run's own of all its parts.
+
+    Raises:
+        ValueError: as `find`; if the run recorded none, or the code lies elsewhere or has changed since; if no training
+            by this account named it, with what would be executed.
+    """
+    code = _unchanged(part, name, records)
+    if not remembered(code):
+        raise ValueError(
+            f"{part} {name!r} is code: {code.file} (sha256 {code.sha256[:_SHOWN]}) would be executed, and no training "
+            "by this account has named it; read it, and add --trust-code to execute it"
+        )
+    return code
+
+
+def trust(records: object) -> None:
+    """Remember the parts that a run recorded, as if training by this account had named them.
+
+    Raises:
+        ValueError: for those that are not there any more as they were; OSError: where they cannot be remembered.
+    """
+    for each in _mappings(records):
+        remember(_unchanged(str(each.get("part")), str(each.get("name")), records))
+
+
+def _unchanged(part: str, name: str, records: object) -> Code:
+    """The code of a part that is the same as a run recorded."""
+    record = next((each for each in _mappings(records) if (each.get("part"), each.get("name")) == (part, name)), None)
+    if part not in GROUPS or record is None:
+        raise ValueError(f"the run has no checksum of the code of {part} {name!r}: train anew")
+    code = find(part, name)
+    if record.get("file") != code.file:
+        raise ValueError(f"{part} {name!r} was {record.get('file')} when the run was trained, and is {code.file} now")
+    if record.get("sha256") != code.sha256:
+        raise ValueError(
+            f"{code.file} has changed since the run was trained (sha256 {str(record.get('sha256'))[:_SHOWN]}, now "
+            f"{code.sha256[:_SHOWN]}): restore it, or train another run"
+        )
+    return code
+
+
+def _mappings(records: object) -> list[Mapping[str, object]]:
+    return [each for each in records if isinstance(each, Mapping)] if isinstance(records, list) else []
+
+
+# --- what this account has trained with
+
+
+def memory() -> Path:
+    """The folder that remembers: a file for each part, whose deletion forgets it.
+
+    Below `$XDG_STATE_HOME`, by default `~/.local/state`; a relative one is no place, as that standard says.
+    """
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / "tripletmas" / "code"
+
+
+def remember(code: Code) -> None:
+    """From now on `recorded` lets this code through, as long as it is unchanged and where it is.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    if remembered(code):
+        return
+    folder = memory()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path, content = _memory_of(code)
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    os.replace(aside, path)
+
+
+def remembered(code: Code) -> bool:
+    """Whether this account remembers exactly this code, as exactly this part; what others can write counts nothing."""
+    path, content = _memory_of(code)
+    try:
+        status = path.lstat()
+        own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+        return own and path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def _memory_of(code: Code) -> tuple[Path, bytes]:
+    text = f"{code.part}\n{code.file}:{code.attribute}\nsha256 {code.sha256}\n"
+    content = text.encode("utf-8", "surrogateescape")
+    return memory() / hashlib.sha256(content).hexdigest(), content
+
+
+# --- where code lies
+
+
+def _entry_points(part: str) -> Iterable[metadata.EntryPoint]:
+    return sorted(metadata.entry_points(group=GROUPS[part]), key=lambda entry: entry.name)
+
+
+def _package(entry: metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a package"
+
+
+def _value(part: str, name: str) -> str:
+    """The code of an entry point, as `package.module:name`."""
+    found = [entry for entry in _entry_points(part) if entry.name == name]
+    if not found:
+        raise ValueError(f"unknown {part} {name!r}{suggestion(name, registered(part))}")
+    if len({entry.value for entry in found}) > 1:
+        raise ValueError(f"{part} {name!r} is registered by {' and '.join(map(_package, found))}: uninstall one")
+    return found[0].value.partition("[")[0].strip()
+
+
+def _file_of(what: str, module: str) -> str:
+    """The file of a module, as Python would find it, but without executing the packages that it is in."""
+    missing = f"{what}: no module {module!r} is installed; a file is named by its path: path/to/file.py:NAME"
+    names = module.split(".")
+    places, spec = None, None
+    for end in range(1, len(names) + 1):
+        name = ".".join(names[:end])
+        spec = next((spec for finder in sys.meta_path if (spec := finder.find_spec(name, places))), None)
+        if spec is None or (end < len(names) and spec.submodule_search_locations is None):
+            raise ValueError(missing)
+        places = spec.submodule_search_locations
+    if spec is None or not spec.has_location or spec.origin is None:
+        raise ValueError(f"{what}: {module!r} has no Python source")
+    return os.path.abspath(spec.origin)
+
+
+def _source(what: str, file: str, given: str) -> bytes:
+    """What a file holds, given as it was named, too; refused where it may come with a run or an index."""
+    if not os.path.isfile(file):
+        raise ValueError(f"{what}: {file} is no file" if os.path.exists(file) else f"{what}: no such file: {file}")
+    if not file.endswith(".py"):
+        raise ValueError(f"{what}: {file} is no Python source (.py)")
+    for each in map(Path, dict.fromkeys((given, os.path.realpath(file)))):
+        if inside := next(filter(_is_run, each.parents), None):
+            raise ValueError(f"{what} lies inside the run directory {inside}: no code is executed from there")
+        if beside := next(filter(_is_index, each.parent.iterdir()), None):
+            raise ValueError(f"{what} lies beside the index {beside}: no code is executed from there")
+    return Path(file).read_bytes()
+
+
+def _is_run(folder: Path) -> bool:
+    config = folder / "config.yaml"
+    try:
+        return config.is_file() and (
+            any((folder / name).exists() for name in ("metrics.jsonl", "weights", "checkpoint"))
+            or _RUN.search(config.read_bytes()) is not None
+        )
+    except OSError:  # what cannot be read is no run that could be used
+        return False
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is a safetensors file whose header is that of an index."""
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
+            return file.read(1) == b"{" and size <= 10**8 and _INDEX in file.read(size - 1)
+    except OSError:
+        return False
