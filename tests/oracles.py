@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -69,13 +71,32 @@ def r_precision(ranking: Sequence[bool]) -> float:
     return sum(ranking[:num_relevant]) / num_relevant
 
 
+def sum_of_precisions(ranking: Sequence[bool]) -> float:
+    """At the ranks of relevant items."""
+    return sum(sum(ranking[:rank]) / rank for rank, hit in enumerate(ranking, start=1) if hit)
+
+
 def map_at_r(ranking: Sequence[bool]) -> float:
-    num_relevant = sum(ranking)
-    total = 0.0
-    for i in range(1, num_relevant + 1):
-        if ranking[i - 1]:
-            total += sum(ranking[:i]) / i
-    return total / num_relevant
+    return sum_of_precisions(ranking[: sum(ranking)]) / sum(ranking)
+
+
+def average_precision(ranking: Sequence[bool]) -> float:
+    """Of a list that holds all relevant items."""
+    return sum_of_precisions(ranking) / sum(ranking)
+
+
+def average_precision_at_k(ranking: Sequence[bool], count: int, k: int) -> float:
+    return sum_of_precisions(ranking[:k]) / min(count, k)
+
+
+def sherlock_average_precision_at_k(ranking: Sequence[bool], k: int) -> float:
+    hits = sum(ranking[:k])
+    return sum_of_precisions(ranking[:k]) / hits if hits else 0.0
+
+
+def top_k_detection(ranks: Sequence[int], num_true: int, k: int) -> float:
+    """Ranks, from 1, of the true facts that are averaged over."""
+    return sum(rank <= k + num_true - 1 for rank in ranks) / len(ranks)
 
 
 def reciprocal_rank(ranking: Sequence[bool]) -> float:
@@ -89,6 +110,83 @@ def retrieval_metrics(ranking: Sequence[bool], ks: Sequence[int]) -> dict[str, f
         return dict.fromkeys(names, math.nan)
     values = [*(recall_at_k(ranking, k) for k in ks), r_precision(ranking), map_at_r(ranking), reciprocal_rank(ranking)]
     return dict(zip(names, values, strict=True))
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def mean_average_precision_of_all_orders(size: int, count: int) -> Fraction:
+    """Over all permutations of `size` images of which the first `count` are relevant."""
+    total, number = Fraction(0), 0
+    for order in permutations(range(size)):
+        number += 1
+        hits = 0
+        for rank, item in enumerate(order, start=1):
+            if item < count:
+                hits += 1
+                total += Fraction(hits, rank * count)
+    return total / number
+
+
+def fact_score(image: Sequence[float], fact: Sequence[Sequence[float]], mask: Sequence[bool]) -> float:
+    """The mean over the fact's parts of the cosine; parts of a fact have unit length."""
+    dim = len(fact[0])
+    cosines = []
+    for part in range(3):
+        if mask[part]:
+            own = image[part * dim : (part + 1) * dim]
+            length = math.sqrt(math.fsum(x * x for x in own))
+            product = math.fsum(x * y for x, y in zip(own, fact[part], strict=True))
+            cosines.append(product / length if length else 0.0)
+    return sum(cosines) / len(cosines)
+
+
+def score_facts(
+    scores: Sequence[Sequence[float]],
+    truth: Sequence[Sequence[bool]],
+    orders: Sequence[int],
+    asked: Sequence[bool],
+    candidates: Sequence[bool],
+    of_images: Sequence[bool],
+) -> dict[str, float]:
+    """All values, from the scores (n, f); equal scores by position."""
+    n, f = len(truth), len(orders)
+    found: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    for fact in range(f):
+        count = sum(truth[image][fact] for image in range(n))
+        if not asked[fact] or not count:
+            continue
+        ranking = sorted(range(n), key=lambda image: (-scores[image][fact], image))
+        relevant = [truth[image][fact] for image in ranking]
+        for suffix in ("", f"_{orders[fact]}"):
+            add(f"map{suffix}", average_precision(relevant))
+            for k in (10, 100):
+                add(f"map@{k}{suffix}", average_precision_at_k(relevant, count, k))
+                add(f"sherlock_map@{k}{suffix}", sherlock_average_precision_at_k(relevant, k))
+
+    for image in range(n):
+        true = [fact for fact in range(f) if truth[image][fact] and asked[fact]]
+        if not of_images[image] or not true:
+            continue
+        ranking = [
+            fact
+            for fact in sorted(range(f), key=lambda fact: (-scores[image][fact], fact))
+            if candidates[fact] and (asked[fact] or not truth[image][fact])
+        ]
+        rank = {fact: ranking.index(fact) + 1 for fact in true}
+        add("hit@1", float(min(rank.values()) == 1))
+        add("mrr", 1 / min(rank.values()))
+        for k in (1, 5, 10):
+            add(f"top@{k}", top_k_detection(list(rank.values()), len(true), k))
+            for order in (1, 2, 3):
+                own = [rank[fact] for fact in true if orders[fact] == order]
+                if own:
+                    add(f"top@{k}_{order}", top_k_detection(own, len(true), k))
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 # --- forgetting ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from functools import partial
 
 import oracles
 import pytest
@@ -11,6 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tripletmas.objectives import metrics
+from tripletmas.objectives.metrics import (
+    average_precision,
+    average_precision_at_k,
+    map_at_r,
+    r_precision,
+    recall_at_k,
+    reciprocal_rank,
+    sherlock_average_precision_at_k,
+    top_k_detection,
+)
+
+# each takes lists and the number of relevant items; k where it has one
+ALL = [r_precision, map_at_r, reciprocal_rank, average_precision]
+ALL_AT_K = [recall_at_k, average_precision_at_k, sherlock_average_precision_at_k, top_k_detection]
 
 
 def lists(*rows: str) -> torch.Tensor:
@@ -18,82 +33,129 @@ def lists(*rows: str) -> torch.Tensor:
     return torch.tensor([[mark == "x" for mark in row] for row in rows])
 
 
-def test_values_by_hand():
-    # Gallery of 6 besides the query; relevant at ranks 2, 3, 6: R = 3.
-    relevant, count = lists(".xx..x"), torch.tensor([3])
-    assert metrics.recall_at_k(relevant, count, 1).tolist() == [0]
-    assert metrics.recall_at_k(relevant, count, 2).tolist() == [1]
-    assert metrics.r_precision(relevant, count).tolist() == pytest.approx([2 / 3])
-    assert metrics.map_at_r(relevant, count).tolist() == pytest.approx([(1 / 2 + 2 / 3) / 3])
-    assert metrics.reciprocal_rank(relevant, count).tolist() == [1 / 2]
+@pytest.mark.parametrize(
+    ("metric", "arguments", "ranking", "num_relevant", "expected"),
+    [
+        # relevant at ranks 2, 3, 6, all that there are: precision 1/2, 2/3, 3/6 there
+        (recall_at_k, (1,), ".xx..x", 3, 0),
+        (recall_at_k, (2,), ".xx..x", 3, 1),
+        (r_precision, (), ".xx..x", 3, 2 / 3),
+        (map_at_r, (), ".xx..x", 3, (1 / 2 + 2 / 3) / 3),
+        (reciprocal_rank, (), ".xx..x", 3, 1 / 2),
+        (average_precision, (), ".xx..x", 3, (1 / 2 + 2 / 3 + 3 / 6) / 3),
+        # one of four in the first two ranks: metric learning says 1, information retrieval 1/4
+        (recall_at_k, (2,), "x.......xxx", 4, 1),
+        # divided by R, not by the hits
+        (map_at_r, (), "x...x", 2, 1 / 2),
+        # a list may end after the last relevant item
+        (average_precision, (), "x.x", 2, (1 + 2 / 3) / 2),
+        # divided by the most that can be found within rank 4: by R = 3, or by 4 of R = 9
+        (average_precision_at_k, (4,), ".xx..x", 3, (1 / 2 + 2 / 3) / 3),
+        (average_precision_at_k, (4,), ".xx..x", 9, (1 / 2 + 2 / 3) / 4),
+        (average_precision_at_k, (3,), "xxx", 50, 1),
+        (average_precision_at_k, (3,), "x..", 1, 1),
+        # one hit at rank 1 of R = 9: Sherlock's code divides by the hits
+        (average_precision_at_k, (4,), "x....", 9, 1 / 4),
+        (sherlock_average_precision_at_k, (4,), "x....", 9, 1),
+        (sherlock_average_precision_at_k, (4,), "....x", 9, 0),
+        # three true facts at ranks 1, 4, 6: top@1 allows rank 1 + 2 = 3, top@2 rank 4, top@4 rank 6
+        (top_k_detection, (1,), "x..x.x", 3, 1 / 3),
+        (top_k_detection, (2,), "x..x.x", 3, 2 / 3),
+        (top_k_detection, (3,), "x..x.x", 3, 2 / 3),
+        (top_k_detection, (4,), "x..x.x", 3, 1),
+        # true facts are not counted against each other
+        (top_k_detection, (1,), "xxx..", 3, 1),
+        # top@1 of two allows rank 2, which is the deepest that is asked for
+        (top_k_detection, (1,), "x.", 2, 1 / 2),
+    ],
+)
+def test_values_by_hand(metric, arguments, ranking: str, num_relevant: int, expected: float):
+    assert metric(lists(ranking), torch.tensor([num_relevant]), *arguments).tolist() == pytest.approx([expected])
 
 
-def test_recall_is_not_the_share_of_relevant_items_found():
-    # One of four relevant items in the first two ranks: metric learning says 1, information retrieval 1/4.
-    assert metrics.recall_at_k(lists("x.......xxx"), torch.tensor([4]), 2).tolist() == [1]
+def test_some_of_the_true_facts_keep_the_tolerance_of_all():
+    # The fact of interest is at rank 3; three are true, so that top@1 allows rank 3; alone it would be missed.
+    relevant, count = lists("..x."), torch.tensor([1])
+    assert top_k_detection(relevant, count, 1, num_true=torch.tensor([3])).tolist() == [1]
+    assert top_k_detection(relevant, count, 1).tolist() == [0]
 
 
-def test_map_at_r_divides_by_r_and_not_by_the_hits():
-    assert metrics.map_at_r(lists("x...x"), torch.tensor([2])).tolist() == [1 / 2]
+@pytest.mark.parametrize("metric", [*ALL, *(partial(metric, k=2) for metric in ALL_AT_K)])
+def test_a_query_without_relevant_items_is_nan_and_no_queries_have_no_values(metric):
+    value = metric(lists("...", "x.."), torch.tensor([0, 1]))
+    assert value.isnan().tolist() == [True, False]
+    assert value[1] == 1
+    assert value.dtype == torch.float64
+    assert metric(torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)).shape == (0,)
 
 
-def test_query_without_relevant_items_is_nan():
-    relevant, count = lists("...", "x.."), torch.tensor([0, 1])
-    for value in (
-        metrics.recall_at_k(relevant, count, 2),
-        metrics.r_precision(relevant, count),
-        metrics.map_at_r(relevant, count),
-        metrics.reciprocal_rank(relevant, count),
-    ):
-        assert value.isnan().tolist() == [True, False]
-        assert value[1] == 1
-        assert value.dtype == torch.float64
+ONE, TWO = lists("xx"), torch.tensor([2])
 
 
-def test_a_list_that_is_too_short_is_refused():
-    relevant, count = lists("x.", ".."), torch.tensor([3, 1])
-    with pytest.raises(ValueError, match="recall@3 needs 3 ranks"):
-        metrics.recall_at_k(relevant, count, 3)
-    with pytest.raises(ValueError, match="R is up to 3"):
-        metrics.r_precision(relevant, count)
-    with pytest.raises(ValueError, match="R is up to 3"):
-        metrics.map_at_r(relevant, count)
-    with pytest.raises(ValueError, match="query 1 ends at rank 2"):
-        metrics.reciprocal_rank(relevant, count)
+@pytest.mark.parametrize(
+    ("metric", "relevant", "count", "message"),
+    [
+        (partial(recall_at_k, k=3), lists("x.", ".."), [3, 1], "recall@3 needs 3 ranks, got lists of 2; search deeper"),
+        (r_precision, lists("x.", ".."), [3, 1], "r_precision needs 3 ranks, got lists of 2"),
+        (map_at_r, lists("x.", ".."), [3, 1], "map@r needs 3 ranks, got lists of 2"),
+        (reciprocal_rank, lists("x.", ".."), [3, 1], "query 1 ends at rank 2, before the first of its 1 relevant"),
+        (average_precision, lists("x.x", "x.."), [2, 2], "list of query 1 holds 1 of its 2 relevant items in 3 ranks;"),
+        (partial(average_precision_at_k, k=3), ONE, TWO, "at 3 needs 3 ranks, got lists of 2"),
+        (partial(sherlock_average_precision_at_k, k=3), ONE, TWO, "at 3 needs 3 ranks, got lists of 2"),
+        (partial(top_k_detection, k=2), ONE, TWO, "top@2 needs 3 ranks, got lists of 2"),
+        (map_at_r, lists("xx."), [1], "query 0 has 2 relevant items in its list, but num_relevant says 1; was the"),
+        (average_precision, ONE.long(), TWO, "relevant must be bool"),
+        (r_precision, torch.ones(2), TWO, "relevant must be bool"),
+        (average_precision, ONE, TWO.float(), "num_relevant must be int64"),
+        (r_precision, lists("x.", "x."), [1], r"num_relevant must be int64 of shape \(2,\)"),
+        *((partial(metric, k=0), ONE, TWO, "k must be >= 1, got 0") for metric in ALL_AT_K),
+        (partial(top_k_detection, k=1, num_true=torch.tensor([2, 2])), ONE, TWO, "num_true must be int64 of shape"),
+        (partial(top_k_detection, k=1, num_true=torch.tensor([1])), ONE, TWO, "2 relevant facts, but num_true says 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(metric, relevant, count, message: str):
+    with pytest.raises(ValueError, match=message):
+        metric(relevant, torch.as_tensor(count))
 
 
-def test_the_query_left_in_its_own_list_is_refused():
-    with pytest.raises(ValueError, match="query 0 has 2 relevant items"):
-        metrics.map_at_r(lists("xx."), torch.tensor([1]))
+@given(st.lists(st.booleans(), min_size=1, max_size=30).filter(any), st.integers(1, 12), st.integers(0, 5))
+def test_equal_to_the_literal_twins(ranking: list[bool], k: int, missing: int):
+    """The ranking holds all that is relevant; for the metrics that may end before, a few more are missing."""
+    found = sum(ranking)
+    padded = ranking + [False] * (k + found)
+    for metric in (r_precision, map_at_r, reciprocal_rank, average_precision):
+        value = float(metric(torch.tensor([padded]), torch.tensor([found])))
+        assert value == pytest.approx(getattr(oracles, metric.__name__)(ranking))
+    assert float(recall_at_k(torch.tensor([padded]), torch.tensor([found]), k)) == oracles.recall_at_k(ranking, k)
+    ranks = [rank for rank, hit in enumerate(ranking, start=1) if hit]
+    value = float(top_k_detection(torch.tensor([padded]), torch.tensor([found]), k))
+    assert value == pytest.approx(oracles.top_k_detection(ranks, found, k))
+    count = torch.tensor([found + missing])
+    value = float(average_precision_at_k(torch.tensor([padded]), count, k))
+    assert value == pytest.approx(oracles.average_precision_at_k(padded, found + missing, k))
+    value = float(sherlock_average_precision_at_k(torch.tensor([padded]), count, k))
+    assert value == pytest.approx(oracles.sherlock_average_precision_at_k(padded, k))
 
 
-def test_inputs_of_another_kind_are_refused():
-    with pytest.raises(ValueError, match="must be bool"):
-        metrics.r_precision(torch.ones(2, 3), torch.tensor([1, 1]))
-    with pytest.raises(ValueError, match=r"num_relevant must be int64 of shape \(2,\)"):
-        metrics.r_precision(lists("x.", "x."), torch.tensor([1]))
-    with pytest.raises(ValueError, match="k must be >= 1"):
-        metrics.recall_at_k(lists("x."), torch.tensor([1]), 0)
+@pytest.mark.parametrize("size", range(1, 8))
+def test_chance_is_the_mean_over_all_permutations(size):
+    # Column R of truth has R relevant images; the last all.
+    chance = metrics.chance_map(torch.arange(size)[:, None] < torch.arange(size + 1))
+    assert chance[0].isnan()
+    assert chance[-1] == pytest.approx(1)
+    expected = [float(oracles.mean_average_precision_of_all_orders(size, count)) for count in range(1, size + 1)]
+    assert chance[1:].tolist() == pytest.approx(expected)
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=30).filter(any), st.integers(0, 5))
-def test_equal_to_the_literal_twins(ranking: list[bool], padding: int):
-    relevant = torch.tensor([ranking + [False] * padding])
-    count = torch.tensor([sum(ranking)])
-    for k in range(1, len(ranking) + 1):
-        assert float(metrics.recall_at_k(relevant, count, k)) == oracles.recall_at_k(ranking, k)
-    assert float(metrics.r_precision(relevant, count)) == pytest.approx(oracles.r_precision(ranking))
-    assert float(metrics.map_at_r(relevant, count)) == pytest.approx(oracles.map_at_r(ranking))
-    assert float(metrics.reciprocal_rank(relevant, count)) == pytest.approx(oracles.reciprocal_rank(ranking))
-
-
-def test_no_queries_give_no_values():
-    relevant, count = torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    assert metrics.map_at_r(relevant, count).shape == (0,)
-    assert metrics.reciprocal_rank(relevant, count).shape == (0,)
+@given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(1, 12))
+def test_what_is_taken_out_of_a_list_is_in_no_ones_way(removed: list[bool], depth: int):
+    ranked = list(range(1, len(removed) + 1))
+    kept = [item for item, gone in zip(ranked, removed, strict=True) if not gone]
+    expected = (kept + [0] * depth)[:depth]
+    assert metrics.without(torch.tensor([ranked]), torch.tensor([removed]), depth).tolist() == [expected]
 
 
 def test_docstring_examples():
     result = doctest.testmod(metrics, extraglobs={"torch": torch})
-    assert result.attempted >= 4
+    assert result.attempted >= 9
     assert result.failed == 0

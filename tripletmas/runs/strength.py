@@ -24,7 +24,7 @@ from tripletmas.models.embedding import embed
 from tripletmas.objectives.embedded import head_accuracy
 from tripletmas.objectives.facts.objective import score_objective_alone
 from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.facts.metrics import chance_map
+from tripletmas.objectives.metrics import chance_map
 from tripletmas.basics.weights import Params, load_state, snapshot, state_of
 from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.objectives.retrieval.evaluate import evaluate

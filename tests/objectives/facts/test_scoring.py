@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import fact_oracles
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.facts import scoring
-from tripletmas.objectives.facts.metrics import chance_map
 from tripletmas.objectives.facts.scoring import fact_vectors, image_vectors, score_facts
+from tripletmas.objectives.metrics import chance_map
 
 # Four facts of first order in two dimensions: east, north, west, south. An image at an angle ranks them by how near.
 COMPASS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -72,7 +72,7 @@ def test_scores_as_the_literal_twin(seed, dim):
     scores = image_vectors(raw) @ fact_vectors(vectors, mask).T
     for image in range(3):
         for fact in range(4):
-            expected = fact_oracles.score(raw[image].tolist(), vectors[fact].tolist(), mask[fact].tolist())
+            expected = oracles.fact_score(raw[image].tolist(), vectors[fact].tolist(), mask[fact].tolist())
             assert float(scores[image, fact]) == pytest.approx(expected, abs=1e-6)
 
 
@@ -252,7 +252,7 @@ def test_as_the_literal_twin(seed, n, f, dim):
     found = score_facts(images, truth, vectors, mask, asked=asked, candidates=candidates, of_images=of_images)
     x, y = image_vectors(images).tolist(), fact_vectors(vectors, mask).tolist()
     scores = [[math.fsum(a * b for a, b in zip(image, fact, strict=True)) for fact in y] for image in x]
-    expected = fact_oracles.score_facts(
+    expected = oracles.score_facts(
         scores,
         truth.tolist(),
         mask.sum(dim=1).tolist(),

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fact_oracles
 import numpy as np
+import oracles
 import pytest
 import torch
 from PIL import Image
@@ -21,8 +21,8 @@ from tripletmas.models.embedding import embed
 from tripletmas.objectives.embedded import EmbeddedTasks
 from tripletmas.objectives.facts.fact import parse_fact
 from tripletmas.objectives.facts.losses import FactContrastive
-from tripletmas.objectives.facts.metrics import chance_map
 from tripletmas.objectives.facts.objective import images_once, score_embedded_facts, score_objective_alone
+from tripletmas.objectives.metrics import chance_map
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.runs import catalog, configuration
 from tripletmas.runs import task as task_training
@@ -200,8 +200,8 @@ def test_scores_of_tasks_are_those_of_a_literal_loop(data):
     for number, task in enumerate(seen):
         members = [index in set(task.query.indices.tolist()) for index in images]
         facts = list(zip(made.loss.vectors.tolist(), made.loss.mask.tolist(), strict=True))
-        expected = fact_oracles.score_facts(
-            [[fact_oracles.score(image, parts, mask) for parts, mask in facts] for image in raw.tolist()],
+        expected = oracles.score_facts(
+            [[oracles.fact_score(image, parts, mask) for parts, mask in facts] for image in raw.tolist()],
             truth.tolist(),
             made.loss.mask.sum(dim=1).tolist(),
             asked=[label in task.classes for label in range(truth.shape[1])],

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from tripletmas.index.base import queries_per_block, unit
 from tripletmas.index.exact import ExactIndex
-from tripletmas.objectives.facts import metrics
+from tripletmas.objectives import metrics
 from tripletmas.objectives.facts.fact import PARTS
-from tripletmas.objectives.metrics import recall_at_k, reciprocal_rank
 
 _IMAGES_WITHIN = (10, 100)  # ranks of the gallery of images
 _FACTS_WITHIN = (1, 5, 10)
@@ -193,10 +192,10 @@ def _images_find_facts(
         _, positions = index.search(gallery[block], len(columns))
         true = truth[block][:, columns]
         target = torch.where(true & asked, order, 0)  # of which order a true fact is, 0 for all that are not
-        ranked = _without((true & ~asked).gather(1, positions), target.gather(1, positions), depth)
+        ranked = metrics.without(target.gather(1, positions), (true & ~asked).gather(1, positions), depth)
         relevant, count = ranked > 0, (target > 0).sum(dim=1)
-        values["hit@1"][block] = recall_at_k(relevant, count, 1)
-        values["mrr"][block] = reciprocal_rank(relevant, count)
+        values["hit@1"][block] = metrics.recall_at_k(relevant, count, 1)
+        values["mrr"][block] = metrics.reciprocal_rank(relevant, count)
         for k in _FACTS_WITHIN:
             values[f"top@{k}"][block] = metrics.top_k_detection(relevant, count, k)
             for number in _ORDERS:
@@ -204,13 +203,6 @@ def _images_find_facts(
                     ranked == number, (target == number).sum(dim=1), k, num_true=count
                 )
     return values
-
-
-def _without(removed: Tensor, ranked: Tensor, depth: int) -> Tensor:
-    """Ranked lists (b, c) without the removed ranks (b, c), those below moved up, with zeros to (b, depth)."""
-    place = (~removed).cumsum(dim=1) - 1
-    place[removed] = depth  # a column that is cut off again
-    return ranked.new_zeros(len(ranked), depth + 1).scatter_(1, place, ranked)[:, :depth]
 
 
 def _mean(values: Tensor) -> float:

@@ -22,9 +22,9 @@ from tripletmas.data.tasks import Stream
 from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.embedded import EmbeddedTasks
 from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.facts.metrics import chance_map
 from tripletmas.objectives.facts.objective import images_once
 from tripletmas.objectives.facts.scoring import fact_vectors, image_vectors, score_facts
+from tripletmas.objectives.metrics import chance_map
 from tripletmas.objectives.retrieval.shown import small
 from tripletmas.runs.directory import RunDirectory, without_nan
 

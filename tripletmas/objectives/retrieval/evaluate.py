@@ -147,13 +147,8 @@ class _Search:
         """
         _, positions = self.index.search(self.queries.vectors[rows], depth + 1)
         itself = (positions == self.self_positions[rows, None]) & (positions >= 0)
-        # From the query's own rank on, the list moves up by one. Among duplicates a query may rank below depth + 1, or
-        # not be in the gallery at all: then the list just ends one rank earlier.
-        kept = torch.ones_like(itself)
-        kept[:, -1] = False
-        inside = itself.any(dim=1)
-        kept[inside] = ~itself[inside]
-        positions = positions[kept].view(len(rows), depth)
+        # Among duplicates a query may rank below depth + 1, or not be in the gallery at all: then nothing moves up.
+        positions = metrics.without(positions, itself, depth)
         relevant = self.gallery_labels[positions.clamp_min(0)] == self.queries.labels[rows, None]
         return relevant.logical_and_(positions >= 0), positions[:, 0]
 
