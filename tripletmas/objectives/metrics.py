@@ -13,6 +13,8 @@ images: `average_precision` and its two kinds "at k". An image looks for facts, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -199,6 +201,16 @@ def without(ranked: Tensor, removed: Tensor, depth: int) -> Tensor:
     place = (~removed).cumsum(dim=1).sub_(1).masked_fill_(removed, depth).clamp_max_(depth)
     kept = ranked.new_zeros(len(ranked), depth + 1).scatter_(1, place, ranked)
     return kept[:, :depth]  # the last column holds what goes
+
+
+def unanswered(names: Sequence[str], num_queries: int) -> dict[str, Tensor]:
+    """metric -> (q,) float64, nan: the values of queries none of which is answered yet."""
+    return {name: torch.full((num_queries,), torch.nan, dtype=torch.float64) for name in names}
+
+
+def mean_of_answered(values: Tensor) -> float:
+    """The mean over the queries (q,) that have a value; nan if none has."""
+    return float(values[~values.isnan()].mean())
 
 
 def _first(relevant: Tensor, num_relevant: Tensor, k: int, metric: str) -> Tensor:

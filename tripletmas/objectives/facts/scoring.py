@@ -87,18 +87,19 @@ def score_facts(
     asked: Tensor | None = None,
     candidates: Tensor | None = None,
     of_images: Tensor | None = None,
-    orders: bool = True,
 ) -> FactScores:
     """mAP of the images that facts find, and top@k, hit@k and MRR of the facts that images find; all exact.
 
     Language to image: each asked fact that is true of an image ranks all n images, to the last. "map" is the mean over
     facts of average precision, "map@10" and "map@100" of its first ranks, divided by min(R, k); "sherlock_map@k" is
-    inflated, and only for comparison with the authors' numbers (see `metrics`).
+    inflated, and only for comparison with the authors' numbers (see `metrics`). "map_1" and the like are means over the
+    facts of that order.
 
     Image to language: each image of `of_images` of which an asked fact is true ranks the candidates. Its true facts
     that are not asked for, such as those of another task, are taken out of its ranking: they are neither found nor in
     the way. "top@k" is the share of its true asked facts within rank k + (their number - 1), mean over images; "hit@1"
-    whether the first is true, "mrr" the reciprocal rank of the first true one.
+    whether the first is true, "mrr" the reciprocal rank of the first true one. "top@5_1" and the like are, of each
+    image, the share of its true facts of that order, with the tolerance of all its true facts.
 
     Args:
         images: (n, 3 dim) raw embeddings; an image twice counts twice.
@@ -107,47 +108,33 @@ def score_facts(
         asked: (f,) bool. None: all.
         candidates: (f,) bool, the facts that an image chooses among; must hold those asked for. None: all.
         of_images: (n,) bool, the images that ask; the gallery is always all of them. None: all.
-        orders: add the values by order: "map_1" and the like are means over the facts of that order; "top@5_1" and the
-            like over images, of each the share of its true facts of that order, with the tolerance of all its true
-            facts. hit@1 and mrr know no order, since they are of an image's first true fact.
 
     Raises:
         ValueError: if shapes or types do not fit; naming the row of an image or fact that is not finite, a fact without
             any part, or an asked fact that is not a candidate.
     """
-    facts = fact_vectors(vectors, mask)
+    facts = fact_vectors(vectors, mask).detach().float()
     if images.ndim != 2 or images.shape[1] != facts.shape[1]:
         raise ValueError(
             f"images must have shape (n, {facts.shape[1]}) for facts of 3 parts of {vectors.shape[2]}, "
             f"got {tuple(images.shape)}"
         )
-    asked = torch.ones(len(facts), dtype=torch.bool) if asked is None else asked
-    candidates = torch.ones(len(facts), dtype=torch.bool) if candidates is None else candidates
-    of_images = torch.ones(len(images), dtype=torch.bool) if of_images is None else of_images
     _check_bool("truth", truth, (len(images), len(facts)))
-    _check_bool("asked", asked, (len(facts),))
-    _check_bool("candidates", candidates, (len(facts),))
-    _check_bool("of_images", of_images, (len(images),))
+    asked, candidates = _rows("asked", asked, len(facts)), _rows("candidates", candidates, len(facts))
+    of_images = _rows("of_images", of_images, len(images))
     outside = (asked & ~candidates).nonzero()
     if len(outside):
         raise ValueError(f"every fact that is asked for must be a candidate, fact {int(outside[0])} is not")
     _check_finite("images", images)
     _check_finite("facts", facts)
 
-    gallery = image_vectors(images.detach().float()).contiguous()
-    facts = facts.detach().float()
-    order = mask.sum(dim=1)
+    gallery, order = image_vectors(images.detach().float()).contiguous(), mask.sum(dim=1)
     shown, answerable = truth.any(dim=0), of_images & truth[:, asked].any(dim=1)
     per_fact = _facts_find_images(gallery, facts, truth, (asked & shown).nonzero().flatten())
     per_image = _images_find_facts(gallery, facts, truth, answerable.nonzero().flatten(), asked, candidates, order)
-    if not orders:
-        per_image = {name: value for name, value in per_image.items() if "_" not in name}
-    values = {name: _mean(value) for name, value in (per_fact | per_image).items()}
-    if orders:
-        for name, value in per_fact.items():
-            values |= {f"{name}_{number}": _mean(value[order == number]) for number in _ORDERS}
+    by_order = {f"{name}_{of}": value[order == of] for name, value in per_fact.items() for of in _ORDERS}
     return FactScores(
-        values,
+        {name: metrics.mean_of_answered(value) for name, value in (per_fact | per_image | by_order).items()},
         per_fact,
         per_image,
         num_facts=int(asked.sum()),
@@ -160,8 +147,7 @@ def score_facts(
 def _facts_find_images(gallery: Tensor, facts: Tensor, truth: Tensor, rows: Tensor) -> dict[str, Tensor]:
     """metric -> (f,), of the facts in these rows; nan for the others."""
     kinds = {"map": metrics.average_precision_at_k, "sherlock_map": metrics.sherlock_average_precision_at_k}
-    names = ["map", *(f"{kind}@{k}" for kind in kinds for k in _IMAGES_WITHIN)]
-    values = {name: torch.full((len(facts),), torch.nan, dtype=torch.float64) for name in names}
+    values = metrics.unanswered(["map", *(f"{kind}@{k}" for kind in kinds for k in _IMAGES_WITHIN)], len(facts))
     index = ExactIndex.over(gallery, normalize=False)
     depth = max(len(gallery), *_IMAGES_WITHIN)
     for block in rows.split(queries_per_block(depth)):
@@ -180,8 +166,8 @@ def _images_find_facts(
     gallery: Tensor, facts: Tensor, truth: Tensor, rows: Tensor, asked: Tensor, candidates: Tensor, order: Tensor
 ) -> dict[str, Tensor]:
     """metric -> (n,), of the images in these rows; nan for the others."""
-    names = ["hit@1", "mrr", *(f"top@{k}{of}" for k in _FACTS_WITHIN for of in ("", *(f"_{o}" for o in _ORDERS)))]
-    values = {name: torch.full((len(gallery),), torch.nan, dtype=torch.float64) for name in names}
+    names = [f"top@{k}{of}" for k in _FACTS_WITHIN for of in ("", *(f"_{order}" for order in _ORDERS))]
+    values = metrics.unanswered(["hit@1", "mrr", *names], len(gallery))
     if not len(rows):
         return values  # there may be no candidates to search
     columns = candidates.nonzero().flatten()
@@ -198,15 +184,17 @@ def _images_find_facts(
         values["mrr"][block] = metrics.reciprocal_rank(relevant, count)
         for k in _FACTS_WITHIN:
             values[f"top@{k}"][block] = metrics.top_k_detection(relevant, count, k)
-            for number in _ORDERS:
-                values[f"top@{k}_{number}"][block] = metrics.top_k_detection(
-                    ranked == number, (target == number).sum(dim=1), k, num_true=count
-                )
+            for of in _ORDERS:
+                own = (target == of).sum(dim=1)
+                values[f"top@{k}_{of}"][block] = metrics.top_k_detection(ranked == of, own, k, num_true=count)
     return values
 
 
-def _mean(values: Tensor) -> float:
-    return float(values[~values.isnan()].mean())
+def _rows(name: str, chosen: Tensor | None, size: int) -> Tensor:
+    """All, where none are named."""
+    chosen = torch.ones(size, dtype=torch.bool) if chosen is None else chosen
+    _check_bool(name, chosen, (size,))
+    return chosen
 
 
 def _check_bool(name: str, given: Tensor, shape: tuple[int, ...]) -> None:

@@ -77,37 +77,31 @@ def evaluate(
     """
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be one or more ranks >= 1, got {tuple(ks)}")
-    if gallery is None:
-        if self_positions is not None:
-            raise ValueError("self_positions needs a gallery; without one, each query is left out at its own position")
-        gallery, self_positions = queries, torch.arange(len(queries))
-    elif self_positions is None:
-        if gallery is queries:
-            raise ValueError("the gallery is the queries themselves: leave gallery out, or give self_positions")
-        self_positions = torch.full((len(queries),), -1)
-    if queries.labels.ndim > 1 or gallery.labels.ndim > 1:
-        raise ValueError("these samples have several labels each (facts); this search takes samples of one class")
-    if queries.vectors.shape[1] != gallery.vectors.shape[1]:
-        raise ValueError(f"queries of dim {queries.vectors.shape[1]}, but a gallery of dim {gallery.vectors.shape[1]}")
-    _check_positions(self_positions, queries, gallery)
-
+    gallery, self_positions = _gallery_of(queries, gallery, self_positions)
     num_relevant = _count_relevant(queries.labels, gallery.labels) - (self_positions >= 0).long()
-    vectors = unit(gallery.vectors).contiguous()
-    search = _Search(ExactIndex.over(vectors), queries, gallery.labels, self_positions)
-    names = [*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr"]
-    per_query = {name: torch.full((len(queries),), torch.nan, dtype=torch.float64) for name in names}
-    nearest = torch.full((len(queries),), -1)
+    index = ExactIndex.over(unit(gallery.vectors).contiguous())
+    search = _Search(index, queries, gallery.labels, self_positions, num_relevant)
+    per_query, nearest = _per_query(search, ks, progress)
+    values = {name: metrics.mean_of_answered(value) for name, value in per_query.items()}
+    if clustering:
+        values |= _clustering(queries)
+    return RetrievalScores(values, per_query, len(queries), int((num_relevant == 0).sum()), nearest)
+
+
+def _per_query(search: _Search, ks: Sequence[int], progress: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """(metric -> value of each query, position of its nearest item)."""
+    size, num_relevant = len(search.queries), search.num_relevant
+    per_query = metrics.unanswered([*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr"], size)
+    nearest = torch.full((size,), -1)
 
     # Sorted by R, so that one large class does not deepen the search for everybody.
-    counted = num_relevant > 0
-    rows = counted.nonzero().flatten()
+    rows = (num_relevant > 0).nonzero().flatten()
     rows = rows[num_relevant[rows].argsort(stable=True)]
     pending = [rows[:0]]
     with tqdm(desc="search", total=len(rows), leave=False, disable=None if progress else True) as bar:
         for block in _blocks(rows, num_relevant[rows].clamp_min(max(ks)) + 1):
-            depth = max(max(ks), int(num_relevant[block].max()))
-            relevant, nearest[block] = search.ranked(block, depth)
             count = num_relevant[block]
+            relevant, nearest[block] = search.ranked(block, max(max(ks), int(count.max())))
             for k in ks:
                 per_query[f"recall@{k}"][block] = metrics.recall_at_k(relevant, count, k)
             per_query["r_precision"][block] = metrics.r_precision(relevant, count)
@@ -121,24 +115,25 @@ def evaluate(
         deeper = torch.cat(pending)
         bar.reset(len(deeper))
         bar.set_description("deeper ranks")
-        for block in deeper.split(queries_per_block(max(len(gallery), 1))):
+        for block in deeper.split(queries_per_block(max(len(search.index), 1))):
             per_query["mrr"][block] = 1 / search.first_relevant_rank(block).double()
             bar.update(len(block))
-
-    values = {name: float(value[counted].mean()) for name, value in per_query.items()}
-    if clustering:
-        values |= _clustering(queries)
-    return RetrievalScores(values, per_query, len(queries), int((~counted).sum()), nearest)
+    return per_query, nearest
 
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """Ranked lists of some of the queries, without the queries themselves; ids are positions in the gallery."""
+    """Ranked lists of some of the queries, without the queries themselves; ids are positions in the gallery.
+
+    Whether an item is relevant is asked of the labels of those that were found: a truth of all pairs (q, g) is never
+    made.
+    """
 
     index: ExactIndex
     queries: Embeddings
     gallery_labels: Tensor
     self_positions: Tensor
+    num_relevant: Tensor
 
     def ranked(self, rows: Tensor, depth: int) -> tuple[Tensor, Tensor]:
         """(whether the item at each rank is of the query's class (rows, depth), position of the first item (rows,)).
@@ -218,6 +213,26 @@ def _count_relevant(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
     classes, counts = gallery_labels.unique(return_counts=True)
     slots = torch.searchsorted(classes, query_labels).clamp_max(len(classes) - 1)
     return torch.where(classes[slots] == query_labels, counts[slots], 0)
+
+
+def _gallery_of(
+    queries: Embeddings, gallery: Embeddings | None, self_positions: Tensor | None
+) -> tuple[Embeddings, Tensor]:
+    """What is searched, and where in it each query is; checked."""
+    if gallery is None:
+        if self_positions is not None:
+            raise ValueError("self_positions needs a gallery; without one, each query is left out at its own position")
+        gallery, self_positions = queries, torch.arange(len(queries))
+    elif self_positions is None:
+        if gallery is queries:
+            raise ValueError("the gallery is the queries themselves: leave gallery out, or give self_positions")
+        self_positions = torch.full((len(queries),), -1)
+    if queries.labels.ndim > 1 or gallery.labels.ndim > 1:
+        raise ValueError("these samples have several labels each (facts); this search takes samples of one class")
+    if queries.vectors.shape[1] != gallery.vectors.shape[1]:
+        raise ValueError(f"queries of dim {queries.vectors.shape[1]}, but a gallery of dim {gallery.vectors.shape[1]}")
+    _check_positions(self_positions, queries, gallery)
+    return gallery, self_positions
 
 
 def _check_positions(self_positions: Tensor, queries: Embeddings, gallery: Embeddings) -> None:
