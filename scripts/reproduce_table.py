@@ -94,7 +94,7 @@ def train(options: argparse.Namespace, out: Path, variant: str, method: str, see
 def is_done(out: Path) -> bool:
     if not (out / "config.yaml").exists():
         return False
-    scores = RunDirectory.open(out).read_json("scores.json")
+    scores = RunDirectory.open(out).scores()
     return scores is not None and scores["matrices"]["seen"]["recall@1"][-1][0] is not None
 
 

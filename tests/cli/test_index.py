@@ -512,7 +512,7 @@ def test_the_map_of_the_run_is_the_default(place, call):
     config = RunDirectory("run").config()
     for value, expected in (({"compensate": "sdc"}, "sdc"), ({"compensate": None}, "linear"), (None, "linear")):
         with_gallery = {**config, "gallery": value} if value else {k: v for k, v in config.items() if k != "gallery"}
-        RunDirectory("run")._write_text("config.yaml", json.dumps(with_gallery))
+        Path("run/config.yaml").write_text(json.dumps(with_gallery), encoding="utf-8")
         assert run_models.default_map(RunDirectory("run")) == expected
 
 
@@ -526,7 +526,7 @@ def test_compensation_that_is_not_possible(place, call):
     before = Path("old.index").read_bytes()
     Path("run/gallery/task01.safetensors").unlink()
     result = call("index", "refresh", "old.index", "--compensate")
-    failed(result, r"run has no gallery/task01\.safetensors, from which drift is estimated .*: use --reembed")
+    failed(result, r"run/gallery/task01\.safetensors is missing, from which drift is estimated .*: use --reembed")
     RunDirectory("run").write_tensors("gallery/task01.safetensors", {"before": torch.ones(3, 5)})
     failed(call("index", "refresh", "old.index", "--compensate"), "holds no pairs of vectors of dim 8: use --reembed")
     weights = RunDirectory("run").read_tensors("weights/task00.safetensors")

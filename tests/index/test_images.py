@@ -270,7 +270,7 @@ def test_vectors_are_not_read_when_an_index_is_opened(tmp_path):
     names, classes = [str(number) for number in range(count)], [None] * count
     add_images(ImageIndex.empty(settings), torch.randn(count, 64), names, classes, OLD).save(path)
     script = (
-        "import sys; from tripletmas.image_index import ImageIndex; import torch\n"
+        "import sys; from tripletmas.index.images import ImageIndex; import torch\n"
         "def resident():\n"
         "    fields = dict(line.split(':') for line in open('/proc/self/status') if ':' in line)\n"
         "    return int(fields['RssFile'].split()[0]) / 1024\n"
@@ -297,7 +297,7 @@ def test_a_file_that_was_cut_short_is_told(kept, tmp_path):
     path = tmp_path / "shop.index"
     filled().save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"shop\.index is no index file, or was cut short .*restore it from a copy"):
+    with pytest.raises(ValueError, match=r"shop\.index cannot be read .*cut short or another kind of file; restore it from a copy"):
         ImageIndex.open(path)
 
 
@@ -307,7 +307,7 @@ def test_a_file_that_was_cut_short_is_told(kept, tmp_path):
 def test_a_foreign_file_is_told(content, tmp_path):
     path = tmp_path / "x.index"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no index file, or was cut short"):
+    with pytest.raises(ValueError, match="cannot be read .*cut short or another kind of file"):
         ImageIndex.open(path)
 
 
@@ -353,7 +353,7 @@ def test_contents_that_do_not_fit_each_other_are_told(damage, tmp_path):
 
 def test_a_header_that_is_no_json_is_told(tmp_path):
     save_file({"vectors": torch.ones(2)}, tmp_path / "x.index", {"tripletmas index": "{"})
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="cannot be read"):
         ImageIndex.open(tmp_path / "x.index")
     save_file({"vectors": torch.ones(2)}, tmp_path / "x.index", {"tripletmas index": json.dumps({})})
     with pytest.raises(ValueError, match="is damaged"):
@@ -383,7 +383,7 @@ def test_a_file_that_cannot_grow_while_tensors_are_written(tmp_path):
     filled().save(path)
     before = path.read_bytes()
     script = (
-        "import resource, signal, sys; from tripletmas.image_index import ImageIndex\n"
+        "import resource, signal, sys; from tripletmas.index.images import ImageIndex\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
         "try: ImageIndex.open(sys.argv[1]).save(sys.argv[1])\n"
         "except OSError as error: print(error.errno)"
@@ -410,7 +410,7 @@ def test_a_link_stays_one_and_shares_the_lock_of_its_file(tmp_path):
 def test_two_writers_at_once(tmp_path):
     path = tmp_path / "shop.index"
     filled().save(path)
-    script = "import sys; from tripletmas.index_file import locked\nwith locked(sys.argv[1]): print('through')"
+    script = "import sys; from tripletmas.index.file import locked\nwith locked(sys.argv[1]): print('through')"
     with locked(path):
         done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
         assert "shop.index is being changed by another process: try again when that is done" in done.stderr

@@ -19,7 +19,7 @@ from tripletmas.objectives.embedded import embed_tasks, joined, score_embedded
 from tripletmas.objectives.retrieval.evaluate import evaluate
 from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class, gallery_file
+from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.measured_updates import compatibility_matrix, flips_of_update
 from tripletmas.runs.options import TrainConfig
@@ -134,7 +134,7 @@ def test_a_run_without_files_of_galleries_has_them_again_from_its_weights(run):
     from_files, from_weights = Galleries(("linear", "sdc")), Galleries(("linear", "sdc"))
     from_files.restore(run, perceptron(), stream, 2)
     for number in range(3):
-        (run.path / gallery_file(number)).unlink()
+        run.galleries.path(number).unlink()
     from_weights.restore(run, perceptron(), stream, 2)
     for name, parts in from_files.parts.items():
         assert len(parts) == 2

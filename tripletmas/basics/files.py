@@ -1,22 +1,31 @@
-"""Files and folders that are either whole or not there: written aside, flushed to the disk, then renamed."""
+"""Files and folders that are either whole or not there: written aside, flushed to the disk, then renamed.
+
+Tensors are kept in the safetensors format, which sorts them by size and name: their order stands in its header as JSON,
+beside what else a file says of itself.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+_ORDER = "order"
+
 
 @contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to; it becomes `path` when the block ends well, else it goes.
 
     Where `path` is a symbolic link, what it points to is written, and the link stays. A file keeps the permissions of
@@ -42,27 +51,87 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all.
+def save_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all; errors as `atomic_write`."""
+    with atomic_write(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def save_json(path: str | Path, content: Any) -> None:
+    """Write content as JSON, nan as null, whole or not at all; errors as `atomic_write`."""
+    save_text(path, json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path, remedy: str) -> Any:
+    """The content of a JSON file.
 
     Raises:
-        OSError: as `written_aside`.
+        ValueError: if it is missing or damaged; `remedy` says what to do then.
     """
-    with written_aside(path) as aside:
-        write_tensors(tensors, aside, metadata)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, error, remedy) from None
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as `write_tensors` does, whole or not at all; errors as `atomic_write`."""
+    with atomic_write(path) as aside:
+        write_tensors(aside, tensors, header)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
     """Write a safetensors file in place.
+
+    Args:
+        header: name -> what fits JSON.
 
     Raises:
         OSError: if it cannot be written.
     """
+    texts = {name: json.dumps(content) for name, content in {_ORDER: list(tensors), **(header or {})}.items()}
     try:
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, dict(metadata))
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path, texts)
     except SafetensorError as error:  # it hides the operating system's error in its text
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
+
+
+def read_tensors(path: str | Path, remedy: str, *, header: str | None = None) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a safetensors file, mapped, and what stands in its header under a name.
+
+    They come in the order in which they were saved: sums over them, such as the penalty, are then the same bit for bit.
+    Those of another program come by name.
+
+    Args:
+        remedy: what to do about a file that cannot be read.
+        header: the name; what stands there is None where the file has none.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            names = json.loads(texts[_ORDER]) if _ORDER in texts else sorted(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+            return tensors, json.loads(texts[header]) if header in texts else None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise damaged(path, error, remedy) from None
+
+
+def damaged(path: str | Path, error: Exception | str, remedy: str) -> ValueError:
+    """The error of a file that cannot be read, with what to do."""
+    return ValueError(f"{path} cannot be read ({error}): it is missing, cut short or another kind of file; {remedy}")
+
+
+def without_nan(content: Any) -> Any:
+    """The same with None for nan, which JSON lacks."""
+    if isinstance(content, float):
+        return None if math.isnan(content) else content
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    return [without_nan(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def _allow(aside: Path, final: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from tripletmas.basics.files import written_aside
+from tripletmas.basics.files import atomic_write
 
 ENDINGS = (".parquet", ".npz")
 
@@ -60,7 +60,7 @@ def write_table(path: str | Path, table: EmbeddingTable) -> None:
         OSError: if it cannot be written, as when the disk is full.
     """
     check_ending(path)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         if Path(path).suffix.lower() == ".npz":
             _write_npz(aside, table)
         else:

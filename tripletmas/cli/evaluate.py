@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tripletmas import report as reports
+from tripletmas.basics.files import without_nan
 from tripletmas.cli import galleries
 from tripletmas.cli.console import console, make_parser, name_and_options, numbers, print_comparison
 from tripletmas.data.tasks import Stream
@@ -19,7 +20,7 @@ from tripletmas.objectives.facts.losses import FactLoss
 from tripletmas.objectives.facts.objective import score_objective
 from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.runs import catalog, configuration
-from tripletmas.runs.directory import RunDirectory, without_nan
+from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_means, load_trained
 
 _SHOWN_OF_FACTS = ("map", "map@10", "map_1", "map_2", "map_3", "top@1", "top@5", "top@10", "mrr")  # --json has all

@@ -130,8 +130,8 @@ def print_compatibility(run: RunDirectory, experiment: Experiment, after: int) -
     if after:
         average, backward = average_compatibility(matrix), backward_compatibility(matrix)
         print(f"average compatibility {average:.3f}, backward compatibility {backward:+.3f}")
-    if not (run.path / f"weights/task{after + 1:02d}.safetensors").exists():
-        run.write_json("compatibility.json", {"metric": "recall@1", "matrix": matrix.tolist()})
+    if after + 1 == run.num_done:
+        run.keep_compatibility("recall@1", matrix.tolist())
 
 
 def _mean(values: Sequence[float], chosen: Sequence[int]) -> float:

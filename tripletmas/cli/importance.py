@@ -56,7 +56,7 @@ def importance(arguments: Sequence[str]) -> None:
     # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
     run.append({"kind": "importance", "images": str(options.images), "samples": len(images), "weight": options.weight})
     run.save_checkpoint(replace(state, strategy=strategy.state_dict()))
-    run.write_tensors(f"importance/task{state.task - 1:02d}.safetensors", protection.importance)
+    run.importance().write(state.task - 1, protection.importance)
     added = options.weight * sum(float(value.sum()) for value in measured.values())
     print(f"{run.path}: importance of {len(images)} images added (sum {added:.4g} to {total:.4g} so far)")
     _print_layers(measured)

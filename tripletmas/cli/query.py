@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tripletmas.basics.files import written_aside
+from tripletmas.basics.files import atomic_write
 from tripletmas.cli.console import console, make_parser
 from tripletmas.cli.index_info import model_of, stale_vectors, ways_out
 from tripletmas.data.image_paths import ImagesAt
@@ -176,5 +176,5 @@ def _shown(text: str) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         Path(aside).write_text(text, encoding="utf-8", errors="backslashreplace")

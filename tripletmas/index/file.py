@@ -23,15 +23,14 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tripletmas.basics.files import save_tensors
+from tripletmas.basics.files import read_tensors, save_tensors
 from tripletmas.basics.weights import Params
 
 FORMAT = 1
 _HEADER = "tripletmas index"
-_WHAT_TO_DO = "restore it from a copy, or build it anew"
+_REMEDY = "restore it from a copy, or build it anew"
 _DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "labels": torch.int64}
 
 
@@ -70,7 +69,7 @@ def write_index_file(path: str | Path, tensors: Params, paths: tuple[str, ...], 
     """
     content = {**tensors, "paths": _to_bytes(json.dumps(paths, ensure_ascii=False).encode("utf-8", "surrogateescape"))}
     checksums = {name: _checksum(value) for name, value in content.items()}
-    save_tensors(content, path, {_HEADER: json.dumps({"format": FORMAT, "checksums": checksums, **header})})
+    save_tensors(path, content, {_HEADER: {"format": FORMAT, "checksums": checksums, **header}})
 
 
 def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, tuple[str, ...], dict[str, Any]]:
@@ -86,39 +85,26 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
     """
     if not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no index file, or was cut short ({error}): {_WHAT_TO_DO}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if text is None:
+    tensors, header = read_tensors(path, _REMEDY, header=_HEADER)
+    if header is None:
         raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
     try:
-        header = json.loads(text)
-        found = int(header["format"])
+        if header["format"] == FORMAT:
+            return tensors, _checked(tensors, header, verify), header
     except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {_WHAT_TO_DO}") from None
-    if found != FORMAT:
-        raise ValueError(
-            f"{path} is an index of format {found}, and this version of tripletmas reads format {FORMAT}: build it "
-            f"anew, or use version {header.get('version')}"
-        )
-    try:
-        for name, expected in header.get("checksums", {}).items():  # earlier versions wrote none
-            if verify and _checksum(tensors[name]) != expected:
-                raise ValueError(f"the checksum of its {name} is wrong")
-        paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
-        _check(tensors, paths, header)
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {_WHAT_TO_DO}") from None
-    return tensors, paths, header
+        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from None
+    raise ValueError(
+        f"{path} is an index of format {header['format']}, and this version of tripletmas reads format {FORMAT}: build "
+        f"it anew, or use version {header.get('version')}"
+    )
 
 
-def _check(tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> None:
-    """Whether the tensors belong together; the vectors themselves are not read."""
+def _checked(tensors: Params, header: dict[str, Any], verify: bool) -> tuple[str, ...]:
+    """The paths, taken out of the tensors, which must belong together; without `verify` the vectors are not read."""
+    for name, expected in header.get("checksums", {}).items():  # earlier versions wrote none
+        if verify and _checksum(tensors[name]) != expected:
+            raise ValueError(f"the checksum of its {name} is wrong")
+    paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
     for name, dtype in _DTYPES.items():
         value = tensors[name]
         shape = (len(paths), header["dim"]) if name == "vectors" else (len(paths),)
@@ -130,6 +116,7 @@ def _check(tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> N
             raise ValueError(f"{name} lie outside [{smallest}, {end})")
     if not bool((tensors["ids"].diff() > 0).all()):
         raise ValueError("ids are not ascending")
+    return paths
 
 
 def _checksum(tensor: Tensor) -> int:

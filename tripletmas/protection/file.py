@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
+from tripletmas.basics.files import read_tensors, save_tensors
 from tripletmas.basics.weights import Params
+
+_HEADER = "protection"
 
 
 def write_protection(path: str | Path, state: Params, settings: dict[str, Any]) -> None:
     """Write a file that is either whole or not there; `settings` must fit JSON."""
-    aside = Path(f"{path}.part")
-    save_file({k: v.contiguous() for k, v in state.items()}, aside, {"protection": json.dumps(settings)})
-    os.replace(aside, path)
+    save_tensors(path, state, {_HEADER: settings})
 
 
 def read_protection(path: str | Path) -> tuple[Params, dict[str, Any]]:
@@ -29,15 +25,10 @@ def read_protection(path: str | Path) -> tuple[Params, dict[str, Any]]:
     Raises:
         ValueError: if the file is no saved protection or was cut short.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("protection")
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or was cut short: {error}") from error
-    if header is None:
+    state, settings = read_tensors(path, "restore it from a copy, or save the protection again", header=_HEADER)
+    if settings is None:
         raise ValueError(f"{path} is no saved protection: Protection.save writes those")
-    return state, json.loads(header)
+    return state, settings
 
 
 def described(function: Callable[..., Any]) -> dict[str, Any]:

@@ -6,16 +6,15 @@ statistics of batch normalisation) are no parameters and left out.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tripletmas.basics import files
 from tripletmas.report.classes import read_classes
 from tripletmas.report.read import Run
 
@@ -68,25 +67,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     The format itself sorts by name; without that entry the order is by name, numbers by value.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            position = {name: i for i, name in enumerate(_listed_order(file.metadata()))}
-            names = sorted(file.keys(), key=lambda name: (position.get(name, len(position)), _natural(name)))
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); it is damaged: delete it or run again") from error
+    return _ordered(path)[0]
+
+
+def _ordered(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a file, and whether their order is that of the network."""
+    tensors, order = files.read_tensors(path, "delete it or run again", header="order")
+    return (tensors, True) if order else ({name: tensors[name] for name in sorted(tensors, key=_natural)}, False)
 
 
 def importance_by_layer(run: Run) -> LayerImportance | None:
     """Importance by layer after the last finished task; None where the run stores none or it is zero."""
-    files = sorted((run.path / "importance").glob("task*.safetensors"))
-    if not files:
+    paths = sorted((run.path / "importance").glob("task*.safetensors"))
+    if not paths:
         return None
-    importance = read_tensors(files[-1])
-    weights = run.path / "weights" / files[-1].name
-    order = read_tensors(weights) if weights.is_file() else importance
-    with safe_open(weights if weights.is_file() else files[-1], "pt") as file:
-        in_order = bool(_listed_order(file.metadata()))
+    importance = read_tensors(paths[-1])
+    weights = run.path / "weights" / paths[-1].name
+    order, in_order = _ordered(weights if weights.is_file() else paths[-1])
     names = [name for name in order if name in importance] + [name for name in importance if name not in order]
     layers = group_by_layer(names)
     total = torch.tensor([sum(float(importance[n].double().sum()) for n in names) for names in layers.values()])
@@ -99,19 +96,19 @@ def importance_by_layer(run: Run) -> LayerImportance | None:
 def movement_by_layer(run: Run) -> LayerMovement | None:
     """Relative distance of the weights by layer, each task and the whole way; None with fewer than two files."""
     start = run.path / "weights" / "start.safetensors"
-    files = [start] if start.is_file() else []
-    files += sorted((run.path / "weights").glob("task*.safetensors"))
-    if len(files) < 2:
+    paths = [start] if start.is_file() else []
+    paths += sorted((run.path / "weights").glob("task*.safetensors"))
+    if len(paths) < 2:
         return None
-    first = previous = _parameters(files[0])
+    first = previous = _parameters(paths[0])
     layers = group_by_layer(list(first))
     columns = []
-    for file in files[1:]:
-        present = _parameters(file)
+    for path in paths[1:]:
+        present = _parameters(path)
         columns.append(_distance(layers, previous, present))
         previous = present
     columns.append(_distance(layers, first, previous))
-    steps = tuple(str(int(re.sub(r"\D", "", file.stem)) + 1) for file in files[1:])
+    steps = tuple(str(int(re.sub(r"\D", "", path.stem)) + 1) for path in paths[1:])
     return LayerMovement(tuple(layers), (*steps, "all"), torch.stack(columns, dim=1))
 
 
@@ -148,10 +145,6 @@ def group_by_layer(names: Sequence[str], limit: int = MAX_LAYERS) -> dict[str, l
         if len(layers) <= limit or depth <= 1:
             return layers
         depth -= 1
-
-
-def _listed_order(metadata: dict[str, str] | None) -> list[str]:
-    return json.loads((metadata or {}).get("order", "[]"))
 
 
 def _parameters(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from tripletmas.objectives.facts.objective import num_stored, score_objective, s
 from tripletmas.objectives.facts.shown import write_fact_shown
 from tripletmas.objectives.facts.losses import FactLoss
 from tripletmas.objectives.scores import Scores
-from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, drift_by_class, gallery_file, named
+from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, drift_by_class, named
 from tripletmas.basics.weights import state_of
 from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.data.batches import seed_everything
@@ -79,7 +79,7 @@ class Finish:
         if run:
             self._write_tensors(deployed, number, run)
             self._write_galleries(seen, embedded, found, run)
-            run.write_json("scores.json", scores.to_json())
+            run.keep_scores(scores.to_json())
             record = self._record(deployed, seen, embedded, found)
             run.append({**record, "seconds": time.perf_counter() - began})
 
@@ -109,28 +109,25 @@ class Finish:
 
     def _write_tensors(self, deployed: nn.Module, number: int, run: RunDirectory) -> None:
         """The model after a task, what is important to it, and what recognition has besides."""
-        run.write_tensors(f"weights/task{number:02d}.safetensors", state_of(deployed))
+        run.weights.write(number, state_of(deployed))
         for position, protection in enumerate(self.learner.strategy.protections):
-            suffix = f"-{position}" if position else ""
-            run.write_tensors(f"importance/task{number:02d}{suffix}.safetensors", protection.importance)
+            run.importance(position).write(number, protection.importance)
         if isinstance(self.learner.loss, Recognition):
-            run.write_tensors(f"recognition/task{number:02d}.safetensors", state_of(self.learner.loss))
+            run.loss_states.write(number, state_of(self.learner.loss))
         if self.means:
-            run.write_tensors(f"recognition/means{number:02d}.safetensors", self.means.state_dict())
+            run.class_means.write(number, self.means.state_dict())
 
     def _write_galleries(self, seen: Stream, embedded: EmbeddedTasks, found: TaskScores, run: RunDirectory) -> None:
         """The stored gallery of the last task, what a report shows, and the present embedding of all queries."""
         number, loss = len(seen) - 1, self.learner.loss
-        run.write_tensors(gallery_file(number), self.galleries.last())
+        run.galleries.write(number, self.galleries.last())
         if isinstance(loss, FactLoss):
             write_followed(run, number, seen, embedded)
             write_fact_shown(run, number, seen, embedded, loss)
         else:
             write_shown(run, number, seen, embedded)
         final = {"vectors": found.queries.vectors, "labels": one_label(found.queries.labels)}
-        run.write_tensors("index/final.safetensors", final)
-        names = {"class_names": list(seen[0].query.class_names), "tasks": [list(task.classes) for task in seen]}
-        run.write_json("index/final.json", names)
+        run.keep_embedding(final, seen[0].query.class_names, [task.classes for task in seen])
 
     def _unprotected(self) -> dict[str, Any]:
         protections, loss = self.learner.strategy.protections, self.learner.loss

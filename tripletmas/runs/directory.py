@@ -8,31 +8,45 @@ weights/             the model at the start and after each task
 importance/          the importance that is protected after each task; task00-1 is that of a second protection
 recognition/         heads and class means after each task, where the objective is recognition
 gallery/             the stored gallery of each task, the drift it brought, and what a report shows of them
-index/               the final embeddings of all queries
+facts/               what each fact found after each task
+index/               the final embeddings of all queries, and their classes
 compatibility.json   the scores of every model's queries in every earlier one's gallery, if they were asked for
 report/              derived from the rest; may be deleted
+
+No other module knows these names, but for what an objective keeps for the report under names of its own.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import math
 import pickle
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from tripletmas.basics.files import write_tensors, written_aside
-from tripletmas.basics.weights import Params
+from tripletmas.basics.files import (
+    atomic_write,
+    damaged,
+    read_json,
+    read_tensors,
+    save_json,
+    save_tensors,
+    save_text,
+    without_nan,
+    write_tensors,
+)
+from tripletmas.basics.weights import Params, load_state
 
 _PARTS = ("model", "strategy", "loss", "means")
+_REMEDY = "restore it from a copy, or train anew"
 
 
 @dataclass(frozen=True)
@@ -55,11 +69,56 @@ class Checkpoint:
     means: Params = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TaskFiles:
+    """Tensors that a run keeps of each of its tasks, which count from 0: <name>00.safetensors, <name>01, ..."""
+
+    name: Path
+    suffix: str = ""
+
+    def path(self, number: int) -> Path:
+        """The file of a task."""
+        return self.name.with_name(f"{self.name.name}{number:02d}{self.suffix}.safetensors")
+
+    def numbers(self) -> list[int]:
+        """The tasks that have a file, ascending."""
+        pattern = re.compile(rf"{re.escape(self.name.name)}(\d+){self.suffix}\.safetensors")
+        found = (pattern.fullmatch(path.name) for path in self.name.parent.glob("*.safetensors"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def read(self, number: int) -> Params:
+        """The tensors of a task.
+
+        Raises:
+            ValueError: if their file is missing or damaged.
+        """
+        return read_tensors(self.path(number), _REMEDY)[0]
+
+    def find(self, number: int) -> Params | None:
+        """The tensors of a task; None where it has none."""
+        return self.read(number) if self.path(number).exists() else None
+
+    def write(self, number: int, tensors: Params) -> None:
+        """Keep the tensors of a task, aside and renamed."""
+        save_tensors(self.path(number), tensors)
+
+
 class RunDirectory:
-    """A folder that holds one run."""
+    """A folder that holds one run.
+
+    Attributes:
+        weights: the state of the model that is deployed after each task; with it the task is done.
+        loss_states: that of the loss after each task, as the heads of recognition.
+        class_means: those of recognition after each task.
+        galleries: each task's stored gallery (see `Galleries.last`).
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.weights = self.of_tasks("weights/task")
+        self.loss_states = self.of_tasks("recognition/task")
+        self.class_means = self.of_tasks("recognition/means")
+        self.galleries = self.of_tasks("gallery/task")
 
     @classmethod
     def create(
@@ -88,7 +147,7 @@ class RunDirectory:
         ):
             raise ValueError(f"{run.path} exists and holds something that is no run: choose another --out")
         run.path.mkdir(parents=True, exist_ok=True)
-        run._write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        save_text(run.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         return run
 
     @classmethod
@@ -106,49 +165,151 @@ class RunDirectory:
         return run
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration."""
+        """The resolved configuration.
+
+        Raises:
+            ValueError: if its file is damaged.
+        """
         path = self.path / "config.yaml"
         try:
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{path} is no valid YAML: {error}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} must hold a mapping (data, model, loss, strategy, ...), got {config!r}")
+        return config
 
     # --- records
 
+    @property
+    def _records(self) -> Path:
+        return self.path / "metrics.jsonl"
+
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        """Add a record."""
+        with open(self._records, "a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(record), allow_nan=False) + "\n")
 
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, without a last one that was cut short as its process was killed."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """All records, or those of a kind, without a last one that was cut short as its process was killed.
+
+        Raises:
+            ValueError: if another line is damaged.
+        """
+        text = self._records.read_text(encoding="utf-8") if self._records.exists() else ""
+        found: list[dict[str, Any]] = []
+        for number, line in enumerate(text.split("\n")[:-1], start=1):
+            try:
+                found += [dict(json.loads(line))] if line.strip() else []
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{self._records}, line {number} is no record ({error}): remove the line") from None
+        return [record for record in found if kind in (None, record.get("kind"))]
+
+    # --- what is kept of each task
+
+    @property
+    def num_done(self) -> int:
+        """How many tasks are done."""
+        return len(self.weights.numbers())
+
+    def task_done(self, after: int | None = None) -> int:
+        """The number of the task after which a model is asked for; None for the last that is done.
+
+        Raises:
+            ValueError: if it is not done yet.
+        """
+        done = self.num_done
+        if not done:
+            raise ValueError(f"{self.path}: no task is done yet; go on with: tripletmas resume {self.path}")
+        if after is not None and not 0 <= after < done:
+            raise ValueError(f"{self.path}: tasks 0 to {done - 1} are done, so there is no model after task {after}")
+        return done - 1 if after is None else after
+
+    def load_weights(self, model: nn.Module, number: int) -> None:
+        """Give a model the weights that were deployed after a task.
+
+        Raises:
+            ValueError: if they are those of another model, or cannot be read.
+        """
+        load_state(model, self.weights.read(number), str(self.weights.path(number)))
+
+    def importance(self, position: int = 0) -> TaskFiles:
+        """The importance that a protection of the strategy, by its position, holds after each task."""
+        return TaskFiles(self.path / "importance/task", f"-{position}" if position else "")
+
+    def of_tasks(self, name: str) -> TaskFiles:
+        """Files of tensors under a name of the caller's, such as gallery/shown, one for each task."""
+        return TaskFiles(self.path / name)
+
+    def start_weights(self) -> Params:
+        """The state of the model before the first task."""
+        return self.read_tensors("weights/start.safetensors")
+
+    def keep_start_weights(self, state: Params) -> None:
+        """Keep the state of the model before the first task."""
+        self.write_tensors("weights/start.safetensors", state)
+
+    # --- what is kept of the whole run; None where it is not there
+
+    def scores(self) -> Any:
+        """The score matrices, as `Scores.to_json` gave them."""
+        return self.read_json("scores.json")
+
+    def keep_scores(self, scores: Mapping[str, Any]) -> None:
+        """Keep the score matrices."""
+        self.write_json("scores.json", scores)
+
+    def compatibility(self) -> Any:
+        """The metric and the matrix of compatibility."""
+        return self.read_json("compatibility.json")
+
+    def keep_compatibility(self, metric: str, matrix: Sequence[Sequence[float]]) -> None:
+        """Keep the matrix of compatibility."""
+        self.write_json("compatibility.json", {"metric": metric, "matrix": matrix})
+
+    def embedding(self) -> Params | None:
+        """The present `vectors` (n, dim) and `labels` (n,) of all queries."""
+        name = "index/final.safetensors"
+        return self.read_tensors(name) if self.has(name) else None
+
+    def classes(self) -> Any:
+        """`class_names` of the stream, by label, and `tasks`: the labels of each."""
+        return self.read_json("index/final.json")
+
+    def keep_embedding(self, embedding: Params, class_names: Sequence[str], tasks: Sequence[Sequence[int]]) -> None:
+        """Keep the present `vectors` and `labels` of all queries, and what `classes` gives."""
+        self.write_tensors("index/final.safetensors", embedding)
+        self.write_json("index/final.json", {"class_names": class_names, "tasks": tasks})
+
+    # --- files by their names
+
+    def has(self, name: str) -> bool:
+        """Whether the run has a file of this name."""
+        return (self.path / name).is_file()
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, aside and renamed."""
-        self._write_text(name, json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
+        save_json(self.path / name, content)
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the run; None if it has none of this name."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """A JSON file of the run; None if it has none of this name.
 
-    # --- tensors
+        Raises:
+            ValueError: if it is damaged.
+        """
+        return read_json(self.path / name, _REMEDY) if self.has(name) else None
 
     def write_tensors(self, name: str, tensors: Params) -> None:
         """Write a safetensors file of the run, aside and renamed."""
-        with written_aside(self.path / name) as aside:
-            _save(tensors, aside)
+        save_tensors(self.path / name, tensors)
 
     def read_tensors(self, name: str) -> Params:
         """A safetensors file of the run.
 
         Raises:
-            ValueError: if it is missing or cut short.
+            ValueError: if it is missing or damaged.
         """
-        return _load(self.path / name)
+        return read_tensors(self.path / name, _REMEDY)[0]
 
     # --- checkpoints
 
@@ -158,16 +319,11 @@ class RunDirectory:
         Raises:
             OSError: if it cannot be written, as when the disk is full; the old checkpoint is untouched.
         """
-        records = self.path / "metrics.jsonl"
-        place = {
-            "task": state.task,
-            "epoch": state.epoch,
-            "record_bytes": records.stat().st_size if records.exists() else 0,
-        }
-        with written_aside(self.path / "checkpoint" / self._next_folder(state.task, state.epoch)) as aside:
+        place = {"task": state.task, "epoch": state.epoch, "record_bytes": self._record_bytes()}
+        with atomic_write(self.path / "checkpoint" / self._next_folder(state.task, state.epoch)) as aside:
             aside.mkdir()
             for part in _PARTS:
-                _save(getattr(state, part), aside / f"{part}.safetensors")
+                write_tensors(aside / f"{part}.safetensors", getattr(state, part))
             buffer = io.BytesIO()  # written to a disk that is full, torch.save hides that this was the cause
             torch.save(state.optimizer, buffer)
             (aside / "optimizer.pt").write_bytes(buffer.getbuffer())
@@ -185,14 +341,13 @@ class RunDirectory:
         if not folders:
             return None
         folder = folders[-1]
+        place = read_json(folder / "place.json", _REMEDY)
         try:
-            place = json.loads((folder / "place.json").read_text(encoding="utf-8"))
-            task, epoch, record_bytes = (int(place[key]) for key in ("task", "epoch", "record_bytes"))
-        except (OSError, ValueError, TypeError, LookupError) as error:
-            raise ValueError(_damaged(folder / "place.json", error)) from None
-        optimizer = _load_plain(folder / "optimizer.pt")
-        parts: dict[str, Any] = {part: _load(folder / f"{part}.safetensors") for part in _PARTS}
-        return Checkpoint(task=task, epoch=epoch, record_bytes=record_bytes, optimizer=optimizer, **parts)
+            numbers = {key: int(place[key]) for key in ("task", "epoch", "record_bytes")}
+        except (TypeError, LookupError) as error:
+            raise damaged(folder / "place.json", error, _REMEDY) from None
+        parts: dict[str, Any] = {part: read_tensors(folder / f"{part}.safetensors", _REMEDY)[0] for part in _PARTS}
+        return Checkpoint(**numbers, optimizer=_load_plain(folder / "optimizer.pt"), **parts)
 
     def rewind(self, state: Checkpoint | None) -> None:
         """Cut off the records that were written after this checkpoint, all for None: that part will be run again.
@@ -200,13 +355,11 @@ class RunDirectory:
         Raises:
             ValueError: if records are missing that were there when the checkpoint was written.
         """
-        records = self.path / "metrics.jsonl"
-        kept = state.record_bytes if state else 0
-        size = records.stat().st_size if records.exists() else 0
+        kept, size = state.record_bytes if state else 0, self._record_bytes()
         if size < kept:
-            raise ValueError(_damaged(records, f"{size} bytes of {kept}"))
+            raise damaged(self._records, f"{size} bytes of {kept}", _REMEDY)
         if size > kept:
-            with open(records, "rb+") as file:
+            with open(self._records, "rb+") as file:
                 file.truncate(kept)
 
     # --- inside
@@ -220,33 +373,8 @@ class RunDirectory:
         same = [p.name for p in self._checkpoints() if p.name.startswith(name)]
         return f"{name}-{int(same[-1][len(name) + 1 :] or 0) + 1:04d}" if same else name
 
-    def _write_text(self, name: str, text: str) -> None:
-        with written_aside(self.path / name) as aside:
-            aside.write_text(text, encoding="utf-8")
-
-
-def without_nan(content: Any) -> Any:
-    """The same with None for nan, which JSON lacks."""
-    if isinstance(content, float):
-        return None if math.isnan(content) else content
-    if isinstance(content, Mapping):
-        return {key: without_nan(value) for key, value in content.items()}
-    return [without_nan(value) for value in content] if isinstance(content, (list, tuple)) else content
-
-
-def _save(tensors: Params, path: Path) -> None:
-    # the file sorts its tensors by size and name; the report shows layers in the order of the network
-    write_tensors(tensors, path, {"order": json.dumps(list(tensors))})
-
-
-def _load(path: Path) -> Params:
-    try:
-        with safe_open(path, framework="pt") as file:
-            # the order in which they were saved: sums over them, such as the penalty, are then the same bit for bit
-            order = (file.metadata() or {}).get("order")
-            return {name: file.get_tensor(name) for name in (json.loads(order) if order else file.keys())}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(_damaged(path, error)) from None
+    def _record_bytes(self) -> int:
+        return self._records.stat().st_size if self._records.exists() else 0
 
 
 def _load_plain(path: Path) -> Any:
@@ -255,13 +383,9 @@ def _load_plain(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError):
         # torch's own words advise to load it with weights_only=False, which would run what is in the file
-        raise ValueError(_damaged(path, "it holds no tensors that can be loaded")) from None
+        raise damaged(path, "it holds no tensors that can be loaded", _REMEDY) from None
     except OSError as error:
-        raise ValueError(_damaged(path, error)) from None
-
-
-def _damaged(path: Path, error: Exception | str) -> str:
-    return f"{path} cannot be read ({error}): it is missing or cut short; restore it from a copy, or train anew"
+        raise damaged(path, error, _REMEDY) from None
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -110,24 +110,17 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
         ValueError: if that task is not done yet, the weights do not fit, or facts or their vectors have changed. Other
             data that have changed since are warned of.
     """
-    done = list((run.path / "weights").glob("task*.safetensors"))
-    if not done:
-        raise ValueError(f"{run.path}: no task is done yet; go on with: tripletmas resume {run.path}")
-    if after is not None and not 0 <= after < len(done):
-        raise ValueError(f"{run.path}: tasks 0 to {len(done) - 1} are done, so there is no model after task {after}")
-    number = len(done) - 1 if after is None else after
+    number = run.task_done(after)
     with _told_before():
         experiment = build(run.config() | ({"device": device} if device else {}))
     check_language(run, experiment.loss, experiment.stream)
     if changed := changed_tasks(run, experiment.stream):
         names = listed(map(repr, changed))
         logger.warning("the data of task %s have changed since the run in %s learned them", names, run.path)
-    weights = f"weights/task{number:02d}.safetensors"
-    load_state(experiment.model, run.read_tensors(weights), str(run.path / weights))
+    run.load_weights(experiment.model, number)
     if isinstance(experiment.loss, Recognition):
-        heads = f"recognition/task{number:02d}.safetensors"
-        saved = state_of(experiment.loss) | run.read_tensors(heads)  # tasks may have been added since
-        load_state(experiment.loss, saved, str(run.path / heads))
+        saved = state_of(experiment.loss) | run.loss_states.read(number)  # tasks may have been added since
+        load_state(experiment.loss, saved, str(run.loss_states.path(number)))
     return experiment, number
 
 
@@ -150,7 +143,7 @@ def load_means(run: RunDirectory, stream: Stream, number: int) -> ClassMeans:
         ValueError: if their file is missing or cut short.
     """
     means = ClassMeans()
-    means.load_state_dict(run.read_tensors(f"recognition/means{number:02d}.safetensors"), stream)
+    means.load_state_dict(run.class_means.read(number), stream)
     return means
 
 

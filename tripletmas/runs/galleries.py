@@ -18,7 +18,7 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.index.drift import DRIFT_MAPS, DriftMapName, fit_drift
 from tripletmas.models.embedding import Embeddings, embed
 from tripletmas.index.base import unit
-from tripletmas.basics.weights import Params, load_state
+from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream, Task
 
 STALE, COMPENSATED = "stale", "compensated"
@@ -89,22 +89,20 @@ class Galleries:
         """
         model = copy.deepcopy(model)
         for number, task in enumerate(stream[:done]):
-            name = gallery_file(number)
-            if (run.path / name).exists():
-                kept = run.read_tensors(name)
+            if kept := run.galleries.find(number):
                 labels = (task.query if task.gallery is None else task.gallery).labels
                 self._before = kept.get("before")
                 self._follow(kept.get("after"), Embeddings(kept["stored"], labels))
                 continue
             if number:
-                take_weights(model, run, number - 1)
+                run.load_weights(model, number - 1)
                 self.before_task(model, task)
-            take_weights(model, run, number)
+            run.load_weights(model, number)
             part = task.query if task.gallery is None else task.gallery
             stored = embed(model, part, batch_size=self._batch_size, num_workers=self._num_workers)
             self.after_task(model, task, stored)
         if 0 < done < len(stream):
-            take_weights(model, run, done - 1)
+            run.load_weights(model, done - 1)
             self.before_task(model, stream[done])
 
     def _follow(self, after: Tensor | None, gallery: Embeddings) -> None:
@@ -123,11 +121,6 @@ class Galleries:
         return embed(model, task.train.plain(), batch_size=self._batch_size, num_workers=self._num_workers).vectors
 
 
-def gallery_file(number: int) -> str:
-    """Where a run directory keeps what `Galleries.last` gives after task `number`."""
-    return f"gallery/task{number:02d}.safetensors"
-
-
 def drift_by_class(
     stored: list[Embeddings], fresh: list[Embeddings], classes: list[tuple[int, ...]]
 ) -> list[list[float]]:
@@ -144,9 +137,3 @@ def drift_by_class(
 def named(parts: Mapping[str, list[Embeddings]], compensate: str | None) -> dict[str, list[Embeddings]]:
     """The stored galleries under the names that scores have: "stale", and "compensated" for the map in use."""
     return {STALE: parts[STALE]} | ({COMPENSATED: parts[compensate]} if compensate else {})
-
-
-def take_weights(model: nn.Module, run: RunDirectory, number: int) -> None:
-    """Give a model the weights that a run deployed after task `number`."""
-    name = f"weights/task{number:02d}.safetensors"
-    load_state(model, run.read_tensors(name), str(run.path / name))

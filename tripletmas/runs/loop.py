@@ -85,7 +85,7 @@ def train_stream(
         if learner.config.forward_transfer:
             _score_added(learner, stream, scores, run)
     elif run:
-        run.write_tensors("weights/start.safetensors", state_of(model))
+        run.keep_start_weights(state_of(model))
     for number in range(start.task if start else 0, len(stream)):
         resumed = start if start and start.epoch and start.task == number else None
         if learner.config.forward_transfer and not resumed:
@@ -124,8 +124,7 @@ def _choose_strength(
     learner: Learner, stream: Stream, number: int, search: SearchConfig, run: RunDirectory | None
 ) -> None:
     """Search the strength for this task, unless it was found before the run was interrupted."""
-    records = run.records() if run else []
-    found = [record for record in records if record["kind"] == "search" and record["task"] == number]
+    found = [record for record in (run.records("search") if run else []) if record["task"] == number]
     if found:
         learner.strategy.set_strength(found[-1]["strength"])
         return
@@ -156,7 +155,7 @@ def _score_added(learner: Learner, stream: Stream, scores: Scores, run: RunDirec
     if known is None or not known.isnan().any():
         return
     untrained = copy.deepcopy(learner.model)
-    load_state(untrained, run.read_tensors("weights/start.safetensors"), "weights/start.safetensors")
+    load_state(untrained, run.start_weights(), f"the start in {run.path}")
     record = _score_ahead(replace(learner, model=untrained, strategy=Strategy()), stream, 0)
     take_ahead(scores, record)
     run.append(record)

@@ -12,7 +12,6 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.updates import Flips, flips
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, joined, score_embedded
-from tripletmas.runs.galleries import take_weights
 from tripletmas.objectives.retrieval.evaluate import evaluate
 from tripletmas.data.tasks import Stream
 
@@ -36,7 +35,7 @@ def flips_of_update(
         after: at least the earlier tasks as the present model embeds them.
     """
     before_model = copy.deepcopy(model)
-    take_weights(before_model, run, len(earlier) - 1)
+    run.load_weights(before_model, len(earlier) - 1)
     before = score_embedded(embed_tasks(before_model, earlier, batch_size=batch_size))
     count = len(earlier)
     same = EmbeddedTasks(after.queries[:count], after.galleries[:count], after.own[:count], 0.0)
@@ -63,7 +62,7 @@ def compatibility_matrix(
     matrix = torch.full((done, done), torch.nan, dtype=torch.float64)
     galleries: list[Embeddings] = []
     for number in range(done):
-        take_weights(model, run, number)
+        run.load_weights(model, number)
         embedded = embed_tasks(model, stream, batch_size=batch_size)
         galleries.append(joined(embedded.galleries))
         own = embedded.own_in_all()

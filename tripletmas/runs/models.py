@@ -15,10 +15,9 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.index.drift import DRIFT_MAPS, DriftMap, fit_drift
 from tripletmas.models.embedding import Embeddings, embed
 from tripletmas.runs.experiment import choose_device, load_trained
-from tripletmas.runs.galleries import gallery_file
 from tripletmas.index.base import unit
 from tripletmas.models.networks import embedding_dim
-from tripletmas.basics.weights import load_state, weight_hash
+from tripletmas.basics.weights import weight_hash
 
 
 class OtherImages(ValueError):
@@ -55,7 +54,7 @@ def weight_hashes(run: RunDirectory) -> tuple[str, ...]:
     Raises:
         ValueError: if no task is done yet, or a file of weights is cut short.
     """
-    return tuple(weight_hash(run.read_tensors(_weights(task))) for task in range(_num_done(run)))
+    return tuple(weight_hash(run.weights.read(task)) for task in range(run.task_done() + 1))
 
 
 def load_model(
@@ -71,10 +70,7 @@ def load_model(
         OtherImages: if the model does not take images of the shape that is asked for.
         ValueError: if that task is not done yet, the weights do not fit, or the model takes no square images.
     """
-    done = _num_done(run)
-    if after is not None and not 0 <= after < done:
-        raise ValueError(f"{run.path}: tasks 0 to {done - 1} are done, so there is no model after task {after}")
-    number = done - 1 if after is None else after
+    number = run.task_done(after)
     config = configuration.resolve(run.config())
     data = config["data"]
     channels, size = data.get("channels"), data.get("size")
@@ -91,15 +87,14 @@ def load_model(
     options = {key: value for key, value in config["model"].items() if key != "name"}
     part_dim = words_of(data).dim if config["objective"] == "facts" else None
     model = build_model(config["model"]["name"], options, sample_shape, part_dim=part_dim).to(choose_device(device))
-    state = run.read_tensors(_weights(number))
     try:
-        load_state(model, state, str(run.path / _weights(number)))
+        run.load_weights(model, number)
     except ValueError as error:
         raise (OtherImages if asked else ValueError)(str(error)) from None
     return RunModel(
         run=str(run.path),
         after_task=number,
-        hash=weight_hash(state),
+        hash=weight_hash(run.weights.read(number)),
         model=model,
         sample_shape=tuple(sample_shape),
         dim=_dim(model, sample_shape, run),
@@ -142,14 +137,13 @@ def drifts_between(
 
 
 def _map_of(run: RunDirectory, task: int, *, kind: str, normalize: bool, dim: int) -> DriftMap:
-    name = gallery_file(task)
-    if not (run.path / name).is_file():
+    path, pairs = run.galleries.path(task), run.galleries.find(task)
+    if pairs is None:
         raise ValueError(
-            f"{run.path} has no {name}, from which drift is estimated (runs of older versions have none): use --reembed"
+            f"{path} is missing, from which drift is estimated (runs of older versions have none): use --reembed"
         )
-    pairs = run.read_tensors(name)
     if not {"before", "after"} <= pairs.keys() or pairs["before"].shape[1:] != (dim,):
-        raise ValueError(f"{run.path / name} holds no pairs of vectors of dim {dim}: use --reembed")
+        raise ValueError(f"{path} holds no pairs of vectors of dim {dim}: use --reembed")
     before, after = (unit(pairs[key]) if normalize else pairs[key] for key in ("before", "after"))
     return fit_drift(kind, before, after)
 
@@ -158,14 +152,3 @@ def _moved(maps: Sequence[DriftMap], normalize: bool, vectors: Tensor) -> Tensor
     for each in maps:
         vectors = unit(each(vectors)) if normalize else each(vectors)
     return vectors
-
-
-def _num_done(run: RunDirectory) -> int:
-    done = len(list((run.path / "weights").glob("task*.safetensors")))
-    if not done:
-        raise ValueError(f"{run.path}: no task is done yet; go on with: tripletmas resume {run.path}")
-    return done
-
-
-def _weights(task: int) -> str:
-    return f"weights/task{task:02d}.safetensors"

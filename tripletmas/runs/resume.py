@@ -73,7 +73,7 @@ def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
 
 def changed_tasks(run: RunDirectory, stream: Stream) -> list[str]:
     """The tasks whose data have changed since the run learned them."""
-    done = [record for record in run.records() if record["kind"] == "task" and record["task"] < len(stream)]
+    done = [record for record in run.records("task") if record["task"] < len(stream)]
     return [record["name"] for record in done if record.get("data") != fingerprint(stream[record["task"]])]
 
 
@@ -81,8 +81,8 @@ def check_language(run: RunDirectory, loss: MetricLoss, stream: Stream) -> None:
     """Raises ValueError if a task has other facts than when the run learned it, or these have other vectors."""
     if not isinstance(loss, FactLoss):
         return
-    for record in run.records():
-        if record["kind"] != "task" or record["task"] >= len(stream) or "language" not in record:
+    for record in run.records("task"):
+        if record["task"] >= len(stream) or "language" not in record:
             continue  # of an older version
         now, then = loss.language.checksums(stream[record["task"]].classes), record["language"]
         if other := sorted(now.keys() ^ then.keys()):
@@ -100,8 +100,8 @@ def check_language(run: RunDirectory, loss: MetricLoss, stream: Stream) -> None:
 def check_unseen(run: RunDirectory, unseen: Task | None) -> None:
     """Raises ValueError if other classes are left out of all tasks than those that the run scored so far."""
     now = fingerprint(unseen) if unseen else None
-    for record in run.records():
-        if record["kind"] == "task" and record.get("unseen_data") != now:
+    for record in run.records("task"):
+        if record.get("unseen_data") != now:
             advice = "data.unseen takes the last in order, which new classes shift: name the groups, or start a new run"
             if unseen is not None and unseen.query.within is not None:
                 advice = "they are the facts that test images show and no training image does; start a new run"

@@ -8,7 +8,6 @@ Facts and images are kept by their names, so that data which grow do not change 
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from typing import Any
@@ -26,7 +25,7 @@ from tripletmas.objectives.facts.objective import images_once
 from tripletmas.objectives.facts.scoring import fact_vectors, image_vectors, score_facts
 from tripletmas.objectives.metrics import chance_map
 from tripletmas.objectives.retrieval.shown import small
-from tripletmas.runs.directory import RunDirectory, without_nan
+from tripletmas.runs.directory import RunDirectory
 
 _NEAREST = 5
 _FORGOTTEN, _DRAWN = 12, 8  # facts with pictures: those that lost most, and some drawn at random
@@ -39,7 +38,7 @@ def write_fact_shown(run: RunDirectory, number: int, seen: Stream, embedded: Emb
     images = concatenate([task.query for task in seen])
     vectors = torch.cat([part.vectors for part in embedded.galleries])[images_once(seen)]
     found = _found(loss, vectors, images, seen)
-    run.write_json(found_file(number), without_nan({"words": loss.language.words, "facts": found}))
+    run.write_json(found_file(number), {"words": loss.language.words, "facts": found})
     if len(images.sample_shape) == 3 and images.sample_shape[0] in (1, 3):
         learned = [found if task == number else read_found(run, task) for task in range(number + 1)]
         run.write_tensors("facts/pictures.safetensors", _pictured(seen, images, learned))
@@ -52,8 +51,7 @@ def found_file(number: int) -> str:
 
 def read_found(run: RunDirectory, number: int) -> Found:
     """What facts found after task `number`; nothing, where that was not kept."""
-    path = run.path / found_file(number)
-    return json.loads(path.read_text(encoding="utf-8"))["facts"] if path.exists() else {}
+    return (run.read_json(found_file(number)) or {}).get("facts", {})
 
 
 def names_of(images: LabelledDataset) -> tuple[str, ...]:

@@ -34,9 +34,10 @@ def write_shown(run: RunDirectory, number: int, seen: Stream, embedded: Embedded
     pictured = min(_PICTURED, max(2, _PICTURED_IN_ALL // len(seen)))
     few = [draw[:pictured] for draw in draws]
     found = _nearest(embedded, few)
-    run.write_tensors(_found_file(number), {**_queries(seen, few), **found})
+    files = run.of_tasks("gallery/found")
+    files.write(number, {**_queries(seen, few), **found})
     if len(seen[0].query.sample_shape) == 3 and seen[0].query.sample_shape[0] in (1, 3):
-        earlier = run.read_tensors(_found_file(number - 1)) if number and _has(run, number - 1) else None
+        earlier = files.find(number - 1) if number else None
         run.write_tensors("gallery/neighbours.safetensors", _pictured(seen, few, earlier, found))
 
 
@@ -45,7 +46,7 @@ def write_followed(run: RunDirectory, number: int, seen: Stream, embedded: Embed
     draws = [followed(task) for task in seen]
     vectors = [query.vectors[draw] for query, draw in zip(embedded.queries, draws, strict=True)]
     shown = {**_queries(seen, draws), "vectors": torch.cat(vectors)}
-    run.write_tensors(f"gallery/shown{number:02d}.safetensors", shown)
+    run.of_tasks("gallery/shown").write(number, shown)
     return draws
 
 
@@ -154,11 +155,3 @@ def small(sample: Tensor) -> Tensor:
         size = [max(1, round(side * _SIDE / largest)) for side in sample.shape[1:]]
         sample = functional.interpolate(sample[None], size=size, mode="bilinear", antialias=True)[0]
     return (sample * 255).round().clamp(0, 255).byte()
-
-
-def _found_file(number: int) -> str:
-    return f"gallery/found{number:02d}.safetensors"
-
-
-def _has(run: RunDirectory, number: int) -> bool:
-    return (run.path / _found_file(number)).exists()
