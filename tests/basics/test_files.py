@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tripletmas.basics.files import save_tensors, atomic_write
+from tripletmas.basics.files import atomic_write, save_tensors
 
 
 def test_the_file_appears_when_it_is_whole(tmp_path):

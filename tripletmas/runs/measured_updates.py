@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.updates import Flips, flips
+from tripletmas.data.tasks import Stream
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, joined, score_embedded
 from tripletmas.objectives.retrieval.evaluate import evaluate
-from tripletmas.data.tasks import Stream
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.updates import Flips, flips
 
 
 def flips_of_update(

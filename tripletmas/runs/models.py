@@ -8,16 +8,16 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tripletmas.basics.weights import weight_hash
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.index.base import unit
+from tripletmas.index.drift import DRIFT_MAPS, DriftMap, fit_drift
+from tripletmas.models.embedding import Embeddings, embed
+from tripletmas.models.networks import embedding_dim
 from tripletmas.runs import configuration
 from tripletmas.runs.catalog import build_model, words_of
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.index.drift import DRIFT_MAPS, DriftMap, fit_drift
-from tripletmas.models.embedding import Embeddings, embed
 from tripletmas.runs.experiment import choose_device, load_trained
-from tripletmas.index.base import unit
-from tripletmas.models.networks import embedding_dim
-from tripletmas.basics.weights import weight_hash
 
 
 class OtherImages(ValueError):
