@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import math
 import re
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
@@ -74,37 +75,33 @@ def hashed_words(dim: int = 64, *, seed: int = 0) -> WordVectors:
 
 
 def read_word_vectors(path: str | Path) -> WordVectors:
-    """Learned vectors of a file: GloVe's text, word2vec's text or binary format, or KeyedVectors that gensim saved.
+    """Learned vectors of a file: GloVe's text, or word2vec's text or binary format.
 
-    The format is told from the content; a name that ends in `.gz` says that the file is compressed. All but text needs
-    gensim. Text and binary files are held in memory, and text is slow to read. KeyedVectors are memory-mapped where
-    they are large and not compressed, so read a large file once with gensim and save it:
-    `KeyedVectors.load_word2vec_format("words.txt").save("words.kv")`, with `no_header=True` for GloVe's. KeyedVectors
-    are a pickle, which can run any code when it is read: read none that you do not trust.
+    The format is told from the content; a name that ends in `.gz` says that the file is compressed. All is held in
+    memory, and text is slow to read. What gensim saves (`.kv`, `.model`) is a pickle, which can run any code when it is
+    read, and is refused.
 
     A word is looked up as it is, then in lower case, then capitalised. Of a word given twice, the first counts.
 
     Raises:
-        ValueError: where gensim is needed and not installed; for a file that is not there, is empty, is cut short, is
-            of none of these formats, has a line with another number of values than the others, or has a value that is
-            not finite (of KeyedVectors this shows when the word is looked up, as they are not read in full).
+        ValueError: for a file that is not there, is empty, is cut short, is of none of these formats, has a line with
+            another number of values than the others, or has a value that is not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file of word vectors {path}")
     try:
-        key_to_index, vectors = _load(path)
-    except Exception as error:  # a pickle that is damaged raises anything
-        raise ValueError(f"{path} cannot be read as word vectors: {error or type(error).__name__}") from error
-    return _FileWords(path, key_to_index, vectors)
+        return _read(path)
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two of a damaged .gz
+        raise ValueError(f"{path} cannot be read as word vectors: {error}") from error
 
 
 def make_words(*, words: str | None = None, word_dim: int = 64, word_seed: int = 0) -> WordVectors:
     """The word vectors that options name.
 
     Args:
-        words: a file of word vectors, in GloVe's or word2vec's text or binary format, or as gensim saves them. null:
-            vectors made of each word's letters, which know nothing of meaning.
+        words: a file of word vectors, in GloVe's text or in word2vec's text or binary format. null: vectors made of
+            each word's letters, which know nothing of meaning.
         word_dim: without a file, the length of a vector.
         word_seed: without a file, draws the vectors.
     """
@@ -137,89 +134,93 @@ class _HashedWords:
 
 @dataclass(frozen=True, eq=False)
 class _FileWords:
-    path: Path
-    key_to_index: dict[str, int] = field(repr=False)
-    vectors: np.ndarray = field(repr=False)  # (words, dim)
+    file: str
+    dim: int
+    content: bytes | bytearray = field(repr=False)
+    place: dict[str, int] = field(repr=False)  # where in the content the float32 values of each word begin
 
     @property
     def name(self) -> str:
-        return f"{self.path.name}, {len(self.key_to_index)} words, dim {self.dim}"
-
-    @property
-    def dim(self) -> int:
-        return self.vectors.shape[1]
+        return f"{self.file}, {len(self.place)} words, dim {self.dim}"
 
     def vector(self, word: str) -> Tensor | None:
         for spelled in (word, word.lower(), word.capitalize()):
-            if spelled in self.key_to_index:
-                values = np.array(self.vectors[self.key_to_index[spelled]], dtype=np.float32)
-                if not np.isfinite(values).all():
-                    raise ValueError(f"{self.path}: the vector of {spelled!r} has values that are not finite")
-                return torch.from_numpy(values)
+            if spelled in self.place:
+                values = np.frombuffer(self.content, "<f4", self.dim, self.place[spelled])
+                return torch.from_numpy(values.astype(np.float32))
         return None
 
 
-def _load(path: Path) -> tuple[dict[str, int], np.ndarray]:
-    """The row of each word, and the rows. Errors do not name the file."""
-    with _open(path) as file:
+def _read(path: Path) -> _FileWords:
+    """Errors do not name the file."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         start = file.read(1 << 16)
-    if not start:
-        raise ValueError("it is empty")
-    match = HEADER.match(start)
-    header = match.group() if match else b""
-    pickled = start[:1] == b"\x80"  # no text starts so
-    if not pickled and (not header or _is_text(start[len(header) :])):
-        return _load_text(path, header)
-    try:
-        from gensim.models import KeyedVectors  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError('its format needs gensim: pip install "tripletmas[words]"') from None
-    if pickled:
-        saved = KeyedVectors.load(str(path), mmap=None if path.suffix == ".gz" else "r")
-        if not isinstance(saved, KeyedVectors):
-            raise ValueError(f"it holds a {type(saved).__name__}, not KeyedVectors: of a gensim model, save its `wv`")
-        return saved.key_to_index, saved.vectors  # pyright: ignore[reportReturnType]
-    count, dim = _sizes(header)
-    if path.suffix != ".gz" and path.stat().st_size < len(header) + count * (4 * dim + 1):  # before gensim reserves it
-        raise ValueError(f"it is cut short: too few bytes for the {count} words of {dim} values that its header says")
-    read = KeyedVectors.load_word2vec_format(str(path), binary=True)
-    # extremes are nan where a value is, and take little memory
-    finite = np.isfinite(read.vectors.min(axis=1)) & np.isfinite(read.vectors.max(axis=1))
-    if not finite.all():
-        raise ValueError(f"the vector of {read.index_to_key[int(finite.argmin())]!r} has values that are not finite")
-    return read.key_to_index, read.vectors  # pyright: ignore[reportReturnType]
+        if not start:
+            raise ValueError("it is empty")
+        if start[:1] == b"\x80":  # no text starts so
+            raise ValueError(
+                "it is a pickle, as gensim saves them, which can run any code when it is read; if you trust it, write "
+                'text with gensim: KeyedVectors.load("words.kv").save_word2vec_format("words.txt"), of a model its `wv`'
+            )
+        header = HEADER.match(start)
+        file.seek(header.end() if header else 0)
+        if header is None:
+            return _read_text(path.name, file)
+        count, dim = (int(number) for number in header.group().split())
+        if not count or not dim:
+            raise ValueError(f"its header says {count} words of {dim} values")
+        if _is_text(start[header.end() :]):
+            return _read_text(path.name, file, count, dim)
+        return _read_binary(path.name, file.read(), count, dim)
 
 
-def _load_text(path: Path, header: bytes) -> tuple[dict[str, int], np.ndarray]:
-    """Lines of a word and its values. gensim is not asked: it names no lines, and refuses words with a space inside."""
-    key_to_index: dict[str, int] = {}
-    values = bytearray()
-    with _open(path) as file:
-        count, dim = _sizes(file.readline()) if header else (None, 0)
-        lines = 0
-        for lines, line in enumerate(file, start=1):
-            number = lines + (header != b"")
-            parts = line.rstrip().decode().split(" ")
-            dim = dim or len(parts) - 1
-            extra = len(parts) - 1 - dim  # words with a space inside, as GloVe's 840B has: "at name@domain.com"
-            if not dim or extra < 0 or (extra and NUMBER.fullmatch(parts[extra])):
-                raise ValueError(f"line {number} has {len(parts) - 1} values, expected {dim or 'some'}")
-            try:
-                row = np.array([float(part) for part in parts[-dim:]], dtype=np.float64)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            if not (np.abs(row) <= np.finfo(np.float32).max).all():
-                raise ValueError(f"line {number} has values that are not finite in float32")
-            if key_to_index.setdefault(" ".join(parts[:-dim]), len(key_to_index)) * 4 * dim == len(values):
-                values += row.astype(np.float32).tobytes()
-    if count is not None and lines != count:
-        cut = "it is cut short: " if lines < count else ""
-        raise ValueError(f"{cut}its header says {count} words, but it has {lines}")
-    return key_to_index, np.frombuffer(values, dtype=np.float32).reshape(-1, dim)
+def _read_binary(name: str, content: bytes, count: int, dim: int) -> _FileWords:
+    """A word, a space, its values in little-endian float32, and with most writers a line end; and so on."""
+    place: dict[str, int] = {}
+    end = 0
+    for number in range(count):
+        space = content.find(b" ", end)
+        word, end = content[end:space].lstrip(b"\n"), space + 1 + 4 * dim
+        if space < 0 or end > len(content):
+            raise ValueError(f"it is cut short: its header says {count} words of {dim} values, but it has {number}")
+        if not _fits_float32(np.frombuffer(content, "<f4", dim, space + 1)):
+            raise ValueError(f"the vector of {word.decode()!r} has values that are not finite")
+        place.setdefault(word.decode(), space + 1)
+    return _FileWords(name, dim, content, place)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # pyright: ignore[reportReturnType]
+def _read_text(name: str, lines: IO[bytes], count: int | None = None, dim: int = 0) -> _FileWords:
+    """Lines of a word and its values, after the header if there was one."""
+    place: dict[str, int] = {}
+    content = bytearray()
+    number = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            word, row = _parsed(line.rstrip().decode().split(" "), dim)
+        except ValueError as error:
+            raise ValueError(f"line {number + (count is not None)}: {error}") from None
+        dim = len(row)
+        if place.setdefault(word, len(content)) == len(content):
+            content += row.astype("<f4").tobytes()
+    if count not in (None, number):
+        raise ValueError(f"{'it is cut short: ' * (number < count)}its header says {count} words, but it has {number}")
+    return _FileWords(name, dim, content, place)
+
+
+def _parsed(parts: list[str], dim: int) -> tuple[str, np.ndarray]:
+    """The word and the values of a line; 0 where `dim` is not yet known."""
+    dim = dim or len(parts) - 1
+    more = len(parts) - 1 - dim  # words with a space inside, as GloVe's 840B has: "at name@domain.com"
+    if not dim or more < 0 or (more and NUMBER.fullmatch(parts[more])):
+        raise ValueError(f"{len(parts) - 1} values, expected {dim or 'some'}")
+    row = np.array([float(part) for part in parts[-dim:]])
+    if not _fits_float32(row):
+        raise ValueError("values that are not finite in float32")
+    return " ".join(parts[:-dim]), row
+
+
+def _fits_float32(values: np.ndarray) -> bool:
+    return bool((np.abs(values) <= np.finfo(np.float32).max).all())
 
 
 def _is_text(content: bytes) -> bool:
@@ -229,10 +230,3 @@ def _is_text(content: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return CONTROL.search(content) is None
-
-
-def _sizes(header: bytes) -> tuple[int, int]:
-    count, dim = (int(number) for number in header.split())
-    if not count or not dim:
-        raise ValueError(f"its header says {count} words of {dim} values")
-    return count, dim
