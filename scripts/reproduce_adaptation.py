@@ -150,12 +150,11 @@ def make_tasks(source: Source, setting: Setting, seed: int) -> tm.Stream:
     if test and setting.per_class:
         train, test = at_most(train, setting.per_class[0]), at_most(test, setting.per_class[1])
     if test and setting.kinds:
-        return tm.make_stream(
-            Source(of_kinds(train, setting.kinds), of_kinds(test, setting.kinds)), groups=[*setting.kinds]
-        )
+        of_kind = Source(of_kinds(train, setting.kinds), of_kinds(test, setting.kinds))
+        return tm.make_stream(of_kind, groups=[*setting.kinds])[0]
     num_units = len(train.classes if train.groups is None else set(train.groups))
     unused = [num_units - sum(setting.sizes)] if num_units > sum(setting.sizes) else []
-    return tm.make_stream(Source(train, test), tasks=setting.sizes + unused, order_seed=seed)[:3]
+    return tm.make_stream(Source(train, test), tasks=setting.sizes + unused, order_seed=seed)[0][:3]
 
 
 def at_most(data: LabelledDataset, count: int) -> LabelledDataset:

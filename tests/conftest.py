@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from tripletmas.cli import main as cli
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.tasks import Stream, split_by_class
+from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.tasks import Stream, make_stream
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def class_images() -> Callable[..., LabelledDataset]:
 @pytest.fixture(scope="session")
 def tiny_stream(class_images) -> Stream:
     """Three tasks of two classes, each with 7 images to learn and 3 to query, 1 x 4 x 4."""
-    return split_by_class(class_images(6), tasks=3)
+    return make_stream(Source(class_images(6)), tasks=3)[0]
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@ from .data.dataset import Source as Source
 from .data.tasks import Stream as Stream
 from .data.tasks import Task as Task
 from .data.tasks import make_stream as make_stream
-from .data.tasks import split_by_class as split_by_class
-from .data.tasks import split_by_group as split_by_group
 from .index.approximate import FaissIndex as FaissIndex
 from .index.base import Index as Index
 from .index.drift import compensate_drift as compensate_drift

@@ -60,7 +60,7 @@ def test_digits_are_the_bundled_ones():
     images = source.train[list(range(1797))][0]
     assert (float(images.min()), float(images.max())) == (0.0, 1.0)
     assert [int((source.train.labels == label).sum()) for label in (0, 8)] == [178, 174]  # load_digits' own description
-    assert [task.name for task in make_stream(source)] == ["0,1", "2,3", "4,5", "6,7", "8,9"]
+    assert [task.name for task in make_stream(source)[0]] == ["0,1", "2,3", "4,5", "6,7", "8,9"]
 
 
 @pytest.mark.parametrize("below", ["", "images_background", "omniglot-py/images_background"])
@@ -100,7 +100,7 @@ def test_all_of_omniglot(shared_data):
     assert train.labels.bincount().tolist() == [20] * 964
     ink = float(train[list(range(0, len(train), 100))][0].mean())
     assert 0.02 < ink < 0.2  # strokes are thin, and they are what is bright
-    stream = make_stream(datasets.Source(train), tasks=10)
+    stream, _ = make_stream(datasets.Source(train), tasks=10)
     assert len(stream) == 10
     assert stream[0].name == "task00 (Alphabet_of_the_Magi, Anglo-Saxon_Futhorc, ...)"
 
@@ -117,7 +117,7 @@ def test_idx_files(tmp_path, read, name):
     assert source.train.sample_shape == (1, 28, 28)
     assert float(source.train[13][0].mean()) == pytest.approx(13 / 255)
     assert int(source.train[13][1]) == 3
-    assert len(make_stream(source)) == 5
+    assert len(make_stream(source)[0]) == 5
     labels = raw / "train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-5])
     with pytest.raises(ValueError, match="no complete copy in"):
@@ -130,7 +130,7 @@ def test_all_of_fashion_mnist(shared_data):
     assert source.train.labels.bincount().tolist() == [6000] * 10
     assert source.test.labels.bincount().tolist() == [1000] * 10
     assert source.train.class_names[9] == "Ankle boot"
-    assert make_stream(source)[4].name == "Bag,Ankle boot"
+    assert make_stream(source)[0][4].name == "Bag,Ankle boot"
 
 
 @pytest.mark.parametrize("read", [datasets.cifar10, datasets.cifar100])

@@ -118,7 +118,7 @@ def test_photographs_of_clothes(shared_data, caplog):
     assert (len(source.train), len(source.test)) == (3068, 372)
     assert source.train.samples is source.test.samples
     assert len(source.train.class_names) == 10
-    stream = make_stream(source, tasks=5, augment="crop-flip")
+    stream, _ = make_stream(source, tasks=5, augment="crop-flip")
     assert sum(len(task.train) for task in stream) == 3068
     assert stream[0].train[[0, 1]][0].shape == (2, 3, 32, 32)
     assert "left out 341 images" in caplog.text

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-import tripletmas.data.images
+import tripletmas.data.images as image_files
 from tripletmas.data.images import ImageFiles, find_images, read_images
 
 
@@ -109,7 +109,7 @@ def test_small_sets_are_decoded_at_once_and_large_ones_when_asked_for(tmp_path, 
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     images = ImageFiles(tmp_path, ["a.png"], size=4, channels=1)
     assert isinstance(read_images(images)[0], torch.Tensor)
-    monkeypatch.setattr(tripletmas.images, "IN_MEMORY_BYTES", 15)  # one less than 4 x 4
+    monkeypatch.setattr(image_files, "IN_MEMORY_BYTES", 15)  # one less than 4 x 4
     assert isinstance(read_images(images)[0], ImageFiles)
 
 

@@ -46,7 +46,7 @@ def readers(monkeypatch, tmp_path):
 def test_parts_are_tasks_in_the_order_given(readers):
     clothes(readers)
     omniglot_tree(readers)
-    stream = make_stream(sequence(parts=["grey", "omniglot", "fashion-mnist", "digits"], root=str(readers), size=10))
+    stream, _ = make_stream(sequence(parts=["grey", "omniglot", "fashion-mnist", "digits"], root=str(readers), size=10))
     assert [task.name for task in stream] == ["grey", "omniglot", "fashion-mnist", "digits"]
     names = stream[0].train.class_names
     assert [names[label] for label in stream[0].classes] == ["grey/first", "grey/second"]
@@ -70,15 +70,15 @@ def test_parts_are_tasks_in_the_order_given(readers):
     assert (len(stream[0].train), len(stream[0].query)) == (8, 4)
     assert len(stream[3].train) + len(stream[3].query) == 1797
     assert len(stream[3].query) == pytest.approx(0.3 * 1797, abs=5)  # half a sample for each of 10 classes
-    half = make_stream(sequence(parts=["fashion-mnist", "grey"], root=str(readers)), test_share=0.5)
+    half, _ = make_stream(sequence(parts=["fashion-mnist", "grey"], root=str(readers)), test_share=0.5)
     assert [(len(task.train), len(task.query)) for task in half] == [(40, 20), (6, 6)]
 
 
 def test_parts_keep_their_samples_and_fingerprints_when_others_come_after_them(readers):
     clothes(readers)
     omniglot_tree(readers)
-    short = make_stream(sequence(parts=["grey", "omniglot"], root=str(readers)))
-    long = make_stream(sequence(parts=["grey", "omniglot", "fashion-mnist", "digits"], root=str(readers)))
+    short, _ = make_stream(sequence(parts=["grey", "omniglot"], root=str(readers)))
+    long, _ = make_stream(sequence(parts=["grey", "omniglot", "fashion-mnist", "digits"], root=str(readers)))
     assert [fingerprint(task) for task in short] == [fingerprint(task) for task in long[:2]]
     assert len({fingerprint(task) for task in long}) == 4
     assert short[1].train.paths is not None
@@ -91,7 +91,7 @@ def test_parts_keep_their_samples_and_fingerprints_when_others_come_after_them(r
 def test_validation_leaves_every_test_part_alone(readers):
     clothes(readers)
     source = sequence(parts=["fashion-mnist", "grey", "digits"], root=str(readers))
-    stream, checked = make_stream(source), make_stream(source, validation=True)
+    stream, checked = make_stream(source)[0], make_stream(source, validation=True)[0]
     for task, chosen in zip(stream, checked, strict=True):
         learned, asked = set(chosen.train.indices.tolist()), set(chosen.query.indices.tolist())
         assert learned | asked == set(task.train.indices.tolist())
@@ -124,7 +124,7 @@ def test_files_stay_files(readers, monkeypatch):
             for number in range(count):
                 picture(readers / "shop" / split / name / f"{number}.png", 10 * number)
     part = {"name": "folder", "as": "shop", "root": str(readers / "shop"), "in_memory": False}
-    stream = make_stream(sequence(parts=["grey", part], size=6, channels=1))
+    stream, _ = make_stream(sequence(parts=["grey", part], size=6, channels=1))
     assert isinstance(stream[0].train.samples, Joined)
     assert stream[1].train.sample_shape == (1, 6, 6)
     assert [round(float(stream[1].query[i][0].mean()) * 255) for i in range(4)] == [0, 10, 0, 10]
@@ -133,7 +133,7 @@ def test_files_stay_files(readers, monkeypatch):
 
 def test_a_data_set_twice_has_two_names(readers):
     source = sequence(parts=["grey", {"name": "grey", "as": "again"}])
-    assert [task.name for task in make_stream(source)] == ["grey", "again"]
+    assert [task.name for task in make_stream(source)[0]] == ["grey", "again"]
     assert source.train.class_names == ("grey/first", "grey/second", "again/first", "again/second")
     with pytest.raises(
         ValueError, match=r"two parts are called 'grey': give one another name, \{name: grey, as: \.\.\.\}"
@@ -144,7 +144,7 @@ def test_a_data_set_twice_has_two_names(readers):
 def test_some_groups_of_a_part(readers):
     omniglot_tree(readers)
     part = {"name": "omniglot", "groups": ["Latin"], "root": str(readers)}
-    stream = make_stream(sequence(parts=[part, "grey"]))
+    stream, _ = make_stream(sequence(parts=[part, "grey"]))
     names = stream[0].train.class_names
     assert [names[label] for label in stream[0].classes] == ["omniglot/Latin/character01", "omniglot/Latin/character02"]
     assert len(stream[0].train) + len(stream[0].query) == 8
@@ -236,7 +236,7 @@ def test_a_gallery_in_some_parts_only_is_refused(readers, monkeypatch):
     monkeypatch.setitem(READERS, "shop", lambda: with_gallery)
     with pytest.raises(ValueError, match="all parts or none must have a gallery, but of them shop have one"):
         sequence(parts=["grey", "shop"])
-    stream = make_stream(sequence(parts=["shop", {"name": "shop", "as": "again"}]))
+    stream, _ = make_stream(sequence(parts=["shop", {"name": "shop", "as": "again"}]))
     assert [None if task.gallery is None else len(task.gallery) for task in stream] == [4, 4]
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import snapshot, state_of
+from tripletmas.data.dataset import Source
 from tripletmas.data.folders import folder
-from tripletmas.data.tasks import Stream, Task, make_stream, split_by_class
+from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import conv4, mlp
 from tripletmas.objectives.embedded import head_accuracy, score_alone
@@ -175,7 +176,7 @@ def test_precision_is_of_the_forward_pass_alone(precision, inside, tiny_stream):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_freeze_batchnorm_holds_the_statistics_after_the_first_task(frozen, class_images, tmp_path):
-    stream = split_by_class(class_images(4, side=16, per_class=6), tasks=2)
+    stream = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0]
     run = RunDirectory.create(tmp_path / "run", {})
     model = conv4((1, 16, 16), dim=4, width=4)
     train_stream(model, stream, Finetune(), triplet(), replace(SMALL, freeze_batchnorm=frozen, epochs=1), run)
@@ -398,7 +399,7 @@ def test_a_class_with_one_training_image(tiny_stream):
 @pytest.mark.filterwarnings("ignore:.*has one class")
 def test_a_task_of_one_class(name, class_images):
     """A triplet finds no negative in it, which is no error."""
-    stream = split_by_class(class_images(3), tasks=[2, 1])
+    stream = make_stream(Source(class_images(3)), tasks=[2, 1])[0]
     scores = train_stream(
         perceptron(), stream, mas(), make_loss(name, dim=4, num_classes=3), replace(SMALL, batch_size=16)
     )
@@ -516,7 +517,7 @@ def test_what_is_recorded(tiny_stream, tmp_path):
 
 
 def test_what_is_left_unprotected_is_recorded(class_images, tmp_path):
-    stream = split_by_class(class_images(2, side=16), tasks=1)
+    stream = make_stream(Source(class_images(2, side=16)), tasks=1)[0]
     run = RunDirectory.create(tmp_path / "run", {})
     proxies = make_loss("proxy_anchor", dim=4, num_classes=2)
     train_stream(conv4((1, 16, 16), dim=4, width=4), stream, mas(), proxies, replace(SMALL, epochs=1), run)
@@ -586,7 +587,7 @@ def test_workers_change_nothing(augment, workers, write_images, tmp_path):
     for num_workers in workers:
         source = folder(root=str(tmp_path / "data"), size=4, channels=1, in_memory=False)
         assert not isinstance(source.train.samples, Tensor)
-        stream = make_stream(source, augment=augment, test_share=0.5)
+        stream, _ = make_stream(source, augment=augment, test_share=0.5)
         model = perceptron()
         train_stream(model, stream, mas(), triplet(), replace(SMALL, epochs=1, num_workers=num_workers))
         results.append(model)

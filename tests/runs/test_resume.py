@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tripletmas.basics import files as aside
 from tripletmas.data.batches import seed_everything
-from tripletmas.data.tasks import Stream, split_by_class
+from tripletmas.data.dataset import Source
+from tripletmas.data.tasks import Stream, make_stream
 from tripletmas.models.networks import make_model
 from tripletmas.objectives import embedded as evaluation
 from tripletmas.objectives.recognition.heads import Recognition
@@ -227,7 +228,7 @@ def test_killed_at_some_points_under_every_strategy(strategy, tiny_stream, scrat
 
 @pytest.mark.parametrize("freeze_batchnorm", [False, True])
 def test_killed_at_some_points_with_batch_norm(freeze_batchnorm, class_images, scratch):
-    stream = split_by_class(class_images(4, side=16, per_class=6), tasks=2)
+    stream = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0]
     check_every_point(
         stream,
         scratch,

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tripletmas.basics.weights import snapshot, state_of
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.tasks import Stream, split_by_class
+from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.tasks import Stream
+from tripletmas.data.tasks import make_stream as split
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.recognition.heads import Recognition
@@ -35,7 +36,7 @@ def make_stream(noise: float = 0.7, per_class: int = 20) -> Stream:
     centres = 2 * torch.randn(6, 8, generator=generator)
     labels = torch.arange(6).repeat_interleave(per_class)
     samples = centres[labels] + noise * torch.randn(len(labels), 8, generator=generator)
-    return split_by_class(LabelledDataset(samples, labels, list("abcdef")), tasks=3)
+    return split(Source(LabelledDataset(samples, labels, list("abcdef"))), tasks=3)[0]
 
 
 def make_learner(stream: Stream, strategy: Strategy, *, recognition: bool = False) -> Learner:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import state_of, trainable
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.tasks import Stream, Task, split_by_class
+from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.data.tasks import make_stream as split
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
@@ -61,7 +62,7 @@ def make_stream(tasks: int = TASKS) -> Stream:
     labels = torch.arange(CLASSES).repeat_interleave(20)
     samples = centres[labels] + 0.7 * torch.randn(len(labels), 8, generator=generator)
     data = LabelledDataset(samples, labels, [str(label) for label in range(CLASSES)])
-    return split_by_class(data, tasks=3)[:tasks]
+    return split(Source(data), tasks=3)[0][:tasks]
 
 
 def make_model() -> nn.Module:

@@ -40,7 +40,7 @@ from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.si import SynapticIntelligence
 from tripletmas.strategies.l2 import l2
 from tripletmas.strategies.mas import local_mas, mas
-from tripletmas.data.tasks import Stream, Task, make_stream, make_unseen
+from tripletmas.data.tasks import Stream, Task, make_stream
 
 FACT_DATASETS: dict[str, Callable[..., Source]] = {"shapes-facts": shapes.shapes_facts, "facts": listed.facts}
 DATASETS: dict[str, Callable[..., Source]] = {**READERS, "sequence": sequence, **FACT_DATASETS}
@@ -168,8 +168,7 @@ def build_data(name: str, given: Mapping[str, Any]) -> Data:
         language = language_view(facts, words_of(given))
         stream, unseen = _call(make_fact_stream, given, source, language)
         return Data(stream, unseen, language)
-    stream = _call(make_stream, given, source)
-    return Data(stream, _call(make_unseen, given, source) if given.get("unseen") else None)
+    return Data(*_call(make_stream, given, source))
 
 
 def words_of(given: Mapping[str, Any]) -> WordVectors:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.tasks import Stream, split_by_class
+from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.tasks import Stream, make_stream
 from tripletmas.index.drift import compensate_drift
 from tripletmas.objectives.recognition.class_means import ClassMeans
 
@@ -59,7 +59,8 @@ def stream() -> Stream:
     """Four classes around the circle, of different lengths: only the direction counts."""
     angles = torch.arange(4).repeat_interleave(8) * math.pi / 2 + 0.05 * torch.randn(32)
     points = torch.stack([angles.cos(), angles.sin()], 1) * (1 + torch.rand(32, 1))
-    return split_by_class(LabelledDataset(points, torch.arange(4).repeat_interleave(8), list("abcd")), tasks=2)
+    data = LabelledDataset(points, torch.arange(4).repeat_interleave(8), list("abcd"))
+    return make_stream(Source(data), tasks=2)[0]
 
 
 def turned_means(angle: float) -> tuple[ClassMeans, Stream, Turned]:
