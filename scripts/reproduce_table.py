@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tripletmas import report
-from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.directory import RunDirectory, is_run
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
@@ -92,7 +92,7 @@ def train(options: argparse.Namespace, out: Path, variant: str, method: str, see
 
 
 def is_done(out: Path) -> bool:
-    if not (out / "config.yaml").exists():
+    if not is_run(out):
         return False
     scores = RunDirectory.open(out).scores()
     return scores is not None and scores["matrices"]["seen"]["recall@1"][-1][0] is not None

@@ -30,7 +30,6 @@ NOT_YET = {  # what is to go while the house is bound
     ("objectives/retrieval/shown.py", "runs.directory.RunDirectory"),
     ("report/query_page.py", "data.image_paths.ImagesAt"),
     ("report/configs.py", "runs.galleries.GalleryConfig"),
-    ("report/run_plots.py", "runs.updates.average_compatibility"),
 }
 FACADE = {"__init__", "__main__"}  # the public names, and `python -m tripletmas`
 ONLY_IN = {

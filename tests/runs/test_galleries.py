@@ -21,8 +21,8 @@ from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class
 from tripletmas.runs.loop import train_stream
-from tripletmas.runs.measured_updates import compatibility_matrix, flips_of_update
 from tripletmas.runs.options import TrainConfig
+from tripletmas.runs.updates import compatibility_matrix, flips_of_update
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
 

@@ -12,15 +12,15 @@ from tripletmas.basics.sentences import suggestion
 from tripletmas.cli.console import console
 from tripletmas.index.drift import DRIFT_MAPS
 from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.compatibility import average_compatibility, backward_compatibility
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
 from tripletmas.objectives.facts.losses import FactLoss
 from tripletmas.objectives.facts.objective import num_stored
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment
 from tripletmas.runs.galleries import COMPENSATED, STALE, Galleries
-from tripletmas.runs.measured_updates import compatibility_matrix, flips_of_update
 from tripletmas.runs.resume import earlier_scores
-from tripletmas.runs.updates import average_compatibility, backward_compatibility
+from tripletmas.runs.updates import compatibility_matrix, flips_of_update
 
 FRESH = "fresh"
 RECALL = "recall@1"

@@ -15,7 +15,7 @@ from tripletmas import report as reports
 from tripletmas.cli.allocator import keep_freed_memory
 from tripletmas.cli.console import console, make_parser, numbers, print_comparison
 from tripletmas.runs import configuration, sweeps
-from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.directory import RunDirectory, is_run
 from tripletmas.runs.experiment import run_experiment
 
 
@@ -97,7 +97,7 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
     try:
         run_experiment(config, out)
     except KeyboardInterrupt:
-        if not (out / "config.yaml").exists():
+        if not is_run(out):
             raise  # it came while the data were read: there is no run to go on with
         go_on = go_on or f"tripletmas resume {out}"
         raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: {go_on}") from None
@@ -114,7 +114,7 @@ def _run_seeds(
     if seeds is None:
         _run(config, out, write_report=write_report, go_on=None if is_single else again)
         return
-    if (out / "config.yaml").exists():
+    if is_run(out):
         raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
     for seed in seeds:
         _run({**config, "seed": seed}, out / f"seed{seed}", write_report=write_report, go_on=again)
@@ -159,7 +159,7 @@ def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configure
 
     best, value = sweeps.guided(texts, trials, score)
     folders = [out / f"trial{number:03d}" for number in range(trials)]
-    print_comparison([folder for folder in folders if (folder / "scores.json").exists()])
+    print_comparison([folder for folder in folders if RunDirectory(folder).scores()])
     print(f"best of {trials}: {', '.join(f'{name}={chosen}' for name, chosen in best.items())} ({value:.3f})")
 
 

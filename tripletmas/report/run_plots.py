@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tripletmas.objectives.compatibility import average_compatibility, backward_compatibility
 from tripletmas.objectives.scores import last_row
 from tripletmas.report import heat_map, plots, texts
 from tripletmas.report.classes import Classes
@@ -25,7 +26,6 @@ from tripletmas.report.numbers import begun, number
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
 from tripletmas.report.wording import wording
-from tripletmas.runs.updates import average_compatibility, backward_compatibility
 
 
 @dataclass

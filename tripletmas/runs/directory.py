@@ -1,9 +1,9 @@
-"""The run directory: what is in it, atomic saves, resume, and the guard of its configuration.
+"""The run directory: what is in it, and the guard of its configuration.
 
 config.yaml          the resolved configuration, with versions
 metrics.jsonl        one record a line, appended: an epoch, a task
 scores.json          the score matrices
-checkpoint/          the latest state, as one folder named by its place in the run; written aside and renamed
+checkpoint/          the latest state
 weights/             the model at the start and after each task
 importance/          the importance that is protected after each task; task00-1 is that of a second protection
 recognition/         heads and class means after each task, where the objective is recognition
@@ -18,55 +18,19 @@ No other module knows these names, but for what an objective keeps for the repor
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
-from tripletmas.basics.files import (
-    atomic_write,
-    damaged,
-    read_json,
-    read_tensors,
-    save_json,
-    save_tensors,
-    save_text,
-    without_nan,
-    write_tensors,
-)
+from tripletmas.basics.files import damaged, read_json, read_tensors, save_json, save_tensors, save_text, without_nan
 from tripletmas.basics.weights import Params, load_state
-
-_PARTS = ("model", "strategy", "loss", "means")
-_REMEDY = "restore it from a copy, or train anew"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole state: after `epoch` epochs of task number `task`, both counted from 0.
-
-    Attributes:
-        model, strategy, loss, means: tensors by name; means are those of recognition.
-        optimizer: state_dicts of "optimizer" and "scaler"; None between tasks, since each task has fresh ones.
-        record_bytes: how long metrics.jsonl was then; what follows was written by a run that did not get further.
-    """
-
-    task: int
-    epoch: int
-    model: Params
-    strategy: Params
-    loss: Params
-    optimizer: dict[str, Any] | None
-    record_bytes: int = 0
-    means: Params = field(default_factory=dict)
+from tripletmas.runs.checkpoint import REMEDY, Checkpoint, load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -92,7 +56,7 @@ class TaskFiles:
         Raises:
             ValueError: if their file is missing or damaged.
         """
-        return read_tensors(self.path(number), _REMEDY)[0]
+        return read_tensors(self.path(number), REMEDY)[0]
 
     def find(self, number: int) -> Params | None:
         """The tensors of a task; None where it has none."""
@@ -134,7 +98,7 @@ class RunDirectory:
                 that are no run.
         """
         run = cls(path)
-        if (run.path / "config.yaml").exists():
+        if is_run(run.path):
             differing = _differing(completed(run.config()), dict(config))
             if differing:
                 raise ValueError(
@@ -158,8 +122,8 @@ class RunDirectory:
             ValueError: if there is none.
         """
         run = cls(path)
-        if not (run.path / "config.yaml").is_file():
-            several = sorted(p.name for p in run.path.glob("seed*")) if run.path.is_dir() else []
+        if not is_run(run.path):
+            several = [each.name for each in seed_directories(run.path)]
             hint = f"; it holds the runs {', '.join(several)}: name one of them" if several else ""
             raise ValueError(f"{run.path} is no run directory (it has no config.yaml){hint}")
         return run
@@ -297,7 +261,7 @@ class RunDirectory:
         Raises:
             ValueError: if it is damaged.
         """
-        return read_json(self.path / name, _REMEDY) if self.has(name) else None
+        return read_json(self.path / name, REMEDY) if self.has(name) else None
 
     def write_tensors(self, name: str, tensors: Params) -> None:
         """Write a safetensors file of the run, aside and renamed."""
@@ -309,7 +273,7 @@ class RunDirectory:
         Raises:
             ValueError: if it is missing or damaged.
         """
-        return read_tensors(self.path / name, _REMEDY)[0]
+        return read_tensors(self.path / name, REMEDY)[0]
 
     # --- checkpoints
 
@@ -319,35 +283,15 @@ class RunDirectory:
         Raises:
             OSError: if it cannot be written, as when the disk is full; the old checkpoint is untouched.
         """
-        place = {"task": state.task, "epoch": state.epoch, "record_bytes": self._record_bytes()}
-        with atomic_write(self.path / "checkpoint" / self._next_folder(state.task, state.epoch)) as aside:
-            aside.mkdir()
-            for part in _PARTS:
-                write_tensors(aside / f"{part}.safetensors", getattr(state, part))
-            buffer = io.BytesIO()  # written to a disk that is full, torch.save hides that this was the cause
-            torch.save(state.optimizer, buffer)
-            (aside / "optimizer.pt").write_bytes(buffer.getbuffer())
-            (aside / "place.json").write_text(json.dumps(place), encoding="utf-8")
-        for older in self._checkpoints()[:-1]:
-            shutil.rmtree(older)
+        save_checkpoint(self.path / "checkpoint", replace(state, record_bytes=self._record_bytes()))
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The latest checkpoint; None if there is none yet.
 
         Raises:
-            ValueError: if a file of it is missing or cut short.
+            ValueError: if a file of it is missing or damaged.
         """
-        folders = self._checkpoints()
-        if not folders:
-            return None
-        folder = folders[-1]
-        place = read_json(folder / "place.json", _REMEDY)
-        try:
-            numbers = {key: int(place[key]) for key in ("task", "epoch", "record_bytes")}
-        except (TypeError, LookupError) as error:
-            raise damaged(folder / "place.json", error, _REMEDY) from None
-        parts: dict[str, Any] = {part: read_tensors(folder / f"{part}.safetensors", _REMEDY)[0] for part in _PARTS}
-        return Checkpoint(**numbers, optimizer=_load_plain(folder / "optimizer.pt"), **parts)
+        return load_checkpoint(self.path / "checkpoint")
 
     def rewind(self, state: Checkpoint | None) -> None:
         """Cut off the records that were written after this checkpoint, all for None: that part will be run again.
@@ -357,46 +301,42 @@ class RunDirectory:
         """
         kept, size = state.record_bytes if state else 0, self._record_bytes()
         if size < kept:
-            raise damaged(self._records, f"{size} bytes of {kept}", _REMEDY)
+            raise damaged(self._records, f"{size} bytes of {kept}", REMEDY)
         if size > kept:
             with open(self._records, "rb+") as file:
                 file.truncate(kept)
-
-    # --- inside
-
-    def _checkpoints(self) -> list[Path]:
-        return sorted(p for p in (self.path / "checkpoint").glob("task*") if p.suffix != ".part")
-
-    def _next_folder(self, task: int, epoch: int) -> str:
-        """Named by its place in the run; saved again at the same place it gets a number, and replaces nothing yet."""
-        name = f"task{task:04d}-epoch{epoch:06d}"
-        same = [p.name for p in self._checkpoints() if p.name.startswith(name)]
-        return f"{name}-{int(same[-1][len(name) + 1 :] or 0) + 1:04d}" if same else name
 
     def _record_bytes(self) -> int:
         return self._records.stat().st_size if self._records.exists() else 0
 
 
-def _load_plain(path: Path) -> Any:
-    """What torch.save wrote: tensors, numbers, containers of these."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError):
-        # torch's own words advise to load it with weights_only=False, which would run what is in the file
-        raise damaged(path, "it holds no tensors that can be loaded", _REMEDY) from None
-    except OSError as error:
-        raise damaged(path, error, _REMEDY) from None
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (path / "config.yaml").is_file()
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def seed_directories(path: Path) -> list[Path]:
+    """The runs seed0, seed1, ... in a folder, by number."""
+    found = [each for each in path.glob("seed*") if re.fullmatch(r"seed\d+", each.name) and is_run(each)]
+    return sorted(found, key=lambda each: int(each.name.removeprefix("seed")))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots: {"data": {"name": "digits"}} -> {"data.name": "digits"}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys in which two configurations differ, as `key: old -> new`; versions are no part of a configuration."""
-    differing = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if key == "version" and not prefix:
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            differing += _differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            differing.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return differing
+    a, b = (
+        {key: value for key, value in flatten(each).items() if key.split(".")[0] != "version"} for each in (old, new)
+    )
+    return [
+        f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
+    ]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from tripletmas.runs.directory import Checkpoint
+from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, set_rate

@@ -1,80 +1,78 @@
-"""What an update of the model does to an index that is not embedded again: numbers read off scores of old and new.
-
-C[t, k] is the score of queries embedded by the model after task t, searched in a gallery embedded by the model after
-task k <= t: (T, T) float64, nan above the diagonal.
-
-Source: Biondi et al., CL2R, arXiv 2211.09032; the criterion is that of Shen et al., Towards Backward-Compatible
-Representation Learning, CVPR 2020.
-"""
+"""What updates of a run's model do to galleries that are not embedded again, measured with the models that it saved."""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tripletmas.data.tasks import Stream
+from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.compatibility import Flips, flips
+from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, joined, score_embedded
+from tripletmas.objectives.retrieval.evaluate import evaluate
+from tripletmas.runs.directory import RunDirectory
 
 
-def average_compatibility(matrix: Tensor) -> float:
-    """The share of the T (T - 1) / 2 pairs t > k with C[t, k] >= C[k, k]: old vectors serve the new model's queries no
-    worse than they served their own model's. As in the authors' code; their text has >. nan for a single task.
+def flips_of_update(
+    run: RunDirectory,
+    model: nn.Module,
+    earlier: Stream,
+    after: EmbeddedTasks,
+    stored: Mapping[str, Sequence[Embeddings]],
+    *,
+    batch_size: int = 256,
+) -> dict[str, Flips]:
+    """gallery ("fresh", and each that is stored) -> what the update by the last task changed for earlier tasks.
 
-    >>> average_compatibility(torch.tensor([[0.5, torch.nan], [0.6, 0.7]], dtype=torch.float64))
-    1.0
-    """
-    size = _size(matrix)
-    pairs = [bool(matrix[t, k] >= matrix[k, k]) for t in range(size) for k in range(t)]
-    return sum(pairs) / len(pairs) if pairs else math.nan
-
-
-def backward_compatibility(matrix: Tensor) -> float:
-    """mean over k < T of C[T, k] - C[k, k], T the last task: what old galleries lose to the last model's queries.
-
-    Negative where they lose. nan for a single task.
-    """
-    last = _size(matrix) - 1
-    return float((matrix[last, :last] - matrix.diagonal()[:last]).mean())
-
-
-class Flips(NamedTuple):
-    """What an update changed for the same queries in the same gallery items; shares of the queries that count.
-
-    Attributes:
-        negative: right before the update and wrong after it.
-        positive: wrong before and right after.
-        agreement: the nearest item is the same.
-    """
-
-    negative: float
-    positive: float
-    agreement: float
-
-
-def flips(before: Tensor, after: Tensor, nearest_before: Tensor, nearest_after: Tensor) -> Flips:
-    """Compare the answers before and after an update.
+    Before the update, queries and gallery are by the model that was current then. After it, queries are by the present
+    model, and the gallery holds the same items, embedded by it ("fresh") or as they are stored.
 
     Args:
-        before, after: (q,) recall@1 of each query, 1 or 0, nan for queries without anything to find, which are left
-            out.
-        nearest_before, nearest_after: (q,) the position of the nearest item in the gallery.
-
-    Raises:
-        ValueError: if the two are not of the same queries.
-    Source: Yan et al., Positive-Congruent Training, CVPR 2021 (negative flips, there of classification).
+        model: of the run's kind; a copy takes the weights after the last of the `earlier` tasks.
+        after: at least the earlier tasks as the present model embeds them.
     """
-    counted = ~before.isnan()
-    if before.shape != after.shape or not torch.equal(counted, ~after.isnan()):
-        raise ValueError("before and after must be the values of the same queries in galleries of the same items")
-    was, now = before[counted] > 0.5, after[counted] > 0.5
-    same = nearest_before[counted] == nearest_after[counted]
-    shares = ((was & ~now), (~was & now), same)
-    return Flips(*(float(each.double().mean()) for each in shares))
+    before_model = copy.deepcopy(model)
+    run.load_weights(before_model, len(earlier) - 1)
+    before = score_embedded(embed_tasks(before_model, earlier, batch_size=batch_size))
+    count = len(earlier)
+    same = EmbeddedTasks(after.queries[:count], after.galleries[:count], after.own[:count], 0.0)
+    now = score_embedded(same, {name: parts[:count] for name, parts in stored.items()})
+    right, nearest = _answers(before, "seen")
+    found = {"fresh": "seen", **{name: f"seen_{name}" for name in stored}}
+    result = {}
+    for name, gallery in found.items():
+        right_now, nearest_now = _answers(now, gallery)
+        result[name] = flips(right, right_now, nearest, nearest_now)
+    return result
 
 
-def _size(matrix: Tensor) -> int:
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"a compatibility matrix must have shape (T, T), got {tuple(matrix.shape)}")
-    if matrix.tril().isnan().any():
-        raise ValueError("a compatibility matrix must be measured on and below its diagonal")
-    return len(matrix)
+def compatibility_matrix(
+    run: RunDirectory, model: nn.Module, stream: Stream, done: int, *, batch_size: int = 256
+) -> Tensor:
+    """C[t, k]: recall@1 of all queries of the stream by the model after task t, in all its galleries by that after k.
+
+    One fixed test set, also of tasks that the models have not learned yet, as in CL2R: entries can be compared.
+
+    Returns: (done, done) float64, nan above the diagonal.
+    """
+    model = copy.deepcopy(model)
+    matrix = torch.full((done, done), torch.nan, dtype=torch.float64)
+    galleries: list[Embeddings] = []
+    for number in range(done):
+        run.load_weights(model, number)
+        embedded = embed_tasks(model, stream, batch_size=batch_size)
+        galleries.append(joined(embedded.galleries))
+        own = embedded.own_in_all()
+        queries = joined(embedded.queries)
+        for old, gallery in enumerate(galleries):
+            matrix[number, old] = evaluate(queries, gallery, ks=(1,), self_positions=own)["recall@1"]
+    return matrix
+
+
+def _answers(scores: TaskScores, gallery: str) -> tuple[Tensor, Tensor]:
+    """(recall@1, position of the nearest) of every query."""
+    found = scores.found[gallery]
+    return torch.cat([each.per_query["recall@1"] for each in found]), torch.cat([each.nearest for each in found])

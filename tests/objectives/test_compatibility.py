@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from tripletmas.runs import updates as compatibility
-from tripletmas.runs.updates import average_compatibility, backward_compatibility, flips
+from tripletmas.objectives import compatibility
+from tripletmas.objectives.compatibility import average_compatibility, backward_compatibility, flips
 
 NAN = math.nan
 MATRIX = torch.tensor([[0.5, NAN, NAN], [0.5, 0.7, NAN], [0.4, 0.8, 0.9]], dtype=torch.float64)
