@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -14,14 +14,16 @@ from tripletmas.basics.weights import listed
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, info, model_of, stale_vectors, ways_out
 from tripletmas.cli.index_refresh import refresh
+from tripletmas.data.folders import SPLITS
 from tripletmas.data.image_paths import missing_images
 from tripletmas.data.images import ImageFiles, find_images
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.image_embedding import class_names_of, embed_images
-from tripletmas.runs.models import RunModel, load_model, weight_hashes
+from tripletmas.runs.models import RunModel, embed_images, load_model, weight_hashes
+
+_NO_CLASS = SPLITS.keys() | {"val", "valid", "validation"}
 
 
 def index(arguments: Sequence[str]) -> None:
@@ -157,11 +159,22 @@ def _with_images(
     transform = index.settings.transform
     images = ImageFiles(root, names, size=transform.size, channels=transform.channels)
     vectors, kept = embed_images(model, images, invert=transform.invert, skip_unreadable=skip_unreadable)
-    classes = class_names_of(names)
+    classes = _class_names(names)
     part = Part(model.hash, model.after_task, model.hash)
     return add_images(
         index, vectors, [names[i] for i in kept], [classes[i] for i in kept], part, root=os.path.abspath(root)
     )
+
+
+def _class_names(names: Sequence[str]) -> list[str | None]:
+    """The class of each image, given its name below a root: the folders it lies in; None at the top.
+
+    Folders train, test and the like are no part of it where all images lie in such ones.
+    """
+    folders = [PurePosixPath(name).parent.parts for name in names]
+    if all(parts and parts[0].lower() in _NO_CLASS for parts in folders):
+        folders = [parts[1:] for parts in folders]
+    return ["/".join(parts) or None for parts in folders]
 
 
 _ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {

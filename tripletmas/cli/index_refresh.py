@@ -19,8 +19,7 @@ from tripletmas.index.drift import DRIFT_MAPS
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.image_embedding import embed_images
-from tripletmas.runs.models import default_map, drifts_between, weight_hashes
+from tripletmas.runs.models import default_map, drifts_between, embed_images, weight_hashes
 
 
 def refresh(arguments: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from tripletmas.objectives.facts import asking
 from tripletmas.report.query_page import picture_grid
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.image_embedding import embed_images
+from tripletmas.runs.models import embed_images
 
 
 def query(arguments: Sequence[str]) -> None:

@@ -1,23 +1,30 @@
-"""The models of a run, without its training data: their hashes, one of them loaded, how vectors drift between."""
+"""The models of a run, without its training data: one of them loaded, images embedded by it, how vectors drift."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import weight_hash
+from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.image_paths import ImagesAt
+from tripletmas.data.images import ImageFiles
 from tripletmas.index.base import unit
-from tripletmas.index.drift import DRIFT_MAPS, DriftMap, fit_drift
-from tripletmas.models.embedding import Embeddings, embed
+from tripletmas.index.drift import DriftMap, fit_drift
+from tripletmas.models.embedding import embed
 from tripletmas.models.networks import embedding_dim
 from tripletmas.runs import configuration
 from tripletmas.runs.catalog import build_model, words_of
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import choose_device, load_trained
+
+logger = logging.getLogger(__name__)
 
 
 class OtherImages(ValueError):
@@ -42,10 +49,6 @@ class RunModel:
     sample_shape: tuple[int, ...]
     dim: int
     batch_size: int
-
-    def embed(self, dataset: LabelledDataset) -> Embeddings:
-        """Raw embeddings, with a progress bar if the output is a terminal."""
-        return embed(self.model, dataset, batch_size=self.batch_size, progress=True)
 
 
 def weight_hashes(run: RunDirectory) -> tuple[str, ...]:
@@ -72,49 +75,92 @@ def load_model(
     """
     number = run.task_done(after)
     config = configuration.resolve(run.config())
-    data = config["data"]
-    channels, size = data.get("channels"), data.get("size")
-    configured = None if channels is None or size is None else (channels, size, size)
-    asked = sample_shape is not None
-    if sample_shape is None:
-        sample_shape = configured
-    elif configured not in (None, tuple(sample_shape)):
-        raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {tuple(sample_shape)}")
-    if sample_shape is None:
-        sample_shape = load_trained(run, number)[0].stream[0].query.sample_shape
-    if len(sample_shape) != 3 or sample_shape[1] != sample_shape[2]:
-        raise ValueError(f"the model of {run.path} takes samples of shape {sample_shape}, which are no square images")
+    configured = _configured_shape(config["data"])
+    if sample_shape and configured not in (None, sample_shape):
+        raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {sample_shape}")
+    shape = sample_shape or configured or load_trained(run, number)[0].stream[0].query.sample_shape
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"the model of {run.path} takes samples of shape {shape}, which are no square images")
     options = {key: value for key, value in config["model"].items() if key != "name"}
-    part_dim = words_of(data).dim if config["objective"] == "facts" else None
-    model = build_model(config["model"]["name"], options, sample_shape, part_dim=part_dim).to(choose_device(device))
+    part_dim = words_of(config["data"]).dim if config["objective"] == "facts" else None
+    model = build_model(config["model"]["name"], options, shape, part_dim=part_dim).to(choose_device(device))
+    state = run.weights.read(number)
     try:
-        run.load_weights(model, number)
+        load_state(model, state, str(run.weights.path(number)))
+        dim = embedding_dim(model, shape)
     except ValueError as error:
-        raise (OtherImages if asked else ValueError)(str(error)) from None
-    return RunModel(
-        run=str(run.path),
-        after_task=number,
-        hash=weight_hash(run.weights.read(number)),
-        model=model,
-        sample_shape=tuple(sample_shape),
-        dim=_dim(model, sample_shape, run),
-        batch_size=config["training"]["eval_batch_size"],
-    )
-
-
-def _dim(model: nn.Module, sample_shape: tuple[int, ...], run: RunDirectory) -> int:
-    try:
-        return embedding_dim(model, sample_shape)
+        raise OtherImages(str(error)) from None
     except RuntimeError as error:  # torch's, for images that the layers do not fit
         reason = str(error).splitlines()[0]
-        raise OtherImages(f"the model of {run.path} takes no images of shape {tuple(sample_shape)}: {reason}") from None
+        raise OtherImages(f"the model of {run.path} takes no images of shape {shape}: {reason}") from None
+    size = config["training"]["eval_batch_size"]
+    return RunModel(str(run.path), number, weight_hash(state), model, shape, dim, batch_size=size)
+
+
+def _configured_shape(data: Mapping[str, Any]) -> tuple[int, ...] | None:
+    channels, size = data.get("channels"), data.get("size")
+    return None if channels is None or size is None else (channels, size, size)
+
+
+def embed_images(
+    model: RunModel,
+    images: ImageFiles | ImagesAt,
+    *,
+    invert: bool = False,
+    skip_unreadable: bool = False,
+    option: str | None = "--skip-unreadable",
+) -> tuple[Tensor, list[int]]:
+    """Raw vectors (m, dim) of the images that can be read, and their positions in `images`.
+
+    They are read one after the other, never all in memory.
+
+    Args:
+        invert: show black as white and white as black.
+        skip_unreadable: leave out images that cannot be read, and log how many; else the first one is an error.
+        option: what that error says leaves them out; None: nothing.
+
+    Raises:
+        ValueError: naming the image that cannot be read, or whose embedding is not finite; if none can be read.
+    """
+    hint = f" ({option} leaves out what cannot be read)" if option else ""
+    shown = _Shown(images, model.sample_shape, hint=None if skip_unreadable else hint)
+    dataset = LabelledDataset(shown, torch.zeros(len(images)), ["unlabelled"], paths=images.paths)
+    if invert:
+        dataset = dataset.with_transform(lambda image: 1 - image)
+    vectors = embed(model.model, dataset, batch_size=model.batch_size, progress=True).vectors
+    if not shown.unreadable:
+        return vectors, list(range(len(images)))
+    first = next(iter(shown.unreadable.values()))
+    kept = [position for position in range(len(images)) if position not in shown.unreadable]
+    if not kept:
+        raise ValueError(f"no image can be read; the first: {first}")
+    logger.warning("skipped %d of %d images; the first: %s", len(shown.unreadable), len(images), first)
+    return vectors[kept], kept
+
+
+class _Shown(Sequence[Tensor]):
+    """The images; one that cannot be read is an error that ends with the hint, or, without one, black and noted."""
+
+    def __init__(self, images: Sequence[Tensor], shape: tuple[int, ...], hint: str | None):
+        self._images, self._shape, self._hint = images, shape, hint
+        self.unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
+        try:
+            return self._images[index]
+        except ValueError as error:
+            if self._hint is not None:
+                raise ValueError(f"{error}{self._hint}") from None
+            self.unreadable[index] = str(error)
+            return torch.zeros(self._shape, dtype=torch.uint8)
 
 
 def default_map(run: RunDirectory) -> str:
     """The drift map that the run itself compensates with; linear, if it does not."""
-    gallery = run.config().get("gallery")
-    chosen = gallery.get("compensate") if isinstance(gallery, dict) else None
-    return chosen if chosen in DRIFT_MAPS else "linear"
+    return configuration.resolve(run.config())["gallery"]["compensate"] or "linear"
 
 
 def drifts_between(
