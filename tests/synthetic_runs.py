@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import save_file
+
+from tripletmas.objectives.grid import Grid, Hit, Row, write_grid
+from tripletmas.runs.directory import RunDirectory
 
 # gallery -> metric -> its score as a part of what `matrix` has
 RETRIEVAL = {"recall@1": 1.0, "recall@2": 1.02, "r_precision": 0.8, "map@r": 0.75, "mrr": 0.9}
@@ -151,7 +155,7 @@ def write_run(
     if galleries and done:
         write_shown(path / "gallery", done, random)
         if done > 1:
-            write_neighbours(path / "gallery" / "neighbours.safetensors", done, random)
+            write_neighbours(path, done)
         compatibility = [[matrix[t][k] if k <= t else None for k in range(done)] for t in range(done)]
         (path / "compatibility.json").write_text(json.dumps({"metric": "recall@1", "matrix": compatibility}))
     return path
@@ -175,31 +179,37 @@ def write_shown(path: Path, done: int, random: torch.Generator, *, each: int = 6
         save_file(tensors | {"queries": seen.nonzero().flatten()}, path / f"shown{task:02}.safetensors")
 
 
-def write_neighbours(
-    path: Path, done: int, random: torch.Generator, *, size: int = 28, channels: int = 1, each: int = 6
-) -> None:
+def write_neighbours(path: Path, done: int, *, size: int = 28, channels: int = 1, each: int = 6) -> None:
     """`each` queries a task; picture p shows class p // 5 as that many bars. Every third query forgot its class."""
-    pictures = torch.zeros(10 * done, channels, size, size, dtype=torch.uint8)
-    for picture in range(len(pictures)):
-        label, place = picture // 5, picture % 5
+    names = [f"class {label}" for label in range(2 * done)]
+    pictures = {}
+    for label, place in product(range(2 * done), range(5)):
+        picture = torch.zeros(channels, size, size, dtype=torch.uint8)
         for bar in range(label % 6 + 1):
             start = size * (bar + 1) // 8
-            pictures[picture, label % channels, start : start + max(1, size // 16), place : size - place] = (
-                255 - 20 * place
+            picture[label % channels, start : start + max(1, size // 16), place : size - place] = 255 - 20 * place
+        pictures[f"{label}/{place}"] = picture
+
+    def hits(query: int, label: int, *, forgot: bool) -> tuple[Hit, ...]:
+        found = [(label + (forgot and rank % 2 == 0)) % len(names) for rank in range(5)]
+        return tuple(
+            Hit(
+                f"{found[rank]}/{rank}",
+                0.98 - 0.03 * rank - 0.001 * (query % 9),
+                names[found[rank]],
+                found[rank] == label,
             )
-    tasks = torch.arange(done).repeat_interleave(each)
-    labels = 2 * tasks + torch.arange(len(tasks)) % 2
-    right = 5 * labels[:, None] + torch.arange(5)
-    wrong = (right + 5) % len(pictures)
-    forgot = (torch.arange(len(tasks)) % 3 == 2) & (tasks < done - 1)
-    after = torch.where(forgot[:, None] & (torch.arange(5) % 2 == 0), wrong, right)
-    before = torch.where(tasks[:, None] < done - 1, right, -1)
-    scores = 0.98 - 0.03 * torch.arange(5.0).expand(len(tasks), 5) - 0.01 * torch.rand(len(tasks), 1, generator=random)
-    tensors = {"pictures": pictures, "query_picture": right[:, 4], "query_label": labels, "query_task": tasks}
-    for moment, found in (("before", before), ("after", after)):
-        tensors |= {f"{moment}_picture": found, f"{moment}_label": torch.where(found < 0, -1, found // 5)}
-        tensors[f"{moment}_score"] = torch.where(found < 0, -1.0, scores)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+            for rank in range(5)
+        )
+
+    rows = []
+    for query in range(each * done):
+        task, label = query // each, 2 * (query // each) + query % 2
+        before = hits(query, label, forgot=False) if task < done - 1 else ()
+        after = hits(query, label, forgot=query % 3 == 2 and task < done - 1)
+        rows.append(Row(f"{label}/4", (before, after), names[label], task))
+    moments = ("before the last task", "after the last task")
+    write_grid(RunDirectory(path), Grid(moments, tuple(rows), pictures=pictures))
 
 
 def _weights(layers: tuple[str, ...], random: torch.Generator) -> dict[str, torch.Tensor]:

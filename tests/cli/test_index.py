@@ -660,7 +660,7 @@ class _Page(HTMLParser):
         self.links += [str(given[name]) for name in ("href", "src") if name in given]
         if tag == "img":
             self.images.append(given)
-        if given.get("class") == "missing":
+        if given.get("class") == "vanished":
             self.missing.append(given.get("aria-label"))
 
 
@@ -675,7 +675,7 @@ def test_the_page_is_self_contained_and_shows_what_has_vanished(place, call):
     content = Path("p/page.html").read_text(encoding="utf-8")
     page = _Page()
     page.feed(content)
-    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert all(link.startswith("data:image/webp;base64,") for link in page.links)
     assert len(page.images) == 2 * (1 + 23)
     assert all(image["alt"] for image in page.images)
     assert len(page.missing) == 2

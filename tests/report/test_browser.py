@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from synthetic_runs import write_neighbours, write_run
 
 from tripletmas.report.page import write_comparison, write_report
@@ -170,8 +169,7 @@ def test_a_long_stream_with_large_pictures_stays_small(tmp_path: Path):
     """10 tasks, colour pictures of 96 pixels."""
     names = [f"a rather long name of class {i}" for i in range(20)]
     path = write_run(tmp_path / "run", num_tasks=10, class_names=names, galleries=True, points=20)
-    pictures = path / "gallery" / "neighbours.safetensors"
-    write_neighbours(pictures, 10, torch.Generator().manual_seed(0), size=96, channels=3)
+    write_neighbours(path, 10, size=96, channels=3)
     page = write_report(path)
     assert page.stat().st_size < 10e6
     found = _probe(page, tmp_path)

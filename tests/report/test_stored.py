@@ -17,18 +17,20 @@ from matplotlib.image import imread
 from PIL import Image
 from report_pages import MATRIX, Page, ink, terminal
 from safetensors.torch import save_file
-from synthetic_runs import write_neighbours, write_run
+from synthetic_runs import write_run
 
+from tripletmas.objectives.grid import read_grid
 from tripletmas.report.classes import Classes, read_classes
 from tripletmas.report.compare import comparison
 from tripletmas.report.drift import ClassDrift, draw_class_drift, drift_by_class, drift_by_task, most_and_least
 from tripletmas.report.embedding_map import map_json, read_map, step_text
 from tripletmas.report.galleries import gallery_rows
-from tripletmas.report.neighbours import read_neighbours
+from tripletmas.report.grid import groups, thumbnail
 from tripletmas.report.page import write_comparison, write_report
 from tripletmas.report.read import read_run
 from tripletmas.report.style import DARK, LIGHT, Theme, contrast
 from tripletmas.report.tables import comparison_markdown
+from tripletmas.runs.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -113,29 +115,31 @@ def test_of_many_classes_the_most_and_the_least_drifted_are_drawn(tmp_path: Path
 
 def test_queries_whose_answer_changed_come_first(stored: Path):
     """Of the 6 queries of a task the third and the sixth forgot their class; those of the last task have no before."""
-    first, second, last = read_neighbours(read_run(stored), read_classes(stored))
-    assert (first.of, first.changed, len(first.queries)) == (6, 2, 4)
-    assert [query.verdict for query in first.queries] == ["now wrong", "now wrong", "still right", "still right"]
-    assert [[hit.right for hit in query.after] for query in first.queries[:2]] == [
+    kept = read_grid(RunDirectory(stored))
+    assert kept is not None
+    first, second, last = groups(kept, read_run(stored).task_names)
+    assert first.title.split() == ["Task", "1", "class", "0,class", "1"]
+    assert first.note == "4 of 6 queries; the first answer turned right or wrong for 2 of 6"
+    assert last.note == "4 of 6 queries"
+    assert [row.said for row in first.rows] == ["now wrong", "now wrong", "still right", "still right"]
+    assert [[card.right for card in row.found[1][1]] for row in first.rows[:2]] == [
         [False, True, False, True, False]
     ] * 2
-    assert all(hit.right for query in second.queries for hit in query.before)
-    assert [query.verdict for query in last.queries] == ["right"] * 4
-    assert not any(query.before for query in last.queries)
-    assert re.fullmatch(r"rank 1: class 1, wrong, score 0\.9\d\d", first.queries[0].after[0].alt)
+    assert all(card.right for row in second.rows for card in row.found[0][1])
+    assert [row.said for row in last.rows] == ["right"] * 4
+    assert not any(row.found[0][1] for row in last.rows)
+    alt = first.rows[0].found[1][1][0].alt
+    assert re.fullmatch(r"rank 1: class 1, wrong, score 0\.9\d\d", alt)
     page = stored / "report" / "report.html"
     assert "✗" in Page(page).text
-    assert page.read_text(encoding="utf-8").count(first.queries[0].after[0].alt) >= 1
+    assert page.read_text(encoding="utf-8").count(alt) >= 1
 
 
 @pytest.mark.parametrize(
     ("size", "channels", "kind", "tiny"), [(8, 1, "png", True), (32, 3, "png", False), (300, 3, "webp", False)]
 )
-def test_pictures_are_small_files_of_one_size(tmp_path: Path, size: int, channels: int, kind: str, tiny: bool):
-    path = write_run(tmp_path / "run", num_tasks=2, galleries=True)
-    pictures = path / "gallery" / "neighbours.safetensors"
-    write_neighbours(pictures, 2, torch.Generator().manual_seed(0), size=size, channels=channels)
-    picture = read_neighbours(read_run(path), read_classes(path))[0].queries[0].picture
+def test_pictures_are_small_files_of_one_size(size: int, channels: int, kind: str, tiny: bool):
+    picture = thumbnail(torch.zeros(channels, size, size, dtype=torch.uint8), 64)
     assert picture.source.startswith(f"data:image/{kind};base64,")
     assert (picture.width, picture.height, picture.tiny) == (64, 64, tiny)
     content = base64.b64decode(picture.source.partition(",")[2])

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch import Tensor
 
 from tripletmas.basics.files import atomic_write
 from tripletmas.cli.console import console, make_parser
 from tripletmas.cli.index_info import model_of, stale_vectors, ways_out
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.image_paths import ImagesAt
 from tripletmas.index.images import ImageIndex
+from tripletmas.models.embedding import embed
 from tripletmas.objectives.facts import asking
-from tripletmas.report.query_page import picture_grid
+from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.models import embed_images
@@ -77,14 +80,14 @@ def query(arguments: Sequence[str]) -> None:
     images = ImagesAt(options.images, size=transform.size, channels=transform.channels)
     vectors, _ = embed_images(model, images, invert=transform.invert, option=None)
     found = neighbours(index, options.images, *index.search(vectors, min(options.k, len(index))))
-    fewest = min(len(each["neighbours"]) for each in found)
+    fewest = min(len(row.found[0]) for row in found.rows)
     if fewest < min(options.k, len(index)):
         notes.append(
             f"an approximate index of kind {index.settings.kind} may find fewer than asked for (here {fewest} of "
             f"{options.k}): build it with a larger --nprobe or --ef-search"
         )
     about = f"{options.index}: {len(index)} images, {model.run} after task {model.after_task}"
-    _tell(options, found, notes, about=about, measure=_measure(index), pictures={})
+    _tell(options, found, notes, about=about, measure=_measure(index))
 
 
 def _ask(options: Namespace) -> None:
@@ -97,60 +100,50 @@ def _ask(options: Namespace) -> None:
         raise ValueError("--gallery is for --fact: an image chooses among the facts of the run")
     run = RunDirectory.open(options.index)
     experiment, after = load_trained(run, options.after, device=options.device)
-    pictures: dict[str, str] = {}
-    notes: list[str] = []
+    language, learned, notes = asking.language_of(experiment.loss), experiment.stream[: after + 1], []
+    model, size = experiment.strategy.deployed(experiment.model), experiment.training.eval_batch_size
+
+    def embedded(images: LabelledDataset) -> Tensor:
+        return embed(model, images, batch_size=size, progress=True).vectors
+
+    about = f"{options.index} after task {after}"
     if options.fact:
-        gallery = asking.gallery_of(experiment, after, options.gallery)
-        found, notes = asking.images_for(experiment, gallery, options.fact, options.k)
-        about = f"{options.index} after task {after}: {len(gallery.names)} images"
-        if options.html:
-            pictures = asking.pictures_of(gallery, found)
+        gallery = asking.gallery_of(learned, options.gallery)
+        found, notes = asking.images_for(language, embedded, gallery, options.fact, options.k)
+        about += f": {len(gallery.names)} images"
     else:
-        found = asking.facts_for(experiment, options.images, after, options.k)
-        about = f"{options.index} after task {after}"
-    _tell(options, found, notes, about=about, measure="mean cosine of the fact's parts", pictures=pictures)
+        found = asking.facts_for(language, embedded, learned, options.images, options.k)
+    _tell(options, found, notes, about=about, measure="mean cosine of the fact's parts")
 
 
-def _tell(
-    options: Namespace,
-    found: Sequence[dict[str, Any]],
-    notes: Sequence[str],
-    *,
-    about: str,
-    measure: str,
-    pictures: Mapping[str, str],
-) -> None:
+def _tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, measure: str) -> None:
     """Print what was found, and write it where the options say."""
-    for each in found:
-        console().print(_table(each))
+    for row in found.rows:
+        console().print(_table(row))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if options.json:
-        _write(options.json, json.dumps({"index": options.index, "queries": found}, indent=1, allow_nan=False) + "\n")
+        content = {"index": options.index, "queries": [_plain(row) for row in found.rows]}
+        _write(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if options.html:
-        _write(options.html, picture_grid(found, about=about, notes=notes, measure=measure, pictures=pictures))
+        from tripletmas.report.query_page import PIXELS, query_page  # it takes a while, and few want a page
+
+        _write(options.html, query_page(found.with_files(PIXELS), about=about, notes=notes, measure=measure))
         print(f"page: {options.html}")
 
 
-def neighbours(index: ImageIndex, queries: Sequence[str], scores: Any, rows: Any) -> list[dict[str, Any]]:
-    """For each query its path and neighbours: rank from 1, score, label (None without one), path, id."""
-    return [
-        {
-            "query": path,
-            "neighbours": [
-                {
-                    "rank": rank,
-                    "score": score,
-                    "label": index.label_of(row),
-                    "path": index.paths[row],
-                    "id": int(index.ids[row]),
-                }
-                for rank, (score, row) in enumerate(zip(own_scores, own_rows, strict=True), start=1)
-                if row >= 0
-            ],
-        }
-        for path, own_scores, own_rows in zip(queries, scores.tolist(), rows.tolist(), strict=True)
-    ]
+def neighbours(index: ImageIndex, queries: Sequence[str], scores: Tensor, rows: Tensor) -> Grid:
+    """What each of these image files finds in an index."""
+    found = []
+    for path, near, nearest in zip(queries, scores.tolist(), rows.tolist(), strict=True):
+        hits = [
+            Hit(index.paths[row], score, index.label_of(row), id=int(index.ids[row]))
+            for score, row in zip(near, nearest, strict=True)
+            if row >= 0
+        ]
+        found.append(Row(path, (tuple(hits),)))
+    shown = (name for row in found for name in (row.name, *(hit.name for hit in row.found[0])))
+    return Grid(("",), tuple(found), pictures=dict.fromkeys(shown))
 
 
 def _measure(index: ImageIndex) -> str:
@@ -159,14 +152,27 @@ def _measure(index: ImageIndex) -> str:
     return "cosine" if index.settings.normalize else "inner product"
 
 
-def _table(found: dict[str, Any]) -> Table:
-    table = Table(title=_shown(found["query"]), title_justify="left", box=SIMPLE_HEAD)
+def _plain(row: Row) -> dict[str, Any]:
+    """A row as JSON: ranks from 1; of an index each neighbour with its id."""
+    found = []
+    for rank, hit in enumerate(row.found[0], start=1):
+        number = {} if hit.id is None else {"id": hit.id}
+        found.append({"rank": rank, "score": hit.score, "label": _label(hit), "path": hit.name, **number})
+    return {"query": row.name, "neighbours": found}
+
+
+def _label(hit: Hit) -> str | None:
+    return hit.label if hit.right is None else f"{'✓' if hit.right else '✗'} {hit.label}"
+
+
+def _table(row: Row) -> Table:
+    table = Table(title=_shown(row.name), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
     table.add_column("label")
     table.add_column("path", overflow="fold")
-    for each in found["neighbours"]:
-        table.add_row(str(each["rank"]), f"{each['score']:.6f}", _shown(each["label"] or ""), _shown(each["path"]))
+    for rank, hit in enumerate(row.found[0], start=1):
+        table.add_row(str(rank), f"{hit.score:.6f}", _shown(_label(hit) or ""), _shown(hit.name))
     return table
 
 

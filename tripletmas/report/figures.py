@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
+from tripletmas.report.html import data_uri
 from tripletmas.report.style import DARK, LIGHT, Theme
 
 
@@ -56,13 +55,6 @@ def make_plot(path: Path, title: str, text: str, draw: Draw, *, alt: str = "", w
     return Plot(title, text, alt, _as_webp(path), _as_webp(dark), width, height, wide)
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """An encoded picture of this kind as the source of an <img>."""
-    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
-
-
 def _as_webp(path: Path) -> str:
-    content = io.BytesIO()
     with Image.open(path) as image:
-        image.convert("RGB").save(content, "WEBP", lossless=True)
-    return data_uri(content.getvalue(), "webp")
+        return data_uri(image.convert("RGB"), "webp", lossless=True)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from tripletmas.objectives.grid import Grid, read_grid
 from tripletmas.report import comparison_plots, rows, tables, texts
 from tripletmas.report.classes import read_classes
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.configs import flatten, section
 from tripletmas.report.embedding_map import group_shape, map_colours, map_json, read_map
 from tripletmas.report.embedding_plot import project
-from tripletmas.report.facts import read_facts
 from tripletmas.report.figures import Plot, make_plot
 from tripletmas.report.galleries import gallery_rows
+from tripletmas.report.grid import groups
+from tripletmas.report.html import render
 from tripletmas.report.layers import read_embedding
-from tripletmas.report.neighbours import read_neighbours
-from tripletmas.report.numbers import begun
 from tripletmas.report.read import read_run, seed_directories
 from tripletmas.report.run_plots import map_plot, run_plots
 from tripletmas.report.search import search_head, search_rows
 from tripletmas.report.style import THEMES
 from tripletmas.report.wording import wording
+from tripletmas.runs.directory import RunDirectory
 
 
 def write_report(run_directory: Path | str) -> Path:
@@ -49,6 +48,7 @@ def write_report(run_directory: Path | str) -> Path:
         old.unlink()  # a plot that this report has no data for must not stay from an earlier one
     classes = read_classes(run.path)
     shown, found = run_plots(run, classes, out), read_map(run, classes)
+    grid = read_grid(RunDirectory(directory)) or Grid((), ())
     values = {
         "title": run.name,
         "about": rows.about(run),
@@ -59,8 +59,10 @@ def write_report(run_directory: Path | str) -> Path:
         "tasks": rows.task_rows(run),
         "plots": shown,
         "missing": run.missing,
-        "neighbours": read_neighbours(run, classes),
-        "facts": read_facts(run, classes),
+        "shown": texts.SHOWN.get(run.primary.objective, texts.SHOWN["metric learning"]),
+        "groups": groups(grid, run.task_names),
+        "tables": grid.tables,
+        "note": grid.note,
         "map": found,
         "map_plot": None if found is None else map_plot(found, out),
         "map_json": "" if found is None else map_json(found),
@@ -141,12 +143,6 @@ def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
     return shown
 
 
-def _write(path: Path, template: str, values: Mapping[str, object]) -> Path:
-    loader = PackageLoader("tripletmas.report", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["begun"] = begun
-    page = environment.get_template(template).render({"texts": texts, "themes": THEMES, **values})
-    path.write_text(page, encoding="utf-8")
+def _write(path: Path, template: str, values: dict[str, object]) -> Path:
+    path.write_text(render(template, values), encoding="utf-8")
     return path

@@ -92,6 +92,10 @@ FACTS = (
     "images now than when an early task was learned, so scores also fall because there is more to confuse. Numbers are "
     "average precision; chance is that of images in a random order."
 )
+SHOWN = {  # what a run is judged by -> the title of its grid, and how to read it
+    "metric learning": ("Queries and what they find", NEIGHBOURS),
+    "facts": ("Facts and what they find", FACTS),
+}
 MAP = (
     "Each mark is a query, seen along the two directions in which the unit-length vectors of all steps together vary "
     "most (one PCA for all steps, {kept} of the variance). So a place means the same at every step, and a mark that "

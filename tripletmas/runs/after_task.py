@@ -12,14 +12,14 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.objectives.recognition.class_means import ClassMeans
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, score_recognition
 from tripletmas.objectives.facts.objective import num_stored, score_objective, score_objective_alone
-from tripletmas.objectives.facts.shown import write_fact_shown
+from tripletmas.objectives.facts import shown as facts_shown
 from tripletmas.objectives.facts.losses import FactLoss
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, drift_by_class, named
 from tripletmas.basics.weights import state_of
 from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.data.batches import seed_everything
-from tripletmas.objectives.retrieval.shown import one_label, write_followed, write_shown
+from tripletmas.objectives.retrieval import shown as retrieval_shown
 from tripletmas.runs.task import Learner
 from tripletmas.data.tasks import Stream, Task, fingerprint
 
@@ -122,11 +122,10 @@ class Finish:
         number, loss = len(seen) - 1, self.learner.loss
         run.galleries.write(number, self.galleries.last())
         if isinstance(loss, FactLoss):
-            write_followed(run, number, seen, embedded)
-            write_fact_shown(run, number, seen, embedded, loss)
+            facts_shown.write_shown(run, number, seen, embedded, loss)
         else:
-            write_shown(run, number, seen, embedded)
-        final = {"vectors": found.queries.vectors, "labels": one_label(found.queries.labels)}
+            retrieval_shown.write_shown(run, number, seen, embedded)
+        final = {"vectors": found.queries.vectors, "labels": retrieval_shown.one_label(found.queries.labels)}
         run.keep_embedding(final, seen[0].query.class_names, [task.classes for task in seen])
 
     def _unprotected(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tripletmas.objectives.embedded import EmbeddedTasks
 from tripletmas.objectives.facts.fact import parse_fact
 from tripletmas.objectives.facts.losses import FactContrastive
 from tripletmas.objectives.facts.objective import images_once, score_embedded_facts, score_objective_alone
+from tripletmas.objectives.grid import read_found
 from tripletmas.objectives.metrics import chance_map
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.runs import catalog, configuration
@@ -242,9 +243,9 @@ def test_a_new_task_whose_facts_come_first_by_name_is_learned_by_resume(tmp_path
     growing(tmp_path / "images", {"1": ["moon"], "2": ["arrow", "ball"]})
     status, _, complaint = call("resume", out)
     assert status == 0, complaint
-    then, now = (json.loads((out / "facts" / f"found{n:02d}.json").read_text())["facts"] for n in (0, 1))
+    then, now = (read_found(RunDirectory.open(out), number) for number in (0, 1))
     assert list(then) == ["moon"]
-    assert len(then["moon"]["images"]) == 2
+    assert len(then["moon"].found[0]) == 2
     assert set(now) == {"arrow", "ball", "moon"}
     assert "Facts and what they find" in (out / "report" / "report.html").read_text()
 

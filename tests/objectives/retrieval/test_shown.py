@@ -11,6 +11,7 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.embedded import embed_tasks
+from tripletmas.objectives.grid import read_found, read_grid, small
 from tripletmas.objectives.retrieval.shown import followed, write_shown
 from tripletmas.runs.directory import RunDirectory
 
@@ -51,34 +52,35 @@ def test_the_draw_depends_on_the_name_of_the_task_alone(tiny_stream):
 def test_nearest_before_and_after(shown):
     """Against sorting by cosine, the query itself left out; before: by the first model, in the first task alone."""
     run, stream = shown
-    found = run.read_tensors("gallery/neighbours.safetensors")
-    sizes = [len(task.query) for task in stream]
-    samples = torch.cat([task.query[list(range(size))][0] for task, size in zip(stream, sizes, strict=True)])
-    labels = torch.cat([task.query.labels for task in stream])
-    starts = [0, sizes[0]]
-    kept = run.read_tensors("gallery/found01.safetensors")
-    for row, (task, query) in enumerate(zip(kept["tasks"].tolist(), kept["queries"].tolist(), strict=True)):
-        own = starts[task] + query
-        assert torch.equal(found["pictures"][found["query_picture"][row]], (samples[own] * 255).round().byte())
-        assert int(found["query_label"][row]) == int(labels[own])
-        for when, number, count in (("before", 0, sizes[0]), ("after", 1, sum(sizes))):
-            if when == "before" and task == 1:
-                assert found["before_picture"][row].tolist() == [-1] * 5
+    grid = read_grid(run)
+    assert grid is not None
+    assert grid.moments == ("before the last task", "after the last task")
+    kept = run.read_tensors("gallery/shown01.safetensors")
+    asked = list(zip(kept["tasks"].tolist(), kept["queries"].tolist(), strict=True))
+    assert [row.name for row in grid.rows] == [f"{task}/{item}" for task, item in asked]  # 3 a task, all in the grid
+    names = [f"{number}/{item}" for number, task in enumerate(stream) for item in range(len(task.query))]
+    samples = torch.cat([task.query[list(range(len(task.query)))][0] for task in stream])
+    labels = torch.cat([task.query.labels for task in stream]).tolist()
+    for (task, _), row in zip(asked, grid.rows, strict=True):
+        own = names.index(row.name)
+        assert (row.task, row.label) == (task, f"c{labels[own]}")
+        for number, count in enumerate((len(stream[0].query), len(names))):
+            hits = row.found[number]
+            if task == 1 and number == 0:
+                assert hits == ()
                 continue
             with torch.no_grad():
                 vectors = torch.nn.functional.normalize(model(number)(samples[:count]), dim=1)
             scores = vectors @ vectors[own]
             scores[own] = -2
             best = scores.argsort(descending=True)[:5]
-            torch.testing.assert_close(found[f"{when}_score"][row], scores[best])
-            assert found[f"{when}_label"][row].tolist() == labels[best].tolist()
-            pictures = found["pictures"][found[f"{when}_picture"][row]]
-            assert torch.equal(pictures, (samples[best] * 255).round().byte())
-
-
-def test_a_picture_is_kept_once(shown):
-    pictures = shown[0].read_tensors("gallery/neighbours.safetensors")["pictures"].flatten(1)
-    assert len(pictures.unique(dim=0)) == len(pictures)
+            torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), scores[best])
+            assert [(hit.name, hit.label, hit.right) for hit in hits] == [
+                (names[i], f"c{labels[i]}", labels[i] == labels[own]) for i in best.tolist()
+            ]
+    assert set(grid.pictures) == set(names)
+    for name, picture in grid.pictures.items():
+        assert torch.equal(picture, (samples[names.index(name)] * 255).round().byte())
 
 
 def test_a_gallery_of_its_own(tiny_stream, tmp_path):
@@ -86,13 +88,13 @@ def test_a_gallery_of_its_own(tiny_stream, tmp_path):
     stream = tuple(replace(task, gallery=task.train.plain()) for task in tiny_stream)
     run = RunDirectory.create(tmp_path / "run", {})
     write_shown(run, 0, stream[:1], embed_tasks(model(0), stream[:1]))
-    found = run.read_tensors("gallery/neighbours.safetensors")
-    kept = run.read_tensors("gallery/found00.safetensors")
-    row = 0
-    query = stream[0].query[int(kept["queries"][row])][0]
-    item = stream[0].train[int(kept["item"][row, 0])][0]
-    for where, sample in ((found["query_picture"][row], query), (found["after_picture"][row, 0], item)):
-        assert torch.equal(found["pictures"][where], (sample * 255).round().byte())
+    grid = read_grid(run)
+    assert grid is not None
+    row = grid.rows[0]
+    query = stream[0].query[int(row.name.removeprefix("query 0/"))][0]
+    item = stream[0].train[int(row.found[1][0].name.removeprefix("0/"))][0]
+    for name, sample in ((row.name, query), (row.found[1][0].name, item)):
+        assert torch.equal(grid.pictures[name], (sample * 255).round().byte())
 
 
 def test_fewer_than_five_items_and_samples_that_are_no_images(tmp_path):
@@ -100,16 +102,9 @@ def test_fewer_than_five_items_and_samples_that_are_no_images(tmp_path):
     task = Task("t", (0, 1), data, data)
     run = RunDirectory.create(tmp_path / "run", {})
     write_shown(run, 0, (task,), embed_tasks(torch.nn.Linear(3, 2), (task,)))
-    kept = run.read_tensors("gallery/found00.safetensors")
-    assert (kept["item"] >= 0).sum(dim=1).tolist() == [3] * 4
-    assert torch.equal(kept["item"] < 0, kept["score"] == -torch.inf)
-    assert not (run.path / "gallery" / "neighbours.safetensors").exists()
+    assert [len(row.found[0]) for row in read_found(run, 0).values()] == [3] * 4
+    assert read_grid(run) is None
 
 
-def test_large_pictures_are_made_small(tmp_path):
-    data = LabelledDataset(torch.rand(4, 3, 200, 100), torch.tensor([0, 0, 1, 1]), ["a", "b"])
-    task = Task("t", (0, 1), data, data)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60000, 2))
-    run = RunDirectory.create(tmp_path / "run", {})
-    write_shown(run, 0, (task,), embed_tasks(network, (task,)))
-    assert run.read_tensors("gallery/neighbours.safetensors")["pictures"].shape[1:] == (3, 64, 32)
+def test_large_pictures_are_made_small():
+    assert small(torch.rand(3, 200, 100)).shape == (3, 64, 32)
