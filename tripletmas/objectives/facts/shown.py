@@ -23,7 +23,6 @@ from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.embedded import EmbeddedTasks
 from tripletmas.objectives.facts.fact import PARTS, Fact, parse_fact
 from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.metrics import chance_map
 from tripletmas.objectives.facts.objective import images_once
 from tripletmas.objectives.facts.scoring import fact_vectors, image_vectors, score_facts
 from tripletmas.objectives.grid import (
@@ -38,6 +37,7 @@ from tripletmas.objectives.grid import (
     write_found,
     write_grid,
 )
+from tripletmas.objectives.metrics import chance_map
 from tripletmas.objectives.retrieval.shown import write_followed
 
 _NEAREST = 5
