@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv as csv_format
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
 from tripletmas.data.images import ImageFiles, find_images, read_images
+from tripletmas.data.tables import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -106,38 +105,25 @@ def csv(
         raise ValueError(f"no such folder: {folder_of_paths}")
     entries: list[_Entry] = []
     first_line: dict[str, tuple[int, str | None]] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv_format.DictReader(file)
-            columns = rows.fieldnames or []
-            missing = [name for name in ("path", "label") if name not in columns]
-            if missing:
-                raise ValueError(f"{path}, line 1: no column {missing[0]!r} (there are {', '.join(columns) or 'none'})")
-            used = [name for name in ("path", "label", "task", "split") if name in columns]
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                entry = _entry(row, used, where)
-                if not skip_unreadable and not (folder_of_paths / entry.file).is_file():
-                    raise ValueError(f"{where}: no file {folder_of_paths / entry.file}")
-                line, group = first_line.setdefault(entry.class_name, (rows.line_num, entry.group))
-                if group != entry.group:
-                    raise ValueError(
-                        f"{where}: label {entry.class_name!r} is in task {entry.group!r}, but in line {line} in task "
-                        f"{group!r}; a class belongs to one task"
-                    )
-                entries.append(entry)
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from None
+    for number, cells in read_rows(path, ("path", "label")):
+        where = f"{path}, line {number}"
+        entry = _entry(cells, where)
+        if not skip_unreadable and not (folder_of_paths / entry.file).is_file():
+            raise ValueError(f"{where}: no file {folder_of_paths / entry.file}")
+        line, group = first_line.setdefault(entry.class_name, (number, entry.group))
+        if group != entry.group:
+            raise ValueError(
+                f"{where}: label {entry.class_name!r} is in task {entry.group!r}, but in line {line} in task "
+                f"{group!r}; a class belongs to one task"
+            )
+        entries.append(entry)
     if not entries:
         raise ValueError(f"{path} lists no images")
     return _source(folder_of_paths, entries, size, channels, in_memory, skip_unreadable)
 
 
-def _entry(row: dict[str, str | None], used: Sequence[str], where: str) -> _Entry:
-    cells = {name: (row[name] or "").strip() for name in used}
-    empty = [name for name in used if not cells[name]]
+def _entry(cells: dict[str, str], where: str) -> _Entry:
+    empty = [name for name in ("path", "label", "task", "split") if cells.get(name) == ""]
     if empty:
         raise ValueError(f"{where}: no {empty[0]}")
     split = cells.get("split", "train").lower()

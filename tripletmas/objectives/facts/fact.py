@@ -6,7 +6,11 @@ action); of third order <S, P, O>, "circle, left of, square". "Triplet" means th
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 PARTS = ("subject", "predicate", "object")
 ANY = "*"  # in a query: this part may be anything
@@ -85,6 +89,20 @@ def parse_query(text: str) -> tuple[str, str, str]:
             raise ValueError(f"{ANY!r} stands for a whole part, got {part!r}")
     subject, predicate, object = [*given, "", ""][:3]
     return subject, predicate, object
+
+
+def by_order(facts: Iterable[Fact]) -> list[Fact]:
+    """The facts as the columns of a data set: those of first order first, then by their parts."""
+    return sorted(facts, key=lambda each: (each.order, each.parts))
+
+
+def truth_of(known: Collection[Iterable[Fact]], columns: Sequence[Fact]) -> Tensor:
+    """(n, f) bool: which of the facts `columns` are among those known of each image."""
+    column = {each: number for number, each in enumerate(columns)}
+    truth = torch.zeros(len(known), len(columns), dtype=torch.bool)
+    for row, of_image in enumerate(known):
+        truth[row, [column[each] for each in of_image if each in column]] = True
+    return truth
 
 
 def plain(part: str) -> str:

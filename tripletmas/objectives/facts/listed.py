@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv as csv_format
 import logging
 from pathlib import Path
-
-import torch
 
 from tripletmas.basics.weights import listed
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import ImageFiles, find_images, read_images
-from tripletmas.objectives.facts.fact import PARTS, Fact, fact
+from tripletmas.data.tables import read_rows
+from tripletmas.objectives.facts.fact import PARTS, Fact, by_order, fact, truth_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,102 +44,75 @@ def facts(
     root = Path(csv).parent if images is None else Path(images)
     if not root.exists():
         raise ValueError(f"no such folder or archive: {root}")
-    table = _Table(csv, set(find_images(root)), root)
-    names = sorted(table.tasks, key=lambda each: (each.order, each.parts))
-    column = {each: number for number, each in enumerate(names)}
-    truth = torch.zeros(len(table.of_image), len(names), dtype=torch.bool)
-    for row, known in enumerate(table.of_image.values()):
-        truth[row, [column[each] for each in known]] = True
-    files = ImageFiles(root, list(table.of_image), size=size, channels=channels)
+    table = _read(csv, root)
+    columns = by_order(table.tasks)
+    groups = [table.tasks[each] for each in columns]
+    files = ImageFiles(root, list(table.facts), size=size, channels=channels)
     samples, _ = read_images(files, in_memory=in_memory, skip_unreadable=False)
-    groups = [table.tasks[each] for each in names]
     everything = LabelledDataset(
         samples,
-        truth,
-        [str(each) for each in names],
+        truth_of(table.facts.values(), columns),
+        [str(each) for each in columns],
         groups=groups if any(groups) else None,
         paths=files.paths,
     )
+    rows = {split: [row for row, name in enumerate(table.facts) if table.splits[name] == split] for split in SPLITS}
+    return Source(everything.subset(rows["train"]), everything.subset(rows["test"]) if rows["test"] else None)
 
-    def part(split: str) -> LabelledDataset:
-        return everything.subset([row for row, name in enumerate(table.of_image) if table.splits[name] == split])
 
-    return Source(part("train"), part("test") if "test" in table.splits.values() else None)
+def _read(csv: str, root: Path) -> _Table:
+    found = set(find_images(root))
+    table, repeated = _Table(), []
+    for line, cells in read_rows(csv, ("image", *PARTS)):
+        try:
+            if cells["image"] not in found:
+                raise ValueError(f"no image {cells['image']!r} in {root}" if cells["image"] else "no image")
+            if not table.add(cells):
+                repeated.append(str(line))
+        except ValueError as error:
+            raise ValueError(f"{csv}, line {line}: {error}") from None
+    if "train" not in table.splits.values():
+        raise ValueError(f"{csv} lists no image to learn from")
+    if repeated:
+        lines = listed(repeated, 5)
+        logger.warning("%s: %d rows repeat an earlier one and count once (line %s)", csv, len(repeated), lines)
+    left_out = len(found) - len(table.facts)
+    if left_out:
+        logger.warning("%s: %d images in %s have no fact and are left out", csv, left_out, root)
+    return table
 
 
 class _Table:
-    """What a CSV file says.
+    """What the rows say, taken one by one.
 
     Attributes:
-        of_image: image -> its facts, in the order of the file.
+        facts: image -> its facts, in the order of the file.
         splits: image -> the part of the set that it belongs to.
         tasks: fact -> its task, "" for none.
     """
 
-    def __init__(self, csv: str, known: set[str], root: Path):
-        self.of_image: dict[str, dict[Fact, int]] = {}
+    def __init__(self) -> None:
+        self.facts: dict[str, set[Fact]] = {}
         self.splits: dict[str, str] = {}
         self.tasks: dict[Fact, str] = {}
-        repeated = []
-        try:
-            with open(csv, encoding="utf-8-sig", newline="") as file:
-                rows = csv_format.DictReader(file)
-                columns = rows.fieldnames or []
-                missing = [name for name in ("image", *PARTS) if name not in columns]
-                if missing:
-                    there = ", ".join(columns) or "none"
-                    raise ValueError(f"{csv}, line 1: no column {missing[0]!r} (there are {there})")
-                for row in rows:
-                    if None in row:
-                        raise ValueError(
-                            f"{csv}, line {rows.line_num}: more cells than columns; quote a cell that holds a comma"
-                        )
-                    cells = {name: (row[name] or "").strip() for name in columns if name}
-                    if self._take(cells, f"{csv}, line {rows.line_num}", rows.line_num, known, root):
-                        repeated.append(rows.line_num)
-        except csv_format.Error as error:
-            raise ValueError(f"{csv} is no CSV file ({error})") from None
-        except FileNotFoundError:
-            raise ValueError(f"no such file: {csv}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{csv} is not UTF-8 text ({error})") from None
-        if "train" not in self.splits.values():
-            raise ValueError(f"{csv} lists no image to learn from")
-        if repeated:
-            logger.warning(
-                "%s: %d rows repeat an earlier one and count once (line %s)",
-                csv,
-                len(repeated),
-                listed([str(number) for number in repeated], 5),
-            )
-        if len(known) > len(self.of_image):
-            logger.warning(
-                "%s: %d images in %s have no fact and are left out", csv, len(known) - len(self.of_image), root
-            )
 
-    def _take(self, cells: dict[str, str], where: str, line: int, known: set[str], root: Path) -> bool:
-        """Note one row; whether an earlier one said the same."""
-        image, split, task = cells["image"], cells.get("split", "train").lower(), cells.get("task", "")
-        if not image:
-            raise ValueError(f"{where}: no image")
-        try:
-            said = fact(*(cells[part] for part in PARTS))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        if image not in known:
-            raise ValueError(f"{where}: no image {image!r} in {root}")
+    def add(self, cells: dict[str, str]) -> bool:
+        """Whether the row says something new."""
+        image, split, task = cells["image"], cells.get("split", "train").lower(), cells.get("task")
+        said = fact(*(cells[part] for part in PARTS))
         if split not in SPLITS:
-            raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
-        if "task" in cells and not task:
-            raise ValueError(f"{where}: no task")
-        if self.splits.setdefault(image, split) != split:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
+        if task == "":
+            raise ValueError("no task")
+        before = self.splits.setdefault(image, split)
+        if before != split:
+            raise ValueError(f"image {image!r} is in split {split!r}, but was in {before!r} before")
+        before = self.tasks.setdefault(said, task or "")
+        if before != (task or ""):
             raise ValueError(
-                f"{where}: image {image!r} is in split {split!r}, but was in {self.splits[image]!r} before"
+                f"the fact <{said}> is in task {task!r}, but was in {before!r} before; a fact belongs to one task"
             )
-        if self.tasks.setdefault(said, task) != task:
-            raise ValueError(
-                f"{where}: the fact <{said}> is in task {task!r}, but was in {self.tasks[said]!r} before; a fact "
-                "belongs to one task"
-            )
-        of_image = self.of_image.setdefault(image, {})
-        return of_image.setdefault(said, line) != line
+        of_image = self.facts.setdefault(image, set())
+        new = said not in of_image
+        of_image.add(said)
+        return new

@@ -11,9 +11,10 @@ import hashlib
 import math
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -189,7 +190,7 @@ def _read_binary(name: str, content: bytes, count: int, dim: int) -> _FileWords:
     return _FileWords(name, dim, content, place)
 
 
-def _read_text(name: str, lines: IO[bytes], count: int | None = None, dim: int = 0) -> _FileWords:
+def _read_text(name: str, lines: Iterable[bytes], count: int | None = None, dim: int = 0) -> _FileWords:
     """Lines of a word and its values, after the header if there was one."""
     place: dict[str, int] = {}
     content = bytearray()

@@ -9,7 +9,7 @@ another one would hold is drawn again.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, permutations, product
@@ -27,7 +27,7 @@ from tripletmas.objectives.facts.scenes.things import (
     TEXTURES,
     Thing,
     gap_between,
-    relations_of,
+    relation_of,
     room,
 )
 
@@ -35,7 +35,6 @@ PARTS = ("train", "test", "unseen")
 RELATIONS = ("left of", "above", "holding a line to", "touching", "inside")
 CONTAINERS = ("circle", "square", "ring", "hexagon")
 MARGIN = 0.02  # of every thing to the edges of the scene
-_SHARES = tuple(share / 8 for share in range(9))  # points of a line that other things keep away from
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,12 @@ def facts_of(scene: Scene) -> tuple[Fact, ...]:
     """Every fact that holds in the scene, sorted."""
     found = set()
     for thing in scene.things:
-        predicates = (thing.colour, thing.texture, thing.size, thing.pose)
-        found |= {Fact(thing.shape), *(Fact(thing.shape, predicate) for predicate in predicates if predicate)}
-    return tuple(sorted(found.union(_third_order(scene))))
-
-
-def _third_order(scene: Scene) -> Iterator[Fact]:
+        predicates = ("", thing.colour, thing.texture, thing.size, thing.pose)
+        found.update(Fact(thing.shape, predicate) for predicate in predicates)
     for (i, subject), (j, object) in permutations(enumerate(scene.things), 2):
-        for relation in relations_of(subject, object):
-            yield Fact(subject.shape, relation, object.shape)
-        if (i, j) in scene.lines:
-            yield Fact(subject.shape, "holding a line to", object.shape)
+        relations = {relation_of(subject, object), "holding a line to" if (i, j) in scene.lines else ""}
+        found.update(Fact(subject.shape, relation, object.shape) for relation in relations - {""})
+    return tuple(sorted(found))
 
 
 @cache
@@ -112,36 +106,35 @@ def draw_scenes(count: int, *, seed: int, part: str) -> list[Scene]:
 
 
 def _plan(rng: np.random.Generator, *, unseen: bool) -> Scene:
-    if unseen:
-        wanted = HELD_OUT[rng.integers(len(HELD_OUT))]
-    elif rng.random() < 0.6:
-        wanted = SEEN_TRIPLES[_pick(rng, _zipf(len(SEEN_TRIPLES), 0.8))]
-    else:
-        wanted = Fact(SHAPES[_pick(rng, _zipf(len(SHAPES)))])
+    wanted = _wanted(rng, unseen)
     crowded = rng.random() < 0.15
     while True:
         scene = _propose(rng, wanted, crowded)
-        facts = facts_of(scene) if scene else ()
-        known = all(each.order < 3 or each in _KNOWN for each in facts)
-        if scene and known and wanted in facts and any(each in _HIDDEN for each in facts) == unseen:
+        facts = set(facts_of(scene)) if scene else set()
+        third = {each for each in facts if each.order == 3}
+        if scene and wanted in facts and third <= _KNOWN and unseen != facts.isdisjoint(_HIDDEN):
             return scene
+
+
+def _wanted(rng: np.random.Generator, unseen: bool) -> Fact:
+    if unseen:
+        return HELD_OUT[rng.integers(len(HELD_OUT))]
+    if rng.random() < 0.6:
+        return SEEN_TRIPLES[_pick(rng, _zipf(len(SEEN_TRIPLES), 0.8))]
+    return Fact(SHAPES[_pick(rng, _zipf(len(SHAPES)))])
 
 
 def _propose(rng: np.random.Generator, wanted: Fact, crowded: bool) -> Scene | None:
     """A scene in which `wanted` should hold; None if it does not fit. `crowded` adds a thing, if there is room."""
-    things = [_thing(rng, wanted.subject)]
+    first = _thing(rng, wanted.subject)
     if wanted.predicate in COLOURS:
-        things[0] = replace(things[0], colour=wanted.predicate)
+        first = replace(first, colour=wanted.predicate)
     if wanted.predicate in TEXTURES:
-        things[0] = replace(things[0], texture=wanted.predicate, radius=max(things[0].radius, SIZES[""][0]))
+        first = replace(first, texture=wanted.predicate, radius=max(first.radius, SIZES[""][0]))
     if wanted.order == 3:
-        things.append(_thing(rng, wanted.object))
-        if wanted.predicate == "inside":
-            things[0] = replace(things[0], radius=rng.uniform(*SIZES["small"]), texture="")
-            things[1] = replace(things[1], radius=rng.uniform(0.22, 0.3), texture="")
-        things = _arranged(rng, things, wanted.predicate)
+        things = _arranged(rng, first, _thing(rng, wanted.object), wanted.predicate)
     else:
-        things = _shifted(rng, things)
+        things = _shifted(rng, [first])
     lines = ((0, 1),) if wanted.predicate == "holding a line to" else ()
     if things and crowded:
         things = _with_another(rng, things, lines)
@@ -163,9 +156,11 @@ def _pick(rng: np.random.Generator, weights: tuple[float, ...]) -> int:
     return min(bisect(tuple(accumulate(weights)), rng.random()), len(weights) - 1)
 
 
-def _arranged(rng: np.random.Generator, things: Sequence[Thing], relation: str) -> list[Thing]:
+def _arranged(rng: np.random.Generator, subject: Thing, object: Thing, relation: str) -> list[Thing]:
     """The subject and the object where the relation holds between them; [] if they do not fit."""
-    subject, object = things
+    if relation == "inside":
+        subject = replace(subject, radius=rng.uniform(*SIZES["small"]), texture="")
+        object = replace(object, radius=rng.uniform(0.22, 0.3), texture="")
     radii = subject.radius + object.radius
     slant = np.deg2rad(rng.uniform(-25, 25) if relation in ("left of", "above") else rng.uniform(-180, 180))
     direction = np.array([np.cos(slant), np.sin(slant)])
@@ -199,11 +194,17 @@ def _with_another(rng: np.random.Generator, things: list[Thing], lines: Sequence
     """The things and one of another shape, apart from them and from the lines, if a few random places have room."""
     others = [shape for shape in SHAPES if shape not in {thing.shape for thing in things}]
     new = _thing(rng, others[_pick(rng, _zipf(len(others)))])
-    ends = [((things[i].x, things[i].y), (things[j].x, things[j].y)) for i, j in lines]
-    points = [(p[0] + share * (q[0] - p[0]), p[1] + share * (q[1] - p[1])) for p, q in ends for share in _SHARES]
-    circles = [(thing.x, thing.y, thing.radius) for thing in things] + [(x, y, 0.03) for x, y in points]
+    taken = [(thing.x, thing.y, thing.radius) for thing in things]
+    for i, j in lines:
+        taken += _circles_along(things[i], things[j])
     for _ in range(10):
         other = _shifted(rng, [new])[0]
-        if all(hypot(x - other.x, y - other.y) > radius + other.radius + 0.03 for x, y, radius in circles):
+        if all(hypot(x - other.x, y - other.y) > radius + other.radius + 0.03 for x, y, radius in taken):
             return [*things, other]
     return things
+
+
+def _circles_along(start: Thing, end: Thing) -> list[tuple[float, float, float]]:
+    """(x, y, radius) of circles on the line between the centres, that other things keep away from."""
+    shares = [number / 8 for number in range(9)]
+    return [(start.x + share * (end.x - start.x), start.y + share * (end.y - start.y), 0.03) for share in shares]

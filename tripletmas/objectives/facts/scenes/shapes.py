@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-
-import torch
+from itertools import chain
 
 from tripletmas.data.dataset import LabelledDataset, Source
-from tripletmas.objectives.facts.fact import Fact
+from tripletmas.objectives.facts.fact import Fact, by_order, truth_of
 from tripletmas.objectives.facts.scenes.drawing import Scenes
 from tripletmas.objectives.facts.scenes.scenes import draw_scenes, facts_of
 
@@ -34,34 +34,24 @@ def shapes_facts(
         size: height and width in pixels.
         scene_seed: draws the scenes; scene number i is the same however many there are.
     """
-    for name, value in (("images", images), ("test_images", test_images)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    if min(images, test_images) < 1:
+        raise ValueError(f"images and test_images must be >= 1, got {images} and {test_images}")
     if size < 32:
         raise ValueError(f"size must be >= 32 pixels for the shapes to be told apart, got {size}")
     parts = {"train": images, "test": test_images, "unseen": unseen_images}
-    drawn = {part: draw_scenes(count, seed=scene_seed, part=part) for part, count in parts.items()}
-    scenes = [scene for part in drawn.values() for scene in part]
+    scenes = [scene for part, count in parts.items() for scene in draw_scenes(count, seed=scene_seed, part=part)]
     known = [facts_of(scene) for scene in scenes]
-    names = _asked(known[:images], known[images + test_images :])
-    column = {each: number for number, each in enumerate(names)}
-    truth = torch.zeros(len(scenes), len(names), dtype=torch.bool)
-    for row, of_scene in enumerate(known):
-        truth[row, [column[each] for each in of_scene if each in column]] = True
-    everything = LabelledDataset(Scenes(scenes, size), truth, [str(each) for each in names])
-    order = torch.arange(len(scenes))
-    shown = everything.truth.any(dim=1)  # a scene of rare facts alone tells nothing
-    return Source(everything.subset(order[:images][shown[:images]]), everything.subset(order[images:][shown[images:]]))
+    columns = _asked(known[:images], known[images + test_images :])
+    truth = truth_of(known, columns)
+    everything = LabelledDataset(Scenes(scenes, size), truth, [str(each) for each in columns])
+    rows = truth.any(dim=1).nonzero().flatten()  # a scene of rare facts alone tells nothing
+    return Source(everything.subset(rows[rows < images]), everything.subset(rows[rows >= images]))
 
 
 def _asked(train: Sequence[tuple[Fact, ...]], unseen: Sequence[tuple[Fact, ...]]) -> list[Fact]:
     """The facts of enough training images, and those of the unseen scenes that no training image shows."""
-    counts: dict[Fact, int] = {}
-    for of_scene in train:
-        for each in of_scene:
-            counts[each] = counts.get(each, 0) + 1
-    held_out = {each for of_scene in unseen for each in of_scene if each not in counts}
+    counts = Counter(chain.from_iterable(train))
     frequent = {each for each, count in counts.items() if count >= min(FEWEST, len(train))}
-    words = {part for each in frequent for part in zip(("s", "p", "o"), each.parts, strict=True)}
-    known = {each for each in held_out if all(part in words for part in zip(("s", "p", "o"), each.parts, strict=True))}
-    return sorted(frequent | known, key=lambda each: (each.order, each.parts))
+    words = {part for each in frequent for part in enumerate(each.parts)}
+    new = {each for each in chain.from_iterable(unseen) if words.issuperset(enumerate(each.parts))} - counts.keys()
+    return by_order(frequent | new)

@@ -64,19 +64,19 @@ class Thing:
         return turned(OUTLINES[self.shape], self.angle) * self.radius + (self.x, self.y)
 
 
-def relations_of(subject: Thing, object: Thing) -> tuple[str, ...]:
-    """The relations that hold by where the two things are, all but lines."""
+def relation_of(subject: Thing, object: Thing) -> str:
+    """The relation that holds by where the two things are, which no line is; "" for none."""
     right, down = object.x - subject.x, object.y - subject.y
     distance, radii = hypot(right, down), subject.radius + object.radius
     if distance <= room(subject, object):
-        return ("inside",)
+        return "inside"
     if distance <= radii + TOUCHING:
         first = SHAPES.index(subject.shape) <= SHAPES.index(object.shape)
         apart = distance <= room(object, subject) or not first
-        return () if apart or abs(gap_between(subject, object)) > TOUCHING else ("touching",)
+        return "" if apart or abs(gap_between(subject, object)) > TOUCHING else "touching"
     if right >= max(2 * abs(down), radii + CLEAR):
-        return ("left of",)
-    return ("above",) if down >= max(2 * abs(right), radii + CLEAR) else ()
+        return "left of"
+    return "above" if down >= max(2 * abs(right), radii + CLEAR) else ""
 
 
 def room(subject: Thing, object: Thing) -> float:
