@@ -83,6 +83,19 @@ def test_imports_point_down(path):
         assert any(f"{imported}.".startswith(f"{each}.") for each in allowed), f"{own} may not import {imported}"
 
 
+def test_the_importance_engine_is_a_closed_box():
+    """Only importance opens it, by its one door."""
+    box = PACKAGE / "protection" / "engine"
+    users = {
+        (path.parent.name, name)
+        for path in files()
+        if not path.is_relative_to(box)
+        for name in own_imports(path)
+        if f"{name}.".startswith("protection.engine.")
+    }
+    assert users == {("importance", "protection.engine.per_sample.PerSampleGradients")}
+
+
 def test_no_circle():
     """No module imports itself, however far around; imports inside functions count."""
     imported = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): own_imports(path) for path in files()}

@@ -34,10 +34,10 @@ from .protection.importance.accumulator import merge_importance as merge_importa
 from .protection.importance.fisher import fisher_importance as fisher_importance
 from .protection.importance.local_mas import local_mas_importance as local_mas_importance
 from .protection.importance.mas import mas_importance as mas_importance
+from .protection.penalty import quadratic_penalty as quadratic_penalty
 from .protection.protection import MAS as MAS
 from .protection.protection import LocalMAS as LocalMAS
 from .protection.protection import Protection as Protection
-from .protection.quadratic import quadratic_penalty as quadratic_penalty
 from .runs.directory import RunDirectory as RunDirectory
 from .runs.experiment import run_experiment as run_experiment
 from .runs.galleries import Galleries as Galleries

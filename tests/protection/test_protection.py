@@ -21,8 +21,8 @@ from torch.utils.data import TensorDataset
 
 from tripletmas.basics.weights import Params
 from tripletmas.protection.importance.mas import mas_importance
+from tripletmas.protection.penalty import quadratic_penalty
 from tripletmas.protection.protection import MAS, Protection
-from tripletmas.protection.quadratic import quadratic_penalty
 
 STRENGTH = 1.0
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -28,7 +28,7 @@ from tripletmas.models.networks import make_model
 from tripletmas.objectives import embedded as evaluation
 from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
-from tripletmas.protection.quadratic import quadratic_penalty
+from tripletmas.protection.penalty import quadratic_penalty
 from tripletmas.runs import after_task as finishing
 from tripletmas.runs import directory as checkpoint
 from tripletmas.runs import loop as training

@@ -1,5 +1,6 @@
+from .batches import Forward as Forward
 from .coverage import Coverage as Coverage
+from .penalty import quadratic_penalty as quadratic_penalty
 from .protection import MAS as MAS
 from .protection import LocalMAS as LocalMAS
 from .protection import Protection as Protection
-from .quadratic import quadratic_penalty as quadratic_penalty

@@ -1,8 +1,8 @@
-"""The penalty's gradient, `2 * strength * importance * (theta - reference)`, added in place.
+"""The penalty, `importance * (theta - reference)^2`, as a value and as its gradient, added in place.
 
-Weights pass through one small buffer, which is kept from step to step: a step allocates nothing. What is too large for
-the buffer goes in pieces, what is small goes together, so that memory traffic (on CPUs) and kernel launches (on GPUs)
-both stay small.
+For the gradient, weights pass through one small buffer, which is kept from step to step: a step allocates nothing. What
+is too large for the buffer goes in pieces, what is small goes together, so that memory traffic (on CPUs) and kernel
+launches (on GPUs) both stay small.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from tripletmas.basics.weights import Params, differing_names, named_parameters
 
 # Elements of the buffer. 4 MiB in float32 stay in a CPU's cache between the three passes over them; far smaller
 # pieces pay more for starting threads than they save.
@@ -30,6 +32,24 @@ class Pulled(NamedTuple):
     gradient: Tensor
     reference: Tensor
     importance: Tensor
+
+
+def quadratic_penalty(model: nn.Module, reference: Params, importance: Params) -> Tensor:
+    """Sum importance * (theta - reference)^2 over all weights that have importance: a differentiable scalar, no 1/2.
+
+    Raises:
+        ValueError: if the model lacks a parameter that has importance, or has it in another shape.
+    """
+    current = named_parameters(model)
+    wrong = differing_names({name: current[name] for name in importance if name in current}, importance)
+    if wrong:
+        raise ValueError(f"importance and model do not match: {wrong}")
+    if not importance:
+        return torch.zeros(())
+    # contiguous: the order of a sum, and so its last bit, must not depend on the layout in which weights were loaded
+    return torch.stack(
+        [(value * (current[name] - reference[name]).square()).contiguous().sum() for name, value in importance.items()]
+    ).sum()
 
 
 @torch.no_grad()

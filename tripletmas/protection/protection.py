@@ -22,15 +22,21 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from tripletmas.basics.weights import Params, differing_names, named_parameters, snapshot, trainable
+from tripletmas.protection.batches import Forward
 from tripletmas.protection.coverage import Coverage, measure_coverage
-from tripletmas.protection.engine.batches import Forward
 from tripletmas.protection.file import described, is_described, read_protection, write_protection
 from tripletmas.protection.hooks import is_registered, make_step_hook
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
-from tripletmas.protection.penalty import Buffers, Pulled, add_penalty_gradient, dense_gradient, laid_out_as
-from tripletmas.protection.quadratic import quadratic_penalty
+from tripletmas.protection.penalty import (
+    Buffers,
+    Pulled,
+    add_penalty_gradient,
+    dense_gradient,
+    laid_out_as,
+    quadratic_penalty,
+)
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
 ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}

@@ -14,7 +14,7 @@ from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.facts.losses import FactLoss
 from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.objectives.retrieval.losses import MetricLoss
-from tripletmas.protection.engine.batches import Forward
+from tripletmas.protection.batches import Forward
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.base import Strategy
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from tripletmas.protection.engine.batches import Forward
+from tripletmas.protection.batches import Forward
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.protection import MAS, LocalMAS, Protection
 from tripletmas.strategies.consolidate import Consolidate

@@ -11,11 +11,10 @@ import torch
 from architectures import ARCHITECTURES, made
 from torch import Tensor
 
-from tripletmas.protection.engine import accumulate, per_sample
-from tripletmas.protection.engine.backward import Backward
-from tripletmas.protection.engine.convolution import Convolution
+from tripletmas.protection.engine import by_rules, rule
+from tripletmas.protection.engine.by_rules import Backward
 from tripletmas.protection.engine.per_sample import PerSampleGradients
-from tripletmas.protection.engine.rules import Linear
+from tripletmas.protection.engine.rules import Convolution, Linear
 from tripletmas.protection.engine.trace import Trace
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
@@ -77,7 +76,7 @@ def test_the_gradient_of_each_output(name: str):
 def test_large_batches_are_parted(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x = made(name, count=11)
     expected = mas_importance(model, [x])
-    monkeypatch.setitem(per_sample._ACTIVATIONS, "cpu", 200)
+    monkeypatch.setitem(by_rules._ACTIVATIONS, "cpu", 200)
     assert_same(mas_importance(model, [x]), expected)
 
 
@@ -86,7 +85,7 @@ def test_small_buffers_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch)
     """What does not fit into the buffer at once is done in strips of rows, and in chunks of samples."""
     model, x = made(name, count=11)
     expected = oracles.mas_importance(model, x.split(1))
-    monkeypatch.setitem(accumulate._BUFFER, "cpu", 30)
+    monkeypatch.setitem(rule._BUFFER, "cpu", 30)
     assert_same(mas_importance(model, [x]), expected)
 
 

@@ -15,7 +15,7 @@ from test_per_sample import SLOW, assert_same
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tripletmas.protection.engine import per_sample
+from tripletmas.protection.engine import by_rules
 from tripletmas.protection.importance.accumulator import ImportanceAccumulator
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
@@ -194,7 +194,7 @@ def test_parted_batches_do_not_take_the_slow_path(name: str, monkeypatch: pytest
     architecture: Architecture = ARCHITECTURES[name]
     torch.manual_seed(0)
     model, x = architecture.make().double(), architecture.samples(20).double()
-    monkeypatch.setitem(per_sample._ACTIVATIONS, "cpu", 60)
+    monkeypatch.setitem(by_rules._ACTIVATIONS, "cpu", 60)
     caplog.set_level("INFO", "tripletmas")
     assert_same(mas_importance(model, [x]), reference(model, x))
     assert SLOW not in caplog.text

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tripletmas.protection.engine import single
-from tripletmas.protection.engine.per_sample import PerSampleGradients
+from tripletmas.protection.engine.by_rules import ByRules
 from tripletmas.protection.importance.mas import mas_importance
 
 SLOW = "the slow path"
@@ -49,7 +49,7 @@ PATHS = ["by rules", "by torch.func", "one by one"]
 
 def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path != "by rules":
-        monkeypatch.setattr(PerSampleGradients, "_are_all_slow", lambda _: True)
+        monkeypatch.setattr(ByRules, "is_no_use", lambda _: True)
     if path == "one by one":
         monkeypatch.setattr(single, "_LARGEST_CHUNK", 1)
 
@@ -61,7 +61,7 @@ def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_slow_path_equals_the_fast_one(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x = made(name)
     expected = mas_importance(model, [x])
-    monkeypatch.setattr(PerSampleGradients, "_are_all_slow", lambda _: True)
+    monkeypatch.setattr(ByRules, "is_no_use", lambda _: True)
     assert_same(mas_importance(model, [x]), expected)
     monkeypatch.setattr(single, "_LARGEST_CHUNK", 4)
     assert_same(mas_importance(model, [x]), expected)

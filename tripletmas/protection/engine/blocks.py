@@ -6,25 +6,32 @@ The graph is cut before each layer: the gradient of its weights comes from its o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tripletmas.protection.engine.convolution import Convolution
-from tripletmas.protection.engine.layout import Layout
-from tripletmas.protection.engine.rule import Rule
-from tripletmas.protection.engine.rules import Linear, MatMul
+from tripletmas.protection.engine.rule import Layout, Rule
+from tripletmas.protection.engine.rules import Convolution, Linear
 
 _NAMES = (
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"),
     *("sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "logsigmoid", "threshold", "rrelu", "softshrink"),
     *("hardshrink", "tanhshrink", "clamp", "clamp_min", "clip"),
 )
-ACTIVATIONS = {
+_ACTIVATIONS = {
     getattr(place, name + ending, None) for place in (F, torch, Tensor) for name in _NAMES for ending in ("", "_")
 } - {None}
+
+
+class _End(NamedTuple):
+    """A tensor with which a layer ends so far, or ended before its batch norm or activation."""
+
+    layer: int
+    tensor: Tensor  # kept, so that no id is used twice
+    version: int
+    is_last: bool = True
 
 
 class Blocks:
@@ -41,10 +48,7 @@ class Blocks:
         self._num_samples = num_samples
         self._lengths: list[Tensor] = []
         self._layouts: list[Layout] = []
-        self._ending: dict[int, int] = {}  # id of a tensor with which a layer ends so far -> the layer
-        self._versions: dict[int, int] = {}  # of those tensors, when the layer ended with them
-        self._inner: dict[int, int] = {}  # id of one that went into its batch norm or activation -> the layer
-        self._kept: list[Tensor] = []  # so that no id is used twice
+        self._ends: dict[int, _End] = {}  # by the id of the tensor
 
     def squared_lengths(self) -> Tensor:
         """Of each sample's output of each layer, (n, layers)."""
@@ -52,51 +56,49 @@ class Blocks:
 
     def enter(self, function: Callable, rule: Rule) -> bool:
         """Cut the graph before a layer; False for what is none."""
-        if isinstance(rule, (Linear, MatMul, Convolution)):
+        if isinstance(rule, (Linear, Convolution)):
             rule.input = rule.input.detach()
             return True
-        return function is F.batch_norm and id(rule.input) in self._ending
+        return function is F.batch_norm and self._end_at(rule.input) is not None
 
     def leave(self, rule: Rule, names: tuple[str, ...], output: Tensor, layout: Layout) -> None:
         """The output of a layer, or of its batch norm."""
-        layer = self._ending.get(id(rule.input))
-        if layer is None:
-            layer = len(self.parameters)
+        end = self._end_at(rule.input)
+        if end is None:
             self.parameters.append(set())
             self._lengths.append(output)
             self._layouts.append(layout)
-            self._end(layer, output)
+            self._note(len(self.parameters) - 1, output)
         else:
-            self._extend(layer, rule.input, output)
-        self.parameters[layer] |= set(names)
+            self._extend(end, output)
+        self.parameters[-1 if end is None else end.layer] |= set(names)
 
     def passed(self, function: Callable, args: tuple, output: Any) -> None:
         """A call without weights: an activation belongs to the layer before it."""
-        source = args[0] if args and isinstance(args[0], Tensor) else None
-        if function in ACTIVATIONS and isinstance(output, Tensor):
-            if id(source) in self._ending:
-                self._extend(self._ending[id(source)], args[0], output)
-            elif id(source) in self._inner:
-                self.ambiguous |= self.parameters[self._inner[id(source)]]
-        elif source is None or id(source) not in self._ending:
+        end = self._ends.get(id(args[0])) if args else None
+        if end is None:
             return
-        elif source._version != self._versions[id(source)]:
-            del self._ending[id(source)]  # changed in place, as by a residual connection: no longer the layer's own
-        elif _is_alias(output, source):
-            self._ending[id(output)] = self._ending[id(source)]  # as dropout and contiguous() may return it
-            self._versions[id(output)] = output._version
-            self._kept.append(output)
+        if function in _ACTIVATIONS and isinstance(output, Tensor):
+            if end.is_last:
+                self._extend(end, output)
+            else:
+                self.ambiguous |= self.parameters[end.layer]
+        elif end.is_last and end.tensor._version != end.version:
+            del self._ends[id(end.tensor)]  # changed in place, as by a residual connection: no longer the layer's own
+        elif end.is_last and _is_alias(output, end.tensor):
+            # as dropout and contiguous() may return it
+            self._ends[id(output)] = _End(end.layer, output, output._version)
 
-    def _extend(self, layer: int, source: Tensor, output: Tensor) -> None:
-        del self._ending[id(source)]
-        if output is not source:
-            self._inner[id(source)] = layer
-        self._end(layer, output)
+    def _end_at(self, tensor: Tensor) -> _End | None:
+        end = self._ends.get(id(tensor))
+        return end if end is not None and end.is_last else None
 
-    def _end(self, layer: int, output: Tensor) -> None:
-        self._ending[id(output)] = layer
-        self._versions[id(output)] = output._version
-        self._kept.append(output)
+    def _extend(self, end: _End, output: Tensor) -> None:
+        self._ends[id(end.tensor)] = end._replace(is_last=False)
+        self._note(end.layer, output)
+
+    def _note(self, layer: int, output: Tensor) -> None:
+        self._ends[id(output)] = _End(layer, output, output._version)
         # of a copy: what comes next may change the output in place
         by_sample = self._layouts[layer].by_sample(output.clone(), self._num_samples)
         self._lengths[layer] = by_sample.flatten(1).square().sum(1)

@@ -1,8 +1,8 @@
 """Exact per-sample gradients: the sum over samples of |d scalar(x_k) / d theta|^p, for every trainable parameter.
 
 The magnitude is taken per sample, before any sum: gradients of different samples must not cancel, and the result must
-not depend on how samples are batched. It takes one forward and one backward pass a batch: `trace` watches the forward
-pass, and in the backward pass `rules` turn the gradient of each layer's output into the per-sample gradients of its
+not depend on how samples are batched. It takes one forward and one backward pass a batch: `by_rules` watches the
+forward pass, and in the backward pass turns the gradient of each layer's output into the per-sample gradients of its
 weights, without holding those of all samples. Weights without a rule are as exact, and slower (`single`).
 
 Sources: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 2. That a batch's backward pass holds what the
@@ -23,25 +23,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params, device_of, listed, trainable, unwrap
-from tripletmas.protection.engine.backward import Backward, leaves_reached
-from tripletmas.protection.engine.batches import Forward, make_call, num_samples, prepared, rows
-from tripletmas.protection.engine.blocks import Blocks
-from tripletmas.protection.engine.layout import is_near
-from tripletmas.protection.engine.measuring import float_type, measuring
+from tripletmas.basics.weights import Params, listed, trainable, unwrap
+from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
+from tripletmas.protection.engine.by_rules import ByRules, Scalar
 from tripletmas.protection.engine.single import OneByOne, add_gradients
-from tripletmas.protection.engine.trace import Call, Probe, Trace
 
 logger = logging.getLogger(__name__)
-
-Scalar = Callable[[Tensor], Tensor]  # the outputs of all samples (n, ...) -> (n, m), each row of its sample alone
-
-# The activations of a batch that is differentiated at once stay below this many numbers; larger batches are parted.
-_ACTIVATIONS = {"cpu": 2**28, "cuda": 2**31}
-
-# How far a sample's gradient may be from the one it has alone, relative to its own norm (a rounding error can switch a
-# ReLU) and to the largest of all parameters: more is an error, and nobody's rounding.
-_GRADIENT_TOLERANCE = {torch.float64: (1e-6, 1e-12), torch.float32: (2e-2, 1e-4)}
 
 
 @dataclass
@@ -51,7 +38,7 @@ class PerSampleSums:
     Attributes:
         gradients: sum_k |gradient_k|^power by parameter.
         total, smallest, largest: of what `size` makes of the samples' scalars.
-        layers: for layers by themselves, the total squared length by the names of a layer's parameters.
+        lengths: for layers by themselves, the total squared length by the names of a layer's parameters.
     """
 
     gradients: Params
@@ -59,7 +46,7 @@ class PerSampleSums:
     total: float = 0.0
     smallest: float = float("inf")
     largest: float = float("-inf")
-    layers: dict[frozenset[str], float] = field(default_factory=dict)
+    lengths: dict[frozenset[str], float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -109,18 +96,18 @@ class PerSampleGradients:
             raise ValueError(
                 "the model has no trainable parameter (requires_grad=True), so there is nothing to measure"
             )
-        self.sums = PerSampleSums(
-            {name: torch.zeros_like(value, dtype=_dtype(value)) for name, value in self.parameters.items()}
-        )
-        self.without_rule: dict[str, str] = {}  # names of parameters that take the slow path -> why
         self._scalar, self._power, self._forward, self._approximate = scalar, power, forward, approximate
         self._call = make_call(self.model, layer, forward)
+        self._by_rules = ByRules(self.model, self._call, scalar, power, self.parameters)
         self._one_by_one = OneByOne(self.model, self._call, scalar, power) if scalar is not None else None
+        self.sums = PerSampleSums(
+            {name: torch.zeros_like(value, dtype=_dtype(value)) for name, value in self.parameters.items()},
+            lengths=self._by_rules.lengths,
+        )
+        self.without_rule = self._by_rules.without_rule
         self._size = size
-        self._num_batches = 0
-        self._is_checked = scalar is None
         self._is_broken = False
-        self._seconds = {"all": 0.0, "one by one": 0.0}
+        self._seconds = 0.0
 
     def update(self, batches: Iterable[Any]) -> None:
         """Measure these batches.
@@ -129,22 +116,19 @@ class PerSampleGradients:
             ValueError: for an output that is no tensor of one row a sample, or is not finite; for layers by
                 themselves, if there are others than linear and convolution layers.
         """
-        if self._is_broken:
-            raise ValueError("an earlier batch failed half-way, so that the sums are no longer right: start again")
-        device, dtype = device_of(self.model), float_type(self.model)
-        slow_before = set(self.without_rule)
-        with measuring(self.model, device):
+        self._refuse_broken()
+        num_slow = len(self.without_rule)
+        with measuring(self.model) as moved:
             for batch in batches:
-                inputs = prepared(batch, self._forward, device, dtype)
+                inputs = moved(inputs_of(batch, self._forward))
                 started = time.perf_counter()
                 self._is_broken = True  # until this batch is wholly in
                 if num_samples(inputs):
                     self._add(inputs)
                 self._is_broken = False
-                self._seconds["all"] += time.perf_counter() - started
-        new = [name for name in self.without_rule if name not in slow_before]
-        if new:
-            self._tell(new)
+                self._seconds += time.perf_counter() - started
+        if len(self.without_rule) > num_slow:
+            self._tell(list(self.without_rule)[num_slow:])
 
     def finished(self) -> PerSampleSums:
         """The sums so far.
@@ -152,8 +136,7 @@ class PerSampleGradients:
         Raises:
             ValueError: without any sample, or where a gradient is not finite.
         """
-        if self._is_broken:
-            raise ValueError("a batch failed half-way, so that the sums are not right: start again")
+        self._refuse_broken()
         if not self.sums.num_samples:
             raise ValueError("importance needs at least one sample, and the batches were empty")
         for name, total in self.sums.gradients.items():
@@ -162,40 +145,42 @@ class PerSampleGradients:
                 raise ValueError(f"the gradient of parameter {name!r} is not finite, although the model's output is")
         return self.sums
 
+    def _refuse_broken(self) -> None:
+        if self._is_broken:
+            raise ValueError("an earlier batch failed half-way, so that the sums are no longer right: start again")
+
     def _add(self, inputs: Any) -> None:
         if self._approximate:
             self._keep(self._batch_gradient(inputs))
             return
-        n = num_samples(inputs)
-        by_rules = not self._are_all_slow()
-        calls = self._probe(rows(inputs, n - 1, n)) if by_rules and n > 1 else None
-        numbers = 2 * n * sum(call.alone.numel() for call in calls or () if call.alone is not None)
-        most = _ACTIVATIONS.get(device_of(self.model).type, _ACTIVATIONS["cuda"])
-        parts = max(1, min(-(-numbers // most), n // 2))
-        size = -(-n // parts)
-        for start in range(0, n, size):
-            self._keep(self._measured(rows(inputs, start, start + size), calls if parts == 1 else None))
+        for part, calls in self._by_rules.parts(inputs):
+            scalars = None
+            if not self._by_rules.is_no_use() and (num_samples(part) > 1 or self._one_by_one is None):
+                scalars = self._by_rules.add(part, calls, self.sums.gradients)
+            slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self.without_rule}
+            if slow:
+                found = self._one_by_one_or_refused(slow).add(slow, part, self.sums.gradients)
+                scalars = found if scalars is None else scalars
+            assert scalars is not None
+            self._keep(scalars)
 
-    def _measured(self, inputs: Any, calls: list[Call] | None) -> Tensor:
-        """Add the gradients of these samples; returns their scalars (n, m)."""
-        scalars = None
-        if not self._are_all_slow() and (num_samples(inputs) > 1 or self._scalar is None):
-            scalars = self._by_rules(inputs, calls)
-        slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self.without_rule}
-        if slow:
-            if self._one_by_one is None:
-                raise ValueError(
-                    "local importance is known for linear and convolution layers, with the batch norm and the "
-                    f"activation that follow them; not for {listed(_modules_of(slow))} "
-                    f"({'; '.join(dict.fromkeys(self.without_rule.values()))}). Name them in left_out=, and they will "
-                    "have no importance"
-                )
-            started = time.perf_counter()
-            found = self._one_by_one.add(slow, inputs, self.sums.gradients)
-            scalars = found if scalars is None else scalars
-            self._seconds["one by one"] += time.perf_counter() - started
-        assert scalars is not None
-        return scalars
+    def _one_by_one_or_refused(self, names: Iterable[str]) -> OneByOne:
+        if self._one_by_one is None:
+            raise ValueError(
+                "local importance is known for linear and convolution layers, with the batch norm and the "
+                f"activation that follow them; not for {listed(_modules_of(names))} "
+                f"({'; '.join(dict.fromkeys(self.without_rule.values()))}). Name them in left_out=, and they will "
+                "have no importance"
+            )
+        return self._one_by_one
+
+    def _batch_gradient(self, inputs: Any) -> Tensor:
+        """For comparison: of the batch's summed scalars."""
+        if self._scalar is None:
+            raise ValueError("approximate='batch' is for the whole model, not for layers by themselves")
+        scalars = self._scalar(self._call(self.model, inputs))
+        add_gradients(scalars.sum(0), self.parameters, self.sums.gradients, self._power)
+        return scalars.detach()
 
     def _keep(self, scalars: Tensor) -> None:
         finite = torch.isfinite(scalars).all(1)
@@ -208,124 +193,6 @@ class PerSampleGradients:
         self.sums.smallest = min(self.sums.smallest, float(sizes.min()))
         self.sums.largest = max(self.sums.largest, float(sizes.max()))
 
-    # --- a batch at once
-
-    def _probe(self, sample: Any) -> list[Call] | None:
-        """Pass a sample alone, to learn in which layout each layer sees it; None if rules are no use."""
-        probe = Probe(dict(self.parameters), self._constants())
-        try:
-            with probe:
-                output = self._call(self.model, sample)
-        except (ValueError, torch.OutOfMemoryError):
-            raise  # our own words about the output; and no mistake
-        except Exception as error:  # of any kind: if it is a mistake of the model's, the slow path shows it
-            return self._slow_for_all(f"watching it failed: {error}")
-        if probe.not_by_rules:
-            return self._slow_for_all(probe.not_by_rules)
-        self._alone = output.detach()
-        return probe.calls
-
-    def _by_rules(self, inputs: Any, calls: list[Call] | None) -> Tensor | None:
-        """Add the gradients of all parameters with rules; None, and nothing added, if this batch cannot be done so."""
-        n = num_samples(inputs)
-        sample = n - 1
-        if n > 1 and calls is None:
-            self._num_batches += 1  # another sample of each batch, but not the first: all orders have it in one place
-            sample = n - 1 - self._num_batches % (n - 1)
-            calls = self._probe(rows(inputs, sample, sample + 1))
-            if calls is None:
-                return None
-        blocks = Blocks(n) if self._scalar is None else None
-        trace = Trace(dict(self.parameters), self._constants(), n, calls or [], sample, blocks)
-        try:
-            output = self._watched(trace, inputs, sample)
-            return None if output is None else self._from_trace(trace, blocks, output, rows(inputs, sample, sample + 1))
-        finally:
-            trace.close()
-
-    def _watched(self, trace: Trace, inputs: Any, sample: int) -> Tensor | None:
-        """The output of a watched forward pass; None if it cannot be used, and why is noted."""
-        try:
-            with trace:
-                output = self._call(self.model, inputs)
-        except (ValueError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            return self._slow_for_all(f"watching it failed: {error}")
-        if trace.not_by_rules:
-            return self._slow_for_all(trace.not_by_rules)
-        if trace.inputs_changed():
-            return self._slow_for_all("an input or weight is changed in place after a layer used it")
-        if not trace.has_expected_calls():
-            return self._slow_for_all("a batch is processed by other calls than a sample alone")
-        alone = trace.num_samples == 1 or is_near(output[sample : sample + 1].detach(), self._alone)
-        if not alone and bool(torch.isfinite(output).all()):
-            return self._slow_for_all("the samples of a batch influence each other")
-        return output
-
-    def _from_trace(self, trace: Trace, blocks: Blocks | None, output: Tensor, alone: Any) -> Tensor | None:
-        n = trace.num_samples
-        if blocks is None:
-            assert self._scalar is not None
-            scalars = self._scalar(output)
-        else:
-            lengths = blocks.squared_lengths()
-            for names, length in zip(blocks.parameters, lengths.detach().double().sum(0).tolist(), strict=True):
-                self.sums.layers[frozenset(names)] = self.sums.layers.get(frozenset(names), 0.0) + length
-            scalars = lengths.sum(1, keepdim=True)
-            trace.without_rule |= blocks.ambiguous
-        leaves = leaves_reached(scalars)
-        reached = {id(leaf) for leaf in leaves}
-        for name, value in self.parameters.items():
-            if name in trace.without_rule or id(value) in reached:
-                self.without_rule.setdefault(name, "no rule for how it is used")
-        ruled = {name: value for name, value in self.parameters.items() if name not in self.without_rule}
-        if self._is_checked or n == 1:
-            Backward(trace, ruled, self.sums.gradients, self._power, n).run(scalars, leaves)
-            return scalars.detach()
-        # the first time, into sums of its own if there are others: where the gradients are not right, nothing is added
-        is_first = not self.sums.num_samples
-        own = {name: value if is_first else torch.zeros_like(value) for name, value in self._sums_of(ruled)}
-        backward = Backward(trace, ruled, own, self._power, n, check=trace.sample)
-        backward.run(scalars, leaves)
-        if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.checked, ruled, alone):
-            for value in own.values():
-                value.zero_()
-            return self._slow_for_all("a sample has other gradients in a batch than alone")
-        self._is_checked = True
-        for name, value in own.items() if not is_first else ():
-            self.sums.gradients[name] += value
-        return scalars.detach()
-
-    def _sums_of(self, names: Iterable[str]) -> list[tuple[str, Tensor]]:
-        return [(name, self.sums.gradients[name]) for name in names]
-
-    def _is_right(self, found: Params, parameters: dict[str, nn.Parameter], alone: Any) -> bool:
-        """Whether these are the gradients that a sample has by itself, in a pass that nobody watches."""
-        assert self._scalar is not None
-        scalar = self._scalar(self._call(self.model, alone)).sum()
-        if not parameters or not scalar.requires_grad:
-            return not any(bool(value.any()) for value in found.values())
-        truth = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
-        known = dict(zip(parameters, truth, strict=True))
-        largest = max((float(value.norm()) for value in truth if value is not None), default=0.0)
-        for name, value in known.items():
-            value = torch.zeros_like(self.sums.gradients[name]) if value is None else value.to_dense()
-            error = (found[name] - value).norm() if name in found else value.norm()
-            near, noise = _GRADIENT_TOLERANCE.get(value.dtype, _GRADIENT_TOLERANCE[torch.float32])
-            if not float(error) <= near * float(value.norm()) + noise * largest:
-                return False
-        return True
-
-    def _constants(self) -> list[Tensor]:
-        return [*self.model.parameters(), *self.model.buffers()]
-
-    def _are_all_slow(self) -> bool:
-        return len(self.without_rule) == len(self.parameters)
-
-    def _slow_for_all(self, reason: str) -> None:
-        self.without_rule |= dict.fromkeys(self.parameters, reason)
-
     def _tell(self, names: Sequence[str]) -> None:
         assert self._one_by_one is not None
         torch_says = self._one_by_one.why_not_vectorized
@@ -335,18 +202,9 @@ class PerSampleGradients:
             f"{listed(_modules_of(names))} ({len(names)} of {len(self.parameters)} parameters)",
             "one sample at a time" if torch_says else "samples in chunks by torch.func",
             "; ".join(filter(None, reasons)),
-            self._seconds["one by one"],
-            self._seconds["all"],
+            self._one_by_one.seconds,
+            self._seconds,
         )
-
-    # --- for comparison
-
-    def _batch_gradient(self, inputs: Any) -> Tensor:
-        if self._scalar is None:
-            raise ValueError("approximate='batch' is for the whole model, not for layers by themselves")
-        scalars = self._scalar(self._call(self.model, inputs))
-        add_gradients(scalars.sum(0), self.parameters, self.sums.gradients, self._power)
-        return scalars.detach()
 
 
 def _modules_of(names: Iterable[str]) -> list[str]:
@@ -357,16 +215,16 @@ def _without(parameters: dict[str, nn.Parameter], left_out: Sequence[str]) -> di
     """The parameters but those with one of these names, or in a module with one of them."""
     if isinstance(left_out, str):
         raise ValueError(f"left_out must be a list of names, got the text {left_out!r}")
+    left = dict(parameters)
     for each in left_out:
-        if not any(name == each or name.startswith(f"{each}.") for name in parameters):
+        named = [name for name in parameters if f"{name}.".startswith(f"{each}.")]
+        if not named:
             raise ValueError(
                 f"left_out: no trainable parameter is, or is in, {each!r}; there are {listed(_modules_of(parameters))}"
             )
-    return {
-        name: value
-        for name, value in parameters.items()
-        if not any(name == each or name.startswith(f"{each}.") for each in left_out)
-    }
+        for name in named:
+            left.pop(name, None)
+    return left
 
 
 def _dtype(value: Tensor) -> torch.dtype:

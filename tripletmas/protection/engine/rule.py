@@ -1,22 +1,27 @@
 """What a rule is: the gradient of every single sample, from one batch's backward pass, for one call of a function.
 
-A rule is made from the arguments of the call, runs it, and is later given the gradient with respect to what it
-returned. That and the saved input are all it takes. Weights reach a function as parameters or as tensors that are
-computed from parameters alone; a rule does not mind which.
+A rule is made from the arguments of the call, and is later given the gradient with respect to what the call returned.
+That and the saved input are all it takes. Weights reach a function as parameters or as tensors that are computed from
+parameters alone; a rule does not mind which. Below are the two things of which rules are made: where the samples are in
+a tensor, and sums of magnitudes over them.
 
-Shapes: n samples, p positions (all but samples and channels).
+Shapes: n samples, p positions (all but samples and channels), weights (rows, columns).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from tripletmas.protection.engine.accumulate import buffer_size, magnitude_
-from tripletmas.protection.engine.layout import Layout
-
-Weights = dict[str, "Tensor | None"]
+# How far a sample's values in a batch may be from those it has alone, relative to their norm: rounding, not influence.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+# Numbers in a temporary tensor, by device: on a CPU what stays in its cache, on a GPU what fills it with work.
+_BUFFER = {"cpu": 2**20, "cuda": 2**26}
+# Below this many positions a product is bound by writing its result: several samples at once, in strips of rows.
+_FEW_POSITIONS = 32
+_SAMPLES_AT_ONCE = 16
 
 
 class Rule:
@@ -24,15 +29,11 @@ class Rule:
 
     Attributes:
         input: what the weights are applied to.
-        weights: by role ("weight", "bias"); None where the call has none.
+        weights: those that the call has, by role ("weight", "bias").
     """
 
     input: Tensor
-    weights: Weights
-
-    def run(self, weights: Weights) -> Tensor:
-        """The function itself, with these tensors in place of its weights."""
-        raise NotImplementedError
+    weights: dict[str, Tensor]
 
     def accepts(self, layout: Layout) -> bool:
         """Whether the samples may be where this layout says they are in the output."""
@@ -57,7 +58,6 @@ class SmallWeights(Rule):
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
         self._grad = layout.by_sample(grad, num_samples)
         self._input = layout.by_sample(self.input, num_samples)
-        self._num_samples = num_samples
 
     def gradients(self, role: str, start: int, stop: int) -> Tensor:
         """Of the samples [start, stop): (samples, *weight.shape)."""
@@ -67,16 +67,110 @@ class SmallWeights(Rule):
         return self.gradients(role, sample, sample + 1)[0]
 
     def add(self, role: str, total: Tensor, power: int) -> None:
-        for start, stop in self._chunks():
-            total.add_(magnitude_(self.gradients(role, start, stop), power).sum(0))
-
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        step = max(1, buffer_size(self._grad) * self._num_samples // max(1, self._grad.numel()))
-        for start in range(0, self._num_samples, step):
-            yield start, min(start + step, self._num_samples)
+        num_samples = len(self._grad)
+        step = max(1, buffer_size(self._grad) * num_samples // max(1, self._grad.numel()))
+        for start in range(0, num_samples, step):
+            total.add_(magnitude_(self.gradients(role, start, min(start + step, num_samples)), power).sum(0))
 
 
-def given(weight: Tensor | None) -> Tensor:
-    """A weight that the call has."""
-    assert weight is not None
-    return weight
+# --- where the samples of a batch are in a tensor inside the model
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The samples are along `dim`, (n, repeats) merged into one; `minor`: in the order (repeats, n).
+
+    A layer may see the samples along any dimension, or merged with another one (windows of an image, positions of a
+    sequence).
+    """
+
+    dim: int
+    minor: bool = False
+
+    def by_sample(self, tensor: Tensor, num_samples: int) -> Tensor:
+        """The tensor as (n, repeats, ...), without `dim`; a view where strides allow."""
+        repeats = tensor.shape[self.dim] // num_samples
+        if self.minor:
+            return tensor.unflatten(self.dim, (repeats, num_samples)).movedim((self.dim + 1, self.dim), (0, 1))
+        return tensor.unflatten(self.dim, (num_samples, repeats)).movedim((self.dim, self.dim + 1), (0, 1))
+
+
+def find_layout(alone: Tensor, batched: Tensor, num_samples: int, sample: int) -> Layout | None:
+    """The layout in which `batched` has `alone` as its sample number `sample`; None if there is none, or two.
+
+    Shapes say along which dimension the samples are, values in which order, and that the other samples of the batch
+    have no influence.
+
+    Args:
+        alone: what a layer returns for the sample alone.
+        batched: what it returns for the whole batch.
+    """
+    candidates = layouts_by_shape(alone.shape, batched.shape, num_samples)
+    near = [
+        each for each in candidates if is_near(each.by_sample(batched, num_samples)[sample], alone.movedim(each.dim, 0))
+    ]
+    return near[0] if len(near) == 1 else None
+
+
+def layouts_by_shape(alone: torch.Size, batched: torch.Size, num_samples: int) -> list[Layout]:
+    """The layouts that the shapes allow: none, one, or the two orders of a merged dimension."""
+    if len(alone) != len(batched):
+        return []
+    differing = [dim for dim in range(len(alone)) if alone[dim] != batched[dim]]
+    if len(differing) != 1 or batched[differing[0]] != num_samples * alone[differing[0]]:
+        return []
+    dim = differing[0]
+    return [Layout(dim)] if alone[dim] == 1 else [Layout(dim), Layout(dim, minor=True)]
+
+
+def is_near(found: Tensor, alone: Tensor) -> bool:
+    """Whether these are the values that the sample has alone, up to rounding."""
+    if not alone.is_floating_point():
+        return torch.equal(found, alone)
+    tolerance = _TOLERANCE.get(alone.dtype, _TOLERANCE[torch.float32])
+    return bool((found - alone).norm() <= tolerance * alone.norm())
+
+
+# --- sums over samples of |gradient|^power, without ever holding the gradients of all samples
+
+
+def buffer_size(tensor: Tensor) -> int:
+    """How many numbers a temporary tensor on the device of this one should have at most."""
+    return _BUFFER.get(tensor.device.type, _BUFFER["cuda"])
+
+
+def magnitude_(gradient: Tensor, power: int) -> Tensor:
+    """|gradient|^power, in place."""
+    return gradient.abs_() if power == 1 else gradient.square_()
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor, power: int) -> None:
+    """total += sum_k |left_k^T right_k|^power.
+
+    A weight that is applied at several positions has, for sample k, the gradient `left_k^T right_k`, a product over
+    positions. It goes into a small buffer that is used again and again; its magnitude is then added to the total.
+
+    Args:
+        total: (rows, columns).
+        left: (n, p, rows).
+        right: (n, p, columns).
+    """
+    num_samples, positions, num_rows = left.shape
+    columns = right.shape[2]
+    if positions == 1:  # |b a^T| = |b| |a|^T: no gradient of a single sample is needed
+        total.addmm_(magnitude_(left[:, 0].clone(), power).t(), magnitude_(right[:, 0].clone(), power))
+        return
+    size = buffer_size(total)
+    at_once = 1 if positions >= _FEW_POSITIONS else min(num_samples, _SAMPLES_AT_ONCE)
+    height = max(1, min(num_rows, size // (columns * at_once)))
+    at_once = max(1, min(num_samples, size // (height * columns)))
+    buffer = total.new_empty(at_once * height * columns)
+    for top in range(0, num_rows, height):
+        strip = total[top : top + height]
+        transposed = left[:, :, top : top + height].transpose(1, 2)
+        for start in range(0, num_samples, at_once):
+            some = transposed[start : start + at_once]
+            products = buffer[: len(some) * strip.numel()].view(len(some), *strip.shape)
+            torch.bmm(some, right[start : start + at_once], out=products)
+            magnitude_(products, power)
+            strip.add_(products[0] if len(some) == 1 else products.sum(0))

@@ -1,146 +1,205 @@
-"""The rules but that for convolutions, and the table: function -> rule."""
+"""The rules, and the table: function -> what makes a rule of its arguments.
+
+Shapes: n samples, each with `repeats` inputs (usually 1), p positions.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tripletmas.protection.engine.accumulate import add_products, magnitude_
-from tripletmas.protection.engine.convolution import Convolution
-from tripletmas.protection.engine.layout import Layout
-from tripletmas.protection.engine.rule import Rule, SmallWeights, Weights, given
+from tripletmas.protection.engine.rule import Layout, Rule, SmallWeights, add_products, buffer_size, magnitude_
 
-# --- linear maps
+# From this many positions on, a convolution's own backward pass for one sample beats unfolding its input.
+_MANY_POSITIONS = 16
 
 
 class Linear(Rule):
-    """input (..., in), weight (out, in), bias (out): any number of positions a sample."""
+    """input (..., in), weight (out, in), bias (out): any number of positions a sample.
 
-    def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None):
-        self.input, self.weights = input, {"weight": weight, "bias": bias}
+    Args:
+        transposed: the weight is (in, out), as in `input @ weight`.
+    """
 
-    def run(self, weights: Weights) -> Tensor:
-        return F.linear(self.input, given(weights["weight"]), weights["bias"])
+    def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False):
+        self.input, self.weights, self._transposed = input, _present(weight, bias), transposed
 
     def accepts(self, layout: Layout) -> bool:
         return layout.dim < self.input.ndim - 1
 
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
-        self._left = _positions_and_channels(layout.by_sample(grad, num_samples))
-        self._right = _positions_and_channels(layout.by_sample(self.input, num_samples))
+        self._grad = _positions_and_channels(layout.by_sample(grad, num_samples))
+        input = _positions_and_channels(layout.by_sample(self.input, num_samples))
+        self._left, self._right = (input, self._grad) if self._transposed else (self._grad, input)
 
     def add(self, role: str, total: Tensor, power: int) -> None:
         if role == "bias":
-            total.add_(magnitude_(self._left.sum(1), power).sum(0))
+            total.add_(magnitude_(self._grad.sum(1), power).sum(0))
         else:
             add_products(total, self._left, self._right, power)
 
     def of_sample(self, role: str, sample: int) -> Tensor:
-        left = self._left[sample]
-        return left.sum(0) if role == "bias" else left.t() @ self._right[sample]
+        return self._grad[sample].sum(0) if role == "bias" else self._left[sample].t() @ self._right[sample]
 
 
-class MatMul(Rule):
-    """input (..., in) @ weight (in, out)."""
+class Convolution(Rule):
+    """Convolutions of one to three dimensions, plain and transposed, with stride, dilation, groups and padding.
 
-    def __init__(self, input: Tensor, other: Tensor):
-        self.input, self.weights = input, {"weight": other}
-
-    def run(self, weights: Weights) -> Tensor:
-        return self.input @ given(weights["weight"])
-
-    def accepts(self, layout: Layout) -> bool:
-        return layout.dim < self.input.ndim - 1
-
-    def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
-        self._left = _positions_and_channels(layout.by_sample(self.input, num_samples))
-        self._right = _positions_and_channels(layout.by_sample(grad, num_samples))
-
-    def add(self, role: str, total: Tensor, power: int) -> None:
-        add_products(total, self._left, self._right, power)
-
-    def of_sample(self, role: str, sample: int) -> Tensor:
-        return self._left[sample].t() @ self._right[sample]
-
-
-# --- few weights
-
-
-class Scale(SmallWeights):
-    """A normalisation that ends in `normalised * weight + bias`.
-
-    Args:
-        weights: "weight", and "bias" where the function has one.
-        function: (input, **weights) -> output; with None for weights, what is normalised only.
-        channels_last: whether weights are as long as the last dimensions, or as dimension 1, the channels.
+    Three ways to the weight's gradient, all exact. Depthwise (and in general few weights a group): samples as further
+    groups of one call. Few positions: a matrix product with the unfolded input. Else the convolution's own backward
+    pass, a sample at a time.
     """
 
     def __init__(
         self,
         input: Tensor,
-        weights: Weights,
-        function: Callable[..., Tensor],
-        channels_last: bool,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        transposed: bool = False,
+        output_padding: Any = 0,
     ):
-        self.input, self.weights = input, weights
-        self._function, self._channels_last = function, channels_last
-
-    def run(self, weights: Weights) -> Tensor:
-        return self._function(self.input, **weights)
+        self.input, self.weights = input, _present(weight, bias)
+        self._weight, self._kernel = weight.detach(), tuple(weight.shape[2:])
+        self._stride, self._dilation = self._per_dimension(stride), self._per_dimension(dilation)
+        self._added = self._zeros_around(padding) if isinstance(padding, str) else []
+        self._padding = self._per_dimension(0 if isinstance(padding, str) else padding)
+        self._output_padding = self._per_dimension(output_padding)
+        self._groups, self._transposed = groups, transposed
 
     def accepts(self, layout: Layout) -> bool:
-        if not self._channels_last:
+        return layout.dim == 0 and self.input.ndim == self._weight.ndim
+
+    def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
+        self._grad = layout.by_sample(grad, num_samples)  # (n, repeats, channels, ...)
+        self._input = layout.by_sample(F.pad(self.input, self._added) if self._added else self.input, num_samples)
+
+    def add(self, role: str, total: Tensor, power: int) -> None:
+        if role == "bias":
+            total.add_(magnitude_(self._grad.flatten(3).sum((1, 3)), power).sum(0))
+        elif self._groups > 1 and self._weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self._transposed:
+            self._add_as_groups(total, power)
+        elif self._is_pointwise() or self._has_few_positions():
+            self._add_products(total, power)
+        else:
+            for sample in range(len(self._grad)):
+                total.add_(magnitude_(self.of_sample(role, sample), power))
+
+    def of_sample(self, role: str, sample: int) -> Tensor:
+        if role == "bias":
+            return self._grad[sample].flatten(2).sum((0, 2))
+        return self._weight_gradient(self._grad[sample], self._input[sample], self._weight, self._groups)
+
+    def _weight_gradient(self, grad: Tensor, images: Tensor, weight: Tensor, groups: int) -> Tensor:
+        geometry = self._stride, self._padding, self._dilation, self._transposed, self._output_padding
+        return torch.ops.aten.convolution_backward(grad, images, weight, None, *geometry, groups, [False, True, False])[
+            1
+        ]
+
+    def _add_as_groups(self, total: Tensor, power: int) -> None:
+        """Samples, in chunks, as groups of a convolution on one image with the channels of all."""
+        step = max(1, buffer_size(self._weight) // self._weight.numel())
+        for start in range(0, len(self._grad), step):
+            grad, images = self._grad[start : start + step], self._input[start : start + step]
+            n = len(grad)
+            grad, images = (each.flatten(0, 2).unsqueeze(0) for each in (grad, images))
+            repeated = self._weight.repeat(n, *(1,) * (self._weight.ndim - 1))
+            gradients = self._weight_gradient(grad, images, repeated, n * self._groups).view(n, *self._weight.shape)
+            total.add_(magnitude_(gradients, power).sum(0))
+
+    def _is_pointwise(self) -> bool:
+        plain = self._groups == 1 and not self._transposed and not any(self._padding) and not self._added
+        return plain and all(size == 1 for size in self._kernel)
+
+    def _has_few_positions(self) -> bool:
+        plain = self._grad.ndim == 5 and self._groups == 1 and not self._transposed
+        positions = self._grad.shape[1] * self._grad.shape[3:].numel()
+        return plain and (positions < _MANY_POSITIONS or self._grad.is_cuda)
+
+    def _add_products(self, total: Tensor, power: int) -> None:
+        """The convolution as a linear map of the unfolded input, (columns, positions) for each image."""
+        rows, columns = len(self._weight), self._weight[0].numel()
+        step = max(1, 4 * buffer_size(total) // (columns * self._grad.shape[1] * self._grad.shape[3:].numel()))
+        # a view only if the total is stored in the order of its shape; in channels_last it is not
+        matrix = total.view(rows, columns) if total.is_contiguous() else total.new_zeros(rows, columns)
+        for start in range(0, len(self._grad), step):
+            left = self._grad[start : start + step].flatten(3)
+            right = self._unfolded(self._input[start : start + step])
+            left, right = (each.transpose(2, 3).flatten(1, 2) for each in (left, right))
+            add_products(matrix, left, right, power)
+        if not total.is_contiguous():
+            total.add_(matrix.view(total.shape))
+
+    def _unfolded(self, images: Tensor) -> Tensor:
+        """(n, repeats, channels, ...) -> (n, repeats, columns, positions)."""
+        if self._is_pointwise():
+            return images[(..., *(slice(None, None, step) for step in self._stride))].flatten(3)
+        unfolded = F.unfold(images.flatten(0, 1), self._kernel, self._dilation, self._padding, self._stride)
+        return unfolded.unflatten(0, images.shape[:2])
+
+    def _per_dimension(self, value: Any) -> tuple[int, ...]:
+        values = tuple(value) if isinstance(value, (tuple, list)) else (int(value),)
+        return values * len(self._kernel) if len(values) == 1 else values
+
+    def _zeros_around(self, padding: str) -> list[int]:
+        """As `F.pad` takes them: "same" may need one more at the end than at the start, which one number cannot say."""
+        if padding == "valid":
+            return []
+        amounts = [step * (size - 1) for size, step in zip(self._kernel, self._dilation, strict=True)]
+        return [side for amount in reversed(amounts) for side in (amount // 2, amount - amount // 2)]
+
+
+class Scale(SmallWeights):
+    """`scaled(input) * weight + bias`: what a normalisation ends in, and PReLU with a bend in place of a scale.
+
+    Args:
+        scaled: what the weight is multiplied with, a function of inputs in the shape of `input`.
+        along: the weights are as long as the last dimensions, or as dimension 1, the channels, or are one number.
+    """
+
+    def __init__(
+        self,
+        input: Tensor,
+        weights: dict[str, Tensor],
+        scaled: Callable[[Tensor], Tensor],
+        along: Literal["last", "channels", "nothing"],
+    ):
+        self.input, self.weights, self._scaled, self._along = input, weights, scaled, along
+
+    def accepts(self, layout: Layout) -> bool:
+        if self._along == "channels":
             return layout.dim == 0 and self.input.ndim > 1
-        weight = next(each for each in self.weights.values() if each is not None)
-        return layout.dim < self.input.ndim - weight.ndim
+        return self._along == "nothing" or layout.dim < self.input.ndim - next(iter(self.weights.values())).ndim
 
     def gradients(self, role: str, start: int, stop: int) -> Tensor:
         grad = self._grad[start:stop]  # (samples, repeats, ...)
         if role == "weight":
             images = self._input[start:stop]
-            normalized = self._function(images.flatten(0, 1), **dict.fromkeys(self.weights)).view_as(images)
-            grad = normalized.mul_(grad)
-        weight = given(self.weights[role])
-        if self._channels_last:
-            return grad.flatten(1, grad.ndim - weight.ndim - 1).sum(1)
+            grad = self._scaled(images.flatten(0, 1)).view_as(images).mul_(grad)
+        shape = self.weights[role].shape
+        if self._along == "nothing":
+            return grad.flatten(1).sum(1).view(-1, *shape)
+        if self._along == "last":
+            return grad.flatten(1, grad.ndim - len(shape) - 1).sum(1)
         return grad.flatten(3).sum((1, 3)) if grad.ndim > 3 else grad.sum(1)
-
-
-class PReLU(SmallWeights):
-    """max(0, x) + weight * min(0, x), one weight for all or one for each channel (dimension 1)."""
-
-    def __init__(self, input: Tensor, weight: Tensor):
-        self.input, self.weights = input, {"weight": weight}
-
-    def run(self, weights: Weights) -> Tensor:
-        return F.prelu(self.input, given(weights["weight"]))
-
-    def accepts(self, layout: Layout) -> bool:
-        return layout.dim == 0 or given(self.weights["weight"]).numel() == 1
-
-    def gradients(self, role: str, start: int, stop: int) -> Tensor:
-        product = self._input[start:stop].clamp(max=0).mul_(self._grad[start:stop])
-        weight = given(self.weights["weight"])
-        if weight.numel() == 1:
-            return product.flatten(1).sum(1).view(-1, *weight.shape)
-        return product.flatten(3).sum((1, 3)) if product.ndim > 3 else product.sum(1)
 
 
 class Embedding(Rule):
     """weight (words, dim), looked up at `input`, integers of any shape."""
 
     def __init__(self, input: Tensor, weight: Tensor, padding_index: int | None):
-        self.input, self._padding_index = input, padding_index
-        self.weights = {"weight": weight}
-
-    def run(self, weights: Weights) -> Tensor:
-        return F.embedding(self.input, given(weights["weight"]), self._padding_index)
+        self.input, self.weights, self._padding_index = input, {"weight": weight}, padding_index
 
     def accepts(self, layout: Layout) -> bool:
         return layout.dim < self.input.ndim
@@ -148,7 +207,7 @@ class Embedding(Rule):
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
         grad = _positions_and_channels(layout.by_sample(grad, num_samples))
         words = layout.by_sample(self.input, num_samples).flatten(1).long()
-        num_words = len(given(self.weights["weight"]))
+        num_words = len(self.weights["weight"])
         if self._padding_index is not None:  # its row has no gradient
             grad = grad.masked_fill((words == self._padding_index % num_words).unsqueeze(-1), 0)
         # a word that occurs several times in a sample has one gradient in it: its sum
@@ -162,49 +221,40 @@ class Embedding(Rule):
 
     def of_sample(self, role: str, sample: int) -> Tensor:
         own = self._samples == sample
-        return torch.zeros_like(given(self.weights["weight"])).index_add_(0, self._words[own], self._rows[own])
+        return torch.zeros_like(self.weights["weight"]).index_add_(0, self._words[own], self._rows[own])
 
 
 class Copies(SmallWeights):
     """A tensor that is copied for every sample, by broadcasting or by `expand`: class tokens, positions, scales.
 
-    Its call is not run by the rule; it is given the gradient with respect to the copies.
+    It is given the gradient with respect to the copies, which have the shape `shape`.
     """
 
-    def __init__(self, weight: Tensor):
-        self.input, self.weights = weight, {"weight": weight}
+    def __init__(self, weight: Tensor, shape: torch.Size):
+        self.input, self.weights, self._shape = weight, {"weight": weight}, shape
+
+    def accepts(self, layout: Layout) -> bool:
+        """Whether the tensor, aligned with the last dimensions of the shape, is the same for all samples."""
+        size, before = self.input.shape, len(self._shape) - self.input.ndim
+        if before < 0 or (layout.dim >= before and size[layout.dim - before] != 1):
+            return False
+        return all(own in (1, whole) for own, whole in zip(size, self._shape[before:], strict=True))
 
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
         self._grad = layout.by_sample(grad, num_samples).sum(1)  # (n, ...) without the samples' dimension
-        self._layout, self._ndim, self._num_samples = layout, grad.ndim, num_samples
+        self._dim = layout.dim
 
     def gradients(self, role: str, start: int, stop: int) -> Tensor:
-        grad = self._grad[start:stop].unsqueeze(self._layout.dim + 1)
-        weight = given(self.weights["weight"])
-        return grad.sum_to_size(len(grad), *(1,) * (self._ndim - weight.ndim), *weight.shape).view(-1, *weight.shape)
+        grad = self._grad[start:stop].unsqueeze(self._dim + 1)
+        shape = self.input.shape
+        return grad.sum_to_size(len(grad), *(1,) * (grad.ndim - 1 - len(shape)), *shape).view(-1, *shape)
 
 
 # --- from a call to a rule: None where a rule does not apply
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Rule:
-    return Linear(input, weight, bias)
-
-
 def _matmul(input: Tensor, other: Tensor) -> Rule | None:
-    return MatMul(input, other) if other.ndim == 2 and input.ndim >= 2 else None
-
-
-def _convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Rule:
-    return Convolution(input, weight, bias, stride, padding, dilation, groups)
+    return Linear(input, other, transposed=True) if other.ndim == 2 and input.ndim >= 2 else None
 
 
 def _transposed_convolution(
@@ -222,58 +272,23 @@ def _transposed_convolution(
     )
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Rule | None:
-    if training:
-        return None  # normalised by the batch: samples influence each other
-    normalize = partial(F.batch_norm, running_mean=running_mean, running_var=running_var, eps=eps)
-    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=False)
+def _normalisation(function: Callable[..., Tensor], along: Literal["last", "channels"]) -> Callable[..., Rule | None]:
+    signature = inspect.signature(function)
 
+    def make(*args: Any, **kwargs: Any) -> Rule | None:
+        options = dict(signature.bind(*args, **kwargs).arguments)
+        weights = _present(options.pop("weight", None), options.pop("bias", None))
+        if options.get("training"):
+            return None  # normalised by the batch: samples influence each other
+        return Scale(options.pop("input"), weights, partial(function, **options), along)
 
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Rule:
-    statistics = {"running_mean": running_mean, "running_var": running_var, "use_input_stats": use_input_stats}
-    normalize = partial(F.instance_norm, momentum=momentum, eps=eps, **statistics)
-    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=False)
-
-
-def _group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Rule:
-    normalize = partial(F.group_norm, num_groups=num_groups, eps=eps)
-    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=False)
-
-
-def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Rule:
-    normalize = partial(F.layer_norm, normalized_shape=normalized_shape, eps=eps)
-    return Scale(input, {"weight": weight, "bias": bias}, normalize, channels_last=True)
-
-
-def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Rule:
-    normalize = partial(F.rms_norm, normalized_shape=normalized_shape, eps=eps)
-    return Scale(input, {"weight": weight}, normalize, channels_last=True)
+    return make
 
 
 def _prelu(input: Tensor, weight: Tensor) -> Rule:
-    return PReLU(input, weight)
+    return Scale(
+        input, {"weight": weight}, partial(torch.clamp, max=0), "nothing" if weight.numel() == 1 else "channels"
+    )
 
 
 def _embedding(
@@ -290,20 +305,21 @@ def _embedding(
 
 
 RULES: dict[Callable[..., Any], Callable[..., Rule | None]] = {
-    F.linear: _linear,
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
+    F.linear: Linear,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), Convolution),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed_convolution),
-    F.batch_norm: _batch_norm,
-    F.instance_norm: _instance_norm,
-    F.group_norm: _group_norm,
-    F.layer_norm: _layer_norm,
-    F.rms_norm: _rms_norm,
+    F.layer_norm: _normalisation(F.layer_norm, "last"),
+    F.rms_norm: _normalisation(F.rms_norm, "last"),
+    **{each: _normalisation(each, "channels") for each in (F.batch_norm, F.instance_norm, F.group_norm)},
     F.prelu: _prelu,
     F.embedding: _embedding,
 }
+
+
+def _present(weight: Tensor | None, bias: Tensor | None) -> dict[str, Tensor]:
+    """The weights that a call has, by role."""
+    return {role: each for role, each in (("weight", weight), ("bias", bias)) if each is not None}
 
 
 def _positions_and_channels(tensor: Tensor) -> Tensor:

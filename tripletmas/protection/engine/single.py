@@ -5,6 +5,7 @@ In chunks through `torch.func.vmap`, or where that cannot transform the model on
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from tripletmas.basics.weights import Params
-from tripletmas.protection.engine.accumulate import magnitude_
-from tripletmas.protection.engine.batches import Forward, apply, num_samples, split
+from tripletmas.protection.batches import Forward, apply, num_samples, split
+from tripletmas.protection.engine.rule import magnitude_
 
 # Materialised per-sample gradients of one chunk stay below this many numbers (256 MB in float32).
 _CHUNK_NUMBERS = 64 * 2**20
@@ -25,10 +26,12 @@ class OneByOne:
 
     Attributes:
         why_not_vectorized: what torch.func said, once it could not transform the model.
+        seconds: that it took so far.
     """
 
     def __init__(self, model: nn.Module, call: Forward, scalar: Any, power: int):
         self.why_not_vectorized: str | None = None
+        self.seconds = 0.0
         self._model, self._call, self._scalar, self._power = model, call, scalar, power
 
     def add(self, parameters: dict[str, nn.Parameter], inputs: Any, totals: Params) -> Tensor:
@@ -37,6 +40,7 @@ class OneByOne:
         Returns:
             The scalars of every sample, (n, m).
         """
+        started = time.perf_counter()
         chunk = max(1, min(_LARGEST_CHUNK, _CHUNK_NUMBERS // sum(value.numel() for value in parameters.values())))
         values = []
         for part in split(inputs, chunk):
@@ -47,6 +51,7 @@ class OneByOne:
                 except Exception as error:  # of any kind: a mistake that is not torch.func's shows itself one by one
                     self.why_not_vectorized = str(error).strip().partition("\n")[0] or type(error).__name__
             values.append(self._in_turn(parameters, part, totals) if found is None else found)
+        self.seconds += time.perf_counter() - started
         return torch.cat(values)
 
     def _vectorized(self, parameters: dict[str, nn.Parameter], inputs: Any, totals: Params) -> Tensor:

@@ -5,4 +5,3 @@ from .fisher import fisher_importance as fisher_importance
 from .fisher import squared_gradient_importance as squared_gradient_importance
 from .local_mas import local_mas_importance as local_mas_importance
 from .mas import mas_importance as mas_importance
-from .protection.engine.batches import Forward as Forward

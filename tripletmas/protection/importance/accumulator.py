@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params, differing_names, trainable
-from tripletmas.protection.engine.batches import Forward
-from tripletmas.protection.engine.per_sample import PerSampleGradients, PerSampleSums
+from tripletmas.protection.batches import Forward
+from tripletmas.protection.engine.per_sample import PerSampleGradients
 
 # A length that does not depend on the weights: equal for all samples, and with gradients that are rounding noise.
 _EQUAL_LENGTHS = 1e-4
@@ -81,7 +81,7 @@ class ImportanceAccumulator:
             ValueError: without any sample; if nothing is important, with the cause.
         """
         sums = self._engine.finished()
-        self._refuse_constant_length(sums)
+        self._refuse_constant_length()
         scale = 1 / sums.num_samples
         if self._relative:
             mean = sums.mean  # squared length
@@ -94,8 +94,8 @@ class ImportanceAccumulator:
     def _weight_versions(self) -> list[tuple[int, int]]:
         return [(id(value), value._version) for value in self._engine.parameters.values()]
 
-    def _refuse_constant_length(self, sums: PerSampleSums) -> None:
-        mean = sums.mean
+    def _refuse_constant_length(self) -> None:
+        sums, mean = self._engine.sums, self._engine.sums.mean
         equal = sums.largest - sums.smallest <= _EQUAL_LENGTHS * mean
         noise = False
         if equal and self._output == "squared_length":

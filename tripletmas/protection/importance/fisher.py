@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletmas.basics.weights import Params, device_of, trainable
-from tripletmas.protection.engine.batches import Forward, make_call, num_samples, prepared
-from tripletmas.protection.engine.measuring import float_type, measuring
+from tripletmas.basics.weights import Params, trainable
+from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
 from tripletmas.protection.engine.per_sample import PerSampleGradients
 
 FisherLabels = Literal["sampled", "true", "all"]
@@ -79,7 +78,7 @@ def fisher_importance(
     def with_choices() -> Iterator[tuple[Any, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         for batch in batches:
-            inputs = prepared(batch, forward, device, None)
+            inputs = inputs_of(batch, forward)
             # where on [0, 1) its draw falls goes with a sample as its label would, however samples are batched
             draws = torch.rand(num_samples(inputs), generator=generator)
             choice = _labels_in(batch) if labels == "true" else draws
@@ -90,7 +89,6 @@ def fisher_importance(
                     f"{int(choice.min())} to {int(choice.max())}"
                 )
 
-    device = device_of(model)
     engine = PerSampleGradients(
         model, _square_roots if labels == "all" else _as_they_are, power=2, forward=log_probabilities
     )
@@ -118,21 +116,24 @@ def squared_gradient_importance(
     Raises:
         ValueError: without any batch; with no trainable parameter; if a gradient is not finite; if all are zero.
     """
-    parameters, device, dtype = trainable(model), device_of(model), float_type(model)
+    parameters = trainable(model)
     if not parameters:
         raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to measure")
-    totals = {name: torch.zeros_like(p, dtype=dtype or p.dtype) for name, p in parameters.items()}
+    totals = {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in parameters.items()
+    }
     num_batches = 0
-    with measuring(model, device):
+    with measuring(model) as moved:
         for inputs, labels in batches:
-            value = loss(model(prepared(inputs, None, device, dtype)), labels.to(device))
+            embeddings = model(moved(inputs))
+            value = loss(embeddings, labels.to(embeddings.device))
             num_batches += 1
             if not value.requires_grad:  # no pair in this batch adds to the loss
                 continue
             gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
             for total, gradient in zip(totals.values(), gradients, strict=True):
                 if gradient is not None:
-                    total += gradient.to_dense().square() if gradient.is_sparse else gradient.square()
+                    total += gradient.to_dense().square()
     if not num_batches:
         raise ValueError("importance needs at least one batch, and there was none")
     for name, total in totals.items():

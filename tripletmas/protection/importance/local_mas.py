@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tripletmas.basics.weights import Params
-from tripletmas.protection.engine.batches import Forward
+from tripletmas.protection.batches import Forward
 from tripletmas.protection.engine.per_sample import PerSampleGradients
 
 
@@ -58,7 +58,7 @@ def local_mas_importance(
         return importance
     for name, value in importance.items():
         # a layer that is used several times has the length of all its outputs together
-        own = sum(length for names, length in sums.layers.items() if name in names)
+        own = sum(length for names, length in sums.lengths.items() if name in names)
         if own > 0:
             importance[name] = value * (sums.num_samples / own)
     return importance

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tripletmas.basics.weights import Params
-from tripletmas.protection.engine.batches import Forward
+from tripletmas.protection.batches import Forward
 from tripletmas.protection.importance.accumulator import ImportanceAccumulator
 
 

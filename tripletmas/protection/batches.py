@@ -1,0 +1,192 @@
+"""Calling a model on batches: what its inputs are, and the state in which it is measured and left as it was found.
+
+Shapes: n samples in a batch; the model's output is (n, ...).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tripletmas.basics.weights import device_of
+
+Forward = Callable[[nn.Module, Any], Tensor]
+
+
+def make_call(model: nn.Module, layer: str | None, forward: Forward | None) -> Forward:
+    """(model, inputs) -> outputs (n, ...), checked to be a tensor with one row a sample.
+
+    Args:
+        layer: name of the submodule whose output is taken in place of the model's.
+        forward: how to call the model; without it inputs are its argument, or its keyword arguments if a dict.
+
+    Raises:
+        ValueError: for an unknown layer; when called, for an output that is no tensor of one row a sample.
+    """
+    call = forward or _call
+    if layer is not None:
+        call = _call_layer(model, layer, call)
+
+    def checked(model: nn.Module, inputs: Any) -> Tensor:
+        output = call(model, inputs)
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the model returns a {type(output).__name__}, not a tensor: give forward=, a function "
+                "(model, batch) -> embeddings"
+            )
+        if output.ndim == 0 or len(output) != num_samples(inputs):
+            raise ValueError(f"the model's output has shape {tuple(output.shape)}, expected one row a sample")
+        return output
+
+    return checked
+
+
+def _call(model: nn.Module, inputs: Any) -> Tensor:
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def _call_layer(model: nn.Module, layer: str, call: Forward) -> Forward:
+    modules = dict(model.named_modules())
+    if layer not in modules or not layer:
+        raise ValueError(f"the model has no layer {layer!r}; its layers are: {', '.join(filter(None, modules))}")
+
+    def output_of_layer(callee: nn.Module, inputs: Any) -> Tensor:
+        outputs: list[Any] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # a copy: the next layer may change its input in place
+            outputs.append(output.clone() if isinstance(output, Tensor) else output)
+
+        handle = modules[layer].register_forward_hook(keep)
+        try:
+            call(callee, inputs)
+        finally:
+            handle.remove()
+        if len(outputs) != 1:
+            raise ValueError(f"layer {layer!r} ran {len(outputs)} times in one forward pass; it must run once")
+        return outputs[0]
+
+    return output_of_layer
+
+
+# --- the state in which a model is measured
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
+    """Eval mode, gradients on, autocast and compilation off, half-precision weights as float32.
+
+    Gives a function that brings the tensors of a batch to the model's device, and to float32 where its weights were in
+    half precision. Afterwards every flag, tensor and random generator is what it was, also after an exception.
+    """
+    device, halves = device_of(model), _half_precision(model)
+    with ExitStack() as undone:
+        for module in model.modules():
+            undone.callback(setattr, module, "training", module.training)
+            for name, value in dict(module._buffers).items():
+                undone.callback(_put_back, module, name, value, None if value is None else value.clone())
+        for tensor in halves:
+            undone.callback(setattr, tensor, "data", tensor.data)
+            tensor.data = tensor.data.float()
+        model.eval()
+        undone.enter_context(torch.enable_grad())
+        undone.enter_context(torch.autocast(device.type, enabled=False))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it would take seconds
+            undone.enter_context(torch.compiler.set_stance("force_eager"))
+        undone.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+
+        def moved(tensor: Tensor) -> Tensor:
+            dtype = torch.float32 if halves and tensor.is_floating_point() else tensor.dtype
+            return tensor.detach().to(device, dtype, non_blocking=True)
+
+        yield lambda batch: apply(moved, batch)
+
+
+def _half_precision(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers in half precision; none where no parameter is."""
+    half = torch.float16, torch.bfloat16
+    if not any(parameter.dtype in half for parameter in model.parameters()):
+        return []
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in half]
+
+
+def _put_back(module: nn.Module, name: str, value: Tensor | None, before: Tensor | None) -> None:
+    module._buffers[name] = value
+    if value is None or before is None:
+        return
+    if not torch.isclose(value, before, rtol=0, atol=0, equal_nan=True).all():
+        value.copy_(before)
+
+
+# --- what is in a batch
+
+
+def inputs_of(batch: Any, forward: Forward | None) -> Any:
+    """What the model is called on: the whole batch where there is a `forward`, else the inputs without labels."""
+    if forward:
+        return batch
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in ("label", "labels")}
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def num_samples(batch: Any) -> int:
+    """The number of rows that all tensors of a batch have; a tensor without rows belongs to the whole batch.
+
+    Raises:
+        ValueError: if they differ, or there is no tensor.
+    """
+    lengths = [len(tensor) for tensor in _tensors(batch) if tensor.ndim]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"the tensors of a batch must have one row a sample, got lengths {lengths}")
+    return lengths[0]
+
+
+def rows(batch: Any, start: int, stop: int) -> Any:
+    """The samples [start, stop) of a batch: rows of tensors, and items of lists that have one for each sample."""
+    count = num_samples(batch)
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[start:stop] if value.ndim else value
+        if isinstance(value, (tuple, list)) and len(value) == count and not any(True for _ in _tensors(value)):
+            return value[start:stop]
+        return _with_each(part, value)
+
+    return part(batch)
+
+
+def split(batch: Any, size: int) -> Iterator[Any]:
+    """Parts of a batch with `size` samples each; the last may be shorter."""
+    for start in range(0, num_samples(batch), size):
+        yield rows(batch, start, start + size)
+
+
+def apply(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """The batch with every tensor in it replaced by what `function` makes of it."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    return _with_each(lambda value: apply(function, value), batch)
+
+
+def _with_each(function: Callable[[Any], Any], value: Any) -> Any:
+    """A dict, tuple or list with each of its values replaced by what `function` makes of it; others as they are."""
+    if isinstance(value, Mapping):
+        return {key: function(each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        values = [function(each) for each in value]
+        return type(value)(*values) if isinstance(getattr(value, "_fields", None), tuple) else type(value)(values)
+    return value
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(value)

@@ -1,0 +1,297 @@
+"""The gradients of all samples of a batch at once, for weights with rules: watched, differentiated, checked.
+
+One sample of every batch is passed alone before the batch, to learn in which layout each layer sees the samples. In the
+first batch its gradients are compared with those of a pass that nobody watches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tripletmas.basics.weights import Params, device_of
+from tripletmas.protection.batches import Forward, num_samples, rows, split
+from tripletmas.protection.engine.blocks import Blocks
+from tripletmas.protection.engine.rule import Layout, Rule, is_near, magnitude_
+from tripletmas.protection.engine.trace import Trace
+from tripletmas.protection.engine.watch import Call, Probe, Watch, Weight
+
+Scalar = Callable[[Tensor], Tensor]  # the outputs of all samples (n, ...) -> (n, m), each row of its sample alone
+
+# The activations of a batch that is differentiated at once stay below this many numbers; larger batches are parted.
+_ACTIVATIONS = {"cpu": 2**28, "cuda": 2**31}
+
+# How far a sample's gradient may be from the one it has alone, relative to its own norm (a rounding error can switch a
+# ReLU) and to the largest of all parameters: more is an error, and nobody's rounding.
+_GRADIENT_TOLERANCE = {torch.float64: (1e-6, 1e-12), torch.float32: (2e-2, 1e-4)}
+
+
+class ByRules:
+    """Adds |gradient|^power of every sample, of the parameters for which there are rules.
+
+    Args:
+        scalar: None measures each linear and convolution layer by itself: the squared length of its own output.
+
+    Attributes:
+        without_rule: names of the parameters that must be measured in another way -> why.
+        lengths: for layers by themselves, the total squared length by the names of a layer's parameters.
+    """
+
+    def __init__(
+        self, model: nn.Module, call: Forward, scalar: Scalar | None, power: int, parameters: dict[str, nn.Parameter]
+    ):
+        self.without_rule: dict[str, str] = {}
+        self.lengths: dict[frozenset[str], float] = {}
+        self._model, self._call, self._scalar, self._power = model, call, scalar, power
+        self._parameters = parameters
+        self._num_batches = 0
+        self._is_checked = scalar is None
+
+    def is_no_use(self) -> bool:
+        return len(self.without_rule) == len(self._parameters)
+
+    def parts(self, inputs: Any) -> Iterator[tuple[Any, list[Call] | None]]:
+        """Parts of a batch that are small enough; with the calls of its last sample if that is the whole batch."""
+        n = num_samples(inputs)
+        calls = None if n == 1 or self.is_no_use() else self._probed(rows(inputs, n - 1, n))
+        numbers = 2 * n * sum(call.alone.numel() for call in calls or () if call.alone is not None)
+        most = _ACTIVATIONS.get(device_of(self._model).type, _ACTIVATIONS["cuda"])
+        num_parts = max(1, min(-(-numbers // most), n // 2))
+        for part in split(inputs, -(-n // num_parts)):
+            yield part, calls if num_parts == 1 else None
+
+    def add(self, inputs: Any, calls: list[Call] | None, totals: Params) -> Tensor | None:
+        """totals[name] += sum_k |gradient_k|^power of the parameters with rules.
+
+        Args:
+            calls: of the last sample alone, where they are known.
+
+        Returns:
+            The scalars of every sample, (n, m); None, and nothing added, if this batch cannot be measured so.
+        """
+        n = num_samples(inputs)
+        sample = n - 1
+        if n > 1 and calls is None:
+            self._num_batches += 1  # another sample of each batch, but not the first: all orders have it in one place
+            sample = n - 1 - self._num_batches % (n - 1)
+            calls = self._probed(rows(inputs, sample, sample + 1))
+            if calls is None:
+                return None
+        blocks = Blocks(n) if self._scalar is None else None
+        trace = Trace(self._parameters, self._constants(), n, calls or [], sample, blocks)
+        try:
+            output = self._traced(trace, inputs)
+            if output is None:
+                return None
+            scalars = self._scalar(output) if self._scalar is not None else self._squared_lengths(trace, blocks)
+            return self._differentiated(trace, scalars, rows(inputs, sample, sample + 1), totals)
+        finally:
+            trace.close()
+
+    # --- the forward pass
+
+    def _probed(self, sample: Any) -> list[Call] | None:
+        """The calls that are given weights when a sample is passed alone; None if rules are no use."""
+        probe = Probe(self._parameters, self._constants())
+        output = self._watched(probe, sample)
+        if output is None:
+            return None
+        self._alone = output.detach()
+        return probe.calls
+
+    def _traced(self, trace: Trace, inputs: Any) -> Tensor | None:
+        output = self._watched(trace, inputs)
+        if output is None:
+            return None
+        if trace.inputs_changed():
+            return self._give_up("an input or weight is changed in place after a layer used it")
+        if not trace.has_expected_calls():
+            return self._give_up("a batch is processed by other calls than a sample alone")
+        alone = trace.num_samples == 1 or is_near(output[trace.sample : trace.sample + 1].detach(), self._alone)
+        if not alone and bool(torch.isfinite(output).all()):
+            return self._give_up("the samples of a batch influence each other")
+        return output
+
+    def _watched(self, watch: Watch, inputs: Any) -> Tensor | None:
+        """The output of a watched forward pass; None if watching is no use."""
+        try:
+            with watch:
+                output = self._call(self._model, inputs)
+        except (ValueError, torch.OutOfMemoryError):
+            raise  # our own words about the output; and no mistake
+        except Exception as error:  # of any kind: if it is a mistake of the model's, the slow path shows it
+            return self._give_up(f"watching it failed: {error}")
+        return self._give_up(watch.not_by_rules) if watch.not_by_rules else output
+
+    def _squared_lengths(self, trace: Trace, blocks: Blocks | None) -> Tensor:
+        """Of all layers together, (n, 1)."""
+        assert blocks is not None
+        lengths = blocks.squared_lengths()
+        for names, length in zip(blocks.parameters, lengths.detach().double().sum(0).tolist(), strict=True):
+            self.lengths[frozenset(names)] = self.lengths.get(frozenset(names), 0.0) + length
+        trace.without_rule |= blocks.ambiguous
+        return lengths.sum(1, keepdim=True)
+
+    def _constants(self) -> list[Tensor]:
+        return [*self._model.parameters(), *self._model.buffers()]
+
+    def _give_up(self, reason: str) -> None:
+        self.without_rule |= dict.fromkeys(self._parameters, reason)
+
+    # --- the backward pass
+
+    def _differentiated(self, trace: Trace, scalars: Tensor, alone: Any, totals: Params) -> Tensor | None:
+        leaves = _leaves_reached(scalars)
+        reached = {id(leaf) for leaf in leaves}
+        for name, value in self._parameters.items():
+            if name in trace.without_rule or id(value) in reached:
+                self.without_rule.setdefault(name, "no rule for how it is used")
+        ruled = {name: value for name, value in self._parameters.items() if name not in self.without_rule}
+        if self._is_checked or trace.num_samples == 1:
+            Backward(trace, ruled, totals, self._power).run(scalars, leaves)
+            return scalars.detach()
+        # the first time, into sums of its own: where the gradients are not right, nothing is added
+        own = {name: torch.zeros_like(totals[name]) for name in ruled}
+        backward = Backward(trace, ruled, own, self._power, check=trace.sample)
+        backward.run(scalars, leaves)
+        if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.checked, ruled, alone):
+            return self._give_up("a sample has other gradients in a batch than alone")
+        self._is_checked = True
+        for name, value in own.items():
+            totals[name] += value
+        return scalars.detach()
+
+    def _is_right(self, found: Params, parameters: dict[str, nn.Parameter], alone: Any) -> bool:
+        """Whether these are the gradients that a sample has by itself, in a pass that nobody watches."""
+        assert self._scalar is not None
+        scalar = self._scalar(self._call(self._model, alone)).sum()
+        truth = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        if parameters and scalar.requires_grad:
+            gradients = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
+            truth |= {
+                name: each.to_dense() for name, each in zip(parameters, gradients, strict=True) if each is not None
+            }
+        largest = max((float(value.norm()) for value in truth.values()), default=0.0)
+        for name, value in truth.items():
+            near, noise = _GRADIENT_TOLERANCE.get(value.dtype, _GRADIENT_TOLERANCE[torch.float32])
+            error = float((found.get(name, 0) - value).norm())
+            if not error <= near * float(value.norm()) + noise * largest:  # nan is not right either
+                return False
+        return True
+
+
+class Backward:
+    """Adds |gradient|^power of every sample, of the parameters that a trace has rules for, to `totals`.
+
+    Args:
+        parameters: those to measure, by name; the trace may know more.
+        check: the number of a sample whose gradients, of the sum of its scalars, are kept in `checked`.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        parameters: Mapping[str, nn.Parameter],
+        totals: Params,
+        power: int,
+        check: int | None = None,
+    ):
+        self._trace, self._parameters, self._totals, self._power, self._check = trace, parameters, totals, power, check
+        self.checked: Params = {}
+        self._is_last = False
+        self._waiting: list[tuple[Weight, Rule, str]] = []  # with their gradient, until the other uses have theirs
+        weights = [weight for use in trace.uses.values() for weight in use.weights.values()]
+        num_uses = Counter(name for weight in weights for name in weight.parameters)
+        computed_from = {name for weight in weights if not weight.is_parameter for name in weight.parameters}
+        # the gradients that one sample has through several uses are summed before the magnitude is taken
+        self._several = {name for name in parameters if num_uses[name] > 1 or name in computed_from}
+        self._once = {name for name in parameters if num_uses[name] == 1} - self._several
+
+    def run(self, scalars: Tensor, leaves: list[Tensor]) -> None:
+        """Differentiate the scalars, (n, m), column by column, with respect to all leaves of their graph."""
+        if not leaves:
+            return
+        self._trace.arrived = self._arrived
+        columns = scalars.sum(0)
+        for number, column in enumerate(columns):
+            self._is_last = number + 1 == len(columns)
+            torch.autograd.grad(column, leaves, retain_graph=not self._is_last)
+            self._add_waiting()
+
+    @torch.no_grad()
+    def _arrived(self, number: int, layout: Layout, grad: Tensor) -> None:
+        rule, weights, _ = self._trace.uses[number]
+        once = {role: weight.parameters[0] for role, weight in weights.items() if weight.parameters[0] in self._once}
+        several = [
+            (weight, rule, role) for role, weight in weights.items() if not self._several.isdisjoint(weight.parameters)
+        ]
+        if not once and not several:
+            return
+        dtype = next(iter(weights.values())).tensor.dtype  # under an autocast of the model's own they may differ
+        if rule.input.is_floating_point():
+            rule.input = rule.input.to(dtype)
+        rule.backward(grad.to(dtype), layout, self._trace.num_samples)
+        for role, name in once.items():
+            if self._check is not None:
+                self._keep_checked(name, rule.of_sample(role, self._check))
+            rule.add(role, self._totals[name], self._power)
+        self._waiting += several
+        if self._is_last and not several:
+            del self._trace.uses[number]  # its tensors are not needed any longer
+
+    @torch.no_grad()
+    def _add_waiting(self) -> None:
+        """Weights that are used twice, or through tensors computed from them: sample by sample, all uses together."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        own = {name: torch.zeros_like(self._totals[name]) for name in self._parameters if name in self._several}
+        for sample in range(self._trace.num_samples):
+            self._add_uses(own, [(weight, rule.of_sample(role, sample)) for weight, rule, role in waiting])
+            for name, gradient in own.items():
+                if sample == self._check:
+                    self._keep_checked(name, gradient)
+                self._totals[name] += magnitude_(gradient, self._power)
+                gradient.zero_()
+
+    def _add_uses(self, own: Params, gradients: list[tuple[Weight, Tensor]]) -> None:
+        """Add a sample's gradients with respect to weights to those of the parameters that these are or come from."""
+        for weight, gradient in gradients:
+            if weight.is_parameter:
+                own[weight.parameters[0]] += gradient
+        computed = [pair for pair in gradients if not pair[0].is_parameter]
+        if not computed:
+            return
+        pulled = torch.autograd.grad(
+            [weight.tensor for weight, _ in computed],
+            [self._parameters[name] for name in own],
+            [gradient.reshape(weight.tensor.shape) for weight, gradient in computed],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for total, gradient in zip(own.values(), pulled, strict=True):
+            if gradient is not None:
+                total += gradient
+
+    def _keep_checked(self, name: str, gradient: Tensor) -> None:
+        self.checked[name] = self.checked[name] + gradient if name in self.checked else gradient.clone()
+
+
+def _leaves_reached(scalars: Tensor) -> list[Tensor]:
+    """The leaves of the graph of these scalars: all tensors with respect to which they can be differentiated."""
+    seen: set[Any] = set()
+    leaves: list[Tensor] = []
+    waiting: list[Any] = [scalars.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        waiting.extend(next_node for next_node, _ in node.next_functions)
+    return leaves
