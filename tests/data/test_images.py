@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import tripletmas.data.images as image_files
-from tripletmas.data.images import ImageFiles, find_images, read_images
+from tripletmas.data.images import ImageFiles, find_images, missing_images, read_images, thumbnail
 
 
 def one(path, *, size=2, channels=3) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_images_that_cannot_be_read_are_errors_or_are_counted(some_bad, in_memor
 
 @pytest.mark.parametrize(("name", "reason"), [("c.png", "not an image"), ("d.png", "no such file")])
 def test_a_file_that_is_no_image_is_named(some_bad, name, reason):
-    index = some_bad.names.index(name)
+    index = [path.rsplit("/", 1)[1] for path in some_bad.paths].index(name)
     for read in (some_bad.__getitem__, some_bad.check):
         with pytest.raises(ValueError, match=rf"{name} cannot be read: {reason}$"):
             read(index)
@@ -164,3 +164,53 @@ def test_places_without_images_are_errors(tmp_path):
 def test_impossible_shapes_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         ImageFiles(tmp_path, [], **{"size": 8, "channels": 3, **options})
+
+
+# --- by whole paths, wherever they lie
+
+
+@pytest.fixture
+def place(tmp_path):
+    for number, name in enumerate(("a/1.png", "a/2.png", "b/c/3.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number + 1).save(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "b" / "c" / "3.png", "in/3.png")
+        archive.write(tmp_path / "a" / "1.png", "1.png")
+    return tmp_path
+
+
+def test_images_are_read_wherever_they_lie(place, monkeypatch):
+    monkeypatch.chdir(place)
+    paths = ["a/2.png", "all.zip/in/3.png", str(place / "a" / "1.png"), "b/c/3.png", "all.zip/1.png"]
+    images = ImageFiles.at(paths, size=2, channels=1)
+    assert [int(image.unique()) for image in images] == [2, 3, 1, 3, 1]
+    assert images[0].shape == (1, 2, 2)
+    assert images[0].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("name", ["a/9.png", "gone/1.png", "all.zip/9.png", "gone.zip/1.png"])
+def test_what_has_vanished_is_named(name, place):
+    paths = [str(place / "a" / "1.png"), str(place / name), str(place / "all.zip" / "1.png")]
+    assert missing_images(paths) == [1]
+    images = ImageFiles.at(paths, size=2, channels=1)
+    with pytest.raises(ValueError, match=f"{name} cannot be read: no such file"):
+        images[1]
+    assert images[2].unique().tolist() == [1]
+
+
+def test_a_damaged_archive_is_named_and_not_taken_for_missing_images(place):
+    path = place / "all.zip"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"all\.zip is no zip archive, or was cut short"):
+        missing_images([str(path / "1.png")])
+
+
+def test_a_thumbnail_keeps_the_shape_and_has_64_pixels_at_most():
+    small = torch.linspace(-0.1, 1.1, 12).view(1, 3, 4)
+    assert thumbnail(small).flatten().tolist() == [min(max(round(255 * x), 0), 255) for x in small.flatten().tolist()]
+    wide = torch.zeros(3, 50, 200)
+    wide[:, :, ::2] = 1.0
+    assert thumbnail(wide).shape == (3, 16, 64)
+    assert thumbnail(wide)[:, 4:-4, 4:-4].float().std() < 8  # antialiased: stripes of one pixel become grey
+    assert thumbnail(torch.zeros(1, 1, 900)).shape == (1, 1, 64)

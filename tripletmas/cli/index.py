@@ -15,8 +15,7 @@ from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, info, model_of, stale_vectors, ways_out
 from tripletmas.cli.index_refresh import refresh
 from tripletmas.data.folders import SPLITS
-from tripletmas.data.image_paths import missing_images
-from tripletmas.data.images import ImageFiles, find_images
+from tripletmas.data.images import ImageFiles, find_images, missing_images
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform, prefix

@@ -13,7 +13,7 @@ from torch import Tensor
 from tripletmas.basics.weights import listed
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, model_of, open_run
-from tripletmas.data.image_paths import ImagesAt, missing_images
+from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
 from tripletmas.index.drift import DRIFT_MAPS
 from tripletmas.index.file import locked
@@ -125,7 +125,7 @@ def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]
         paths = [changed.paths[row] for row in rows.tolist()]
         vectors, kept = embed_images(
             model,
-            ImagesAt(paths, size=transform.size, channels=transform.channels),
+            ImageFiles.at(paths, size=transform.size, channels=transform.channels),
             invert=transform.invert,
             skip_unreadable=options.drop_missing,
             option="--drop-missing",

@@ -18,7 +18,7 @@ from tripletmas.basics.files import atomic_write
 from tripletmas.cli.console import console, make_parser
 from tripletmas.cli.index_info import model_of, stale_vectors, ways_out
 from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.image_paths import ImagesAt
+from tripletmas.data.images import ImageFiles
 from tripletmas.index.images import ImageIndex
 from tripletmas.models.embedding import embed
 from tripletmas.objectives.facts import asking
@@ -77,7 +77,7 @@ def query(arguments: Sequence[str]) -> None:
     if options.k > len(index):
         notes.append(f"the index holds {len(index)} vectors, fewer than the {options.k} that are asked for")
     transform = index.settings.transform
-    images = ImagesAt(options.images, size=transform.size, channels=transform.channels)
+    images = ImageFiles.at(options.images, size=transform.size, channels=transform.channels)
     vectors, _ = embed_images(model, images, invert=transform.invert, option=None)
     found = neighbours(index, options.images, *index.search(vectors, min(options.k, len(index))))
     fewest = min(len(row.found[0]) for row in found.rows)

@@ -1,4 +1,4 @@
-"""Image files: finding them in a folder or a zip archive, and decoding them to tensors of one size.
+"""Image files, in folders and zip archives: finding them, and decoding them to tensors of one size.
 
 Shapes: an image is uint8 (channels, size, size), values 0..255.
 """
@@ -9,13 +9,15 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IN_MEMORY_BYTES = 2**30  # what `in_memory=None` decodes at once: 87,000 images of 64 x 64 in colour
 _PIL_MODES = {1: "L", 3: "RGB"}
+_THUMBNAIL = 64  # pixels
 
 
 class ImageFiles(Sequence[Tensor]):
@@ -32,82 +35,92 @@ class ImageFiles(Sequence[Tensor]):
     short side resized to `size` with antialiasing, and the centre square cut out.
 
     Args:
-        root: a folder or a zip archive.
+        root: a folder or a zip archive; `at` takes images wherever they lie.
         names: the files, relative to `root`.
         size: height and width in pixels.
         channels: 1 for grey, 3 for RGB.
     """
 
-    def __init__(self, root: str | Path, names: Sequence[str], *, size: int, channels: int):
+    def __init__(self, root: str | Path, names: Iterable[str], *, size: int, channels: int):
         if channels not in _PIL_MODES:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
         if size < 1:
             raise ValueError(f"size must be >= 1 pixel, got {size}")
-        self.root = Path(root)
-        self.names = tuple(names)
+        root = Path(root)
         self.size = size
         self.channels = channels
-        self._archive: tuple[int, zipfile.ZipFile] | None = None
+        self._places = [(root, name) for name in names]  # the folder or archive of each, and its name there
+        self._archives: dict[tuple[int, Path], zipfile.ZipFile] = {}
+
+    @classmethod
+    def at(cls, paths: Iterable[str], *, size: int, channels: int) -> ImageFiles:
+        """Images by their whole paths: in folders, or in zip archives as `archive.zip/name`."""
+        images = cls("", (), size=size, channels=channels)
+        images._places = [_split(path) for path in paths]
+        return images
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
-        try:
-            return self._decode(self._open(self.names[index]))
-        except Exception as error:  # Pillow reports a broken file with many types, SyntaxError and struct.error too
-            raise self._unreadable(index, error) from None
+        with self._opened(index) as image:
+            return self._decoded(image)
 
     def check(self, index: int) -> None:
         """Raises ValueError if file `index` is missing, empty or no image; reads its header, decodes nothing."""
-        path = self.root / self.names[index]
-        try:
-            if self.root.is_dir() and path.stat().st_size:
-                Image.open(path).close()
-            else:
-                Image.open(self._open(self.names[index])).close()
-        except Exception as error:
-            raise self._unreadable(index, error) from None
+        with self._opened(index):
+            pass
+
+    def subset(self, positions: Iterable[int]) -> ImageFiles:
+        """The images at these positions."""
+        images = ImageFiles("", (), size=self.size, channels=self.channels)
+        images._places = [self._places[position] for position in positions]
+        return images
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Where each image lies; in an archive, `archive.zip/name`."""
-        return tuple(str(self.root / name) for name in self.names)
+        return tuple(str(root / name) for root, name in self._places)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_archive": None}
+        return {**self.__dict__, "_archives": {}}
 
-    def _open(self, name: str) -> io.BytesIO:
-        if self.root.is_dir():
-            content = (self.root / name).read_bytes()
-        else:
-            # A process that was forked (a DataLoader worker) must not share its parent's position in the file.
-            if self._archive is None or self._archive[0] != os.getpid():
-                self._archive = (os.getpid(), zipfile.ZipFile(self.root))
-            content = self._archive[1].read(name)
-        if not content:
-            raise ValueError("the file is empty")
-        return io.BytesIO(content)
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Image.Image]:
+        """Image `index`, its header read; all that goes wrong with it is one ValueError that names the file."""
+        root, name = self._places[index]
+        try:
+            with open(root / name, "rb") if root.is_dir() else io.BytesIO(self._archive(root).read(name)) as content:
+                if not content.read(1):
+                    raise ValueError("the file is empty")
+                content.seek(0)
+                with Image.open(content) as image:
+                    yield image
+        except Exception as error:  # Pillow reports a broken file with many types, SyntaxError and struct.error too
+            reason = "no such file" if isinstance(error, (FileNotFoundError, KeyError)) else error
+            if isinstance(error, Image.UnidentifiedImageError):
+                reason = "not an image"
+            raise ValueError(f"{root / name} cannot be read: {reason}") from None
 
-    def _decode(self, content: io.BytesIO) -> Tensor:
-        with Image.open(content) as opened:
-            opened.draft(None, (2 * self.size, 2 * self.size))  # a large JPEG is decoded at half, quarter, ... scale
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
-                image = Image.fromarray((np.asarray(image, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert(_PIL_MODES[self.channels])
-            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+    def _archive(self, root: Path) -> zipfile.ZipFile:
+        """A process that was forked (a DataLoader worker) must not share its parent's position in the file."""
+        key = (os.getpid(), root)
+        if key not in self._archives:
+            self._archives[key] = zipfile.ZipFile(root)
+        return self._archives[key]
+
+    def _decoded(self, opened: Image.Image) -> Tensor:
+        opened.draft(None, (2 * self.size, 2 * self.size))  # a large JPEG is decoded at half, quarter, ... scale
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
+            image = Image.fromarray((np.asarray(image, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert(_PIL_MODES[self.channels])
+        image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(image))
         return pixels.reshape(self.size, self.size, self.channels).permute(2, 0, 1).contiguous()
-
-    def _unreadable(self, index: int, error: Exception) -> ValueError:
-        reason = "no such file" if isinstance(error, (FileNotFoundError, KeyError)) else error
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image"
-        return ValueError(f"{self.root / self.names[index]} cannot be read: {reason}")
 
 
 def read_images(
@@ -122,28 +135,25 @@ def read_images(
         in_memory: decode all now into one uint8 tensor; None does so up to 1 GiB.
         skip_unreadable: leave out images that cannot be read, and log how many; else the first one is an error.
     """
-    num_bytes = len(images) * images.channels * images.size**2
-    decode = num_bytes <= IN_MEMORY_BYTES if in_memory is None else in_memory
-    pixels = torch.empty((len(images) if decode else 0, images.channels, images.size, images.size), dtype=torch.uint8)
+    if in_memory is None:
+        in_memory = len(images) * images.channels * images.size**2 <= IN_MEMORY_BYTES
+    room = len(images) if in_memory else 0
+    pixels = torch.empty((room, images.channels, images.size, images.size), dtype=torch.uint8)
     kept, unreadable = [], []
     for index in tqdm(range(len(images)), desc="reading images", unit="image", disable=None, leave=False):
         try:
-            if decode:
+            if in_memory:
                 pixels[len(kept)] = images[index]
             else:
                 images.check(index)
+            kept.append(index)
         except ValueError as error:
             if not skip_unreadable:
                 raise ValueError(f"{error} (skip_unreadable leaves such images out)") from None
             unreadable.append(str(error))
-        else:
-            kept.append(index)
     if unreadable:
         logger.warning("skipped %d of %d images; the first: %s", len(unreadable), len(images), unreadable[0])
-    if decode:
-        return pixels[: len(kept)], kept
-    names = [images.names[index] for index in kept]
-    return ImageFiles(images.root, names, size=images.size, channels=images.channels), kept
+    return pixels[: len(kept)] if in_memory else images.subset(kept), kept
 
 
 def find_images(root: str | Path) -> list[str]:
@@ -155,25 +165,67 @@ def find_images(root: str | Path) -> list[str]:
     Raises:
         ValueError: if there is no such folder or archive, or no image in it.
     """
-    root = Path(root)
-    if root.is_dir():
-        names = [
-            (Path(folder) / file).relative_to(root).as_posix()
-            for folder, _, files in os.walk(root, followlinks=True)
-            for file in files
-        ]
-    elif zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
-    elif root.exists():
-        raise ValueError(f"{root} is neither a folder nor a zip archive")
-    else:
-        raise ValueError(f"no such folder or zip archive: {root}")
-    shown = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
-    found = sorted(name for name in shown if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES)
+    names = [name for name in _files_in(Path(root)) if not any(map(_is_hidden, name.split("/")))]
+    found = sorted(name for name in names if _suffix(name) in IMAGE_SUFFIXES)
     if not found:
         raise ValueError(f"no images in {root} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    if len(found) < len(shown):
-        others = sorted({PurePosixPath(name).suffix.lower() for name in shown} - IMAGE_SUFFIXES - {""})
-        logger.warning("%s: left out %d files that are no images (%s)", root, len(shown) - len(found), " ".join(others))
+    if len(found) < len(names):
+        others = sorted({*map(_suffix, names)} - IMAGE_SUFFIXES - {""})
+        logger.warning("%s: left out %d files that are no images (%s)", root, len(names) - len(found), " ".join(others))
     return found
+
+
+def missing_images(paths: Sequence[str]) -> list[int]:
+    """The positions of paths where no file lies any more, in folders and in zip archives; nothing is decoded.
+
+    Raises:
+        ValueError: naming an archive that is damaged: whether its images are there cannot be told.
+    """
+    inside: dict[Path, set[str]] = {}
+    missing = []
+    for position, (root, name) in enumerate(map(_split, paths)):
+        if root.is_file() and root not in inside:
+            try:
+                with zipfile.ZipFile(root) as archive:
+                    inside[root] = set(archive.namelist())
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{root} is no zip archive, or was cut short ({error}): restore it") from None
+        if not (name in inside[root] if root in inside else (root / name).is_file()):
+            missing.append(position)
+    return missing
+
+
+def thumbnail(sample: Tensor) -> Tensor:
+    """A picture of a sample (channels, height, width) in [0, 1]: uint8, at most 64 pixels high and wide."""
+    largest = max(sample.shape[1:])
+    if largest > _THUMBNAIL:
+        size = [max(1, round(side * _THUMBNAIL / largest)) for side in sample.shape[1:]]
+        sample = functional.interpolate(sample[None], size=size, mode="bilinear", antialias=True)[0]
+    return (sample * 255).round().clamp(0, 255).byte()
+
+
+def _files_in(root: Path) -> list[str]:
+    """All files below a folder or in an archive, relative to it."""
+    if root.is_dir():
+        found = os.walk(root, followlinks=True)
+        return [(Path(folder) / file).relative_to(root).as_posix() for folder, _, files in found for file in files]
+    if zipfile.is_zipfile(root):
+        with zipfile.ZipFile(root) as archive:
+            return [name for name in archive.namelist() if not name.endswith("/")]
+    raise ValueError(
+        f"{root} is neither a folder nor a zip archive" if root.exists() else f"no such folder or zip archive: {root}"
+    )
+
+
+def _split(path: str) -> tuple[Path, str]:
+    """The archive that an image lies in and its name there; for an image in a folder, that folder and its name."""
+    root = next((parent for parent in Path(path).parents if parent.is_file()), Path(path).parent)
+    return root, Path(path).relative_to(root).as_posix()
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith((".", "__MACOSX"))
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()

@@ -14,13 +14,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
-from torch.nn import functional
 
 from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.image_paths import ImagesAt
-
-_SIDE = 64  # pixels of a picture that is kept
+from tripletmas.data.images import ImageFiles
 
 
 class Folder(Protocol):
@@ -118,15 +115,6 @@ def are_pictures(data: LabelledDataset) -> bool:
     return len(data.sample_shape) == 3 and data.sample_shape[0] in (1, 3)
 
 
-def small(sample: Tensor) -> Tensor:
-    """A picture of a sample: uint8 (channels, height, width), at most 64 pixels high and wide."""
-    largest = max(sample.shape[1:])
-    if largest > _SIDE:
-        size = [max(1, round(side * _SIDE / largest)) for side in sample.shape[1:]]
-        sample = functional.interpolate(sample[None], size=size, mode="bilinear", antialias=True)[0]
-    return (sample * 255).round().clamp(0, 255).byte()
-
-
 def write_found(run: Folder, number: int, rows: Iterable[Row]) -> None:
     """Keep what was found after task `number`: rows with one moment."""
     run.write_json(_found(number), [_plain(row) for row in rows])
@@ -173,6 +161,6 @@ def _row(content: dict[str, Any]) -> Row:
 
 def _read(path: str, size: int) -> Tensor | None:
     try:
-        return ImagesAt([path], size=size, channels=3)[0]
+        return ImageFiles.at([path], size=size, channels=3)[0]
     except ValueError:
         return None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.image_paths import ImagesAt
 from tripletmas.data.images import ImageFiles
 from tripletmas.index.base import unit
 from tripletmas.index.drift import DriftMap, fit_drift
@@ -104,7 +103,7 @@ def _configured_shape(data: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 def embed_images(
     model: RunModel,
-    images: ImageFiles | ImagesAt,
+    images: ImageFiles,
     *,
     invert: bool = False,
     skip_unreadable: bool = False,

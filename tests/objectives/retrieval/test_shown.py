@@ -11,7 +11,7 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.embedded import embed_tasks
-from tripletmas.objectives.grid import read_found, read_grid, small
+from tripletmas.objectives.grid import read_found, read_grid
 from tripletmas.objectives.retrieval.shown import followed, write_shown
 from tripletmas.runs.directory import RunDirectory
 
@@ -104,7 +104,3 @@ def test_fewer_than_five_items_and_samples_that_are_no_images(tmp_path):
     write_shown(run, 0, (task,), embed_tasks(torch.nn.Linear(3, 2), (task,)))
     assert [len(row.found[0]) for row in read_found(run, 0).values()] == [3] * 4
     assert read_grid(run) is None
-
-
-def test_large_pictures_are_made_small():
-    assert small(torch.rand(3, 200, 100)).shape == (3, 64, 32)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.data.dataset import LabelledDataset, concatenate
-from tripletmas.data.image_paths import ImagesAt
-from tripletmas.data.images import ImageFiles, find_images
+from tripletmas.data.images import ImageFiles, find_images, thumbnail
 from tripletmas.data.tasks import Stream
 from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.facts.fact import parse_query
@@ -18,7 +17,7 @@ from tripletmas.objectives.facts.language import LanguageView
 from tripletmas.objectives.facts.losses import FactLoss
 from tripletmas.objectives.facts.scoring import fact_vectors, image_vectors
 from tripletmas.objectives.facts.shown import names_of
-from tripletmas.objectives.grid import Grid, Hit, Row, small
+from tripletmas.objectives.grid import Grid, Hit, Row
 
 Embed = Callable[[LabelledDataset], Tensor]  # images -> (n, dim) raw embeddings
 
@@ -91,7 +90,7 @@ def images_for(
         hits = (hit(image, score, facts) for image, score in zip(images, near, strict=True))
         rows.append(Row(text, (tuple(hits),)))
     shown = found.unique().tolist()
-    pictures = {gallery.names[i]: None if gallery.files else small(gallery.images[i][0]) for i in shown}
+    pictures = {gallery.names[i]: None if gallery.files else thumbnail(gallery.images[i][0]) for i in shown}
     return Grid(("",), tuple(rows), pictures=pictures), notes
 
 
@@ -100,7 +99,7 @@ def facts_for(language: LanguageView, embed: Embed, learned: Stream, images: Seq
     columns = torch.tensor(sorted(label for task in learned for label in task.classes))
     channels, size = learned[0].query.sample_shape[:2]
     index = ExactIndex.over(fact_vectors(language.vectors[columns], language.mask[columns]), normalize=False)
-    asked = image_vectors(embed(_unlabelled(ImagesAt(images, size=size, channels=channels))))
+    asked = image_vectors(embed(_unlabelled(ImageFiles.at(images, size=size, channels=channels))))
     scores, found = index.search(asked, min(k, len(columns)))
     rows = []
     for path, near, facts in zip(images, scores.tolist(), columns[found].tolist(), strict=True):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.data.dataset import LabelledDataset, concatenate
+from tripletmas.data.images import thumbnail
 from tripletmas.data.tasks import Stream
 from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.embedded import EmbeddedTasks
@@ -33,7 +34,6 @@ from tripletmas.objectives.grid import (
     Table,
     are_pictures,
     read_found,
-    small,
     write_found,
     write_grid,
 )
@@ -78,7 +78,7 @@ def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks,
     place = {name: position for position, name in enumerate(names_of(images))}
     rows = _pictured(scored, place) if are_pictures(images) else []
     shown = dict.fromkeys(hit.name for row in rows for hits in row.found for hit in hits)
-    pictures = {name: small(images[place[name]][0]) for name in shown}
+    pictures = {name: thumbnail(images[place[name]][0]) for name in shown}
     note = f"Language view: {objective.language.words}."
     write_grid(run, Grid(("when it was learned", "now"), tuple(rows), _tables(scored), note, pictures))
 

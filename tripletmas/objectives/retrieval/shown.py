@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.images import thumbnail
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.making import make_index
 from tripletmas.objectives.embedded import EmbeddedTasks, joined
@@ -26,7 +27,6 @@ from tripletmas.objectives.grid import (
     Row,
     are_pictures,
     read_found,
-    small,
     write_found,
     write_grid,
 )
@@ -48,7 +48,7 @@ def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks,
     before = {name: row.found[0] for name, row in read_found(run, number - 1).items()} if number else {}
     rows = [replace(row, found=(before.get(row.name, ()), *row.found)) for row in found]
     shown = [name for row in rows for name in (row.name, *(hit.name for hits in row.found for hit in hits))]
-    pictures = {name: small(_sample(seen, name)) for name in dict.fromkeys(shown)}
+    pictures = {name: thumbnail(_sample(seen, name)) for name in dict.fromkeys(shown)}
     write_grid(run, Grid(("before the last task", "after the last task"), tuple(rows), pictures=pictures))
 
 
