@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
-from tripletmas.basics import files as aside
-from tripletmas.runs.directory import Checkpoint, RunDirectory
+from tripletmas.basics import files
+from tripletmas.basics.weights import state_of
+from tripletmas.runs.checkpoint import Checkpoint
+from tripletmas.runs.directory import RunDirectory
 
 CONFIG = {"strategy": {"name": "mas", "strength": 0.3}, "seed": 0}
 FILES = (
@@ -56,6 +59,7 @@ def only_folder(run: RunDirectory) -> Path:
 
 
 def test_a_checkpoint_comes_back_as_it_was(run):
+    assert run.load_checkpoint() is None
     run.append({"kind": "epoch"})
     saved = state()
     run.save_checkpoint(saved)
@@ -72,10 +76,6 @@ def test_a_checkpoint_comes_back_as_it_was(run):
     assert found.optimizer["optimizer"]["state"][0]["step"] == 5.0
     run.save_checkpoint(replace(saved, optimizer=None))
     assert loaded(run).optimizer is None
-
-
-def test_there_is_no_checkpoint_at_first(run):
-    assert run.load_checkpoint() is None
 
 
 def test_only_the_latest_is_kept(run):
@@ -103,21 +103,21 @@ def test_saving_again_keeps_the_old_one_until_the_new_one_is_there(run, monkeypa
         real(*paths)
         whole.append(float(loaded(run).model["z.weight"][0]))
 
-    monkeypatch.setattr(aside.os, "replace", look)
+    monkeypatch.setattr(files.os, "replace", look)
     run.save_checkpoint(state(1, 0, fill=2.0))
     assert whole == [1.0, 2.0]
 
 
 def test_everything_is_on_the_disk_before_it_is_renamed(run, monkeypatch):
     synced, renamed = [], []
-    monkeypatch.setattr(aside.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(files.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
     real = os.replace
 
     def remember(*paths):
         renamed.append((str(paths[1]), sorted(Path(path).name for path in synced)))
         real(*paths)
 
-    monkeypatch.setattr(aside.os, "replace", remember)
+    monkeypatch.setattr(files.os, "replace", remember)
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc to tell which file a descriptor is")
     run.save_checkpoint(state())
@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(write, number, run, monkeypatch):
     # safetensors hides the error in its text; a quota it does not name
     text = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
     system_error = OSError(number, os.strerror(number))
-    monkeypatch.setattr(aside, "save_file", failing(aside.save_file, SafetensorError(text)))
+    monkeypatch.setattr(files, "save_file", failing(files.save_file, SafetensorError(text)))
     monkeypatch.setattr(Path, "write_bytes", failing(Path.write_bytes, system_error))
     monkeypatch.setattr(Path, "write_text", failing(Path.write_text, system_error))
     with pytest.raises(OSError, match="no space left to write") as caught:
@@ -206,7 +206,7 @@ def test_another_failure_keeps_its_own_words(run, monkeypatch):
     def fail(*_):
         raise SafetensorError("I/O error: Input/output error (os error 5)")
 
-    monkeypatch.setattr(aside, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
         run.save_checkpoint(state(0, 2))
     assert caught.value.errno == errno.EIO
@@ -251,9 +251,44 @@ def test_a_place_without_its_numbers_is_named(run):
             run.load_checkpoint()
 
 
-def test_missing_or_damaged_tensors_are_named(run):
-    with pytest.raises(ValueError, match=r"weights/task00\.safetensors cannot be read"):
-        run.read_tensors("weights/task00.safetensors")
+# --- what is kept of each task
+
+
+def test_tasks_are_counted_by_number_not_by_name(run):
+    for number in (9, 100, 10, 99):
+        run.importance().write(number, {"x": torch.tensor(number)})
+        run.importance(1).write(number, {"x": torch.tensor(-number)})
+    assert run.importance().numbers() == run.importance(1).numbers() == [9, 10, 99, 100]
+    assert run.importance().read(100)["x"] == 100
+    assert run.importance(1).read(100)["x"] == -100
+    assert sorted(path.name for path in (run.path / "importance").iterdir()) == [
+        *("task09-1.safetensors", "task09.safetensors", "task10-1.safetensors", "task10.safetensors"),
+        *("task100-1.safetensors", "task100.safetensors", "task99-1.safetensors", "task99.safetensors"),
+    ]
+
+
+def test_what_a_task_has_not(run):
+    assert (run.num_done, run.galleries.find(0), run.weights.numbers()) == (0, None, [])
+    assert (run.scores(), run.compatibility(), run.embedding(), run.classes()) == (None,) * 4
+    with pytest.raises(ValueError, match=r"weights/task00\.safetensors cannot be read \(No such file"):
+        run.weights.read(0)
+    with pytest.raises(ValueError, match=r"no task is done yet; go on with: tripletmas resume .*run"):
+        run.task_done()
+    for number in range(2):
+        run.weights.write(number, {})
+    assert (run.num_done, run.task_done(), run.task_done(0)) == (2, 1, 0)
+    for number in (-1, 2):
+        with pytest.raises(ValueError, match=f"tasks 0 to 1 are done, so there is no model after task {number}"):
+            run.task_done(number)
+
+
+def test_weights_go_into_a_model(run):
+    model, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    run.weights.write(0, state_of(model))
+    run.load_weights(other, 0)
+    assert torch.equal(other.weight, model.weight)
+    with pytest.raises(ValueError, match=r"weights/task00\.safetensors belongs to another model"):
+        run.load_weights(nn.Linear(2, 2), 0)
 
 
 # --- records and JSON
@@ -272,6 +307,28 @@ def test_records_are_appended_and_nan_is_null(run):
     assert json.loads((run.path / "a" / "b.json").read_text()) == {"x": [None, 1]}
     assert run.read_json("a/b.json") == {"x": [None, 1]}
     assert run.read_json("none.json") is None
+    (run.path / "none.json").write_text("{")
+    with pytest.raises(ValueError, match=r"none\.json cannot be read \(Expecting property name .*restore it"):
+        run.read_json("none.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"kind": "a"}\n\n{"kind": "b"}\n', [{"kind": "a"}, {"kind": "b"}]),
+        ('{"kind": "a"}\n{"kind": ', [{"kind": "a"}]),  # its process was killed
+        ('{"kind": "a"}\n{"kind": \n{"kind": "b"}\n', "line 2 is no record .Expecting value"),
+        ('{"kind": "a"}\n7\n', "line 2 is no record"),
+    ],
+)
+def test_a_damaged_record_is_told_by_its_line(text, found, run):
+    (run.path / "metrics.jsonl").write_text(text)
+    if isinstance(found, list):
+        assert run.records() == found
+        assert run.records("a") == [{"kind": "a"}]
+    else:
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl, {found}.*: remove the line"):
+            run.records()
 
 
 def test_rewinding_cuts_what_came_after_the_checkpoint(run):
@@ -336,6 +393,15 @@ def test_a_folder_that_is_empty_or_where_the_start_was_killed_is_taken(tmp_path)
     killed.mkdir()
     (killed / "config.yaml.part").write_text("seed")
     assert RunDirectory.create(killed, CONFIG).config() == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "no valid YAML"), ("- 1", r"hold a mapping .*, got \[1\]"), ("", "got None")]
+)
+def test_a_damaged_configuration_is_told(text, message, run):
+    (run.path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.yaml .*{message}"):
+        run.config()
 
 
 def test_opening_what_is_no_run(tmp_path):

@@ -90,7 +90,11 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
         raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
     try:
         if header["format"] == FORMAT:
-            return tensors, _checked(tensors, header, verify), header
+            if verify:
+                _check_sums(tensors, header.get("checksums", {}))  # earlier versions wrote none
+            paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
+            _check(tensors, len(paths), header)
+            return tensors, paths, header
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from None
     raise ValueError(
@@ -99,15 +103,17 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
     )
 
 
-def _checked(tensors: Params, header: dict[str, Any], verify: bool) -> tuple[str, ...]:
-    """The paths, taken out of the tensors, which must belong together; without `verify` the vectors are not read."""
-    for name, expected in header.get("checksums", {}).items():  # earlier versions wrote none
-        if verify and _checksum(tensors[name]) != expected:
+def _check_sums(tensors: Params, checksums: dict[str, int]) -> None:
+    for name, expected in checksums.items():
+        if _checksum(tensors[name]) != expected:
             raise ValueError(f"the checksum of its {name} is wrong")
-    paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
+
+
+def _check(tensors: Params, count: int, header: dict[str, Any]) -> None:
+    """Whether the tensors belong together; the vectors themselves are not read."""
     for name, dtype in _DTYPES.items():
         value = tensors[name]
-        shape = (len(paths), header["dim"]) if name == "vectors" else (len(paths),)
+        shape = (count, header["dim"]) if name == "vectors" else (count,)
         if value.shape != shape or value.dtype != dtype:
             raise ValueError(f"{name}: {value.dtype} of {tuple(value.shape)}, not {dtype} of {shape}")
     for name, smallest, end in (("part", 0, len(header["parts"])), ("labels", -1, len(header["class_names"]))):
@@ -116,7 +122,6 @@ def _checked(tensors: Params, header: dict[str, Any], verify: bool) -> tuple[str
             raise ValueError(f"{name} lie outside [{smallest}, {end})")
     if not bool((tensors["ids"].diff() > 0).all()):
         raise ValueError("ids are not ascending")
-    return paths
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -74,12 +74,7 @@ def load_model(
     """
     number = run.task_done(after)
     config = configuration.resolve(run.config())
-    configured = _configured_shape(config["data"])
-    if sample_shape and configured not in (None, sample_shape):
-        raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {sample_shape}")
-    shape = sample_shape or configured or load_trained(run, number)[0].stream[0].query.sample_shape
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"the model of {run.path} takes samples of shape {shape}, which are no square images")
+    shape = _shape(run, config["data"], sample_shape, number)
     options = {key: value for key, value in config["model"].items() if key != "name"}
     part_dim = words_of(config["data"]).dim if config["objective"] == "facts" else None
     model = build_model(config["model"]["name"], options, shape, part_dim=part_dim).to(choose_device(device))
@@ -96,9 +91,16 @@ def load_model(
     return RunModel(str(run.path), number, weight_hash(state), model, shape, dim, batch_size=size)
 
 
-def _configured_shape(data: Mapping[str, Any]) -> tuple[int, ...] | None:
+def _shape(run: RunDirectory, data: Mapping[str, Any], asked: tuple[int, ...] | None, number: int) -> tuple[int, ...]:
+    """The shape that is asked for, else that of the configuration, else that of the data."""
     channels, size = data.get("channels"), data.get("size")
-    return None if channels is None or size is None else (channels, size, size)
+    configured = None if channels is None or size is None else (channels, size, size)
+    if asked and configured not in (None, asked):
+        raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {asked}")
+    shape = asked or configured or load_trained(run, number)[0].stream[0].query.sample_shape
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"the model of {run.path} takes samples of shape {shape}, which are no square images")
+    return shape
 
 
 def embed_images(

@@ -22,10 +22,9 @@ def combinations(sweeps: Sequence[str]) -> list[Chosen]:
     """
     axes: dict[str, list[str]] = {}
     for sweep in sweeps:
-        option, equals, text = sweep.partition("=")
-        option = option.removeprefix("--")
+        option, _, text = sweep.removeprefix("--").partition("=")
         values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
-        if not option or not equals or not all(values):
+        if not option or not all(values):
             raise ValueError(f"a sweep is written option=value,value such as strategy.strength=0.1,1; got {sweep!r}")
         if option in axes:
             raise ValueError(f"{option} is swept twice: give all its values in one --sweep")
@@ -53,17 +52,17 @@ def ranges(sweeps: Sequence[str]) -> dict[str, tuple[float, float]]:
         raise ValueError("--trials needs a --sweep, such as --sweep strategy.strength=0.01..10")
     found = {}
     for sweep in sweeps:
-        match = re.fullmatch(r"(?:--)?([\w.]+)=([^,]+)\.\.([^,]+)", sweep)
+        option, _, text = sweep.removeprefix("--").partition("=")
         try:
-            low, high = (float(match[i]) for i in (2, 3)) if match else (0.0, 0.0)
+            low, high = map(float, text.split(".."))
         except ValueError:
             low = high = 0.0
-        if match is None or not 0 < low < high:
+        if not option or not 0 < low < high:
             raise ValueError(
                 f"with --trials a sweep is written option=low..high, 0 < low < high, such as "
                 f"strategy.strength=0.01..10; got {sweep!r}"
             )
-        found[match[1]] = (low, high)
+        found[option] = (low, high)
     return found
 
 
