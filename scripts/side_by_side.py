@@ -19,6 +19,6 @@ def run_side_by_side(run: Callable[[Job], str], jobs: Sequence[Job], *, at_once:
 
 
 def _start() -> None:
-    from tripletmas.cli.allocator import keep_freed_memory
+    from tripletmas.cli.train import keep_freed_memory
 
     keep_freed_memory()

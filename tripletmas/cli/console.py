@@ -1,4 +1,4 @@
-"""What the commands share: parsing of single values, printing."""
+"""What the commands share: options, parsing of single values, printing."""
 
 from __future__ import annotations
 
@@ -8,18 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from tripletmas import report as reports
 
+# options that mean the same wherever they are
+_SHARED: dict[str, dict[str, Any]] = {
+    "run": {"type": str, "help": "the run directory"},
+    "index": {"type": str, "help": "the index file"},
+    "--run": {"type": str, "default": None, "help": "the run directory (default: the one in the index)"},
+    "--after": {"type": int, "default": None, "help": "the model after this task (default: the last)"},
+    "--device": {"type": str, "default": "auto", "help": "auto, cpu, cuda or cuda:NUMBER"},
+    "--images": {"type": str, "required": True, "help": "a folder or zip archive of images, in any sub-folders"},
+    "--skip-unreadable": {"action": "store_true", "help": "leave out images that cannot be read"},
+    "--invert": {
+        "action": "store_true",
+        "help": "read black on white as white on black, which digits and omniglot are",
+    },
+}
 
-def make_parser(command: str, description: str | None) -> jsonargparse.ArgumentParser:
-    return jsonargparse.ArgumentParser(prog=f"tripletmas {command}", description=description, exit_on_error=False)
+
+def make_parser(command: str, description: str | None, *shared: str) -> jsonargparse.ArgumentParser:
+    """A parser of a command's options, with those of the `shared` ones that it names."""
+    parser = jsonargparse.ArgumentParser(prog=f"tripletmas {command}", description=description, exit_on_error=False)
+    for name in shared:
+        parser.add_argument(name, **_SHARED[name])
+    return parser
 
 
 def console() -> Console:
     """The terminal; where output goes to a file or a pipe, wide enough for any table. Text is shown as it is."""
     return Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+
+
+def make_table(title: str, *columns: str, show_header: bool = True) -> Table:
+    """An empty table; a column whose name begins with `>` is of numbers, which end at its right."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=show_header)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table
 
 
 def print_comparison(

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from tqdm import tqdm
 
 from tripletmas.basics.weights import Params, load_state
-from tripletmas.cli.console import console, make_parser
+from tripletmas.cli.console import console, make_parser, make_table
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, find_images, read_images
 from tripletmas.runs.directory import RunDirectory
@@ -23,14 +21,9 @@ from tripletmas.runs.experiment import load_trained
 def importance(arguments: Sequence[str]) -> None:
     """Measure importance on unlabelled images, such as those of the place where the model is used, and add it to the
     run's protection: what these images need will be held while the next tasks are learned."""
-    parser = make_parser("importance", importance.__doc__)
-    parser.add_argument("run", type=str, help="the run directory")
-    parser.add_argument("--images", type=str, required=True, help="a folder of images, in any sub-folders")
+    shared = ("run", "--images", "--skip-unreadable", "--invert")
+    parser = make_parser("importance", importance.__doc__, *shared)
     parser.add_argument("--weight", type=float, default=1.0, help="how much it counts; a task of the run counts 1")
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
-    parser.add_argument(
-        "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
-    )
     options = parser.parse_args(arguments)
     if options.weight <= 0:
         raise ValueError(f"--weight must be > 0, got {options.weight}")
@@ -81,14 +74,11 @@ def _unlabelled(root: str, shape: tuple[int, ...], skip_unreadable: bool) -> Lab
 
 
 def _print_layers(importance: Params) -> None:
-    total = sum(float(value.sum()) for value in importance.values())
     layers: dict[str, float] = {}
     for name, value in importance.items():
         layer = name.rpartition(".")[0] or name
         layers[layer] = layers.get(layer, 0.0) + float(value.sum())
-    table = Table(title="where it sits", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("layer")
-    table.add_column("share", justify="right")
+    table = make_table("where it sits", "layer", ">share")
     for layer, value in layers.items():
-        table.add_row(layer, f"{value / total:.1%}")
+        table.add_row(layer, f"{value / sum(layers.values()):.1%}")
     console().print(table)

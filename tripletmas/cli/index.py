@@ -43,21 +43,14 @@ def build(arguments: Sequence[str]) -> None:
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    parser = make_parser("index build", build.__doc__)
-    parser.add_argument("run", type=str, help="the run directory")
-    parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
+    shared = ("run", "--images", "--after", "--invert", "--skip-unreadable", "--device")
+    parser = make_parser("index build", build.__doc__, *shared)
     parser.add_argument("--out", type=str, required=True, help="the index file to write")
-    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
     parser.add_argument("--kind", type=str, default="exact", help="exact, or a factory string of faiss: IVF64,Flat")
     parser.add_argument("--metric", type=str, default="inner_product", help="inner_product or l2")
     parser.add_argument("--no-normalize", action="store_true", help="compare raw embeddings, not unit vectors")
     parser.add_argument("--nprobe", type=int, default=None, help="how many lists an IVF index looks into")
     parser.add_argument("--ef-search", type=int, default=None, help="how many candidates an HNSW index keeps")
-    parser.add_argument(
-        "--invert", action="store_true", help="read black on white as white on black, which digits and omniglot are"
-    )
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
     options = parser.parse_args(arguments)
     with locked(options.out, new=True):
         names = find_images(options.images)  # before the model: what is not there is told at once
@@ -87,12 +80,7 @@ def add(arguments: Sequence[str]) -> None:
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    parser = make_parser("index add", add.__doc__)
-    parser.add_argument("index", type=str, help="the index file")
-    parser.add_argument("--images", type=str, required=True, help="a folder or zip archive, in any sub-folders")
-    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    parser = make_parser("index add", add.__doc__, "index", "--images", "--run", "--skip-unreadable", "--device")
     options = parser.parse_args(arguments)
     with locked(options.index):
         before = ImageIndex.open(options.index)
@@ -126,8 +114,7 @@ def _say_that_it_exists(out: str, images: str) -> None:
 
 def remove(arguments: Sequence[str]) -> None:
     """Remove images from an index by their paths, or those that have vanished."""
-    parser = make_parser("index remove", remove.__doc__)
-    parser.add_argument("index", type=str, help="the index file")
+    parser = make_parser("index remove", remove.__doc__, "index")
     parser.add_argument("paths", nargs="*", help="images; of a folder or an archive, all images in it")
     parser.add_argument("--missing", action="store_true", help="remove the images whose files have vanished")
     options = parser.parse_args(arguments)
@@ -137,18 +124,24 @@ def remove(arguments: Sequence[str]) -> None:
         raise ValueError("a path to remove is empty: name an image, a folder or an archive")
     with locked(options.index):
         before = ImageIndex.open(options.index)
-        rows = set(missing_images(before.paths) if options.missing else [])
-        check_roots(before, rows, options.index)
-        for path in options.paths:
-            whole = os.path.abspath(path)
-            below = {row for row, each in enumerate(before.paths) if each == whole or each.startswith(prefix(whole))}
-            if not below:
-                raise ValueError(f"{options.index} holds no image {path}, and none below it")
-            rows |= below
+        if options.missing:
+            rows = set(missing_images(before.paths))
+            check_roots(before, rows, options.index)
+        else:
+            rows = {row for path in options.paths for row in _rows_below(before, path, options.index)}
         if rows:
             remove_images(before, torch.tensor(sorted(rows))).save(options.index)
     removed = listed((before.paths[row] for row in sorted(rows)), most=3)
     print(f"{options.index}: {len(rows)} of {len(before)} vectors removed{f': {removed}' if rows else ''}")
+
+
+def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
+    """The rows of an image, or of all images in a folder or an archive."""
+    whole = os.path.abspath(path)
+    rows = [row for row, each in enumerate(index.paths) if each == whole or each.startswith(prefix(whole))]
+    if not rows:
+        raise ValueError(f"{file} holds no image {path}, and none below it")
+    return rows
 
 
 def _with_images(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tripletmas.basics.weights import listed
-from tripletmas.cli.console import console, make_parser
+from tripletmas.cli.console import console, make_parser, make_table
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import OtherImages, RunModel, load_model, weight_hashes
@@ -19,10 +18,7 @@ _SHOWN = 12  # digits of a hash
 
 def info(arguments: Sequence[str]) -> None:
     """Show what is in an index, and which of its vectors are stale: of another model than the run's present one."""
-    parser = make_parser("index info", info.__doc__)
-    parser.add_argument("index", type=str, help="the index file")
-    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
-    options = parser.parse_args(arguments)
+    options = make_parser("index info", info.__doc__, "index", "--run").parse_args(arguments)
     index = ImageIndex.open(options.index)
     try:
         run = open_run(index, options.run)
@@ -63,17 +59,14 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
         "roots": ", ".join(index.roots),
         "file": f"{Path(path).stat().st_size / 2**20:.2f} MiB",
     }
-    table = Table(title=path, title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    table = make_table(path, show_header=False)
     for name, text in rows.items():
         table.add_row(name, text)
     return table
 
 
 def _parts(index: ImageIndex, hashes: Sequence[str]) -> Table:
-    table = Table(title="parts", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("vectors", justify="right")
-    for column in ("embedded by", "after task", "moved to", "by the maps", "state"):
-        table.add_column(column)
+    table = make_table("parts", ">vectors", "embedded by", "after task", "moved to", "by the maps", "state")
     for number, part in enumerate(index.parts):
         state = "unknown" if not hashes else "current" if part.moved_to == hashes[-1] else "stale"
         table.add_row(
@@ -131,10 +124,10 @@ def model_of(index: ImageIndex, given: str | None, device: str, after: int | Non
 def stale_vectors(index: ImageIndex, model: RunModel) -> str:
     """Which vectors lie in the space of another model than this one: a part of a sentence."""
     stale = index.stale(model.hash)
-    others = dict.fromkeys(index.parts[number].moved_to[:12] for number in stale)
+    others = dict.fromkeys(index.parts[number].moved_to[:_SHOWN] for number in stale)
     return (
         f"{len(index.of_parts(stale))} of {len(index)} vectors are stale: they lie in the space of the model "
-        f"{' and '.join(others)}, that of {model.run} after task {model.after_task} is {model.hash[:12]}"
+        f"{' and '.join(others)}, that of {model.run} after task {model.after_task} is {model.hash[:_SHOWN]}"
     )
 
 

@@ -19,16 +19,14 @@ from tripletmas.index.drift import DRIFT_MAPS
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import default_map, drifts_between, embed_images, weight_hashes
+from tripletmas.runs.models import RunModel, default_map, drifts_between, embed_images, weight_hashes
 
 
 def refresh(arguments: Sequence[str]) -> None:
     """Make stale vectors current: move them by the estimated drift, reading no image, or embed their images again."""
-    parser = make_parser("index refresh", refresh.__doc__)
-    parser.add_argument("index", type=str, help="the index file")
+    parser = make_parser("index refresh", refresh.__doc__, "index", "--run")
     parser.add_argument("--compensate", action="store_true", help="move stale vectors by the drift; reads no image")
     parser.add_argument("--reembed", action="store_true", help="embed the images of stale vectors again")
-    parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
     parser.add_argument(
         "--map", type=str, default=None, help=f"{', '.join(DRIFT_MAPS)} (default: the run's own, else linear)"
     )
@@ -75,15 +73,7 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
             "the map sdc is for vectors of length 1, since what is near is a fixed distance, and this index holds raw "
             "vectors: use --map linear or --map mlp"
         )
-    starts = {}
-    for number in stale:
-        space = index.parts[number].moved_to
-        if space not in hashes:
-            raise ValueError(
-                f"{len(index.of_parts([number]))} vectors lie in the space of the model {space[:12]}, which is none of "
-                f"{run.path}, so their drift is not known: name its run with --run, or use --reembed"
-            )
-        starts[number] = max(task for task, each in enumerate(hashes) if each == space)
+    starts = {number: _last_task(index, number, hashes, run) for number in stale}
     moves = drifts_between(
         run,
         starts.values(),
@@ -101,6 +91,17 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
     )
 
 
+def _last_task(index: ImageIndex, part: int, hashes: Sequence[str], run: RunDirectory) -> int:
+    """The last task of a run after which its model was the one in whose space a part lies."""
+    space = index.parts[part].moved_to
+    if space not in hashes:
+        raise ValueError(
+            f"{len(index.of_parts([part]))} vectors lie in the space of the model {space[:12]}, which is none of "
+            f"{run.path}, so their drift is not known: name its run with --run, or use --reembed"
+        )
+    return max(task for task, each in enumerate(hashes) if each == space)
+
+
 def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]:
     """The index with the images of its stale parts embedded anew, and what was done."""
     model = model_of(index, options.run, options.device or "auto")
@@ -110,27 +111,7 @@ def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]
         return changed, "all vectors are current, no image was read"
     if options.images is not None:
         changed = _found_below(changed, stale, os.path.abspath(options.images))
-    gone = stale[missing_images([changed.paths[row] for row in stale.tolist()])]
-    if len(gone) and not options.drop_missing:
-        raise ValueError(
-            f"{len(gone)} of {len(stale)} images are not where they were, the first is {changed.paths[int(gone[0])]}: "
-            "--images says where they are now, --drop-missing removes them from the index"
-        )
-    moved_away = {index.root_of(row) for row in stale.tolist() if index.paths[row] != changed.paths[row]}
-    check_roots(changed, gone.tolist(), options.index, passed=moved_away)
-    rows = stale[~torch.isin(stale, gone)]
-    vectors = torch.empty(0, index.settings.dim)
-    if len(rows):
-        transform = index.settings.transform
-        paths = [changed.paths[row] for row in rows.tolist()]
-        vectors, kept = embed_images(
-            model,
-            ImageFiles.at(paths, size=transform.size, channels=transform.channels),
-            invert=transform.invert,
-            skip_unreadable=options.drop_missing,
-            option="--drop-missing",
-        )
-        rows = rows[kept]
+    rows, vectors = _embedded(model, changed, _there(index, changed, stale, options), leave_out=options.drop_missing)
     dropped = stale[~torch.isin(stale, rows)]
     ids = index.ids[rows]
     if len(dropped):
@@ -143,6 +124,31 @@ def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]
         f"{len(rows)} images embedded again by the model after task {model.after_task}, "
         f"{len(index) - len(stale)} were current, {len(dropped)} removed{first}"
     )
+
+
+def _there(index: ImageIndex, changed: ImageIndex, stale: Tensor, options: Namespace) -> Tensor:
+    """Those of the stale rows whose images lie where `changed` says; others must be allowed to be missing."""
+    gone = stale[missing_images([changed.paths[row] for row in stale.tolist()])]
+    if len(gone) and not options.drop_missing:
+        raise ValueError(
+            f"{len(gone)} of {len(stale)} images are not where they were, the first is {changed.paths[int(gone[0])]}: "
+            "--images says where they are now, --drop-missing removes them from the index"
+        )
+    moved_away = {index.root_of(row) for row in stale.tolist() if index.paths[row] != changed.paths[row]}
+    check_roots(changed, gone.tolist(), options.index, passed=moved_away)
+    return stale[~torch.isin(stale, gone)]
+
+
+def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, *, leave_out: bool) -> tuple[Tensor, Tensor]:
+    """Those of these rows whose images can be read, and their raw vectors."""
+    if not len(rows):
+        return rows, torch.empty(0, index.settings.dim)
+    transform = index.settings.transform
+    images = ImageFiles.at([index.paths[row] for row in rows.tolist()], size=transform.size, channels=transform.channels)
+    vectors, kept = embed_images(
+        model, images, invert=transform.invert, skip_unreadable=leave_out, option="--drop-missing"
+    )
+    return rows[kept], vectors
 
 
 def _with_run(index: ImageIndex, run: RunDirectory) -> ImageIndex:

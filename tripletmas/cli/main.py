@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from tripletmas.basics.sentences import refused, suggestion
 from tripletmas.basics.version import __version__
 
-# command -> (its module, what it does)
+# command -> (the module and the function that it is, what it does)
 COMMANDS = {
-    "train": ("train", "learn a stream of tasks, score every task after each, write a report"),
-    "search": ("train", "learn a stream with a strength that is found for each task on that task's data alone"),
-    "resume": ("train", "go on with a run that was interrupted, or whose data have new tasks"),
-    "evaluate": ("evaluate", "score the model of a run on its tasks, or on other data"),
-    "compare": ("evaluate", "put runs side by side: a table, and a page with pictures"),
-    "report": ("evaluate", "write the report of a run again"),
-    "importance": ("importance", "measure importance on unlabelled images and add it to a run's protection"),
-    "index": ("index", "keep an index of images: build, add, remove, info, refresh"),
-    "query": ("query", "find the images of an index that are nearest to others"),
-    "export": ("export", "write the embeddings of a run for other programs"),
-    "doctor": ("doctor", "versions, devices, OpenMP runtimes, and what is missing for which feature"),
+    "train": ("train.train", "learn a stream of tasks, score every task after each, write a report"),
+    "search": ("train.search", "learn a stream with a strength that is found for each task on that task's data alone"),
+    "resume": ("train.resume", "go on with a run that was interrupted, or whose data have new tasks"),
+    "evaluate": ("evaluate.evaluate", "score the model of a run on its tasks, or on other data"),
+    "compare": ("evaluate.compare", "put runs side by side: a table, and a page with pictures"),
+    "report": ("evaluate.report", "write the report of a run again"),
+    "importance": ("importance.importance", "measure importance on unlabelled images, add it to a run's protection"),
+    "index": ("index.index", "keep an index of images: build, add, remove, info, refresh"),
+    "query": ("query.query", "find the images of an index that are nearest to others"),
+    "export": ("export.export", "write the embeddings of a run for other programs"),
+    "doctor": ("doctor.doctor", "versions, devices, OpenMP runtimes, and what is missing for which feature"),
 }
 
 _HELP = """usage: tripletmas COMMAND [options]
@@ -44,26 +44,29 @@ start here:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0 if it went well, 2 for what the user can fix, 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_HELP.format(commands="\n".join(f"  {name:11} {text}" for name, (_, text) in COMMANDS.items())), end="")
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version"):
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("",)
+    if name in COMMANDS:
+        return _run(name, rest)
+    if name in ("-V", "--version"):
         print(f"tripletmas {__version__}")
-        return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
+    elif name in ("", "-h", "--help", "help"):
+        print(_HELP.format(commands="\n".join(f"  {name:11} {text}" for name, (_, text) in COMMANDS.items())), end="")
+    else:
         return _failed(f"unknown command {name!r}{suggestion(name, COMMANDS)}; see: tripletmas --help")
+    return 0 if name else 2
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    module, _, function = COMMANDS[name][0].partition(".")
     try:
         # imported one by one: doctor is for installations in which torch or faiss cannot be imported
-        module = importlib.import_module(f"tripletmas.cli.{COMMANDS[name][0]}")
-        getattr(module, name)(rest)
+        getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
     except ImportError as error:
         return _failed(f"{error}; what is wrong with this installation: tripletmas doctor")
     except BrokenPipeError:  # the reader of a pipe, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except argparse.ArgumentError as error:
-        command = " ".join([name, *rest[:1]]) if name == "index" else name
+        command = " ".join([name, *arguments[:1]]) if name == "index" else name
         return _failed(f"{refused(error)}; see: tripletmas {command} --help")
     except (ValueError, OSError, FloatingPointError) as error:
         return _failed(str(error))
