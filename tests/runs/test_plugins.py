@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tripletmas.basics.files import save_tensors
+from tripletmas.index.images import ImageIndex, Settings, Transform
 from tripletmas.runs import plugins
 from tripletmas.runs.plugins import find, recorded, registered, remember, remembered, trust
 
@@ -238,10 +239,10 @@ def test_what_a_run_directory_is(mark):
 
 
 def test_nothing_beside_an_index(install):
-    save_tensors({"vectors": torch.zeros(2)}, "weights.safetensors", {"other": "tripletmas index"})
+    save_tensors("weights.safetensors", {"vectors": torch.zeros(2)}, {"other": "tripletmas index"})
     os.mkfifo("pipe")  # which nobody writes to: to open it would wait for ever
     find(PART, "mine.py:Mine")
-    save_tensors({"vectors": torch.zeros(2)}, "shop.index", {"tripletmas index": "{}"})
+    ImageIndex.empty(Settings(dim=2, transform=Transform(8, 1))).save("shop.index")
     refused("lies beside the index .*/shop.index: no code is executed from there")
     site = install("theirs", {"theirs.py": MINE})
     Path("shop.index").rename(site / "shop.index")
