@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -638,6 +640,22 @@ def test_saved_and_loaded_it_goes_on_as_before(tmp_path: Path):
     assert_same_weights(other, model, rtol=0)
     assert mas.state_dict().keys() == loaded.state_dict().keys()
     assert all(torch.equal(value, mas.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, mas = protected()
+    path = tmp_path / "mas.safetensors"
+    mas.save(path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"no space left to write .*what was saved before is whole"):
+            MAS(model).save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["mas.safetensors"]
+    assert Protection.load(path, model).value() == mas.value()
 
 
 def test_a_protection_of_a_wrapped_model_fits_the_bare_one(tmp_path: Path):

@@ -7,13 +7,13 @@ checkpoint/          the latest state
 weights/             the model at the start and after each task
 importance/          the importance that is protected after each task; task00-1 is that of a second protection
 recognition/         heads and class means after each task, where the objective is recognition
-gallery/             the stored gallery of each task, the drift it brought, and what a report shows of them
-facts/               what each fact found after each task
+gallery/             the stored gallery of each task, the drift it brought, and queries that a report follows
+shown/               what a report shows of searches
 index/               the final embeddings of all queries, and their classes
 compatibility.json   the scores of every model's queries in every earlier one's gallery, if they were asked for
 report/              derived from the rest; may be deleted
 
-No other module knows these names, but for what an objective keeps for the report under names of its own.
+No other module knows these names, but for those that objectives and the report give to what is shown.
 """
 
 from __future__ import annotations
