@@ -30,7 +30,7 @@ from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.protection.penalty import quadratic_penalty
 from tripletmas.runs import after_task as finishing
-from tripletmas.runs import directory as checkpoint
+from tripletmas.runs import checkpoint
 from tripletmas.runs import loop as training
 from tripletmas.runs import task as task_training
 from tripletmas.runs.directory import RunDirectory
