@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tripletmas.data.readers import READERS
+from tripletmas.data.sequences import READERS
 
 CARDS = Path(__file__).resolve().parents[2] / "datasets"
 

@@ -11,8 +11,7 @@ from tiny_datasets import omniglot_tree, picture, write_idx
 
 from tripletmas.data import sequences
 from tripletmas.data.dataset import LabelledDataset, Source, concatenate
-from tripletmas.data.readers import READERS
-from tripletmas.data.sequences import Joined, fitted, sequence
+from tripletmas.data.sequences import READERS, Joined, fitted, sequence
 from tripletmas.data.tasks import fingerprint, make_stream
 from tripletmas.runs import catalog, configuration
 

@@ -198,7 +198,7 @@ def test_a_memory_stays_the_same_when_the_data_grow_around_it(tiny_stream):
         replace(
             task,
             classes=tuple(label + 1 for label in task.classes),
-            train=LabelledDataset(more, labels, ["a", *first.class_names], indices=task.train.indices + 10),
+            train=LabelledDataset(more, labels, ["a", *first.class_names]).subset(task.train.indices + 10),
         )
         for task in tiny_stream
     )

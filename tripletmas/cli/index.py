@@ -14,7 +14,7 @@ from tripletmas.basics.weights import listed
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, info, model_of, stale_vectors, ways_out
 from tripletmas.cli.index_refresh import refresh
-from tripletmas.data.folders import SPLITS
+from tripletmas.data.folders import LEFT_OUT, SPLITS
 from tripletmas.data.images import ImageFiles, find_images, missing_images
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
@@ -22,7 +22,7 @@ from tripletmas.index.images import ImageIndex, Part, Settings, Transform, prefi
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import RunModel, embed_images, load_model, weight_hashes
 
-_NO_CLASS = SPLITS.keys() | {"val", "valid", "validation"}
+_NO_CLASS = SPLITS.keys() | LEFT_OUT
 
 
 def index(arguments: Sequence[str]) -> None:

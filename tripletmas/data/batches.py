@@ -60,14 +60,7 @@ def class_balanced_batches(
             f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {batch_size} for "
             f"samples_per_class={samples_per_class}"
         )
-    several = labels.ndim == 2
-    columns = labels.any(dim=0).nonzero().flatten() if several else labels.unique()
-    members = {
-        label: (labels[:, label] if several else labels == label).nonzero().flatten() for label in columns.tolist()
-    }
-    single = [str(label) for label, positions in members.items() if len(positions) < 2]
-    if single and not several:
-        raise ValueError(f"a class needs at least two samples to form a triplet; those with one: {listed(single)}")
+    members = _members(labels)
     num_classes = min(batch_size // samples_per_class, len(members))
     per_class = max(samples_per_class, batch_size // len(members)) if num_classes == len(members) else samples_per_class
 
@@ -77,6 +70,18 @@ def class_balanced_batches(
         list(dict.fromkeys(position for label in deck.draw(num_classes) for position in decks[label].draw(per_class)))
         for _ in range(-(-len(labels) // (num_classes * per_class)))
     ]
+
+
+def _members(labels: Tensor) -> dict[int, Tensor]:
+    """The positions of the samples of each class that occurs."""
+    if labels.ndim == 2:
+        columns = labels.any(dim=0).nonzero().flatten().tolist()
+        return {column: labels[:, column].nonzero().flatten() for column in columns}
+    members = {label: (labels == label).nonzero().flatten() for label in labels.unique().tolist()}
+    single = [str(label) for label, positions in members.items() if len(positions) < 2]
+    if single:
+        raise ValueError(f"a class needs at least two samples to form a triplet; those with one: {listed(single)}")
+    return members
 
 
 def shuffled_batches(num_samples: int, *, batch_size: int, generator: torch.Generator) -> list[list[int]]:

@@ -5,9 +5,9 @@ Shapes: n samples; a sample is a float32 tensor, an image (channels, height, wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,9 +32,11 @@ class LabelledDataset(Dataset):
         class_names: the name of each label. Labels that users write as strings or as large numbers stay names.
         groups: the group of each *class* (an alphabet, the folder of a task), for streams of one task a group.
         paths: the file of each sample, where samples are files.
+
+    Attributes:
         transform: applied to each sample when it is read, as augmentation is; `plain` is the view without it.
-        indices: which samples this view holds, in its order; None for all.
-        within: of boolean labels, (len(class_names),) which classes this view is about; None for all.
+        indices: which of the samples this view holds, in its order.
+        within: of boolean labels, (len(class_names),) which classes this view is about; else None.
     """
 
     def __init__(
@@ -45,36 +47,23 @@ class LabelledDataset(Dataset):
         *,
         groups: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
-        transform: Transform | None = None,
-        indices: Tensor | None = None,
-        within: Tensor | None = None,
     ):
-        all_labels = torch.as_tensor(labels)
-        if len(all_labels) != len(samples):
-            raise ValueError(f"{len(samples)} samples, but {len(all_labels)} labels")
-        if all_labels.dtype == torch.bool:
-            if all_labels.shape[1:] != (len(class_names),):
-                raise ValueError(f"boolean labels must be (n, {len(class_names)}), one for each class name")
-            within = torch.ones(len(class_names), dtype=torch.bool) if within is None else within
-        else:
-            all_labels, within = all_labels.to(torch.int64), None
-        if (
-            within is None
-            and len(all_labels)
-            and not 0 <= int(all_labels.min()) <= int(all_labels.max()) < len(class_names)
-        ):
-            raise ValueError(f"labels must lie in [0, {len(class_names)}), one for each class name")
+        labels = torch.as_tensor(labels)
+        if len(labels) != len(samples):
+            raise ValueError(f"{len(samples)} samples, but {len(labels)} labels")
         if groups is not None and len(groups) != len(class_names):
             raise ValueError(f"groups name one group for each of the {len(class_names)} classes, got {len(groups)}")
+        several = labels.dtype == torch.bool
         self.samples = samples
         self.class_names = tuple(class_names)
         self.groups = None if groups is None else tuple(groups)
-        self.transform = transform
-        self.indices = torch.arange(len(all_labels)) if indices is None else indices
-        self.within = within
-        self._all_labels = all_labels
-        self._labels = all_labels[self.indices] if within is None else None
+        self.transform: Transform | None = None
+        self.indices = torch.arange(len(labels))
+        self.within = torch.ones(len(class_names), dtype=torch.bool) if several else None
+        self._all_labels = labels if several else labels.to(torch.int64)
+        self._labels = self._all_labels
         self._all_paths = paths
+        _check_labels(self._all_labels, len(class_names))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -82,7 +71,7 @@ class LabelledDataset(Dataset):
     def __getitem__(self, position: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(position, int):
             return self.__getitems__(position)
-        labels = self._all_labels[self.indices[position]]
+        labels = self._labels[position]
         return self._read(int(self.indices[position])), labels if self.within is None else labels & self.within
 
     def __getitems__(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +82,7 @@ class LabelledDataset(Dataset):
             samples = _as_float(self.samples[chosen])
         else:
             samples = torch.stack([self._read(i) for i in chosen.tolist()])
-        labels = self._all_labels[chosen]
+        labels = self._labels[positions]
         return samples, labels if self.within is None else labels & self.within
 
     def _read(self, index: int) -> Tensor:
@@ -103,15 +92,12 @@ class LabelledDataset(Dataset):
     @property
     def labels(self) -> Tensor:
         """(n,) the label of each sample; or (n, classes) which of the view's own classes it is of."""
-        if self._labels is not None:
-            return self._labels
-        assert self.within is not None
-        return self.truth & self.within
+        return self._labels if self.within is None else self._labels & self.within
 
     @property
     def truth(self) -> Tensor:
         """As `labels`, of all classes, those that the view does not tell of included."""
-        return self._all_labels[self.indices] if self._labels is None else self._labels
+        return self._labels
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -160,16 +146,10 @@ class LabelledDataset(Dataset):
         return self._view(self.indices, transform)
 
     def _view(self, indices: Tensor, transform: Transform | None, within: Tensor | None = None) -> LabelledDataset:
-        return LabelledDataset(
-            self.samples,
-            self._all_labels,
-            self.class_names,
-            groups=self.groups,
-            paths=self._all_paths,
-            transform=transform,
-            indices=indices,
-            within=self.within if within is None else within,
-        )
+        view = copy(self)
+        view.indices, view.transform, view._labels = indices, transform, self._all_labels[indices]
+        view.within = self.within if within is None else within
+        return view
 
     def loader(
         self,
@@ -188,8 +168,8 @@ class LabelledDataset(Dataset):
             batches = [list(range(i, min(i + batch_size, len(self)))) for i in range(0, len(self), batch_size)]
         return DataLoader(
             self,
-            batch_sampler=_Batches(batches),
-            collate_fn=_as_is,
+            batch_sampler=[list(batch) for batch in batches],
+            collate_fn=tuple,  # a batch is read whole
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=generator,
@@ -233,6 +213,17 @@ class Source:
     hold_out: tuple[str, ...] = ()
     group_order: tuple[str, ...] | None = None
 
+    @classmethod
+    def of(cls, whole: LabelledDataset, positions: Mapping[str, Tensor | Sequence[int]]) -> Source:
+        """The parts of a data set, given the positions of "train", "test" and "gallery"; None for one without any."""
+        test, gallery = (whole.subset(positions[part]) if part in positions else None for part in ("test", "gallery"))
+        return cls(whole.subset(positions["train"]), test, gallery)
+
+    def of_classes(self, labels: Sequence[int]) -> Source:
+        """The same parts with the samples of these classes only."""
+        test, gallery = (None if part is None else part.of_classes(labels) for part in (self.test, self.gallery))
+        return replace(self, train=self.train.of_classes(labels), test=test, gallery=gallery)
+
 
 def encode_labels(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """The label of each sample, given the name of its class, and the class names in the order of the labels.
@@ -256,21 +247,12 @@ def in_order(names: Iterable[str]) -> list[str]:
         return sorted(names)
 
 
-class _Batches:
-    """A batch sampler with a length, over batches that are already drawn."""
-
-    def __init__(self, batches: Sequence[Sequence[int]]):
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(batch) for batch in self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-def _as_is(batch: Any) -> tuple[Tensor, Tensor]:
-    return batch
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.dtype == torch.bool:
+        if labels.shape[1:] != (num_classes,):
+            raise ValueError(f"boolean labels must be (n, {num_classes}), one for each class name")
+    elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(f"labels must lie in [0, {num_classes}), one for each class name")
 
 
 def _as_float(samples: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
+from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.downloads import fetch, missing, reason_of
-from tripletmas.data.images import ImageFiles, find_images, read_images
+from tripletmas.data.folders import Entry, read_entries
+from tripletmas.data.images import find_images
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +58,13 @@ def omniglot(*, root: str = "data", size: int = 28, download: bool = False) -> S
         raise missing("omniglot", f"no <alphabet>/character<nn>/*.png in {root}")
     files = [name for name in find_images(tree) if _OMNIGLOT_NAME.search(name)]
     parts = [PurePosixPath(name).parts[-3:] for name in files]
-    samples, _ = read_images(ImageFiles(tree, files, size=size, channels=1), in_memory=True)
-    assert isinstance(samples, Tensor)
-    labels, class_names = encode_labels([f"{alphabet}/{character}" for alphabet, character, _ in parts])
-    if len(class_names) != 964:
-        logger.warning("omniglot: %s has %d characters, the whole set has 964", tree, len(class_names))
-    groups = [name.split("/")[0] for name in class_names]
-    paths = [str(tree / name) for name in files]
-    return Source(LabelledDataset(255 - samples, labels, class_names, groups=groups, paths=paths))
+    entries = [Entry(name, "/".join(part[:2]), group=part[0]) for name, part in zip(files, parts, strict=True)]
+    train = read_entries(tree, entries, size=size, channels=1, in_memory=True).train
+    if len(train.class_names) != 964:
+        logger.warning("omniglot: %s has %d characters, the whole set has 964", tree, len(train.class_names))
+    assert isinstance(train.samples, Tensor)
+    strokes = 255 - train.samples
+    return Source(LabelledDataset(strokes, train.labels, train.class_names, groups=train.groups, paths=train.paths))
 
 
 def mnist(*, root: str = "data", download: bool = False) -> Source:
@@ -115,23 +116,16 @@ def svhn(*, root: str = "data", download: bool = False) -> Source:
         root: the folder that holds `train_32x32.mat` and `test_32x32.mat`, or `svhn` with them.
         download: fetch what is missing into `root/svhn` (checked by MD5 sums).
     """
-    import torchvision.datasets
+    from torchvision.datasets import SVHN
 
     home = Path(root) if (Path(root) / "train_32x32.mat").is_file() else Path(root) / "svhn"
-    if download:
-        for split in ("train", "test"):
-            fetch("svhn", home, lambda split=split: torchvision.datasets.SVHN(home, split, download=True))
-    parts = []
-    for split in ("train", "test"):
-        try:
-            part = torchvision.datasets.SVHN(home, split)
-        except Exception as error:  # as in _torchvision
-            raise missing(
-                "svhn", f"no complete copy in {root} or {home} ({reason_of(error)}; delete files that are cut short)"
-            ) from None
-        pixels = torch.from_numpy(part.data).contiguous()
-        parts.append(LabelledDataset(pixels, torch.from_numpy(part.labels), _DIGIT_NAMES))
-    return Source(*parts)
+
+    def read(*, train: bool, download: bool) -> Any:
+        part: Any = SVHN(home, "train" if train else "test", download=download)
+        part.targets = part.labels
+        return part
+
+    return _read("svhn", read, (root, home), download, _DIGIT_NAMES)
 
 
 _OMNIGLOT_NAME = re.compile(r"(^|/)[^/]+/character\d+/[^/]+\.png$")
@@ -153,21 +147,34 @@ def _omniglot_tree(root: Path) -> Path | None:
 
 
 def _torchvision(name: str, reader: str, root: str, download: bool, class_names: Sequence[str] | None = None) -> Source:
-    """The train and test part of one of torchvision's sets that lie in memory."""
     import torchvision.datasets
 
-    make: Any = getattr(torchvision.datasets, reader)
+    return _read(name, partial(getattr(torchvision.datasets, reader), root), (root,), download, class_names)
+
+
+def _read(
+    name: str,
+    read: Callable[..., Any],
+    places: Sequence[str | Path],
+    download: bool,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """The train and test part of one of torchvision's sets that lie in memory; a download goes to the last place."""
     if download:
-        fetch(name, root, lambda: make(root, download=True))
+        fetch(name, places[-1], lambda: [read(train=train, download=True) for train in (True, False)])
     parts = []
     for train in (True, False):
         try:
-            part = make(root, train=train)
+            part = read(train=train, download=False)
         except Exception as error:  # each format fails in its own way when a file is cut short
-            raise missing(
-                name, f"no complete copy in {root} ({reason_of(error)}; delete files that are cut short)"
-            ) from None
+            where = " or ".join(map(str, places))
+            problem = f"no complete copy in {where} ({reason_of(error)}; delete files that are cut short)"
+            raise missing(name, problem) from None
         images = torch.as_tensor(part.data)
-        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-        parts.append(LabelledDataset(images, torch.as_tensor(part.targets), class_names or part.classes))
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
+        elif images.shape[-1] == 3:
+            images = images.permute(0, 3, 1, 2)
+        labels = torch.as_tensor(part.targets)
+        parts.append(LabelledDataset(images.contiguous(), labels, class_names or part.classes))
     return Source(*parts)

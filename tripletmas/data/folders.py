@@ -1,9 +1,9 @@
-"""A user's own images: a folder (or zip archive) of folders, or a CSV file that lists them."""
+"""Images in files, each with its class: a user's own folder (or zip archive) of folders, or a CSV file."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,17 @@ from tripletmas.data.tables import read_rows
 logger = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "test": "test", "query": "test", "gallery": "gallery"}  # a query is a test sample
-_LEFT_OUT = frozenset({"val", "valid", "validation"})  # nothing is selected on them, and test scores stay comparable
+LEFT_OUT = frozenset({"val", "valid", "validation"})  # nothing is selected on them, and test scores stay comparable
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One image: its file, its class, the group of its class, and the part of the set that it belongs to."""
 
     file: str
     class_name: str
-    group: str | None
-    split: str
+    group: str | None = None
+    split: str = "train"
 
 
 def folder(
@@ -49,32 +49,42 @@ def folder(
     """
     files = find_images(root)
     branches = [file.split("/")[:-1] for file in files]
-    if Path(root).is_file() and len({branch[0] if branch else "" for branch in branches}) == 1:
-        # An archive often wraps everything in one folder.
-        branches = [branch[1:] for branch in branches] if min(map(len, branches)) > 1 else branches
-    tops = {branch[0].lower() for branch in branches if branch}
-    split_folders = "train" in tops and tops <= SPLITS.keys() | _LEFT_OUT
-    if not split_folders and len(tops) > 1 and tops <= SPLITS.keys() | _LEFT_OUT:
-        logger.warning("%s: no folder train, so %s are read as classes or tasks", root, ", ".join(sorted(tops)))
-    if split_folders and not tops.isdisjoint(_LEFT_OUT):
-        left_out = sum(bool(branch) and branch[0].lower() in _LEFT_OUT for branch in branches)
-        logger.warning("%s: left out %d images of the validation part", root, left_out)
+    if Path(root).is_file():
+        branches = _unwrapped(branches)
     entries, example = [], {}
-    for file, branch in zip(files, branches, strict=True):
-        split = "train"
-        if split_folders and branch:
-            if branch[0].lower() in _LEFT_OUT:
-                continue
-            split, branch = SPLITS[branch[0].lower()], branch[1:]
-        example.setdefault(len(branch), file)
-        group = branch[0] if len(branch) == 2 else None
-        entries.append(_Entry(file, "/".join(branch), group, split))
+    for file, split, branch in zip(files, *_parts_of(root, branches), strict=True):
+        if split in SPLITS:
+            entries.append(Entry(file, "/".join(branch), branch[0] if len(branch) == 2 else None, SPLITS[split]))
+            example.setdefault(len(branch), file)
     if len(example) != 1 or not example.keys() <= {1, 2}:
         raise ValueError(
             f"{root} must hold <class>/<image> or <task>/<class>/<image>, the same everywhere "
             f"(each may lie below train, test or gallery), but has {' and '.join(sorted(example.values()))}"
         )
-    return _source(root, entries, size, channels, in_memory, skip_unreadable)
+    return read_entries(
+        root, entries, size=size, channels=channels, in_memory=in_memory, skip_unreadable=skip_unreadable
+    )
+
+
+def _unwrapped(branches: list[list[str]]) -> list[list[str]]:
+    """The folders of each image, without one that wraps everything, as archives often have it."""
+    one_top = len({"".join(branch[:1]) for branch in branches}) == 1
+    return [branch[1:] for branch in branches] if one_top and min(map(len, branches)) > 1 else branches
+
+
+def _parts_of(root: str, branches: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The part of the set that each image lies in, and its folders there; "train" where folders are no parts."""
+    firsts = ["".join(branch[:1]).lower() for branch in branches]
+    tops = {*firsts} - {""}
+    known = tops <= SPLITS.keys() | LEFT_OUT
+    if not known or "train" not in tops:
+        if known and len(tops) > 1:
+            logger.warning("%s: no folder train, so %s are read as classes or tasks", root, ", ".join(sorted(tops)))
+        return ["train"] * len(branches), branches
+    left_out = sum(map(firsts.count, LEFT_OUT))
+    if left_out:
+        logger.warning("%s: left out %d images of the validation part", root, left_out)
+    return [first or "train" for first in firsts], [branch[1:] for branch in branches]
 
 
 def csv(
@@ -103,7 +113,7 @@ def csv(
     folder_of_paths = Path(path).parent if root is None else Path(root)
     if not folder_of_paths.is_dir():
         raise ValueError(f"no such folder: {folder_of_paths}")
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     first_line: dict[str, tuple[int, str | None]] = {}
     for number, cells in read_rows(path, ("path", "label")):
         where = f"{path}, line {number}"
@@ -119,44 +129,41 @@ def csv(
         entries.append(entry)
     if not entries:
         raise ValueError(f"{path} lists no images")
-    return _source(folder_of_paths, entries, size, channels, in_memory, skip_unreadable)
+    return read_entries(
+        folder_of_paths, entries, size=size, channels=channels, in_memory=in_memory, skip_unreadable=skip_unreadable
+    )
 
 
-def _entry(cells: dict[str, str], where: str) -> _Entry:
+def _entry(cells: dict[str, str], where: str) -> Entry:
     empty = [name for name in ("path", "label", "task", "split") if cells.get(name) == ""]
     if empty:
         raise ValueError(f"{where}: no {empty[0]}")
     split = cells.get("split", "train").lower()
     if split not in SPLITS:
         raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
-    return _Entry(cells["path"], cells["label"], cells.get("task"), SPLITS[split])
+    return Entry(cells["path"], cells["label"], cells.get("task"), SPLITS[split])
 
 
-def _source(
+def read_entries(
     root: str | Path,
-    entries: list[_Entry],
+    entries: Sequence[Entry],
+    *,
     size: int,
-    channels: int,
-    in_memory: bool | None,
-    skip_unreadable: bool,
+    channels: int = 3,
+    in_memory: bool | None = None,
+    skip_unreadable: bool = False,
 ) -> Source:
-    """Reads the images and sorts them into the parts, which share the samples and the class names."""
+    """Reads the images (see `read_images`) and sorts them into parts, which share the samples and the class names."""
     images = ImageFiles(root, [entry.file for entry in entries], size=size, channels=channels)
     samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable)
     entries = [entries[i] for i in kept]
-    counts = Counter(entry.split for entry in entries)
-    if not counts["train"]:
-        raise ValueError(f"{root} has no readable training image")
     labels, class_names = encode_labels([entry.class_name for entry in entries])
-    group_of = {entry.class_name: entry.group for entry in entries}
-    groups = [group_of[name] or "" for name in class_names]
-    all_paths = images.paths
-    paths = [all_paths[i] for i in kept]
-    everything = LabelledDataset(samples, labels, class_names, groups=groups if any(groups) else None, paths=paths)
-
-    def part(split: str) -> LabelledDataset:
-        return everything.subset([i for i, entry in enumerate(entries) if entry.split == split])
-
-    return Source(
-        part("train"), part("test") if counts["test"] else None, part("gallery") if counts["gallery"] else None
-    )
+    group_of = {entry.class_name: entry.group or "" for entry in entries}
+    groups = [group_of[name] for name in class_names] if any(group_of.values()) else None
+    whole = LabelledDataset(samples, labels, class_names, groups=groups, paths=images.subset(kept).paths)
+    rows: dict[str, list[int]] = {"train": []}
+    for row, entry in enumerate(entries):
+        rows.setdefault(entry.split, []).append(row)
+    if not rows["train"]:
+        raise ValueError(f"{root} has no readable training image")
+    return Source.of(whole, rows)

@@ -8,11 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
+from tripletmas.data.dataset import Source
 from tripletmas.data.downloads import fetch, missing, reason_of
-from tripletmas.data.images import ImageFiles, read_images
+from tripletmas.data.folders import Entry, read_entries
 
 logger = logging.getLogger(__name__)
+
+_FLOWERS = {"trnid": "train", "valid": "train", "tstid": "test"}
 
 
 def cub200(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
@@ -25,7 +27,8 @@ def cub200(*, root: str = "data", size: int = 224, in_memory: bool | None = None
         download: fetch the set into `root/cub200` if it is missing.
     """
     folder, names, _ = _metric_learning("cub200", "CUB", "CUB_200_2011/images.txt", root, download, 11_788)
-    return _photographs(folder, names, [Path(name).parent.name for name in names], size=size, in_memory=in_memory)
+    entries = [Entry(name, Path(name).parent.name) for name in names]
+    return read_entries(folder, entries, size=size, in_memory=in_memory)
 
 
 def cars196(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
@@ -39,7 +42,8 @@ def cars196(*, root: str = "data", size: int = 224, in_memory: bool | None = Non
         download: fetch the set into `root/cars196` if it is missing.
     """
     folder, names, _ = _metric_learning("cars196", "Cars196", "anno_train.csv", root, download, 16_185)
-    return _photographs(folder, names, [Path(name).parent.name for name in names], size=size, in_memory=in_memory)
+    entries = [Entry(name, Path(name).parent.name) for name in names]
+    return read_entries(folder, entries, size=size, in_memory=in_memory)
 
 
 def sop(
@@ -64,16 +68,16 @@ def sop(
     marker = "Stanford_Online_Products/Ebay_train.txt"
     folder, names, products = _metric_learning("sop", "StanfordOnlineProducts", marker, root, download, 120_053)
     kinds = [Path(name).parent.name.removesuffix("_final") for name in names]
-    classes = [f"{kind}/{product}" for kind, product in zip(kinds, products, strict=True)]
-    counts = Counter(classes)
-    kept = [i for i, name in enumerate(classes) if counts[name] >= min_images]
+    of_image = zip(names, kinds, products, strict=True)
+    entries = [Entry(name, f"{kind}/{product}", group=kind) for name, kind, product in of_image]
+    counts = Counter(entry.class_name for entry in entries)
     few = sum(count < min_images for count in counts.values())
     if few:
         logger.warning("sop: left out %d products with fewer than %d images", few, min_images)
-    if not kept:
+    if few == len(counts):
         raise ValueError(f"sop: no product in {folder} has min_images={min_images} images")
-    chosen = [classes[i] for i in kept]
-    return _photographs(folder, [names[i] for i in kept], chosen, size=size, in_memory=in_memory, grouped=True)
+    entries = [entry for entry in entries if counts[entry.class_name] >= min_images]
+    return read_entries(folder, entries, size=size, in_memory=in_memory)
 
 
 def flowers102(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
@@ -96,14 +100,17 @@ def flowers102(*, root: str = "data", size: int = 224, in_memory: bool | None = 
     home = Path(root) / "flowers-102"
     try:
         class_of = loadmat(home / "imagelabels.mat")["labels"].flatten().tolist()
-        ids = {part: loadmat(home / "setid.mat")[part].flatten().tolist() for part in ("trnid", "valid", "tstid")}
-        chosen = ids["trnid"] + ids["valid"] + ids["tstid"]
-        classes = [str(class_of[number - 1]) for number in chosen]  # images are numbered from 1
+        ids = loadmat(home / "setid.mat")
+        parts = [(part, ids[key].flatten().tolist()) for key, part in _FLOWERS.items()]
+        entries = [  # images are numbered from 1
+            Entry(f"jpg/image_{number:05d}.jpg", str(class_of[number - 1]), split=part)
+            for part, numbers in parts
+            for number in numbers
+        ]
     except Exception as error:  # SciPy reports a broken file with many types
         raise missing("flowers102", f"no complete lists in {home} ({reason_of(error)})") from None
-    _check_number("flowers102", home, len(chosen), 8189)
-    names = [f"jpg/image_{number:05d}.jpg" for number in chosen]
-    return _photographs(home, names, classes, size=size, in_memory=in_memory, num_train=len(chosen) - len(ids["tstid"]))
+    _check_number("flowers102", home, len(entries), 8189)
+    return read_entries(home, entries, size=size, in_memory=in_memory)
 
 
 def aircraft(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
@@ -122,20 +129,16 @@ def aircraft(*, root: str = "data", size: int = 224, in_memory: bool | None = No
     if download:
         fetch("aircraft", root, lambda: torchvision.datasets.FGVCAircraft(root, download=True))
     home = Path(root) / "fgvc-aircraft-2013b" / "data"
-    rows: list[list[str]] = []
-    num_train = 0
-    for part in ("trainval", "test"):
-        num_train = len(rows)
-        file = home / f"images_variant_{part}.txt"
+    entries = []
+    for split, part in (("trainval", "train"), ("test", "test")):
+        file = home / f"images_variant_{split}.txt"
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-            rows += [[name, variant] for name, variant in (line.split(" ", 1) for line in lines)]
+            lines = [line.split(" ", 1) for line in file.read_text(encoding="utf-8").splitlines()]
+            entries += [Entry(f"images/{name}.jpg", variant.strip(), split=part) for name, variant in lines]
         except (OSError, ValueError) as error:
             raise missing("aircraft", f"no list of images {file} ({reason_of(error)})") from None
-    _check_number("aircraft", home, len(rows), 10_000)
-    names = [f"images/{name}.jpg" for name, _ in rows]
-    classes = [variant.strip() for _, variant in rows]
-    return _photographs(home, names, classes, size=size, in_memory=in_memory, num_train=num_train)
+    _check_number("aircraft", home, len(entries), 10_000)
+    return read_entries(home, entries, size=size, in_memory=in_memory)
 
 
 def _metric_learning(
@@ -147,16 +150,18 @@ def _metric_learning(
     make: Any = getattr(pytorch_metric_learning.datasets, reader)
     home = Path(root) / name
     folder = next((folder for folder in (Path(root), home) if (folder / marker).is_file()), None)
-    if folder is None and home.is_dir() and any(home.iterdir()):
-        raise ValueError(f"{name}: {home} has no {marker}; complete it, or delete the folder to download the set anew")
-    if folder is None and download:
+    if folder is None:
+        if home.is_dir() and any(home.iterdir()):
+            raise ValueError(
+                f"{name}: {home} has no {marker}; complete it, or delete the folder to download the set anew"
+            )
+        if not download:
+            raise missing(name, f"no {marker} in {root} or {home}")
         # The library takes any folder that is not empty for a complete set, so a download is moved in when it is whole.
         partial = home.with_name(f"{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         fetch(name, root, lambda: (make(root=str(partial), download=True), partial.rename(home)))
         folder = home
-    if folder is None:
-        raise missing(name, f"no {marker} in {root} or {home}")
     try:
         found = make(root=str(folder))
     except (OSError, ValueError, IndexError) as error:
@@ -168,24 +173,3 @@ def _metric_learning(
 def _check_number(name: str, folder: Path, found: int, expected: int) -> None:
     if found != expected:
         logger.warning("%s: %s lists %d images, the whole set has %d", name, folder, found, expected)
-
-
-def _photographs(
-    folder: Path,
-    names: list[str],
-    classes: list[str],
-    *,
-    size: int,
-    in_memory: bool | None,
-    grouped: bool = False,
-    num_train: int | None = None,
-) -> Source:
-    """The set of these files; those after the first `num_train` are its test part."""
-    images = ImageFiles(folder, names, size=size, channels=3)
-    samples, _ = read_images(images, in_memory=in_memory)
-    labels, class_names = encode_labels(classes)
-    groups = [name.split("/")[0] for name in class_names] if grouped else None
-    everything = LabelledDataset(samples, labels, class_names, groups=groups, paths=images.paths)
-    if num_train is None:
-        return Source(everything)
-    return Source(everything.subset(range(num_train)), everything.subset(range(num_train, len(names))))

@@ -1,4 +1,4 @@
-"""Sequences of data sets: the tasks are whole data sets, brought to one size and one number of channels.
+"""The readers by name, and sequences of data sets: tasks are whole sets, brought to one size and number of channels.
 
 Shapes: n samples; an image is uint8 (channels, size, size), values 0..255.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,9 +17,28 @@ from torch import Tensor
 
 from tripletmas.basics.sentences import suggestion
 from tripletmas.basics.weights import listed
+from tripletmas.data import datasets, folders, photographs
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import IN_MEMORY_BYTES
-from tripletmas.data.readers import READERS
+
+READERS: dict[str, Callable[..., Source]] = {
+    "digits": datasets.digits,
+    "omniglot": datasets.omniglot,
+    "mnist": datasets.mnist,
+    "fashion-mnist": datasets.fashion_mnist,
+    "cifar10": datasets.cifar10,
+    "cifar100": datasets.cifar100,
+    "svhn": datasets.svhn,
+    "cub200": photographs.cub200,
+    "cars196": photographs.cars196,
+    "sop": photographs.sop,
+    "flowers102": photographs.flowers102,
+    "aircraft": photographs.aircraft,
+    "folder": folders.folder,
+    "csv": folders.csv,
+}
+
+Samples = Tensor | Sequence[Tensor]
 
 _CHUNK = 1024  # images that are converted at once: what is needed in between is that small
 
@@ -54,36 +74,16 @@ def sequence(
     common = {"root": root, "size": size, "channels": channels, "download": download}
     sources: dict[str, Source] = {}
     for part in parts:
-        name, reader, groups, options = _unfolded(part, common)
+        name, reader, groups, options = _unfolded(part)
         if name in sources:
             raise ValueError(f"two parts are called {name!r}: give one another name, {{name: {reader}, as: ...}}")
-        sources[name] = _with_groups(name, READERS[reader](**options), groups)
-    counts = {name: _channels_of(name, source.train) for name, source in sources.items()}
-    if channels is None and len(set(counts.values())) > 1:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ValueError(f"parts have different channel counts ({found}): set channels to 1 or 3")
-    return _joined(sources, size, next(iter(counts.values())) if channels is None else channels)
+        source = READERS[reader](**_completed(name, reader, options, common))
+        sources[name] = source if groups is None else _with_groups(name, source, groups)
+    return _joined(sources, size, _common_channels(sources) if channels is None else channels)
 
 
-def _with_groups(name: str, source: Source, groups: Sequence[str] | None) -> Source:
-    """The source with the classes of some of its groups only."""
-    if groups is None:
-        return source
-    of_class = source.train.groups
-    if of_class is None:
-        raise ValueError(f"part {name!r} has no groups of classes, so groups {listed(groups)} cannot be chosen")
-    for group in groups:
-        if group not in of_class:
-            raise ValueError(f"part {name!r} has no group {group!r}{suggestion(group, sorted(set(of_class)))}")
-    labels = [label for label, group in enumerate(of_class) if group in groups]
-    test, gallery = (None if part is None else part.of_classes(labels) for part in (source.test, source.gallery))
-    return Source(source.train.of_classes(labels), test, gallery)
-
-
-def _unfolded(
-    part: str | Mapping[str, Any], common: Mapping[str, Any]
-) -> tuple[str, str, list[str] | None, dict[str, Any]]:
-    """(what the part is called, its reader, the groups that are used of it, the options of the reader)."""
+def _unfolded(part: str | Mapping[str, Any]) -> tuple[str, str, list[str] | None, dict[str, Any]]:
+    """(what the part is called, its reader, the groups that are used of it, the options given to the reader)."""
     options = {"name": part} if isinstance(part, str) else dict(part)
     reader = options.pop("name", None)
     if not isinstance(reader, str):
@@ -92,24 +92,49 @@ def _unfolded(
         raise ValueError(f"unknown part {reader!r}{suggestion(reader, READERS)}")
     name = str(options.pop("as", reader))
     groups: Any = options.pop("groups", None)
-    if groups is not None:
-        if not isinstance(groups, (list, tuple)) or not groups:
-            raise ValueError(f"part {name!r}: groups must be a list of names, got {groups!r}")
-        groups = [str(group) for group in groups]
     known = inspect.signature(READERS[reader]).parameters
     for option in options:
         if option not in known:
             raise ValueError(f"part {name!r} has no option {option!r}{suggestion(option, ['as', 'groups', *known])}")
+    if groups is None:
+        return name, reader, None, options
+    if not isinstance(groups, (list, tuple)) or not groups:
+        raise ValueError(f"part {name!r}: groups must be a list of names, got {groups!r}")
+    return name, reader, [str(group) for group in groups], options
+
+
+def _completed(name: str, reader: str, options: dict[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a part, and those that all parts share where its reader has them and it does not set its own."""
+    known = inspect.signature(READERS[reader]).parameters
+    completed = dict(options)
     for option, value in common.items():
-        parameter = known.get(option)
         # A user's own images have a root of their own; the one that public data sets share has a default.
-        if parameter is None or value is None or (option == "root" and not isinstance(parameter.default, str)):
-            continue
-        options.setdefault(option, value)
+        own = option == "root" and option in known and not isinstance(known[option].default, str)
+        if option in known and value is not None and not own:
+            completed.setdefault(option, value)
     for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
+        if parameter.default is parameter.empty and option not in completed:
             raise ValueError(f"part {name!r} needs the option {option!r}: {{name: {reader}, {option}: ...}}")
-    return name, reader, groups, options
+    return completed
+
+
+def _with_groups(name: str, source: Source, groups: Sequence[str]) -> Source:
+    """The source with the classes of these groups only."""
+    of_class = source.train.groups
+    if of_class is None:
+        raise ValueError(f"part {name!r} has no groups of classes, so groups {listed(groups)} cannot be chosen")
+    for group in groups:
+        if group not in of_class:
+            raise ValueError(f"part {name!r} has no group {group!r}{suggestion(group, sorted(set(of_class)))}")
+    return source.of_classes([label for label, group in enumerate(of_class) if group in groups])
+
+
+def _common_channels(sources: Mapping[str, Source]) -> int:
+    counts = {name: _channels_of(name, source.train) for name, source in sources.items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"parts have different channel counts ({found}): set channels to 1 or 3")
+    return next(iter(counts.values()))
 
 
 def _channels_of(name: str, train: LabelledDataset) -> int:
@@ -122,51 +147,57 @@ def _channels_of(name: str, train: LabelledDataset) -> int:
 
 
 def _joined(sources: Mapping[str, Source], size: int, channels: int) -> Source:
-    """One data set of all parts, whose train, test and gallery are views of the same samples.
+    """One data set of all parts, whose train, test and gallery are views of the same samples."""
+    blocks, views = _laid_out(sources)
+    classes = [(name, each) for name, source in sources.items() for each in source.train.class_names]
+    groups = [name for name, _ in classes]
+    labels = torch.zeros(sum(map(len, blocks)), dtype=torch.int64)
+    paths = [""] * len(labels)
+    positions: dict[str, list[Tensor]] = {}
+    for name, kind, view, where in views:
+        positions.setdefault(kind, []).append(where)
+        labels[where] = view.labels + groups.index(name)
+        for position, path in zip(where.tolist(), _paths(name, view), strict=True):
+            paths[position] = path
+    samples = _samples(blocks, size, channels)
+    whole = LabelledDataset(samples, labels, ["/".join(each) for each in classes], groups=groups, paths=paths)
+    joined = Source.of(whole, {kind: torch.cat(of_kind) for kind, of_kind in positions.items()})
+    untested = tuple(name for name, source in sources.items() if source.test is None)
+    return replace(joined, hold_out=untested, group_order=tuple(sources))
+
+
+def _laid_out(sources: Mapping[str, Source]) -> tuple[list[Samples], list[tuple[str, str, LabelledDataset, Tensor]]]:
+    """The samples of all parts one after the other; and (part, train, test or gallery, the view, its positions there).
 
     A part's samples lie together: parts that are added at the end leave those before them where they are.
     """
-    lacking = [name for name, source in sources.items() if source.gallery is None]
-    if 0 < len(lacking) < len(sources):
-        having = [name for name in sources if name not in lacking]
-        raise ValueError(f"all parts or none must have a gallery, but of them {listed(having)} have one: leave it out")
-    class_names = [f"{name}/{each}" for name, source in sources.items() for each in source.train.class_names]
-    groups = [name for name, source in sources.items() for _ in source.train.class_names]
-    views = [
-        (name, kind, view)
-        for name, source in sources.items()
-        for kind, view in (("train", source.train), ("test", source.test), ("gallery", source.gallery))
-        if view is not None
-    ]
-    blocks = {(name, id(view.samples)): view.samples for name, _, view in views}  # which views of a part may share
-    starts = dict(zip(blocks, accumulate(map(len, blocks.values()), initial=0), strict=False))
-    labels = torch.zeros(sum(map(len, blocks.values())), dtype=torch.int64)
-    paths = [""] * len(labels)
-    chosen: dict[str, list[Tensor]] = {"train": [], "test": [], "gallery": []}
-    for name, kind, view in views:
-        positions = view.indices + starts[name, id(view.samples)]
-        chosen[kind].append(positions)
-        labels[positions] = view.labels + groups.index(name)
-        names = view.paths or [f"{name}[{index}]" for index in view.indices.tolist()]  # of what is no file
-        for position, path in zip(positions.tolist(), names, strict=True):
-            paths[position] = path
-    samples = _samples(list(blocks.values()), size, channels)
-    everything = LabelledDataset(samples, labels, class_names, groups=groups, paths=paths)
-    parts = {kind: everything.subset(torch.cat(positions)) for kind, positions in chosen.items() if positions}
-    untested = tuple(name for name, source in sources.items() if source.test is None)
-    return Source(
-        parts["train"],
-        parts.get("test"),
-        parts.get("gallery"),
-        hold_out=untested if "test" in parts else (),
-        group_order=tuple(sources),
-    )
+    with_gallery = [name for name, source in sources.items() if source.gallery is not None]
+    if 0 < len(with_gallery) < len(sources):
+        raise ValueError(
+            f"all parts or none must have a gallery, but of them {listed(with_gallery)} have one: leave it out"
+        )
+    blocks, starts, views = [], {}, []
+    for name, source in sources.items():
+        for kind, view in (("train", source.train), ("test", source.test), ("gallery", source.gallery)):
+            if view is None:
+                continue
+            key = (name, id(view.samples))  # which views of a part may share
+            if key not in starts:
+                starts[key] = sum(map(len, blocks))
+                blocks.append(view.samples)
+            views.append((name, kind, view, view.indices + starts[key]))
+    return blocks, views
+
+
+def _paths(name: str, view: LabelledDataset) -> Sequence[str]:
+    """The file of each sample; of what is no file its number."""
+    return view.paths or [f"{name}[{index}]" for index in view.indices.tolist()]
 
 
 class Joined(Sequence[Tensor]):
     """The images of several data sets one after the other, each brought to one size and channel count when read."""
 
-    def __init__(self, blocks: Sequence[Tensor | Sequence[Tensor]], *, size: int, channels: int):
+    def __init__(self, blocks: Sequence[Samples], *, size: int, channels: int):
         self.blocks = tuple(blocks)
         self.size = size
         self.channels = channels
@@ -183,19 +214,18 @@ class Joined(Sequence[Tensor]):
         return fitted(self.blocks[block][index - start], self.size, self.channels)
 
 
-def _samples(blocks: Sequence[Tensor | Sequence[Tensor]], size: int, channels: int) -> Tensor | Joined:
+def _samples(blocks: Sequence[Samples], size: int, channels: int) -> Samples:
     """All images in one tensor where every data set lies in memory and is not too large at this size."""
-    ready: list[Tensor | Sequence[Tensor]] = []
-    for block in blocks:
-        if isinstance(block, Tensor) and len(block) * channels * size**2 <= IN_MEMORY_BYTES:
-            block = torch.cat([fitted(chunk, size, channels) for chunk in block.split(_CHUNK)])
-        ready.append(block)
+    ready = [_in_memory(block, size, channels) for block in blocks]
     tensors = [block for block in ready if isinstance(block, Tensor)]
-    if len(tensors) == len(ready) and {(block.dtype, *block.shape[1:]) for block in tensors} == {
-        (torch.uint8, channels, size, size)
-    }:
-        return torch.cat(tensors)
-    return Joined(ready, size=size, channels=channels)
+    fit = all(block.dtype == torch.uint8 and block.shape[1:] == (channels, size, size) for block in tensors)
+    return torch.cat(tensors) if fit and len(tensors) == len(ready) else Joined(ready, size=size, channels=channels)
+
+
+def _in_memory(block: Samples, size: int, channels: int) -> Samples:
+    if not isinstance(block, Tensor) or len(block) * channels * size**2 > IN_MEMORY_BYTES:
+        return block
+    return torch.cat([fitted(chunk, size, channels) for chunk in block.split(_CHUNK)])
 
 
 def fitted(images: Tensor, size: int, channels: int) -> Tensor:

@@ -38,32 +38,38 @@ def split_samples(
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
     if per_class is not None and per_class < 2:
         raise ValueError(f"per_class must be >= 2 to form a positive pair, got {per_class}")
-    train, test = source.train, source.test
-    for name, part in (("test", test), ("gallery", source.gallery)):
-        if part is not None and part.class_names != train.class_names:
-            raise ValueError(f"train and {name} must have the same class names")
-    whole = set(train.classes)
-    if test is not None:
-        of_group = train.groups or [""] * len(train.class_names)
-        whole = {label for label in train.classes if of_group[label] in source.hold_out}
-        unlearned = set(test.classes) - set(train.classes)
-        if unlearned:
-            names = [repr(test.class_names[label]) for label in sorted(unlearned)]
-            raise ValueError(f"there are queries, but nothing to learn from, for class {listed(names, 5)}")
-        _require(train, set(train.classes) - whole, 2, "2 to form a positive pair")
-    if whole:
-        _require(train, whole, 4, "4, of which 2 are learned and 2 held out as queries")
-        train, queries = _hold_out(train, whole, test_share, f"{split_seed}")
+    train, test, untested = source.train, source.test, _untested(source)
+    _require(train, set(train.classes) - untested, 2, "2 to form a positive pair")
+    if untested:
+        _require(train, untested, 4, "4, of which 2 are learned and 2 held out as queries")
+        train, queries = _hold_out(train, untested, test_share, f"{split_seed}")
         test = queries if test is None else concatenate([test, queries])
     assert test is not None
     if per_class is not None:
-        train, test = (_at_most(part, per_class, f"per class {split_seed}") for part in (train, test))
+        train = _at_most(train, per_class, f"per class {split_seed}")
+        test = _at_most(test, per_class, f"per class {split_seed}")
     if not validation:
         return Source(train, test, source.gallery)
     cut = "" if per_class is None else f" (per_class={per_class})"
     why = f"4 besides its test samples{cut}, of which 2 are learned and 2 held out for validation"
     _require(train, set(train.classes), 4, why)
     return Source(*_hold_out(train, set(train.classes), test_share, f"validation {split_seed}"))
+
+
+def _untested(source: Source) -> set[int]:
+    """The classes of which queries are to be held out: all, or those that the test part leaves out."""
+    train, test = source.train, source.test
+    for name, part in (("test", test), ("gallery", source.gallery)):
+        if part is not None and part.class_names != train.class_names:
+            raise ValueError(f"train and {name} must have the same class names")
+    if test is None:
+        return set(train.classes)
+    unlearned = sorted({*test.classes} - {*train.classes})
+    if unlearned:
+        names = [repr(test.class_names[label]) for label in unlearned]
+        raise ValueError(f"there are queries, but nothing to learn from, for class {listed(names, 5)}")
+    groups = train.groups
+    return set() if groups is None else {label for label in train.classes if groups[label] in source.hold_out}
 
 
 def _hold_out(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -107,9 +107,7 @@ def make_stream(
     learned = len(units) - unseen
     if not 0 < learned <= len(units):
         raise ValueError(f"unseen must be >= 0 and leave something of {len(units)} classes or groups, got {unseen}")
-    if tasks is None:
-        tasks = 5 if by == "class" else learned
-    sizes = _sizes(tasks, learned, _UNITS[by][0])
+    sizes = _sizes(tasks, learned, by)
     parts = split_samples(
         source, test_share=test_share, split_seed=split_seed, per_class=per_class, validation=validation
     )
@@ -131,9 +129,7 @@ def _units(source: Source, by: SplitBy, groups: Sequence[str] | None) -> tuple[S
     units = []
     if by == "group" or groups is not None:
         units = _groups(source, groups)
-        used = [label for _, labels in units for label in labels]
-        test, gallery = (None if part is None else part.of_classes(used) for part in (source.test, source.gallery))
-        source = replace(source, train=source.train.of_classes(used), test=test, gallery=gallery)
+        source = source.of_classes([label for _, labels in units for label in labels])
     if by == "class":
         units = [(source.train.class_names[label], (label,)) for label in source.train.classes]
     return source, units
@@ -185,7 +181,11 @@ def _task(parts: Source, name: str, classes: tuple[int, ...], augment: Transform
     return Task(name, classes, train if augment is None else train.with_transform(augment), query.plain(), gallery)
 
 
-def _sizes(tasks: int | Sequence[int], total: int, unit: str) -> list[int]:
+def _sizes(tasks: int | Sequence[int] | None, total: int, by: SplitBy) -> list[int]:
+    """How many classes (or groups) each task has."""
+    unit = _UNITS[by][0]
+    if tasks is None:
+        tasks = 5 if by == "class" else total
     if not isinstance(tasks, int):
         if sum(tasks) != total or min(tasks, default=0) < 1:
             raise ValueError(f"tasks={list(tasks)} must be sizes >= 1 that add up to the {total} {unit}")

@@ -24,8 +24,7 @@ from tripletmas.objectives.facts.losses import FactContrastive, FactDistance, Fa
 from tripletmas.objectives.facts.streams import make_fact_stream
 from tripletmas.objectives.facts.visual import make_visual_view
 from tripletmas.objectives.facts.words import WordVectors, make_words
-from tripletmas.data.readers import READERS
-from tripletmas.data.sequences import sequence
+from tripletmas.data.sequences import READERS, sequence
 from tripletmas.basics.sentences import suggestion
 from tripletmas.strategies.ebll import EBLL
 from tripletmas.strategies.imm import IMM
