@@ -144,7 +144,7 @@ def write_run(
         }
         for gallery, metrics in factors.items()
     }
-    content = {"task_names": names, "matrices": padded}
+    content = {"task_names": names, "matrices": padded, "baseline": {}}
     if baseline is not None:
         for t in range(min(done, num_tasks - 1)):
             padded["task"]["recall@1"][t][t + 1] = baseline + 0.1

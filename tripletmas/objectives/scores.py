@@ -84,23 +84,23 @@ class Scores:
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> Scores:
-        """The scores that `to_json` wrote; files of earlier versions have no baseline.
+        """The scores that `to_json` wrote.
 
         Raises:
             ValueError: if a matrix does not have one row and one column for each task, or a baseline not one score.
         """
         scores = Scores(tuple(content["task_names"]))
-        num_tasks = len(scores.task_names)
+        size = len(scores.task_names)
         for gallery, matrices in content["matrices"].items():
             for metric, rows in matrices.items():
-                if len(rows) != num_tasks or any(len(row) != num_tasks for row in rows):
-                    raise ValueError(f"{gallery} {metric}: expected {num_tasks} rows of {num_tasks} scores")
+                if [len(row) for row in rows] != [size] * size:
+                    raise ValueError(f"{gallery} {metric}: expected {size} rows of {size} scores")
                 values = torch.stack([_from_list(row) for row in rows]) if rows else torch.empty(0, 0).double()
                 scores.matrices.setdefault(gallery, {})[metric] = values
-        for gallery, baselines in content.get("baseline", {}).items():
+        for gallery, baselines in content["baseline"].items():
             for metric, row in baselines.items():
-                if len(row) != num_tasks:
-                    raise ValueError(f"{gallery} {metric}: expected {num_tasks} scores of the untrained model")
+                if len(row) != size:
+                    raise ValueError(f"{gallery} {metric}: expected {size} scores of the untrained model")
                 scores.baseline.setdefault(gallery, {})[metric] = _from_list(row)
         return scores
 

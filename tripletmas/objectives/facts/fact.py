@@ -35,9 +35,14 @@ class Fact:
         return self.subject, self.predicate, self.object
 
     @property
+    def words(self) -> tuple[tuple[int, str], ...]:
+        """The parts that it has, each with its place: 0, 1, 2."""
+        return tuple((place, part) for place, part in enumerate(self.parts) if part)
+
+    @property
     def order(self) -> int:
         """1, 2 or 3: how many parts it has."""
-        return sum(part != "" for part in self.parts)
+        return len(self.words)
 
     def __str__(self) -> str:
         return ", ".join(part for part in self.parts if part)

@@ -11,7 +11,8 @@ another. Both are our departures.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +47,8 @@ class LanguageView:
 
     def matching(self, parts: tuple[str, str, str]) -> Tensor:
         """(f,) bool: the facts that have all the parts that a query names; "" asks for nothing."""
-        has = [all(asked in ("", part) for asked, part in zip(parts, fact.parts, strict=True)) for fact in self.facts]
-        return torch.tensor(has, dtype=torch.bool)
+        asked = set(Fact(*parts).words)
+        return torch.tensor([asked.issubset(fact.words) for fact in self.facts], dtype=torch.bool)
 
     def encode(self, parts: tuple[str, str, str]) -> tuple[Tensor, Tensor]:
         """The vectors (3, dim) of what a query asks for, and which parts it names (3,) bool.
@@ -59,20 +60,17 @@ class LanguageView:
             ValueError: for a query that names no part; for a subject, predicate or object that no fact has as such,
                 with the nearest one.
         """
-        if not any(parts):
+        asked = Fact(*parts).words
+        if not asked:
             raise ValueError("a query must name a subject, a predicate or an object, got none of them")
-        known = [{fact.parts[column]: row for row, fact in enumerate(self.facts)} for column in range(len(PARTS))]
-        wrong = [
-            f"no fact has the {name} {part!r}{suggestion(part, sorted(rows.keys() - {''}))}"
-            for name, part, rows in zip(PARTS, parts, known, strict=True)
-            if part and part not in rows
-        ]
+        known = {word: row for row, fact in enumerate(self.facts) for word in fact.words}
+        wrong = [_unknown(place, part, known) for place, part in asked if (place, part) not in known]
         if wrong:
             raise ValueError("; ".join(wrong))
-        mask = torch.tensor([part != "" for part in parts])
-        vectors = torch.zeros_like(self.vectors[0])
-        for column in mask.nonzero().flatten().tolist():
-            vectors[column] = self.vectors[known[column][parts[column]], column]
+        vectors, mask = torch.zeros_like(self.vectors[0]), torch.zeros(len(PARTS), dtype=torch.bool)
+        for place, part in asked:
+            vectors[place] = self.vectors[known[place, part], place]
+            mask[place] = True
         return vectors, mask
 
 
@@ -84,35 +82,34 @@ def language_view(facts: Sequence[Fact], words: WordVectors) -> LanguageView:
     Raises:
         ValueError: for a fact given twice, and for parts without a known word, all in one error.
     """
-    seen: set[Fact] = set()
-    for fact in facts:
-        if fact in seen:
-            raise ValueError(f"each fact must be given once, got {str(fact)!r} twice")
-        seen.add(fact)
-    vectors, mask = _encode([fact.parts for fact in facts], words)
+    twice = [fact for fact, count in Counter(facts).items() if count > 1]
+    if twice:
+        raise ValueError(f"each fact must be given once, got {str(twice[0])!r} twice")
+    units = _unit_vectors({part for fact in facts for part in fact.parts} - {""}, words)
+    vectors = torch.zeros(len(facts), len(PARTS), words.dim)
+    mask = torch.zeros(len(facts), len(PARTS), dtype=torch.bool)
+    for row, fact in enumerate(facts):
+        for place, part in fact.words:
+            vectors[row, place] = units[part]
+            mask[row, place] = True
     return LanguageView(tuple(facts), vectors, mask, words.name)
 
 
-def _encode(rows: Sequence[tuple[str, str, str]], words: WordVectors) -> tuple[Tensor, Tensor]:
-    """Vectors (rows, 3, dim) and mask (rows, 3)."""
-    phrases = sorted({phrase for parts in rows for phrase in parts if phrase})
-    found = {phrase: phrase_vector(phrase, words) for phrase in phrases}
-    lost = [phrase for phrase, (vector, _) in found.items() if vector is None]
-    if lost:
-        raise ValueError(f"no vector in {words.name!r} for any word of {listed(map(repr, lost), 10)}")
-    skipped = [f"{word} (in {phrase})" for phrase, (_, unknown) in found.items() for word in unknown]
-    if skipped:
-        logger.warning("words without a vector in %r are skipped: %s", words.name, listed(map(repr, skipped), 10))
+def _unknown(place: int, part: str, known: Iterable[tuple[int, str]]) -> str:
+    there = sorted(other for at, other in known if at == place)
+    return f"no fact has the {PARTS[place]} {part!r}{suggestion(part, there)}"
 
-    units = {phrase: _unit(phrase, vector) for phrase, (vector, _) in found.items() if vector is not None}
-    vectors = torch.zeros(len(rows), len(PARTS), words.dim)
-    mask = torch.zeros(len(rows), len(PARTS), dtype=torch.bool)
-    for row, parts in enumerate(rows):
-        for column, phrase in enumerate(parts):
-            if phrase:
-                vectors[row, column] = units[phrase]
-                mask[row, column] = True
-    return vectors, mask
+
+def _unit_vectors(phrases: set[str], words: WordVectors) -> dict[str, Tensor]:
+    """phrase -> (dim,)"""
+    found = {phrase: phrase_vector(phrase, words) for phrase in sorted(phrases)}
+    lost = [repr(phrase) for phrase, (vector, _) in found.items() if vector is None]
+    if lost:
+        raise ValueError(f"no vector in {words.name!r} for any word of {listed(lost, 10)}")
+    skipped = [repr(f"{word} (in {phrase})") for phrase, (_, unknown) in found.items() for word in unknown]
+    if skipped:
+        logger.warning("words without a vector in %r are skipped: %s", words.name, listed(skipped, 10))
+    return {phrase: _unit(phrase, vector) for phrase, (vector, _) in found.items() if vector is not None}
 
 
 def _unit(phrase: str, vector: Tensor) -> Tensor:

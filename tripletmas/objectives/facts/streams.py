@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Literal
 
@@ -18,7 +20,7 @@ from tripletmas.basics.weights import listed
 from tripletmas.data.dataset import LabelledDataset, Source, in_order
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.clustering import cluster
-from tripletmas.objectives.facts.fact import parse_fact
+from tripletmas.objectives.facts.fact import Fact, parse_fact
 from tripletmas.objectives.facts.language import LanguageView
 from tripletmas.objectives.facts.scoring import fact_vectors
 
@@ -62,54 +64,49 @@ def make_fact_stream(
     """
     train, test = _parts(source, test_share, split_seed, validation)
     learned = torch.tensor(train.classes, dtype=torch.int64)
-    if train.groups is None and split == "given":
-        raise ValueError("split 'given' needs a column task in the data")
-    split = split or ("given" if train.groups is not None else "random")
     numbers, names = _split(train, language, learned, split, tasks, split_seed)
-    stream = []
-    for number, name in enumerate(names):
-        classes = tuple(sorted(learned[numbers == number].tolist()))
-        query = test.of_classes(classes)
-        if not len(query):
-            raise ValueError(f"task {name!r} has no test image that shows one of its {len(classes)} facts")
-        if len(classes) == 1:
-            logger.warning("task %r has one fact, so there is nothing to tell it apart from", name)
-        unasked = set(classes) - set(query.classes)
-        if unasked:
-            shown = listed([f"<{train.class_names[each]}>" for each in sorted(unasked)], 5)
-            logger.warning("task %r: no test image shows %s, so nobody asks for %d facts", name, shown, len(unasked))
-        stream.append(Task(name, classes, train.of_classes(classes), query))
-    never = tuple(sorted(set(test.classes) - set(learned.tolist())))
+    stream = [_task(name, learned[numbers == number].tolist(), train, test) for number, name in enumerate(names)]
+    never = tuple(sorted(set(test.classes) - set(train.classes)))
     if source.test is not None and not validation:  # else chance has put a rare fact there
-        _tell_of_new_parts(test, never, learned)
+        _tell_of_new_words(test, never, train.classes)
     unseen = Task("unseen", never, train.about(()), test.about(never)) if never else None
     return tuple(stream), unseen
 
 
-def _tell_of_new_parts(test: LabelledDataset, never: tuple[int, ...], learned: Tensor) -> None:
+def _task(name: str, classes: list[int], train: LabelledDataset, test: LabelledDataset) -> Task:
+    query = test.of_classes(classes)
+    if not len(query):
+        raise ValueError(f"task {name!r} has no test image that shows one of its {len(classes)} facts")
+    if len(classes) == 1:
+        logger.warning("task %r has one fact, so there is nothing to tell it apart from", name)
+    unasked = sorted(set(classes) - set(query.classes))
+    if unasked:
+        shown = listed([f"<{train.class_names[each]}>" for each in unasked], 5)
+        logger.warning("task %r: no test image shows %s, so nobody asks for %d facts", name, shown, len(unasked))
+    return Task(name, tuple(classes), train.of_classes(classes), query)
+
+
+def _tell_of_new_words(test: LabelledDataset, never: Sequence[int], learned: Sequence[int]) -> None:
     """Log facts of test images alone that are no new combination of what is learned: often, they are misspelt."""
-    known = [{parse_fact(test.class_names[each]).parts[i] for each in learned.tolist()} | {""} for i in range(3)]
+    known = {word for each in learned for word in parse_fact(test.class_names[each]).words}
     facts = [parse_fact(test.class_names[each]) for each in never]
-    new = [fact for fact in facts if any(part not in of for part, of in zip(fact.parts, known, strict=True))]
+    new = [f"<{fact}>" for fact in facts if not known.issuperset(fact.words)]
     if new:
-        shown = listed([f"<{fact}>" for fact in new], 5)
-        logger.warning("only test images show %s, with a word that is not learned in that place", shown)
+        logger.warning("only test images show %s, with a word that is not learned in that place", listed(new, 5))
 
 
 def _parts(source: Source, test_share: float, seed: int, validation: bool) -> tuple[LabelledDataset, LabelledDataset]:
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
-    for part in (source.train, source.test):
+    train, test = source.train, source.test
+    for part in (train, test):
         without = [] if part is None else (~part.truth.any(dim=1)).nonzero().flatten().tolist()
         if part is not None and without:
             name = part.paths[without[0]] if part.paths else f"number {without[0]}"
             raise ValueError(f"{len(without)} images have no fact (image {name})")
-    train, test = source.train, source.test
     if test is None:
         train, test = _hold_out(train, test_share, f"{seed}")
-    if validation:
-        train, test = _hold_out(train, test_share, f"validation {seed}")
-    return train, test
+    return _hold_out(train, test_share, f"validation {seed}") if validation else (train, test)
 
 
 def _hold_out(train: LabelledDataset, share: float, seed: str) -> tuple[LabelledDataset, LabelledDataset]:
@@ -123,40 +120,54 @@ def _hold_out(train: LabelledDataset, share: float, seed: str) -> tuple[Labelled
 
 
 def _split(
-    train: LabelledDataset, language: LanguageView, learned: Tensor, split: FactSplit, tasks: int | None, seed: int
+    train: LabelledDataset, language: LanguageView, learned: Tensor, split: str | None, tasks: int | None, seed: int
 ) -> tuple[Tensor, list[str]]:
     """(the number of the task of each fact that is learned, the names of the tasks)."""
-    facts = [parse_fact(train.class_names[each]) for each in learned.tolist()]
-    if split in ("given", "order"):
-        groups = [f"order {each.order}" for each in facts]
-        if split == "given":
-            assert train.groups is not None
-            groups = [train.groups[each] for each in learned.tolist()]
-        names = in_order(set(groups))
-        if tasks not in (None, len(names)):
-            raise ValueError(f"split {split!r} makes {len(names)} tasks ({', '.join(names)}), got tasks={tasks}")
-        return torch.tensor([names.index(group) for group in groups]), names
+    split = split or ("random" if train.groups is None else "given")
+    facts = [language.facts[each] for each in learned.tolist()]
+    if split == "order":
+        return _by_name([f"order {each.order}" for each in facts], split, tasks)
+    if split == "given":
+        if train.groups is None:
+            raise ValueError("split 'given' needs a column task in the data")
+        return _by_name([train.groups[each] for each in learned.tolist()], split, tasks)
     tasks = 4 if tasks is None else tasks
     if not 1 <= tasks <= len(facts):
         raise ValueError(f"tasks must lie between 1 and the {len(facts)} facts that are learned, got {tasks}")
     if split == "random":
-        order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
-        numbers = torch.empty_like(order)
-        numbers[order] = torch.arange(len(facts)) * tasks // len(facts)
-        return numbers, [f"B{number + 1}" for number in range(tasks)]
-    if split != "semantic":
-        raise ValueError(f"split must be one of given, random, semantic, order, got {split!r}")
-    vectors = fact_vectors(language.vectors[learned], language.mask[learned])
+        return _at_random(len(facts), tasks, seed)
+    if split == "semantic":
+        return _by_meaning(facts, fact_vectors(language.vectors[learned], language.mask[learned]), tasks, seed)
+    raise ValueError(f"split must be one of given, random, semantic, order, got {split!r}")
+
+
+def _by_name(groups: list[str], split: str, tasks: int | None) -> tuple[Tensor, list[str]]:
+    """A task for each name that a fact's group has."""
+    names = in_order(set(groups))
+    if tasks not in (None, len(names)):
+        raise ValueError(f"split {split!r} makes {len(names)} tasks ({', '.join(names)}), got tasks={tasks}")
+    return torch.tensor([names.index(group) for group in groups]), names
+
+
+def _at_random(size: int, tasks: int, seed: int) -> tuple[Tensor, list[str]]:
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    numbers = torch.empty_like(order)
+    numbers[order] = torch.arange(size) * tasks // size
+    return numbers, [f"B{number + 1}" for number in range(tasks)]
+
+
+def _by_meaning(facts: Sequence[Fact], vectors: Tensor, tasks: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Tasks named by their most frequent subjects."""
     numbers = _stable_clusters(torch.nn.functional.normalize(vectors), tasks, seed)
     found, numbers = numbers.unique(return_inverse=True)
     if len(found) < tasks:
         raise ValueError(f"the language view of {len(facts)} facts falls into {len(found)} clusters, not {tasks}")
-    subjects = []
+    names = []
     for number in range(tasks):
-        of_task = [each.subject for each, own in zip(facts, numbers.tolist(), strict=True) if own == number]
-        most = sorted(set(of_task), key=lambda each: (-of_task.count(each), each))
-        subjects.append("+".join(most[:2]))
-    return numbers, [f"B{number + 1} ({name})" for number, name in enumerate(subjects)]
+        subjects = Counter(each.subject for each, own in zip(facts, numbers.tolist(), strict=True) if own == number)
+        most = sorted(subjects, key=lambda each: (-subjects[each], each))
+        names.append(f"B{number + 1} ({'+'.join(most[:2])})")
+    return numbers, names
 
 
 def _stable_clusters(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:

@@ -82,15 +82,6 @@ class VisualView(nn.Module):
         return torch.cat([self.subject(shared.clone()), self.predicate_object(shared)], dim=1)
 
 
-def describe(view: VisualView) -> dict[str, str | int]:
-    """For reports: where the view branches, and the number of parameters of each part."""
-    parts = {"trunk": view.trunk, "subject": view.subject, "predicate_object": view.predicate_object}
-    return {
-        "branch_at": view.branch_at,
-        **{name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()},
-    }
-
-
 class _Tracer(fx.Tracer):
     """Records the calls in the forward methods of the model and of the modules `opened`; all others stay whole."""
 
@@ -146,12 +137,12 @@ def _cut_by_name(model: nn.Module, name: str, branch_at: str) -> str:
     if not branch_at or cut not in modules:
         known = [path.removeprefix("backbone.") for path in modules if path]
         raise ValueError(f"{name} has no module '{branch_at}' to branch at{suggestion(branch_at, known)}")
-    graph = _trace(model, name, _holders(cut))
-    if cut not in _places(model, graph):
-        places = [path.removeprefix("backbone.") for path in _places(model, graph)]
+    places = _places(model, _trace(model, name, _holders(cut)))
+    if cut not in places:
+        possible = ", ".join(path.removeprefix("backbone.") for path in places)
         raise ValueError(
             f"{name} cannot branch at '{branch_at}': its output must be all that later layers with weights need; "
-            f"possible are {', '.join(places) or 'none beside it'}"
+            f"possible are {possible or 'none beside it'}"
         )
     return cut
 
@@ -165,15 +156,15 @@ def _default_cut(model: nn.Module, name: str) -> str:
     opened: set[str] = set()
     while True:
         graph = _trace(model, name, opened)
-        calls = {path: _num_layers(model.get_submodule(path)) for path in _last_calls(graph)}
-        counts = dict(zip(calls, accumulate(calls.values()), strict=True))
-        total = sum(calls.values())
+        paths = list(_last_calls(graph))
+        counts = dict(zip(paths, accumulate(_num_layers(model, path) for path in paths), strict=True))
+        total = counts[paths[-1]]
         places = [path for path in _places(model, graph) if 5 * total <= 30 * counts[path] <= 18 * total]
-        pools = [path for path in places if isinstance(model.get_submodule(path), _POOLING)]
         if places:
+            pools = [path for path in places if isinstance(model.get_submodule(path), _POOLING)]
             # of equally near ones the earlier count; of equal counts the last, behind norm and activation
             return min(reversed(pools or places), key=lambda path: (abs(2 * counts[path] - total), counts[path]))
-        middle = next(path for path, count in counts.items() if 2 * count >= total)
+        middle = next(path for path in paths if 2 * counts[path] >= total)
         if not list(model.get_submodule(middle).children()):
             raise ValueError(f"{name} has no place in the middle to branch at: give branch_at, or more layers")
         opened.add(middle)
@@ -184,14 +175,13 @@ def _places(model: nn.Module, graph: fx.Graph) -> list[str]:
     order = {node: number for number, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
     calls = _last_calls(graph)
-    places = []
-    for path, node in calls.items():
-        here = order[node]
-        goes_on = [other for other, number in order.items() if number <= here < last_use[other]]
-        follows = any(order[later] > here and _num_layers(model.get_submodule(key)) for key, later in calls.items())
-        if goes_on == [node] and follows:
-            places.append(path)
-    return places
+    last_layer = max((order[node] for path, node in calls.items() if _num_layers(model, path)), default=-1)
+
+    def goes_on(node: fx.Node) -> list[fx.Node]:
+        """The values up to here that are used later."""
+        return [other for other, number in order.items() if number <= order[node] < last_use[other]]
+
+    return [path for path, node in calls.items() if order[node] < last_layer and goes_on(node) == [node]]
 
 
 def _last_calls(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -210,6 +200,6 @@ def _holders(path: str) -> set[str]:
     return {".".join(names[:end]) for end in range(1, len(names))}
 
 
-def _num_layers(module: nn.Module) -> int:
-    """The number of weights that are matrices or more: neither biases nor norms."""
-    return sum(parameter.ndim > 1 for parameter in module.parameters())
+def _num_layers(model: nn.Module, path: str) -> int:
+    """The number of weights of a module that are matrices or more: neither biases nor norms."""
+    return sum(parameter.ndim > 1 for parameter in model.get_submodule(path).parameters())

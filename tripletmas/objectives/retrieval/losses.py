@@ -99,25 +99,18 @@ def make_loss(
     """
     entry = _entry(name)
     given = dict(options or {})
-    known = loss_options(name)
-    for option, value in given.items():
-        if option not in known:
-            raise ValueError(f"loss '{name}' has no option '{option}'{suggestion(option, known)}")
-        _check_value(name, known[option], value)
-    mining = entry.mining if mining is None else mining
-    _check_mining(name, mining, given)
+    values = _option_values(name, given)
+    mining = _mining(name, mining, given)
     sizes = {"num_classes": num_classes, "embedding_size": dim}
-    values = {option: given.get(option, parameter.default) for option, parameter in known.items()}
-    parameters = _parameters(entry.constructor)
     # MarginLoss takes num_classes only to learn one beta per class, and keeps an unlearned one on the CPU.
-    needs_sizes = name != "margin" or values["learn_beta"]
-    values |= {size: value for size, value in sizes.items() if size in parameters and needs_sizes}
+    if name != "margin" or values["learn_beta"]:
+        parameters = _parameters(entry.constructor)
+        values |= {size: value for size, value in sizes.items() if size in parameters}
     loss = entry.constructor(**values)
     margin: Any = values["margin"] if name == "triplet" else 0.2
     miner = _make_miner(mining, margin, loss.get_submodule("distance"))
-    forms_all = mining in ("all", "semihard", "hard") or (
-        mining == "none" and values.get("triplets_per_anchor") == "all"
-    )
+    every_triplet = mining == "none" and values.get("triplets_per_anchor") == "all"
+    forms_all = every_triplet or mining in ("all", "semihard", "hard")
     return MinedLoss(loss, miner, largest_batch=LARGEST_BATCH_OF_ALL_TRIPLETS if forms_all else None)
 
 
@@ -195,6 +188,16 @@ def _make_miner(mining: str, margin: float, distance: nn.Module) -> nn.Module | 
     return miners.TripletMarginMiner(margin=margin, type_of_triplets=mining, distance=distance)
 
 
+def _option_values(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """All options of a loss, those given checked."""
+    known = loss_options(name)
+    for option, value in given.items():
+        if option not in known:
+            raise ValueError(f"loss '{name}' has no option '{option}'{suggestion(option, known)}")
+        _check_value(name, known[option], value)
+    return {option: given.get(option, parameter.default) for option, parameter in known.items()}
+
+
 def _entry(name: str) -> LossEntry:
     if name not in LOSSES:
         raise ValueError(f"unknown loss '{name}'{suggestion(name, LOSSES)}")
@@ -211,13 +214,16 @@ def _parameters(constructor: type) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _check_mining(name: str, mining: str, given: Mapping[str, object]) -> None:
+def _mining(name: str, mining: str | None, given: Mapping[str, object]) -> str:
+    """The mining that is asked for, or the loss's own; checked."""
+    mining = default_mining(name) if mining is None else mining
     if mining not in MININGS:
         raise ValueError(f"unknown mining '{mining}'{suggestion(mining, MININGS)}")
     if mining != "none" and not LOSSES[name].minable:
         raise ValueError(f"loss '{name}' chooses its own pairs and takes no mining, got mining '{mining}'")
     if mining != "none" and given.get("triplets_per_anchor", "all") != "all":
         raise ValueError(f"triplets_per_anchor has no effect with mining '{mining}'; set mining to none")
+    return mining
 
 
 def _check_value(name: str, parameter: inspect.Parameter, value: object) -> None:

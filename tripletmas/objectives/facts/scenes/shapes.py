@@ -52,6 +52,6 @@ def _asked(train: Sequence[tuple[Fact, ...]], unseen: Sequence[tuple[Fact, ...]]
     """The facts of enough training images, and those of the unseen scenes that no training image shows."""
     counts = Counter(chain.from_iterable(train))
     frequent = {each for each, count in counts.items() if count >= min(FEWEST, len(train))}
-    words = {part for each in frequent for part in enumerate(each.parts)}
-    new = {each for each in chain.from_iterable(unseen) if words.issuperset(enumerate(each.parts))} - counts.keys()
+    words = {word for each in frequent for word in each.words}
+    new = {each for each in chain.from_iterable(unseen) if words.issuperset(each.words)} - counts.keys()
     return by_order(frequent | new)
