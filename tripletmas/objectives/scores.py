@@ -97,7 +97,7 @@ class Scores:
                     raise ValueError(f"{gallery} {metric}: expected {size} rows of {size} scores")
                 values = torch.stack([_from_list(row) for row in rows]) if rows else torch.empty(0, 0).double()
                 scores.matrices.setdefault(gallery, {})[metric] = values
-        for gallery, baselines in content["baseline"].items():
+        for gallery, baselines in content.get("baseline", {}).items():
             for metric, row in baselines.items():
                 if len(row) != size:
                     raise ValueError(f"{gallery} {metric}: expected {size} scores of the untrained model")
