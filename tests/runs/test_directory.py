@@ -79,17 +79,12 @@ def test_a_checkpoint_comes_back_as_it_was(run):
 
 
 def test_only_the_latest_is_kept(run):
-    for task, epoch in [(0, 9), (0, 10), (1, 0), (1, 1), (9, 0), (10, 0)]:  # as numbers, not as text
-        run.save_checkpoint(state(task, epoch))
-        assert (loaded(run).task, loaded(run).epoch) == (task, epoch)
-        assert len(saved_folders(run)) == 1
-
-
-def test_saving_again_at_the_same_place_replaces(run):
-    """As `tripletmas importance` does, any number of times."""
-    for fill in range(12):
-        run.save_checkpoint(state(1, 0, fill=float(fill)))
-        assert float(loaded(run).model["z.weight"][0]) == fill
+    """Also when one is saved again at the same place, as `tripletmas importance` does, any number of times."""
+    places = [(0, 9), (0, 10), (1, 0), (1, 1), (9, 0), *[(10, 0)] * 12]  # in the order of numbers, not of text
+    for fill, (task, epoch) in enumerate(places):
+        run.save_checkpoint(state(task, epoch, fill=float(fill)))
+        found = loaded(run)
+        assert (found.task, found.epoch, found.model["z.weight"][0]) == (task, epoch, fill)
         assert len(saved_folders(run)) == 1
 
 
@@ -143,17 +138,16 @@ def test_nothing_is_pickled(run):
 # --- a full disk
 
 
-@pytest.mark.parametrize("write", range(5))
+@pytest.mark.parametrize("write", range(len(FILES)))
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_the_old_checkpoint(write, number, run, monkeypatch):
-    """Each of the five files of a checkpoint in turn finds no space."""
+    """Each file of a checkpoint in turn finds no space."""
     run.save_checkpoint(state(0, 1, fill=1.0))
-    writes = []
+    writes = iter(range(len(FILES)))
 
     def failing(real, error):
         def write_or_fail(*arguments, **options):
-            writes.append(real)
-            if len(writes) - 1 == write:
+            if next(writes) == write:
                 raise error
             return real(*arguments, **options)
 
@@ -379,12 +373,12 @@ def test_versions_are_no_part_of_the_comparison(tmp_path):
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
-    (tmp_path / "photo.jpg").write_text("")
-    with pytest.raises(ValueError, match="holds something that is no run"):
-        RunDirectory.create(tmp_path, CONFIG)
-    with pytest.raises(ValueError, match="holds something that is no run"):
-        RunDirectory.create(tmp_path / "photo.jpg", CONFIG)
-    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+    photo = tmp_path / "photo.jpg"
+    photo.write_text("")
+    for path in (tmp_path, photo):
+        with pytest.raises(ValueError, match="holds something that is no run"):
+            RunDirectory.create(path, CONFIG)
+    assert list(tmp_path.iterdir()) == [photo]
 
 
 def test_a_folder_that_is_empty_or_where_the_start_was_killed_is_taken(tmp_path):
