@@ -144,7 +144,9 @@ def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, *, leave_out: bo
     if not len(rows):
         return rows, torch.empty(0, index.settings.dim)
     transform = index.settings.transform
-    images = ImageFiles.at([index.paths[row] for row in rows.tolist()], size=transform.size, channels=transform.channels)
+    images = ImageFiles.at(
+        [index.paths[row] for row in rows.tolist()], size=transform.size, channels=transform.channels
+    )
     vectors, kept = embed_images(
         model, images, invert=transform.invert, skip_unreadable=leave_out, option="--drop-missing"
     )
