@@ -14,7 +14,7 @@ import torch
 from tripletmas.basics.files import save_tensors
 from tripletmas.index.images import ImageIndex, Settings, Transform
 from tripletmas.runs import plugins
-from tripletmas.runs.plugins import find, recorded, registered, remember, remembered, trust
+from tripletmas.runs.plugins import Code, find, recorded, registered, remember, remembered, trust
 
 PART = "strategy"
 MINE = "from __future__ import annotations\n\n\nclass Mine:\n    class Inner: ...\n\n\nexecuted = __name__\n"
@@ -50,6 +50,10 @@ def install(tmp_path, monkeypatch):
     yield make
     for name in set(sys.modules) - before:
         del sys.modules[name]
+
+
+def records_of(code: Code, *, part: str = PART) -> dict:
+    return {"model": {}, part: {code.name: code.record()}}
 
 
 def refused(message: str, name: str = "mine.py:Mine", *, records: object = None) -> None:
@@ -226,7 +230,7 @@ def test_nothing_inside_a_run_directory(spelt):
     message = "lies inside the run directory .*/run: no code is executed from there"
     refused(message, f"{spelt}:Mine")
     with pytest.raises(ValueError, match=message):
-        trust([{"part": PART, "name": f"{spelt}:Mine", "file": spelt, "sha256": ""}])
+        trust({PART: {f"{spelt}:Mine": {"file": spelt, "sha256": ""}}})
 
 
 @pytest.mark.parametrize("mark", ["weights/", "checkpoint/", "metrics.jsonl"])
@@ -256,8 +260,8 @@ def test_a_part_that_training_named_is_let_through(place, monkeypatch):
     code = find(PART, "mine.py:Mine")
     remember(code)
     monkeypatch.chdir("/")
-    assert recorded(PART, code.name, [{"part": "model"}, code.record()]) == code
-    assert code.record() == {"part": PART, "name": code.name, "file": str(place / "mine.py"), "sha256": code.sha256}
+    assert recorded(PART, code.name, records_of(code)) == code
+    assert code.record() == {"file": str(place / "mine.py"), "sha256": code.sha256}
 
 
 def test_what_nobody_named_is_told_before_it_is_executed():
@@ -267,20 +271,22 @@ def test_what_nobody_named_is_told_before_it_is_executed():
         f"strategy '.*/mine.py:Mine' is code: .*/mine.py .sha256 {code.sha256[:12]}. would be executed, and no "
         "training by this account has named it; read it, and add --trust-code to execute it"
     )
-    refused(message, code.name, records=[code.record()])
-    trust([code.record()])
-    assert recorded(PART, code.name, [code.record()]) == code
+    refused(message, code.name, records=records_of(code))
+    trust(records_of(code))
+    assert recorded(PART, code.name, records_of(code)) == code
 
 
-@pytest.mark.parametrize("records", [None, {}, "x", [], ["x", {}], [{"part": "model", "name": "NAME"}]])
-def test_a_run_that_recorded_nothing(records, place):
+@pytest.mark.parametrize("records", ["x", {}, {PART: "x"}, {PART: {}}, "of the model", {PART: {"NAME": 5}}])
+def test_a_run_that_recorded_nothing(records):
     """Whoever edits config.yaml can name the code, but not have it executed."""
     code = find(PART, "mine.py:Mine")
     remember(code)
-    if isinstance(records, list):
-        records = [each | {"name": code.name} if isinstance(each, dict) and each else each for each in records]
-    refused("the run has no checksum of the code of strategy '.*': train anew", code.name, records=records or [])
-    trust([])
+    if records == "of the model":
+        records = records_of(code, part="model")
+    if records == {PART: {"NAME": 5}}:
+        records = {PART: {code.name: 5}}
+    refused("the run has no checksum of the code of strategy '.*': train anew", code.name, records=records)
+    trust({PART: {}})
 
 
 def test_code_that_has_changed():
@@ -289,11 +295,11 @@ def test_code_that_has_changed():
     Path("mine.py").write_text(MINE + "\n")
     now = find(PART, "mine.py:Mine").sha256
     message = f"/mine.py has changed since the run was trained .sha256 {code.sha256[:12]}, now {now[:12]}.: restore it"
-    refused(message, code.name, records=[code.record()])
+    refused(message, code.name, records=records_of(code))
     with pytest.raises(ValueError, match=message):
-        trust([code.record()])
+        trust(records_of(code))
     Path("mine.py").unlink()
-    refused("no such file", code.name, records=[code.record()])
+    refused("no such file", code.name, records=records_of(code))
 
 
 def test_code_that_lies_elsewhere(install, tmp_path, place, monkeypatch):
@@ -302,7 +308,7 @@ def test_code_that_lies_elsewhere(install, tmp_path, place, monkeypatch):
     remember(code)
     Path("mine.py").rename("moved.py")
     Path("mine.py").symlink_to("moved.py")
-    refused("was .*/mine.py when the run was trained, and is .*/moved.py now", code.name, records=[code.record()])
+    refused("was .*/mine.py when the run was trained, and is .*/moved.py now", code.name, records=records_of(code))
     site = install("theirs", {"theirs/__init__.py": "", "theirs/part.py": MINE})
     code = find(PART, "theirs.part:Mine")
     remember(code)
@@ -314,7 +320,7 @@ def test_code_that_lies_elsewhere(install, tmp_path, place, monkeypatch):
     message = (
         "'theirs.part:Mine' was .*/site-theirs/theirs/part.py when the run was trained, and is .*/work/theirs/part.py"
     )
-    refused(message, code.name, records=[code.record()])
+    refused(message, code.name, records=records_of(code))
 
 
 def test_only_what_was_named_is_remembered():
@@ -324,7 +330,7 @@ def test_only_what_was_named_is_remembered():
     for part, name in ((PART, "Mine.Inner"), ("data", "Mine")):
         other = find(part, f"mine.py:{name}")
         with pytest.raises(ValueError, match="no training by this account has named it"):
-            recorded(part, other.name, [other.record()])
+            recorded(part, other.name, records_of(other, part=part))
 
 
 def test_an_entry_point_that_names_other_code_by_now(install):
@@ -333,7 +339,7 @@ def test_an_entry_point_that_names_other_code_by_now(install):
     remember(code)
     entry_points = site / "theirs-1.2.dist-info/entry_points.txt"
     entry_points.write_text(entry_points.read_text().replace(":Mine", ":executed"))
-    refused("no training by this account has named it", "theirs", records=[code.record()])
+    refused("no training by this account has named it", "theirs", records=records_of(code))
 
 
 # --- memory

@@ -68,8 +68,8 @@ class Code:
         return hashlib.sha256(self.source).hexdigest()
 
     def record(self) -> dict[str, str]:
-        """What a run keeps of it."""
-        return {"part": self.part, "name": self.name, "file": self.file, "sha256": self.sha256}
+        """What a run keeps of it, under its part and its name."""
+        return {"file": self.file, "sha256": self.sha256}
 
     def load(self) -> Any:
         """What the code calls by the part's name; executed once a process.
@@ -179,17 +179,28 @@ def find(part: str, name: str) -> Code:
 
 
 def recorded(part: str, name: str, records: object) -> Code:
-    """The code of a part that a run names, if it may be executed; `records` are the run's own of all its parts.
+    """The code of a part that a run names, if it may be executed.
+
+    Args:
+        records: what the run says of its code: part -> name -> record.
 
     Raises:
-        ValueError: as `find`; if the run recorded none, or the code lies elsewhere or has changed since; if no training
-            by this account named it, with what would be executed.
+        ValueError: as `find`; if the run recorded none, or the code lies elsewhere or has changed since; as `known`.
     """
     code = _unchanged(part, name, records)
+    return known(code, "read it, and add --trust-code to execute it")
+
+
+def known(code: Code, advice: str) -> Code:
+    """The code, if training by this account has named it.
+
+    Raises:
+        ValueError: if it has not, with what would be executed, and this advice.
+    """
     if not remembered(code):
         raise ValueError(
-            f"{part} {name!r} is code: {code.file} (sha256 {code.sha256[:_SHOWN]}) would be executed, and no training "
-            "by this account has named it; read it, and add --trust-code to execute it"
+            f"{code.part} {code.name!r} is code: {code.file} (sha256 {code.sha256[:_SHOWN]}) would be executed, and no "
+            f"training by this account has named it; {advice}"
         )
     return code
 
@@ -200,14 +211,15 @@ def trust(records: object) -> None:
     Raises:
         ValueError: for those that are not there any more as they were; OSError: where they cannot be remembered.
     """
-    for each in _mappings(records):
-        remember(_unchanged(str(each.get("part")), str(each.get("name")), records))
+    for part in GROUPS:
+        for name in _mapping(_mapping(records).get(part)):
+            remember(_unchanged(part, name, records))
 
 
 def _unchanged(part: str, name: str, records: object) -> Code:
     """The code of a part that is the same as a run recorded."""
-    record = next((each for each in _mappings(records) if (each.get("part"), each.get("name")) == (part, name)), None)
-    if part not in GROUPS or record is None:
+    record = _mapping(_mapping(_mapping(records).get(part)).get(name))
+    if not record:
         raise ValueError(f"the run has no checksum of the code of {part} {name!r}: train anew")
     code = find(part, name)
     if record.get("file") != code.file:
@@ -220,8 +232,9 @@ def _unchanged(part: str, name: str, records: object) -> Code:
     return code
 
 
-def _mappings(records: object) -> list[Mapping[str, object]]:
-    return [each for each in records if isinstance(each, Mapping)] if isinstance(records, list) else []
+def _mapping(content: object) -> Mapping[str, object]:
+    """What stands in a file that anybody may have edited: a mapping, or nothing."""
+    return content if isinstance(content, Mapping) else {}
 
 
 # --- what this account has trained with
