@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -103,3 +104,21 @@ def test_doctor_answers_where_torch_cannot_be_imported(tmp_path):
     assert other.returncode == 2
     assert "tripletmas doctor" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_doctor_prints_its_findings(call, monkeypatch):
+    findings = [
+        doctor.Finding(True, "torch", "2"),
+        doctor.Finding(False, "faiss", "gone"),
+        doctor.Finding(None, "x", "y"),
+    ]
+    monkeypatch.setattr(doctor, "findings", lambda: iter(findings))
+    status, text, _ = call("doctor")
+    assert status == 0
+    assert [line.split() for line in text.splitlines()] == [
+        ["ok", "torch", "2"],
+        ["PROBLEM", "faiss", "gone"],
+        ["note", "x", "y"],
+    ]
+    monkeypatch.undo()
+    assert f"tripletmas  {__version__}" in re.sub(" +", "  ", call("doctor")[1])
