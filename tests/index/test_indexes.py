@@ -155,11 +155,8 @@ def test_every_stage_of_the_search_is_used(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_torch_searches_in_blocks_of_the_gallery(monkeypatch: pytest.MonkeyPatch):
-    from tripletmas.index import nearest
-
     gallery, queries = random(5000, 4), random(30, 4, seed=1)
     expected = filled(gallery, backend="torch").search(queries, 7)
-    monkeypatch.setattr(nearest, "_CELLS", 1)
     monkeypatch.setattr(ordering, "_CELLS", 1)
     found = filled(gallery, backend="torch").search(queries, 7)
     assert torch.equal(found[1], expected[1])
@@ -390,8 +387,8 @@ if sys.argv[1] == "without":
     sys.modules["faiss"] = None
 import torch
 from tripletmas.index import cluster, make_index
-from tripletmas.embedding import Embeddings
-from tripletmas.retrieval import evaluate
+from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.retrieval.evaluate import evaluate
 generator = torch.Generator().manual_seed(0)
 found = Embeddings(torch.randn(300, 5, generator=generator), torch.arange(300) % 20)
 print(evaluate(found).values)

@@ -101,7 +101,7 @@ def test_bytes_give_the_same_index(kind: str, metric: str):
     data = index.serialize()
     assert data.dtype == torch.uint8
     before = data.clone()
-    other = FaissIndex.deserialize(data, kind=kind, metric=metric, normalize=True, **KINDS[kind].settings)
+    other = make(kind, metric, data=data)
     for found, expected in zip(other.search(QUERIES, 9), index.search(QUERIES, 9), strict=True):
         assert torch.equal(found, expected)
     assert sorted(other.ids.tolist()) == (torch.arange(700) * 3).tolist()
@@ -120,7 +120,7 @@ def test_bytes_may_be_mapped(tmp_path):
     data = index.serialize()
     (tmp_path / "index").write_bytes(data.numpy().tobytes())
     mapped = torch.from_file(str(tmp_path / "index"), shared=False, size=len(data), dtype=torch.uint8)
-    other = FaissIndex.deserialize(mapped, kind="HNSW16", metric="inner_product", normalize=True)
+    other = FaissIndex(8, kind="HNSW16", data=mapped)
     del mapped  # the index keeps what it reads from
     assert torch.equal(other.search(QUERIES, 9)[1], index.search(QUERIES, 9)[1])
 
@@ -129,14 +129,14 @@ def test_bytes_that_are_no_index_are_refused():
     index = make("Flat")
     index.add(GALLERY)
     data = index.serialize()
-    with pytest.raises(ValueError, match="another metric than 'l2'"):
-        FaissIndex.deserialize(data, kind="Flat", metric="l2", normalize=True)
-    with pytest.raises(ValueError, match="the data are no index of faiss"):
-        FaissIndex.deserialize(data[:50], kind="Flat", metric="inner_product", normalize=True)
-    with pytest.raises(ValueError, match="the data are no index of faiss"):
-        FaissIndex.deserialize(random(99).byte(), kind="Flat", metric="inner_product", normalize=True)
+    for other, options in ((data, {"metric": "l2"}), (data, {"dim": 9})):
+        with pytest.raises(ValueError, match=r"another dimension than \d, or another metric than"):
+            FaissIndex(**{"dim": 8, "kind": "Flat", "data": other, **options})
+    for wrong in (data[:50], random(99).byte()):
+        with pytest.raises(ValueError, match="the data are no index of faiss"):
+            FaissIndex(8, kind="Flat", data=wrong)
     with pytest.raises(ValueError, match="data must be uint8"):
-        FaissIndex.deserialize(random(99), kind="Flat", metric="inner_product", normalize=True)
+        FaissIndex(8, kind="Flat", data=random(99))
 
 
 def test_more_effort_finds_more():

@@ -1,16 +1,22 @@
 """Any index of faiss, by its factory string.
 
+Below `FaissIndex` is what has to be known of faiss's own index types. Their layers: transforms (OPQ, PCA) and tables of
+ids around a refining index around the core, which is flat, compressed, a graph or lists (IVF).
+
 Shapes: g gallery vectors, q queries, k ranks, dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tripletmas.index import base, faiss_kinds
+from tripletmas.index import base
 
 
 class FaissIndex:
@@ -25,10 +31,15 @@ class FaissIndex:
         normalize: whether vectors and queries are scaled to length 1; they are not changed in place.
         nprobe: how many lists an IVF kind looks into; more find more and take longer. None: what faiss has, 1.
         ef_search: how many candidates an HNSW kind keeps. None: what faiss has.
+        data: (bytes,) uint8 on the CPU, what `serialize` of such an index gave; None for an empty one. faiss reads them
+            where they lie (ZeroCopyIOReader, since faiss 1.11): the codes of flat kinds, which PQ and SQ8 are too, and
+            the links of HNSW stay in a memory-mapped tensor and are not copied, so the data must not change; what is
+            added later, or removed, needs a copy of its own. Lists of IVF and tables of ids are always read into
+            memory, and older faiss copies all.
 
     Raises:
         ValueError: if faiss does not know the factory string or is not installed; if the kind has no nprobe or no
-            ef_search.
+            ef_search; if faiss cannot read the data, or they have another metric or dimension.
     """
 
     def __init__(
@@ -40,9 +51,17 @@ class FaissIndex:
         normalize: bool = True,
         nprobe: int | None = None,
         ef_search: int | None = None,
+        data: Tensor | None = None,
     ):
         base.check_settings(dim, metric)
-        self._take(faiss_kinds.make(dim, kind, metric), kind, metric, normalize, nprobe, ef_search)
+        self.dim, self.kind, self.metric, self.normalize = dim, kind, metric, normalize
+        self._efforts = {"nprobe": nprobe, "ef_search": ef_search}
+        self._ids: Tensor | None = None  # read from the index when they are asked for
+        self._data = (
+            None if data is None else data.contiguous()
+        )  # from where faiss reads as long as the index is not changed
+        self._index = _empty(dim, kind, metric) if data is None else self._read(copy=False)
+        _set_efforts(self._index, kind, self._efforts)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -51,122 +70,177 @@ class FaissIndex:
     def ids(self) -> Tensor:
         """(g,) int64 of the vectors, in no particular order."""
         if self._ids is None:
-            self._ids = torch.from_numpy(faiss_kinds.stored_ids(self._index))
+            self._ids = torch.from_numpy(_stored_ids(self._index))
         return self._ids
 
     def add(self, vectors: Tensor, ids: Tensor | None = None) -> None:
-        """Append vectors (g, dim) with their ids; all of them, or none if one is refused.
-
-        Args:
-            ids: (g,) int64, unique, >= 0; None counts on from the largest so far: positions, if none were ever given.
-
-        Raises:
-            ValueError: naming the row of a value that is not finite, or an id that is given twice; if the dimension or
-                the type does not fit; if there are too few vectors to train the index on.
-        """
+        """See `Index.add`; also raises ValueError if there are too few vectors to train the index on."""
         rows = base.prepare(vectors, self.dim, "vectors", normalize=self.normalize)
         new = base.new_ids(ids, len(rows), self.ids)
         if not len(rows):
             return
         if not self._index.is_trained:
-            faiss_kinds.train(self._index, self.kind, rows.numpy())
+            _train(self._index, self.kind, rows.numpy())
         self._own()
-        with faiss_kinds.clean_errors(f"the index {self.kind!r} cannot take these vectors"):
+        with _clean_errors(f"the index {self.kind!r} cannot take these vectors"):
             self._index.add_with_ids(rows.numpy(), new.numpy())
         self._ids = torch.cat([self.ids, new])
 
     def remove(self, ids: Tensor) -> int:
-        """Remove the vectors of these ids, and say how many there were; ids that the index does not hold count not.
-
-        Raises:
-            ValueError: if vectors of this kind cannot be removed (HNSW): build it anew from those that stay.
-        """
+        """See `Index.remove`; raises ValueError if vectors of this kind cannot be removed (HNSW)."""
         ids = base.check_removed(ids).unique()
-        problem = f"vectors cannot be removed from an index of kind {self.kind!r}; rebuild it from those that stay"
         self._own()
-        with faiss_kinds.clean_errors(problem):
+        with _clean_errors(
+            f"vectors cannot be removed from an index of kind {self.kind!r}; rebuild it from those that stay"
+        ):
             removed = int(self._index.remove_ids(ids.numpy()))
         self._ids = self.ids[~torch.isin(self.ids, ids)]
         return removed
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k vectors of largest score that the index finds for each query, best first, in blocks of queries.
+        """See `Index.search`; ids are -1 also where fewer than k are found."""
 
-        Where the gallery ends before rank k, or the index finds fewer, ids are -1 and scores -inf.
+        def best(block: Tensor, found: int) -> tuple[Tensor, Tensor]:
+            with _clean_errors(f"the index {self.kind!r} cannot search"):
+                scores, ids = map(torch.from_numpy, self._index.search(block.numpy(), found))
+            return (-scores if self.metric == "l2" else scores).masked_fill(ids < 0, -torch.inf), ids
 
-        Returns: scores (q, k) float32 and ids (q, k) int64.
-        Raises:
-            ValueError: naming the row of a value that is not finite; if the dimension or the type does not fit.
-        """
-        base.check_k(k)
-        base.check_rows(queries, self.dim, "queries")
-        scores, ids = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
-        found = min(k, len(self))
-        if not found:
-            return scores, ids
-        step = base.queries_per_block(found)
-        for start in range(0, len(queries), step):
-            block = base.prepare(
-                queries[start : start + step], self.dim, "queries", normalize=self.normalize, first_row=start
-            )
-            with faiss_kinds.clean_errors(f"the index {self.kind!r} cannot search"):
-                block_scores, block_ids = self._index.search(block.numpy(), found)
-            block_scores = torch.from_numpy(block_scores)
-            scores[start : start + step, :found] = -block_scores if self.metric == "l2" else block_scores
-            ids[start : start + step, :found] = torch.from_numpy(block_ids)
-        return scores.masked_fill_(ids < 0, -torch.inf), ids
+        return base.search_in_blocks(self, queries, k, best)
 
     def serialize(self) -> Tensor:
         """The index in faiss's own format, (bytes,) uint8; the settings beside it are for the caller to keep."""
-        return torch.from_numpy(faiss_kinds.to_bytes(self._index))
-
-    @classmethod
-    def deserialize(
-        cls,
-        data: Tensor,
-        *,
-        kind: str,
-        metric: str,
-        normalize: bool,
-        nprobe: int | None = None,
-        ef_search: int | None = None,
-    ) -> FaissIndex:
-        """The index that `serialize` gave.
-
-        faiss reads the data where they lie (ZeroCopyIOReader, since faiss 1.11): the codes of flat kinds, which PQ and
-        SQ8 are too, and the links of HNSW stay in a memory-mapped tensor and are not copied, so the data must not
-        change; what is added later, or removed, needs a copy of its own. Lists of IVF and tables of ids are always read
-        into memory, and older faiss copies all.
-
-        Args:
-            data: (bytes,) uint8 on the CPU.
-            kind, metric, normalize: of the index that was serialized.
-
-        Raises:
-            ValueError: if faiss cannot read the data, or the index has another metric.
-        """
-        if data.dtype != torch.uint8 or data.ndim != 1 or data.device.type != "cpu":
-            raise ValueError(f"data must be uint8 of shape (bytes,), got {data.dtype} of {tuple(data.shape)}")
-        base.check_settings(1, metric)
-        data = data.contiguous()
-        index = cls.__new__(cls)
-        index._take(faiss_kinds.from_bytes(data.numpy(), metric), kind, metric, normalize, nprobe, ef_search)
-        index._data = data
-        return index
-
-    def _take(
-        self, index: Any, kind: str, metric: str, normalize: bool, nprobe: int | None, ef_search: int | None
-    ) -> None:
-        faiss_kinds.set_search(index, kind, nprobe=nprobe, ef_search=ef_search)
-        self._index, self.dim = index, int(index.d)
-        self.kind, self.metric, self.normalize = kind, metric, normalize
-        self._search_settings = {"nprobe": nprobe, "ef_search": ef_search}
-        self._ids: Tensor | None = None  # read from the index when they are asked for
-        self._data: Tensor | None = None  # from where faiss reads as long as the index is not changed
+        return torch.from_numpy(base.import_faiss("an index").serialize_index(self._index))
 
     def _own(self) -> None:
         """Take what faiss reads from elsewhere into its own memory, before the index changes."""
         if self._data is not None:
-            self._index = faiss_kinds.from_bytes(self._data.numpy(), self.metric, copy=True)
-            faiss_kinds.set_search(self._index, self.kind, **self._search_settings)
-            self._data = None
+            self._index, self._data = self._read(copy=True), None
+            _set_efforts(self._index, self.kind, self._efforts)
+
+    def _read(self, *, copy: bool) -> Any:
+        """The index in the data; unless `copy`, faiss (since 1.11) reads codes and graphs from where they are."""
+        data = self._data
+        assert data is not None
+        if data.dtype != torch.uint8 or data.ndim != 1 or data.device.type != "cpu":
+            raise ValueError(f"data must be uint8 of shape (bytes,), got {data.dtype} of {tuple(data.shape)}")
+        faiss = base.import_faiss("an index")
+        content = data.numpy()
+        reader = getattr(faiss, "ZeroCopyIOReader", None)
+        with _clean_errors("the data are no index of faiss"):
+            if reader is None or copy:
+                index = faiss.deserialize_index(content)
+            else:
+                index = faiss.read_index(reader(faiss.swig_ptr(content), content.size))
+        if (index.d, index.metric_type) != (self.dim, _metric_number(self.metric)):
+            raise ValueError(f"the index has another dimension than {self.dim}, or another metric than {self.metric!r}")
+        return index
+
+
+def _empty(dim: int, kind: str, metric: str) -> Any:
+    """An empty index that takes ids with its vectors."""
+    faiss = base.import_faiss(f"an index of kind {kind!r}")
+    problem = f"kind must be 'exact' or a factory string of faiss for dim {dim} and metric {metric!r}, got {kind!r}"
+    with _clean_errors(problem):
+        index = faiss.index_factory(dim, kind, _metric_number(metric))
+    # Only lists and tables of ids take ids; a refining index around lists does not.
+    takes_ids = any(isinstance(layer, faiss.IndexIDMap) for layer in _layers(index))
+    outer = faiss.downcast_index(index)
+    if isinstance(outer, faiss.IndexPreTransform):
+        outer = faiss.downcast_index(outer.index)
+    return index if takes_ids or isinstance(outer, faiss.IndexIVF) else faiss.IndexIDMap2(index)
+
+
+def _metric_number(metric: str) -> int:
+    faiss = base.import_faiss("an index")
+    return faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+
+
+def _set_efforts(index: Any, kind: str, efforts: dict[str, int | None]) -> None:
+    """How hard a search tries, where the kind has it."""
+    core = _layers(index)[-1]
+    for name, owner, field, has in (
+        ("nprobe", core, "nprobe", "lists (IVF)"),
+        ("ef_search", getattr(core, "hnsw", None), "efSearch", "a graph (HNSW)"),
+    ):
+        value = efforts[name]
+        if value is None:
+            continue
+        if getattr(owner, field, None) is None:
+            raise ValueError(f"kind {kind!r} has no {name}, which belongs to {has}; leave it out")
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+        setattr(owner, field, value)
+
+
+def _train(index: Any, kind: str, rows: np.ndarray) -> None:
+    """Train the index on these rows (g, dim).
+
+    Raises:
+        ValueError: if there are fewer rows than lists, or than codes of a product quantizer.
+    """
+    faiss = base.import_faiss("training")
+    core = _layers(index)[-1]
+    quantizer = getattr(core, "pq", None)
+    needs = [("lists", core.nlist, core.cp)] if isinstance(core, faiss.IndexIVF) else []
+    if quantizer is not None:
+        needs.append(("codes of each quantizer", quantizer.ksub, quantizer.cp))
+    for what, count, settings in needs:
+        if len(rows) < count:
+            raise ValueError(
+                f"{len(rows)} vectors cannot train the index {kind!r}, which has {count} {what}: the first add must "
+                f"bring at least {count} vectors, better 40 times as many; or choose a kind with fewer"
+            )
+        settings.min_points_per_centroid = 1  # below 39 faiss prints a warning for every clustering
+    for layer in _layers(index):
+        if isinstance(layer, faiss.IndexPreTransform):
+            _silence_rotations(layer, 8 if quantizer is None else quantizer.nbits)
+    with _clean_errors(f"{len(rows)} vectors cannot train the index {kind!r}; the first add must bring more"):
+        index.train(rows)
+
+
+def _silence_rotations(layer: Any, bits: int) -> None:
+    """Rotations (OPQ) are fitted by a quantizer of their own, which is given here only to be silenced."""
+    faiss = base.import_faiss("training")
+    for number in range(layer.chain.size()):
+        transform = faiss.downcast_VectorTransform(layer.chain.at(number))
+        if isinstance(transform, faiss.OPQMatrix):
+            quiet = faiss.ProductQuantizer(transform.d_out, transform.M, bits)
+            quiet.cp.min_points_per_centroid = 1
+            transform.pq = quiet
+
+
+def _stored_ids(index: Any) -> np.ndarray:
+    """The ids of all vectors in the index, int64."""
+    faiss = base.import_faiss("an index")
+    for layer in _layers(index):
+        if isinstance(layer, faiss.IndexIDMap):
+            return faiss.vector_to_array(layer.id_map)
+    lists = _layers(index)[-1].invlists
+    sizes = [(number, lists.list_size(number)) for number in range(lists.nlist)]
+    parts = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in sizes if size]
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _layers(index: Any) -> list[Any]:
+    """The index and what it wraps, from outside to the core."""
+    faiss = base.import_faiss("an index")
+    layers = [faiss.downcast_index(index)]
+    while True:
+        outer = layers[-1]
+        if isinstance(outer, faiss.IndexPreTransform | faiss.IndexIDMap):
+            layers.append(faiss.downcast_index(outer.index))
+        elif isinstance(outer, faiss.IndexRefine):
+            layers.append(faiss.downcast_index(outer.base_index))
+        else:
+            return layers
+
+
+@contextmanager
+def _clean_errors(problem: str) -> Iterator[None]:
+    """Errors of faiss as one ValueError: the problem, and what faiss says without its C++ function and file."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[-1].rsplit(": ", 1)[-1] if lines else "no reason given"
+        raise ValueError(f"{problem} ({reason})") from error

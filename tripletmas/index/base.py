@@ -1,10 +1,11 @@
-"""What every index has in common: the protocol, preparing vectors, checking ids, and importing faiss.
+"""What every index has in common: the protocol, checking and preparing vectors and ids, importing faiss.
 
 Shapes: g gallery vectors, q queries, k ranks, dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -38,17 +39,29 @@ class Index(Protocol):
     def __len__(self) -> int: ...
 
     def add(self, vectors: Tensor, ids: Tensor | None = None) -> None:
-        """Append vectors (g, dim) with ids (g,) int64; without ids they count on from the largest so far."""
+        """Append vectors (g, dim) with their ids; all of them, or none if one is refused.
+
+        Args:
+            ids: (g,) int64, unique, >= 0; None counts on from the largest so far: positions, if none were ever given.
+
+        Raises:
+            ValueError: naming the row of a value that is not finite, or an id that is given twice; if the dimension or
+                the type does not fit.
+        """
         ...
 
     def remove(self, ids: Tensor) -> int:
-        """Remove the vectors of these ids; how many of them there were."""
+        """Remove the vectors of these ids, and say how many there were; ids that the index does not hold count not."""
         ...
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best of the gallery for each query: scores (q, k) float32 and ids (q, k) int64, best first.
+        """The k vectors of largest score for each query (q, dim), best first, found in blocks of queries.
 
-        Where the gallery ends before rank k, scores are -inf and ids -1.
+        Where the gallery ends before rank k, ids are -1 and scores -inf.
+
+        Returns: scores (q, k) float32 and ids (q, k) int64, on the CPU.
+        Raises:
+            ValueError: naming the row of a value that is not finite; if the dimension or the type does not fit.
         """
         ...
 
@@ -85,9 +98,22 @@ def check_rows(vectors: Tensor, dim: int, what: str) -> None:
         raise ValueError(f"{what} must be floating point, got {vectors.dtype}")
 
 
-def check_k(k: int) -> None:
+def search_in_blocks(
+    index: Index, queries: Tensor, k: int, best: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """What `Index.search` gives; `best(block, k)` finds scores and ids for prepared queries and k <= g."""
     if k < 1:
         raise ValueError(f"k must be >= 1, got {k}")
+    check_rows(queries, index.dim, "queries")
+    scores, ids = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
+    found = min(k, len(index))
+    if found:
+        step = queries_per_block(found)
+        for start in range(0, len(queries), step):
+            rows = slice(start, start + step)
+            block = prepare(queries[rows], index.dim, "queries", normalize=index.normalize, first_row=start)
+            scores[rows, :found], ids[rows, :found] = best(block, found)
+    return scores, ids
 
 
 def prepare(
@@ -108,11 +134,7 @@ def prepare(
 
 
 def new_ids(ids: Tensor | None, count: int, taken: Tensor) -> Tensor:
-    """The ids that `count` new vectors get, (count,) int64 on the CPU; None counts on from the largest one taken.
-
-    Raises:
-        ValueError: if an id is negative, given twice, or taken.
-    """
+    """The ids that `count` new vectors get, (count,) int64 on the CPU; None counts on from the largest one taken."""
     if ids is None:
         first = int(taken.max()) + 1 if len(taken) else 0
         return torch.arange(first, first + count)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tripletmas.basics.weights import listed
 from tripletmas.index.approximate import FaissIndex
-from tripletmas.index.base import unit
+from tripletmas.index.base import check_rows, unit
 from tripletmas.index.images import NO_LABEL, ImageIndex, Part, prefix
 
 
@@ -37,9 +37,7 @@ def add_images(
         raise ValueError(f"{len(vectors)} vectors, {len(paths)} paths and {len(class_names)} classes")
     check_new(index, paths)
     rows = _prepared(index, vectors, paths)
-    known = dict.fromkeys((*index.class_names, *(name for name in class_names if name is not None)))
-    label = {name: number for number, name in enumerate(known)}
-    labels = torch.tensor([NO_LABEL if name is None else label[name] for name in class_names], dtype=torch.int64)
+    known, labels = _labelled(index, class_names)
     ids = torch.arange(index.next_id, index.next_id + len(rows))
     larger = replace(
         index,
@@ -49,16 +47,22 @@ def add_images(
         labels=torch.cat([index.labels, labels]),
         paths=(*index.paths, *paths),
         parts=(*index.parts, part),
-        class_names=tuple(known),
+        class_names=known,
         roots=tuple(dict.fromkeys((*index.roots, root))) if root else index.roots,
         next_id=index.next_id + len(rows),
     )
-    if index.settings.kind != "exact":
-        searched = index.searchable()  # a new one, which may be added to
-        assert isinstance(searched, FaissIndex)
+    searched = index.searchable()  # a new one, which may be added to
+    if isinstance(searched, FaissIndex):
         searched.add(rows, ids)
         larger = replace(larger, serialized=searched.serialize())
     return _tidied(larger)
+
+
+def _labelled(index: ImageIndex, class_names: Sequence[str | None]) -> tuple[tuple[str, ...], Tensor]:
+    """The class names of the index and these new ones, and the labels (m,) of these."""
+    known = dict.fromkeys((*index.class_names, *(name for name in class_names if name is not None)))
+    label: dict[str | None, int] = {name: number for number, name in enumerate(known)}
+    return tuple(known), torch.tensor([label.get(name, NO_LABEL) for name in class_names], dtype=torch.int64)
 
 
 def check_new(index: ImageIndex, paths: Sequence[str]) -> None:
@@ -91,10 +95,9 @@ def remove_images(index: ImageIndex, rows: Tensor) -> ImageIndex:
         labels=index.labels[keep],
         paths=tuple(path for path, kept in zip(index.paths, keep.tolist(), strict=True) if kept),
     )
-    if index.settings.kind == "exact" or not len(smaller):
-        return _tidied(replace(smaller, serialized=None))
     searched = index.searchable()  # a new one, which may be changed
-    assert isinstance(searched, FaissIndex)
+    if not len(smaller) or not isinstance(searched, FaissIndex):
+        return _tidied(replace(smaller, serialized=None))
     try:
         searched.remove(index.ids[~keep])
     except ValueError:
@@ -151,8 +154,7 @@ def relocate_images(index: ImageIndex, rows: Tensor, root: str) -> ImageIndex:
 
 def _prepared(index: ImageIndex, vectors: Tensor, paths: list[str]) -> Tensor:
     """Raw vectors as they are stored."""
-    if vectors.ndim != 2 or vectors.shape[1] != index.settings.dim:
-        raise ValueError(f"vectors must have shape (n, {index.settings.dim}), got {tuple(vectors.shape)}")
+    check_rows(vectors, index.settings.dim, "vectors")
     rows = vectors.detach().to("cpu", torch.float32)
     bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
@@ -162,12 +164,9 @@ def _prepared(index: ImageIndex, vectors: Tensor, paths: list[str]) -> Tensor:
 
 def _rebuilt(index: ImageIndex) -> ImageIndex:
     """With what faiss holds made anew from the vectors; an index that is trained is trained on them."""
-    if index.settings.kind == "exact":
-        return index
-    if not len(index):
-        return replace(index, serialized=None)
     searched = index.settings.make_index()
-    assert isinstance(searched, FaissIndex)
+    if not len(index) or not isinstance(searched, FaissIndex):
+        return replace(index, serialized=None)
     searched.add(index.vectors, index.ids)
     return replace(index, serialized=searched.serialize())
 

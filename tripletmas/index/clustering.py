@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tripletmas.index.base import check_rows, import_faiss, prepare
+from tripletmas.index.base import import_faiss, prepare
 
 _ITERATIONS = 20
 
@@ -25,7 +25,6 @@ def cluster(vectors: Tensor, num_clusters: int, *, seed: int = 0, spherical: boo
     """
     if vectors.ndim != 2:
         raise ValueError(f"vectors must have shape (n, dim), got {tuple(vectors.shape)}")
-    check_rows(vectors, vectors.shape[1], "vectors")
     if not 1 <= num_clusters <= len(vectors):
         raise ValueError(f"num_clusters must lie in [1, {len(vectors)}], the number of vectors, got {num_clusters}")
     faiss = import_faiss("clustering")

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.index import base
-from tripletmas.index.nearest import nearest_by_faiss, nearest_by_torch
-from tripletmas.index.ordering import Gallery
+from tripletmas.index.ordering import Gallery, nearest_by_faiss, nearest_by_torch
 
 BACKENDS = ("auto", "faiss", "torch")
 
@@ -94,15 +93,7 @@ class ExactIndex:
         return torch.arange(self._size) if self._ids is None else self._ids
 
     def add(self, vectors: Tensor, ids: Tensor | None = None) -> None:
-        """Append vectors (g, dim) with their ids; all of them, or none if one is refused.
-
-        Args:
-            ids: (g,) int64, unique, >= 0; None counts on from the largest so far: positions, if none were ever given.
-
-        Raises:
-            ValueError: naming the row of a value that is not finite, or an id that is given twice; if the dimension or
-                the type does not fit.
-        """
+        """See `Index.add`."""
         device = vectors.device if self.backend == "torch" and not self._size else self._room.device
         rows = base.prepare(vectors, self.dim, "vectors", normalize=self.normalize, device=device)
         if ids is not None or self._ids is not None:
@@ -116,10 +107,7 @@ class ExactIndex:
         self._size, self._gallery = needed, None
 
     def remove(self, ids: Tensor) -> int:
-        """Remove the vectors of these ids, and say how many there were; ids that the index does not hold count not.
-
-        Vectors added later without ids still count on from the largest id that is left.
-        """
+        """See `Index.remove`. Vectors added later without ids still count on from the largest id that is left."""
         keep = ~torch.isin(self.ids, base.check_removed(ids))
         removed = int((~keep).sum())
         if removed:
@@ -129,27 +117,13 @@ class ExactIndex:
         return removed
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k vectors of largest score for each query, best first, found in blocks of queries.
+        """See `Index.search`."""
 
-        Where the gallery ends before rank k, ids are -1 and scores -inf.
+        def best(block: Tensor, found: int) -> tuple[Tensor, Tensor]:
+            scores, positions = self._ordering().best(block, found)
+            return scores, positions if self._ids is None else self._ids[positions]
 
-        Returns: scores (q, k) float32 and ids (q, k) int64, on the CPU.
-        Raises:
-            ValueError: naming the row of a value that is not finite; if the dimension or the type does not fit.
-        """
-        base.check_k(k)
-        base.check_rows(queries, self.dim, "queries")
-        scores, ids = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
-        found = min(k, self._size)
-        if not found:
-            return scores, ids
-        step = base.queries_per_block(found)
-        for start in range(0, len(queries), step):
-            block = self._prepared(queries[start : start + step], start)
-            block_scores, positions = self._ordering().best(block, found)
-            scores[start : start + step, :found] = block_scores
-            ids[start : start + step, :found] = positions if self._ids is None else self._ids[positions]
-        return scores, ids
+        return base.search_in_blocks(self, queries, k, best)
 
     def rank(self, queries: Tensor, positions: Tensor) -> Tensor:
         """The rank, from 1, that each query's vector at a position (q,) of the gallery has in `search`, (q,) int64.
@@ -181,14 +155,14 @@ class ExactIndex:
 def _backend(backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "faiss":
-        base.import_faiss("the backend 'faiss'")
-    if backend != "auto":
-        return backend
-    if sys.platform == "darwin":
+    if backend == "auto" and sys.platform == "darwin":
         return "torch"
+    if backend == "torch":
+        return backend
     try:
         base.import_faiss("the backend 'faiss'")
     except ValueError:
+        if backend == "faiss":
+            raise
         return "torch"
     return "faiss"

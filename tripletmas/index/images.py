@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.version import __version__
-from tripletmas.index.approximate import FaissIndex
+from tripletmas.basics.weights import Params
 from tripletmas.index.base import Index
 from tripletmas.index.exact import ExactIndex
 from tripletmas.index.file import read_index_file, write_index_file
 from tripletmas.index.making import make_index
 
 NO_LABEL = -1
+_TENSORS = ("vectors", "ids", "part", "labels")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Settings:
     nprobe: int | None = None
     ef_search: int | None = None
 
-    def make_index(self) -> Index:
+    def make_index(self, data: Tensor | None = None) -> Index:
+        """An empty index, or the one that serialized to these data."""
         return make_index(
             self.dim,
             kind=self.kind,
@@ -56,6 +58,7 @@ class Settings:
             normalize=self.normalize,
             nprobe=self.nprobe,
             ef_search=self.ef_search,
+            data=data,
         )
 
 
@@ -127,26 +130,21 @@ class ImageIndex:
         """
         tensors, paths, header = read_index_file(path, verify=verify)
         try:
-            settings = Settings(**{**header["settings"], "transform": Transform(**header["settings"]["transform"])})
-            parts = tuple(Part(**{**part, "maps": tuple(part["maps"])}) for part in header["parts"])
-            names = {name: tuple(header[name]) for name in ("class_names", "roots")}
-            run, next_id = str(header["run"]), int(header["next_id"])
+            transform = Transform(**header["settings"].pop("transform"))
+            index = cls(
+                Settings(**header["settings"], transform=transform),
+                **{name: tensors[name] for name in _TENSORS},
+                paths=paths,
+                parts=tuple(Part(**{**part, "maps": tuple(part["maps"])}) for part in header["parts"]),
+                class_names=tuple(header["class_names"]),
+                roots=tuple(header["roots"]),
+                run=str(header["run"]),
+                next_id=int(header["next_id"]),
+                serialized=tensors.get("index"),
+            )
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
-        return cls(
-            settings,
-            vectors=tensors["vectors"],
-            ids=tensors["ids"],
-            part=tensors["part"],
-            labels=tensors["labels"],
-            paths=paths,
-            parts=parts,
-            class_names=names["class_names"],
-            roots=names["roots"],
-            run=run,
-            next_id=next_id,
-            serialized=tensors.get("index"),
-        )
+        return index
 
     def save(self, path: str | Path) -> None:
         """Write the index to a file; until it is whole, the file that was there stays. `locked` keeps others away.
@@ -154,7 +152,7 @@ class ImageIndex:
         Raises:
             OSError: if it cannot be written, as when the disk is full; the old file is untouched.
         """
-        tensors = {"vectors": self.vectors, "ids": self.ids, "part": self.part, "labels": self.labels}
+        tensors: Params = {name: getattr(self, name) for name in _TENSORS}
         if self.serialized is not None:
             tensors["index"] = self.serialized
         header = {
@@ -217,16 +215,7 @@ class ImageIndex:
         s = self.settings
         if s.kind == "exact":
             return ExactIndex.over(self.vectors, ids=self.ids, metric=s.metric, normalize=s.normalize)
-        if self.serialized is None:
-            return s.make_index()
-        return FaissIndex.deserialize(
-            self.serialized,
-            kind=s.kind,
-            metric=s.metric,
-            normalize=s.normalize,
-            nprobe=s.nprobe,
-            ef_search=s.ef_search,
-        )
+        return s.make_index(self.serialized)
 
 
 def prefix(root: str) -> str:

@@ -17,19 +17,24 @@ def make_index(
     normalize: bool = True,
     nprobe: int | None = None,
     ef_search: int | None = None,
+    data: Tensor | None = None,
 ) -> Index:
-    """An empty index of this kind.
+    """An index of this kind, empty or of serialized data.
 
     Args:
         kind: "exact", which needs no faiss, or a factory string of faiss ("IVF64,Flat", "HNSW32", ...).
         metric: "inner_product", or "l2", whose scores are negative squared distances.
-        nprobe, ef_search: see `FaissIndex`; an exact index has neither.
+        nprobe, ef_search, data: see `FaissIndex`; an exact index has none of them.
     """
     if kind != "exact":
-        return FaissIndex(dim, kind=kind, metric=metric, normalize=normalize, nprobe=nprobe, ef_search=ef_search)
+        return FaissIndex(
+            dim, kind=kind, metric=metric, normalize=normalize, nprobe=nprobe, ef_search=ef_search, data=data
+        )
     for name, value in (("nprobe", nprobe), ("ef_search", ef_search)):
         if value is not None:
             raise ValueError(f"kind 'exact' has no {name}, got {value}; leave it out")
+    if data is not None:
+        raise ValueError("kind 'exact' has no serialized data: its vectors are kept, see ExactIndex.over")
     return ExactIndex(dim, metric=metric, normalize=normalize)
 
 
