@@ -3,8 +3,9 @@
 Every metric takes the same two things. `relevant` (q, k), bool: whether the item at each rank, best first, is what the
 query looks for. `num_relevant` (q,), int64: how many such items the gallery holds. What never counts, such as the query
 itself, is in neither (see `without`). Where the gallery ends before rank k, the remaining columns are False. Values are
-float64, and nan for a query whose gallery holds nothing relevant: it cannot be answered, and the caller leaves it out
-and says how many there were. A list too short for its metric is an error, since a number read off it would be too low.
+(q,) float64, and nan for a query whose gallery holds nothing relevant: it cannot be answered, and the caller leaves it
+out and says how many there were. A list too short for its metric is a ValueError, since a number read off it would be
+too low: one that ends before rank k or R, before the first relevant item, or for average precision before the last.
 
 Samples of a class look for each other: `recall_at_k`, `r_precision`, `map_at_r`, `reciprocal_rank`. A fact looks for
 images: `average_precision` and its two kinds "at k". An image looks for facts, of which several are true:
@@ -25,10 +26,6 @@ def recall_at_k(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
     This is recall@k of metric learning (hit rate, CMC@k), not the share of relevant items found that information
     retrieval calls by the same name. The query itself never counts among the k.
 
-    Returns: (q,)
-    Raises:
-        ValueError: if the lists hold fewer than k ranks.
-
     >>> recall_at_k(torch.tensor([[False, True, False]]), torch.tensor([4]), 2)
     tensor([1.], dtype=torch.float64)
     """
@@ -38,10 +35,6 @@ def recall_at_k(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
 
 def r_precision(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     """The share of relevant items among the R nearest, where R is the query's `num_relevant`.
-
-    Returns: (q,)
-    Raises:
-        ValueError: if the lists hold fewer ranks than the largest R.
 
     >>> r_precision(torch.tensor([[True, False, False, True]]), torch.tensor([2]))
     tensor([0.5000], dtype=torch.float64)
@@ -55,9 +48,6 @@ def map_at_r(relevant: Tensor, num_relevant: Tensor) -> Tensor:
 
     The divisor is R, not the number of hits, so that relevant items which were not found cost.
 
-    Returns: (q,)
-    Raises:
-        ValueError: if the lists hold fewer ranks than the largest R.
     Source: Musgrave, Belongie, Lim, A Metric Learning Reality Check, ECCV 2020, section 3.2.
 
     >>> map_at_r(torch.tensor([[False, True, True, False]]), torch.tensor([2]))  # P(2) / 2
@@ -68,10 +58,6 @@ def map_at_r(relevant: Tensor, num_relevant: Tensor) -> Tensor:
 
 def reciprocal_rank(relevant: Tensor, num_relevant: Tensor) -> Tensor:
     """1 / the rank of the first relevant item, counted from 1.
-
-    Returns: (q,)
-    Raises:
-        ValueError: if a list ends before the first relevant item that its gallery holds.
 
     >>> reciprocal_rank(torch.tensor([[False, True, True]]), torch.tensor([2]))
     tensor([0.5000], dtype=torch.float64)
@@ -92,10 +78,6 @@ def average_precision(relevant: Tensor, num_relevant: Tensor) -> Tensor:
 
     The list may end before the gallery does, but not before the last relevant item.
 
-    Returns: (q,)
-    Raises:
-        ValueError: if a list ends before the last relevant item that its gallery holds.
-
     >>> average_precision(torch.tensor([[True, False, True]]), torch.tensor([2]))  # (1/1 + 2/3) / 2
     tensor([0.8333], dtype=torch.float64)
     """
@@ -113,10 +95,6 @@ def average_precision(relevant: Tensor, num_relevant: Tensor) -> Tensor:
 def average_precision_at_k(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
     """The sum over relevant items within rank k of the precision there, divided by min(R, k), the most it can be.
 
-    Returns: (q,)
-    Raises:
-        ValueError: if the lists hold fewer than k ranks.
-
     >>> average_precision_at_k(torch.tensor([[True, False, True]]), torch.tensor([5]), 2)  # (1/1) / 2
     tensor([0.5000], dtype=torch.float64)
     """
@@ -129,9 +107,6 @@ def sherlock_average_precision_at_k(relevant: Tensor, num_relevant: Tensor, k: i
     Inflated: what was not found costs nothing, so one hit at rank 1 gives 1 whatever R is. Only for comparison with the
     authors' mAP10 and mAP100; `average_precision_at_k` is the metric.
 
-    Returns: (q,)
-    Raises:
-        ValueError: if the lists hold fewer than k ranks.
     Source: Elhoseiny et al., Sherlock, AAAI 2017, as their code has it (mhelhoseiny/sherlock, eval/APcode/calcAP.m).
 
     >>> sherlock_average_precision_at_k(torch.tensor([[True, False, True]]), torch.tensor([5]), 2)  # (1/1) / 1
@@ -151,9 +126,6 @@ def top_k_detection(relevant: Tensor, num_relevant: Tensor, k: int, *, num_true:
             those of one order.
         num_true: (q,) int64, how many facts are true of each image, which sets the tolerance. None: `num_relevant`.
 
-    Returns: (q,)
-    Raises:
-        ValueError: if the lists hold fewer ranks than k + (the largest number of true facts - 1).
     Source: Elhoseiny et al., Sherlock, AAAI 2017, top-k of the image-to-language experiments.
 
     >>> top_k_detection(torch.tensor([[False, True, True]]), torch.tensor([2]), 1)  # ranks 2 and 3, rank 2 is allowed

@@ -277,43 +277,40 @@ def test_chance_is_what_random_embeddings_reach():
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
-
-def test_a_value_that_is_not_finite_names_its_row():
-    images, truth = images_at(10, 20, 80), bools("x...", ".x..", "..x.")
-    for bad in (math.nan, math.inf):
-        images[2, 5] = bad
-        with pytest.raises(ValueError, match="images must be finite; row 2"):
-            score_facts(images, truth, *subjects(COMPASS))
-    vectors, mask = subjects(COMPASS)
-    vectors[3, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="facts must be finite; row 3"):
-        score_facts(images_at(10, 20, 80), truth, vectors, mask)
+IMAGES, TRUTH, (VECTORS, MASK) = images_at(10, 20), bools("x...", ".x.."), subjects(COMPASS)
 
 
-def test_shapes_that_do_not_fit_are_refused():
-    images, truth, (vectors, mask) = images_at(10, 20), bools("x...", ".x.."), subjects(COMPASS)
-    cases = [
-        (images[:, :5], truth, vectors, mask, r"images must have shape \(n, 6\)"),
-        (images[0], truth, vectors, mask, r"images must have shape \(n, 6\)"),
-        (images, truth[:1], vectors, mask, r"truth must be bool of shape \(2, 4\), got torch.bool of \(1, 4\)"),
-        (images, truth.long(), vectors, mask, "truth must be bool"),
-        (images, truth, vectors[:, :2], mask, r"vectors must have shape \(f, 3, dim\)"),
-        (images, truth, vectors, mask[:3], r"mask must be bool of shape \(4, 3\)"),
-        (images, truth, vectors, mask & False, "fact 0 has none"),
-    ]
-    for *given_, message in cases:
-        with pytest.raises(ValueError, match=message):
-            score_facts(*given_)
-    with pytest.raises(ValueError, match=r"asked must be bool of shape \(4,\)"):
-        score_facts(images, truth, vectors, mask, asked=bools("xxx")[0])
-    with pytest.raises(ValueError, match=r"candidates must be bool of shape \(4,\)"):
-        score_facts(images, truth, vectors, mask, candidates=bools("xxx")[0])
-    with pytest.raises(ValueError, match=r"of_images must be bool of shape \(2,\)"):
-        score_facts(images, truth, vectors, mask, of_images=bools("xxx")[0])
+def with_bad(values: Tensor, row: int, bad: float) -> Tensor:
+    """A last value of the row that is not finite."""
+    values = values.clone()
+    values[row].view(-1)[-1 if values.ndim == 2 else 0] = bad
+    return values
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": IMAGES[:, :5]}, r"images must have shape \(n, 6\)"),
+        ({"images": IMAGES[0]}, r"images must have shape \(n, 6\)"),
+        ({"images": with_bad(IMAGES, 1, math.nan)}, "images must be finite in float32; row 1"),
+        ({"images": with_bad(IMAGES, 1, math.inf)}, "images must be finite in float32; row 1"),
+        ({"vectors": with_bad(VECTORS, 3, math.nan)}, "facts must be finite in float32; row 3"),
+        ({"truth": TRUTH[:1]}, r"truth must be bool of shape \(2, 4\), got torch.bool of \(1, 4\)"),
+        ({"truth": TRUTH.long()}, "truth must be bool"),
+        ({"vectors": VECTORS[:, :2]}, r"vectors must have shape \(f, 3, dim\)"),
+        ({"mask": MASK[:3]}, r"mask must be bool of shape \(4, 3\)"),
+        ({"mask": MASK & False}, "fact 0 has none"),
+        ({"asked": bools("xxx")[0]}, r"asked must be bool of shape \(4,\)"),
+        ({"candidates": bools("xxx")[0]}, r"candidates must be bool of shape \(4,\)"),
+        ({"candidates": bools("xx.x")[0]}, "every fact that is asked for must be a candidate, fact 2 is not"),
+        ({"of_images": bools("xxx")[0]}, r"of_images must be bool of shape \(2,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        score_facts(**{"images": IMAGES, "truth": TRUTH, "vectors": VECTORS, "mask": MASK, **given})
+
+
+def test_images_that_have_no_three_parts():
     with pytest.raises(ValueError, match=r"images must have shape \(n, 3 dim\), got \(2, 4\)"):
         image_vectors(torch.zeros(2, 4))
-
-
-def test_an_asked_fact_must_be_a_candidate():
-    with pytest.raises(ValueError, match="fact 2 is not"):
-        score_facts(images_at(10), bools("x..."), *subjects(COMPASS), candidates=bools("xx.x")[0])

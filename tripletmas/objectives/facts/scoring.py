@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tripletmas.index.base import queries_per_block, unit
+from tripletmas.index.base import prepare, queries_per_block, unit
 from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives import metrics
 from tripletmas.objectives.facts.fact import PARTS
@@ -113,22 +113,17 @@ def score_facts(
         ValueError: if shapes or types do not fit; naming the row of an image or fact that is not finite, a fact without
             any part, or an asked fact that is not a candidate.
     """
-    facts = fact_vectors(vectors, mask).detach().float()
-    if images.ndim != 2 or images.shape[1] != facts.shape[1]:
-        raise ValueError(
-            f"images must have shape (n, {facts.shape[1]}) for facts of 3 parts of {vectors.shape[2]}, "
-            f"got {tuple(images.shape)}"
-        )
+    facts = fact_vectors(vectors, mask)
+    facts = prepare(facts, facts.shape[1], "facts", normalize=False)
+    raw = prepare(images, facts.shape[1], "images", normalize=False)
     _check_bool("truth", truth, (len(images), len(facts)))
     asked, candidates = _rows("asked", asked, len(facts)), _rows("candidates", candidates, len(facts))
     of_images = _rows("of_images", of_images, len(images))
     outside = (asked & ~candidates).nonzero()
     if len(outside):
         raise ValueError(f"every fact that is asked for must be a candidate, fact {int(outside[0])} is not")
-    _check_finite("images", images)
-    _check_finite("facts", facts)
 
-    gallery, order = image_vectors(images.detach().float()).contiguous(), mask.sum(dim=1)
+    gallery, order = image_vectors(raw).contiguous(), mask.sum(dim=1)
     shown, answerable = truth.any(dim=0), of_images & truth[:, asked].any(dim=1)
     per_fact = _facts_find_images(gallery, facts, truth, (asked & shown).nonzero().flatten())
     per_image = _images_find_facts(gallery, facts, truth, answerable.nonzero().flatten(), asked, candidates, order)
@@ -200,9 +195,3 @@ def _rows(name: str, chosen: Tensor | None, size: int) -> Tensor:
 def _check_bool(name: str, given: Tensor, shape: tuple[int, ...]) -> None:
     if given.dtype != torch.bool or given.shape != shape:
         raise ValueError(f"{name} must be bool of shape {shape}, got {given.dtype} of {tuple(given.shape)}")
-
-
-def _check_finite(name: str, rows: Tensor) -> None:
-    bad = (~rows.isfinite().all(dim=1)).nonzero()
-    if len(bad):
-        raise ValueError(f"{name} must be finite; row {int(bad[0])} holds NaN or infinity")
