@@ -1,9 +1,8 @@
-"""Embedding a data set and evaluating retrieval: the literal twins, pytorch-metric-learning, and hard cases."""
+"""Evaluating retrieval: the literal twins, pytorch-metric-learning, and hard cases."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError
 
 import oracles
 import pytest
@@ -14,10 +13,9 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch import Tensor, nn
 
 from tripletmas import index
-from tripletmas.data.dataset import LabelledDataset
 from tripletmas.index import base
 from tripletmas.index.exact import ExactIndex
-from tripletmas.models.embedding import Embeddings, embed
+from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate
 
 KS = (1, 2, 4, 8)
@@ -100,15 +98,18 @@ def test_small_blocks_and_deep_searches_equal_the_oracle(monkeypatch: pytest.Mon
     assert_agrees_with_oracle(found, found, torch.arange(180), result)
 
 
-def test_the_gallery_is_never_ranked_whole(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(number of queries, depth) of each search."""
     calls: list[tuple[int, int]] = []
     search = ExactIndex.search
+    monkeypatch.setattr(
+        ExactIndex, "search", lambda self, queries, k: calls.append((len(queries), k)) or search(self, queries, k)
+    )
+    return calls
 
-    def spy(self: ExactIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        calls.append((len(queries), k))
-        return search(self, queries, k)
 
-    monkeypatch.setattr(ExactIndex, "search", spy)
+def test_the_gallery_is_never_ranked_whole(searches: list[tuple[int, int]]):
     # 199 items on one side of the plane in pairs, and item 199 of the first pair's class on the other side.
     angle = torch.linspace(0, 1, 199)
     vectors = torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -116,23 +117,17 @@ def test_the_gallery_is_never_ranked_whole(monkeypatch: pytest.MonkeyPatch):
     result = evaluate(Embeddings(torch.cat([vectors, -vectors[:1]]), labels))
     # Item 0 sees its partner last (rank 199); the partner sees the far end first and item 0 last.
     assert result.per_query["mrr"][[0, 199]].tolist() == pytest.approx([1 / 199, 1 / 199])
-    assert calls == [(200, 9)]  # 8 ranks and the query itself; what lies deeper is counted
+    assert searches == [(200, 9)]  # 8 ranks and the query itself; what lies deeper is counted
 
 
-def test_one_large_class_does_not_deepen_the_search_for_all(monkeypatch: pytest.MonkeyPatch):
-    depths: list[int] = []
-    search = ExactIndex.search
-
-    def spy(self: ExactIndex, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        depths.append(k)
-        return search(self, queries, k)
-
-    monkeypatch.setattr(ExactIndex, "search", spy)
+def test_one_large_class_does_not_deepen_the_search_for_all(
+    searches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(base, "_BLOCK_QUERIES", (30, 30))
     # 30 items of one class, R = 29, between 15 pairs, R = 1: each class in a direction of its own, so nothing is deep.
     labels = torch.cat([torch.arange(15), torch.full((30,), 99), torch.arange(15)])
     assert evaluate(Embeddings(nn.functional.one_hot(labels).float(), labels))["map@r"] == 1
-    assert depths == [9, 30]
+    assert searches == [(30, 9), (30, 30)]
 
 
 def test_gallery_order_does_not_matter():
@@ -233,37 +228,32 @@ def test_agrees_with_pytorch_metric_learning(separate_gallery: bool):
     assert result["map@r"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
 
 
-def test_evaluate_refuses_what_would_give_a_wrong_number():
-    found = random_embeddings(10, 2)
-    positions = torch.arange(10)
-    with pytest.raises(ValueError, match="leave gallery out"):
-        evaluate(found, found)
-    with pytest.raises(ValueError, match="self_positions needs a gallery"):
-        evaluate(found, self_positions=positions)
-    with pytest.raises(ValueError, match=r"must lie in \[-1, 10\)"):
-        evaluate(found, found, self_positions=positions + 1)
-    with pytest.raises(ValueError, match=r"int64 of shape \(10,\)"):
-        evaluate(found, found, self_positions=positions[:3])
-    classes = Embeddings(found.vectors, torch.arange(10))
-    with pytest.raises(ValueError, match=r"self_positions\[0\] = 1 points to an item of label 1, but query 0"):
-        evaluate(classes, classes, self_positions=positions.roll(-1))
-    with pytest.raises(ValueError, match="ks must be"):
-        evaluate(found, ks=(0, 1))
-    with pytest.raises(ValueError, match="queries of dim 4, but a gallery of dim 3"):
-        evaluate(found, Embeddings(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)))
+FOUND, POSITIONS = random_embeddings(10, 2), torch.arange(10)
+CLASSES = Embeddings(FOUND.vectors, torch.arange(10))
+SEVERAL = Embeddings(FOUND.vectors, torch.ones(10, 3, dtype=torch.bool))
 
 
-def test_embeddings_refuse_other_types_and_nan():
-    with pytest.raises(ValueError, match="vectors must be float32"):
-        Embeddings(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="labels must be int64"):
-        Embeddings(torch.zeros(2, 3), torch.zeros(2))
-    with pytest.raises(ValueError, match=r"labels must be int64 of shape \(2,\)"):
-        Embeddings(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="row 1 holds NaN"):
-        Embeddings(torch.tensor([[0.0], [math.nan]]), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(FrozenInstanceError):
-        Embeddings(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)).labels = torch.ones(2)  # type: ignore[misc]
+@pytest.mark.parametrize(
+    ("queries", "gallery", "options", "message"),
+    [
+        (FOUND, FOUND, {}, "leave gallery out"),
+        (FOUND, None, {"self_positions": POSITIONS}, "self_positions needs a gallery"),
+        (FOUND, FOUND, {"self_positions": POSITIONS + 1}, r"must lie in \[-1, 10\)"),
+        (FOUND, FOUND, {"self_positions": POSITIONS[:3]}, r"int64 of shape \(10,\)"),
+        (
+            CLASSES,
+            CLASSES,
+            {"self_positions": POSITIONS.roll(-1)},
+            r"\[0\] = 1 points to an item of label 1, but query 0",
+        ),
+        (FOUND, None, {"ks": (0, 1)}, "ks must be"),
+        (FOUND, Embeddings(torch.ones(4, 3), torch.zeros(4).long()), {}, "queries of dim 4, but a gallery of dim 3"),
+        (SEVERAL, None, {}, "several labels each"),
+    ],
+)
+def test_what_would_give_a_wrong_number_is_refused(queries, gallery, options, message: str):
+    with pytest.raises(ValueError, match=message):
+        evaluate(queries, gallery, **options)
 
 
 @pytest.mark.parametrize("separate_gallery", [False, True])
@@ -336,85 +326,6 @@ def test_progress_is_silent_where_there_is_no_terminal(capfd: pytest.CaptureFixt
     found = random_embeddings(50, 5)
     assert evaluate(found, progress=True).values == evaluate(found).values
     assert capfd.readouterr().err == ""
-
-
-# --- embed -----------------------------------------------------------------------------------------------------------
-
-
-def small_dataset(size: int = 11, *, paths: list[str] | None = None) -> LabelledDataset:
-    samples = torch.randn(size, 5, generator=torch.Generator().manual_seed(3))
-    return LabelledDataset(samples, torch.arange(size) % 3, ["a", "b", "c"], paths=paths)
-
-
-def small_model() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 4))
-
-
-def test_embed_is_the_model_in_eval_mode_whatever_the_batches():
-    dataset, model = small_dataset(), small_model()
-    view = dataset.subset([7, 2, 9, 0])
-    model[0].eval()
-    modes = [module.training for module in model.modules()]
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    found = embed(model, dataset, batch_size=4)
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(embed(model, dataset).vectors, found.vectors)
-    torch.testing.assert_close(embed(model, view, batch_size=3).vectors, found.vectors[[7, 2, 9, 0]])
-    assert torch.equal(embed(model, view).labels, dataset.labels[[7, 2, 9, 0]])
-    model.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(found.vectors, model(dataset.samples))
-    assert not found.vectors.requires_grad
-    (found.vectors @ model[3].weight).sum().backward()  # usable outside inference mode
-
-
-def test_embed_restores_modes_after_an_error():
-    class Fails(nn.Module):
-        def forward(self, samples: Tensor) -> Tensor:
-            raise RuntimeError("no")
-
-    model = nn.Sequential(Fails())
-    with pytest.raises(RuntimeError, match="no"):
-        embed(model, small_dataset())
-    assert model.training
-    assert model[0].training
-
-
-def test_embed_names_the_sample_that_is_not_finite():
-    dataset = small_dataset(paths=[f"{i}.png" for i in range(11)])
-    dataset.samples[6, 0] = math.inf  # type: ignore[index]
-    view = dataset.subset([0, 1, 2, 6])
-    with pytest.raises(ValueError, match=r"sample 3 \(6.png\) holds NaN or infinity"):
-        embed(nn.Identity(), view, batch_size=3)
-
-
-def test_embed_refuses_what_is_no_embedding():
-    with pytest.raises(ValueError, match="empty data set"):
-        embed(nn.Identity(), small_dataset().subset([]))
-    with pytest.raises(ValueError, match=r"for 11 samples it returned \(55,\)"):
-        embed(nn.Flatten(0), small_dataset())
-
-
-def test_embed_converts_half_precision():
-    class Half(nn.Module):
-        def forward(self, samples: Tensor) -> Tensor:
-            return samples.bfloat16()
-
-    dataset = small_dataset()
-    found = embed(Half(), dataset)
-    assert torch.equal(found.vectors, dataset.samples.bfloat16().float())  # type: ignore[union-attr]
-
-
-@pytest.mark.gpu
-def test_embed_on_a_gpu_returns_to_the_cpu():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    model = small_model()
-    expected = embed(model, small_dataset()).vectors
-    found = embed(model.cuda(), small_dataset(), batch_size=4)
-    assert found.vectors.device.type == "cpu"
-    torch.testing.assert_close(found.vectors, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_digits_by_pixels():
