@@ -1,17 +1,19 @@
-"""Scenes: what holds in them, what never does, and how often."""
+"""Scenes and their pictures: what holds, what never does, how often, and that it can be seen."""
 
 from __future__ import annotations
 
 from collections import Counter
-from itertools import permutations
+from itertools import combinations, permutations
 from math import hypot
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import distance_transform_edt
 
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.objectives.facts.fact import Fact, parse_fact
-from tripletmas.objectives.facts.scenes.drawing import hole, mask
+from tripletmas.objectives.facts.scenes.drawing import PALETTE, Scenes, draw, hole, line, mask
 from tripletmas.objectives.facts.scenes.outlines import OUTLINES, gap, inner_radius, reach
 from tripletmas.objectives.facts.scenes.scenes import HELD_OUT, PARTS, TRIPLES, Scene, draw_scenes, facts_of
 from tripletmas.objectives.facts.scenes.things import COLOURS, POSED, POSES, SHAPES, TEXTURES, Thing
@@ -21,15 +23,24 @@ FINE = 240  # pixels along the side of a mask that is looked at
 
 @pytest.fixture(scope="module")
 def train() -> list[Scene]:
-    return draw_scenes(6000, seed=0, part="train")
+    return draw_scenes(3000, seed=0, part="train")
 
 
-def covered(thing: Thing, *, filled: bool = False) -> np.ndarray:
-    """(FINE, FINE), true where the thing is drawn; `filled`: its hole, too."""
-    rows, columns, cover = mask(thing.outline, None if filled else hole(thing), FINE)
-    whole = np.zeros((FINE, FINE), bool)
-    whole[rows, columns] = cover > 0.5
+@pytest.fixture(scope="module")
+def some(train: list[Scene]) -> list[Scene]:
+    return train[:300] + draw_scenes(60, seed=0, part="unseen")
+
+
+def cover(thing: Thing, size: int = 64, *, filled: bool = False) -> np.ndarray:
+    """(size, size): how much of each pixel the thing covers; `filled`: its hole, too."""
+    rows, columns, part = mask(thing.outline, None if filled else hole(thing), size)
+    whole = np.zeros((size, size))
+    whole[rows, columns] = part
     return whole
+
+
+def pixels(scene: Scene, size: int = 64) -> np.ndarray:
+    return draw(scene, size).permute(1, 2, 0).numpy().astype(float)
 
 
 def plain(shape: str, x: float, y: float, *, radius: float = 0.15, colour: str = "red", angle: float = 0) -> Thing:
@@ -97,7 +108,7 @@ def test_things_are_apart_and_inside_the_picture(train: list[Scene]):
 
 def test_facts_are_those_that_the_masks_show(train: list[Scene]):
     """An oracle on pixels: no outline, no gap along a line of centres."""
-    scenes = [scene for scene in train if len(scene.things) > 1][:250]
+    scenes = [scene for scene in train if len(scene.things) > 1][:150]
     found = Counter()
     for scene in scenes:
         expected = set()
@@ -115,7 +126,7 @@ def test_facts_are_those_that_the_masks_show(train: list[Scene]):
 def seen_in_masks(scene: Scene, one: int, two: int) -> set[tuple[str, str, str]]:
     subject, object = scene.things[one], scene.things[two]
     right, down, radii = object.x - subject.x, object.y - subject.y, subject.radius + object.radius
-    mine, other = covered(subject), covered(object)
+    mine, other = cover(subject, FINE) > 0.5, cover(object, FINE) > 0.5
     relations = {"holding a line to"} if (one, two) in scene.lines else set()
     if right >= 2 * abs(down) and right >= radii + 0.06:
         assert mine.any(0).nonzero()[0].max() + 0.06 * FINE <= other.any(0).nonzero()[0].min() + 1
@@ -123,8 +134,8 @@ def seen_in_masks(scene: Scene, one: int, two: int) -> set[tuple[str, str, str]]
     if down >= 2 * abs(right) and down >= radii + 0.06:
         assert mine.any(1).nonzero()[0].max() + 0.06 * FINE <= other.any(1).nonzero()[0].min() + 1
         relations.add("above")
-    inside = not (mine & ~covered(object, filled=True)).any()
-    holds = not (other & ~covered(subject, filled=True)).any()
+    inside = not (mine & (cover(object, FINE, filled=True) <= 0.5)).any()
+    holds = not (other & (cover(subject, FINE, filled=True) <= 0.5)).any()
     if inside:
         relations.add("inside")
     apart = distance_transform_edt(~mine)[other].min() / FINE
@@ -200,3 +211,121 @@ def test_other_things_keep_off_lines(train: list[Scene]):
         for share in np.linspace(0, 1, 50):
             x, y = start.x + share * (end.x - start.x), start.y + share * (end.y - start.y)
             assert hypot(x - other.x, y - other.y) > other.radius
+
+
+# --- pictures
+
+
+def test_a_picture_is_a_function_of_the_scene_and_the_size(some: list[Scene]):
+    for scene in some[:10]:
+        picture = draw(scene)
+        assert (picture.dtype, picture.shape) == (torch.uint8, (3, 64, 64))
+        assert picture.equal(draw(scene))
+        assert draw(scene, 33).shape == (3, 33, 33)
+        assert not picture.equal(draw(Scene(scene.things, scene.lines, scene.seed + 1)))
+
+
+def test_scenes_are_samples(some: list[Scene]):
+    samples = Scenes(some[:6], 32)
+    dataset = LabelledDataset(samples, torch.zeros(6, dtype=torch.int64), ["any"])
+    assert len(samples) == 6
+    assert dataset.sample_shape == (3, 32, 32)
+    assert (dataset[[4, 1]][0] * 255).round().to(torch.uint8).equal(torch.stack([samples[4], samples[1]]))
+    assert samples[-1].equal(draw(some[5], 32))
+
+
+def test_a_plain_thing_has_its_colour(some: list[Scene]):
+    names, colours = list(PALETTE), np.array(list(PALETTE.values()))
+    assert set(names) == set(COLOURS)
+    seen = set()
+    for scene in some:
+        picture = pixels(scene)
+        covers = [cover(thing) for thing in scene.things]
+        for thing, own in zip(scene.things, covers, strict=True):
+            pairs = zip(scene.things, covers, strict=True)  # smaller things are drawn over larger ones
+            over = sum((each for other, each in pairs if other.radius < thing.radius), np.zeros_like(own))
+            shown = picture[(own > 0.8) & (over == 0)]
+            if thing.texture == "":
+                nearest = names[np.linalg.norm(colours - np.median(shown, axis=0), axis=1).argmin()]
+                assert nearest == thing.colour
+                seen.add(nearest)
+    assert seen == set(COLOURS)
+
+
+def test_things_stand_out_from_what_is_around_them(some: list[Scene]):
+    alone = [scene for scene in some if len(scene.things) == 1]
+    assert len(alone) > 50
+    for scene in alone:
+        picture, own = pixels(scene), cover(scene.things[0])
+        around = np.median(picture[own == 0], axis=0)
+        differences = np.linalg.norm(picture[own > 0.8] - around, axis=1)  # base colour, marks and what blends the two
+        assert np.median(differences) > 60
+        assert (differences > 30).mean() > 0.85
+
+
+def test_textures_show():
+    """Of a plain thing the pixels vary by noise alone; of a textured one by the marks, in which textures differ."""
+    pictures = {}
+    for texture in ("", *TEXTURES):
+        thing = Thing("square", "blue", texture, 0.5, 0.5, 0.3, 0.0)
+        pictures[texture] = pixels(Scene((thing,), (), 5))[20:44, 20:44].mean(2)
+    assert all(pictures[texture].std() > 2.5 * pictures[""].std() for texture in TEXTURES)
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_masks_are_antialiased_and_true_to_area(size: int):
+    for shape in SHAPES:
+        thing = Thing(shape, "red", "", 0.47, 0.53, 0.22, 7.0)
+        whole = cover(thing, size)
+        area = polygon_area(thing.outline)
+        inner = hole(thing)
+        if inner is not None:
+            area -= polygon_area(inner)
+        assert whole.sum() / size**2 == pytest.approx(area, rel=0.08)  # a fine pixel more or less along the outline
+        assert ((whole > 0.1) & (whole < 0.9)).sum() >= 0.3 * size * 0.22  # values between, along the edges
+        assert len(np.unique(whole)) > 6
+
+
+def polygon_area(outline: np.ndarray) -> float:
+    x, y = outline.T
+    return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+
+
+def test_every_two_shapes_differ():
+    covers = {shape: cover(Thing(shape, "red", "", 0.5, 0.5, 0.15, 0.0)) for shape in SHAPES}
+    for one, two in combinations(SHAPES, 2):
+        overlap = np.minimum(covers[one], covers[two]).sum() / np.maximum(covers[one], covers[two]).sum()
+        assert overlap < 0.9, (one, two)
+
+
+def test_a_mask_stays_in_the_picture():
+    rows, columns, part = mask(Thing("star", "red", "", 0.02, 0.98, 0.1, 0.0).outline, None, 64)
+    assert (rows.start, columns.start) >= (0, 0)
+    assert (rows.stop, columns.stop) <= (64, 64)
+    assert part.shape == (rows.stop - rows.start, columns.stop - columns.start)
+
+
+def test_what_is_inside_is_not_hidden():
+    inner = Thing("star", "yellow", "", 0.5, 0.5, 0.1, 0.0)
+    outer = Thing("square", "blue", "", 0.5, 0.5, 0.28, 0.0)
+    for things in ((inner, outer), (outer, inner)):
+        shown = pixels(Scene(things, (), 1))[31:34, 31:34].mean((0, 1))
+        assert np.linalg.norm(shown - PALETTE["yellow"]) < np.linalg.norm(shown - PALETTE["blue"])
+
+
+def test_a_line_shows_and_its_knob_is_at_the_subject(some: list[Scene]):
+    held = [scene for scene in some if scene.lines]
+    assert len(held) > 20
+    for scene in held:
+        i, j = scene.lines[0]
+        subject, object = scene.things[i], scene.things[j]
+        stroke, knob = line(subject, object)
+        bare = pixels(Scene(scene.things, (), scene.seed), 128)
+        changed = np.abs(pixels(scene, 128) - bare).max(2)
+        middle = stroke.mean(0)
+        x, y = (middle * 128).astype(int)
+        assert changed[y, x] > 40
+        centre = knob.mean(0)
+        to_subject = np.hypot(*(centre - (subject.x, subject.y)))
+        to_object = np.hypot(*(centre - (object.x, object.y)))
+        assert to_subject - subject.radius < to_object - object.radius
