@@ -11,6 +11,7 @@ from tripletmas.objectives.facts.language import LanguageView, language_view
 from tripletmas.objectives.facts.streams import _stable_clusters, make_fact_stream
 from tripletmas.objectives.facts.words import hashed_words
 
+SINGLE = [[fact] for fact in range(6)]  # an image of each fact
 NAMES = ("circle", "square", "circle, red", "square, red", "circle, above, square", "square, above, circle")
 
 
@@ -45,7 +46,7 @@ def test_a_task_has_its_facts_and_the_images_that_show_one():
 
 
 def test_random_tasks_are_even_disjoint_and_seeded():
-    source, language = source_of([[i] for i in range(6)] * 2, [[i] for i in range(6)])
+    source, language = source_of(SINGLE * 2, SINGLE)
     first, _ = make_fact_stream(source, language, split="random", tasks=4, split_seed=1)
     again, _ = make_fact_stream(source, language, split="random", tasks=4, split_seed=1)
     other, _ = make_fact_stream(source, language, split="random", tasks=4, split_seed=2)
@@ -67,23 +68,12 @@ def test_semantic_tasks_keep_near_words_together():
     assert {task.name[3:] for task in stream} == {"(circle)", "(square)"}
 
 
-def test_the_tasks_of_the_data():
-    source, language = source_of(
-        [[i] for i in range(6)], [[i] for i in range(6)], groups=["b", "a", "b", "a", "b", "a"]
-    )
+def test_the_tasks_of_the_data_come_in_the_order_of_their_numbers():
+    source, language = source_of(SINGLE, SINGLE, groups=["10", "9", "10", "9", "10", "1"])
     stream, _ = make_fact_stream(source, language)
-    assert [(task.name, task.classes) for task in stream] == [("a", (1, 3, 5)), ("b", (0, 2, 4))]
-    with pytest.raises(ValueError, match=r"split 'given' makes 2 tasks \(a, b\), got tasks=3"):
-        make_fact_stream(source, language, tasks=3)
-    with pytest.raises(ValueError, match="split 'given' needs a column task"):
-        make_fact_stream(*source_of([[0]], [[0]]), split="given")
-
-
-def test_numbered_tasks_come_in_their_order():
-    source, language = source_of(
-        [[i] for i in range(6)], [[i] for i in range(6)], groups=["10", "9", "10", "9", "1", "1"]
-    )
-    assert [task.name for task in make_fact_stream(source, language)[0]] == ["1", "9", "10"]
+    assert [(task.name, task.classes) for task in stream] == [("1", (5,)), ("9", (1, 3)), ("10", (0, 2, 4))]
+    with pytest.raises(ValueError, match=r"split 'given' makes 3 tasks \(1, 9, 10\), got tasks=4"):
+        make_fact_stream(source, language, tasks=4)
 
 
 def test_what_is_held_out_does_not_depend_on_where_the_images_are():
@@ -174,24 +164,28 @@ def test_joint_training_has_each_image_once_with_the_facts_of_all_tasks():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("train", "test", "options", "message"),
     [
-        ({"tasks": 7, "split": "random"}, "tasks must lie between 1 and the 6 facts that are learned, got 7"),
-        ({"tasks": 0, "split": "random"}, "tasks must lie between 1 and"),
-        ({"split": "alphabetic"}, "split must be one of given, random, semantic, order, got 'alphabetic'"),
-        ({"test_share": 1.0}, "test_share must lie between 0 and 1"),
+        (
+            SINGLE,
+            SINGLE,
+            {"tasks": 7, "split": "random"},
+            "tasks must lie between 1 and the 6 facts that are learned, got",
+        ),
+        (SINGLE, SINGLE, {"tasks": 0, "split": "random"}, "tasks must lie between 1 and"),
+        (
+            SINGLE,
+            SINGLE,
+            {"split": "alphabetic"},
+            "split must be one of given, random, semantic, order, got 'alphabetic'",
+        ),
+        (SINGLE, SINGLE, {"split": "given"}, "split 'given' needs a column task in the data"),
+        (SINGLE, SINGLE, {"test_share": 1.0}, "test_share must lie between 0 and 1"),
+        ([[0], []], [[0]], {}, r"1 images have no fact \(image number 1\)"),
+        ([[0], [2]], [[0]], {"split": "order"}, "task 'order 2' has no test image that shows one of its 1 facts"),
+        ([[0]], None, {}, "1 images are too few to hold out 30% of them"),
     ],
 )
-def test_options_that_do_not_fit(options, message):
-    source, language = source_of([[i] for i in range(6)], [[i] for i in range(6)])
+def test_what_does_not_fit_is_refused(train, test, options, message: str):
     with pytest.raises(ValueError, match=message):
-        make_fact_stream(source, language, **options)
-
-
-def test_data_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"1 images have no fact \(image number 1\)"):
-        make_fact_stream(*source_of([[0], []], [[0]]))
-    with pytest.raises(ValueError, match="task 'order 2' has no test image that shows one of its 1 facts"):
-        make_fact_stream(*source_of([[0], [2]], [[0]]), split="order")
-    with pytest.raises(ValueError, match="1 images are too few to hold out 30% of them"):
-        make_fact_stream(*source_of([[0]]))
+        make_fact_stream(*source_of(train, test), **options)
