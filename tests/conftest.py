@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,14 @@ from tripletmas.data.tasks import Stream, make_stream
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data sets beside the checkout; a test that asks for it is skipped where it is absent."""
+    """The folder of real data sets: `TRIPLETMAS_REAL_DATA`, or `../shared/data`; where there is none, tests skip."""
+    named = os.environ.get("TRIPLETMAS_REAL_DATA")
+    if named:
+        assert Path(named).is_dir(), f"TRIPLETMAS_REAL_DATA names no folder: {named}"
+        return Path(named)
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no real data: {folder} is absent")
+        pytest.skip(f"no real data: {folder} is absent, and TRIPLETMAS_REAL_DATA names no other folder")
     return folder
 
 

@@ -1,8 +1,9 @@
-"""Tiny copies of public data sets, each in its layout on disk."""
+"""Tiny copies of public data sets, each in its layout on disk; some change what torchvision expects of its files."""
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 import struct
 
 import numpy as np
@@ -16,7 +17,7 @@ def picture(path, value: int = 0, mode: str = "RGB") -> None:
     Image.new("L", (8, 8), value).convert(mode).save(path)
 
 
-def omniglot_tree(root) -> None:
+def omniglot_tree(root, _=None) -> None:
     for alphabet in ("Greek", "Latin"):
         for character in (1, 2):
             for drawing in range(4):
@@ -33,7 +34,35 @@ def write_idx(path, array: np.ndarray) -> None:
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-def cub(root) -> None:
+def clothes(root, _=None, *, name: str = "FashionMNIST") -> None:
+    """4 images of each class to learn from and 2 to ask for, of grey level 10 * class + i."""
+    for part, per_class in (("train", 4), ("t10k", 2)):
+        labels = np.arange(10).repeat(per_class)
+        levels = 10 * labels + np.tile(np.arange(per_class), 10)
+        write_idx(root / name / "raw" / f"{part}-images-idx3-ubyte", levels[:, None, None] * np.ones((1, 28, 28)))
+        write_idx(root / name / "raw" / f"{part}-labels-idx1-ubyte", labels)
+
+
+def cifar(root, monkeypatch, *, fine: bool = False) -> None:
+    """Images 0 to 3 of each part show an ant, a zebra, and so on by turns; their green is 10 times their number."""
+    reader = torchvision.datasets.CIFAR100 if fine else torchvision.datasets.CIFAR10
+    folder = root / reader.base_folder
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    pixels = np.zeros((4, 3, 32, 32), dtype=np.uint8)
+    pixels[:, 1, 0, 5] = 10 * np.arange(4)  # row 0, column 5
+    batch = {"data": pixels.reshape(4, -1), "fine_labels" if fine else "labels": [1, 0, 1, 0]}
+    monkeypatch.setattr(reader, "train_list", [["a", write("a", batch)]])
+    monkeypatch.setattr(reader, "test_list", [["b", write("b", batch)]])
+    meta = {**reader.meta, "md5": write(reader.meta["filename"], {reader.meta["key"]: ["zebra", "ant"]})}
+    monkeypatch.setattr(reader, "meta", meta)
+
+
+def cub(root, _=None) -> None:
     folders = ["001.Albatross"] * 4 + ["150.Wren"] * 4  # one class of each half
     names = [f"{folder}/{i}.png" for i, folder in enumerate(folders)]
     for i, name in enumerate(names):
@@ -43,7 +72,7 @@ def cub(root) -> None:
     (lists / "image_class_labels.txt").write_text("".join(f"{i} {int(n[:3])}\n" for i, n in enumerate(names, 1)))
 
 
-def cars(root) -> None:
+def cars(root, _=None) -> None:
     names = ["Audi A/B 2012", "BMW X5 2007"]
     root.mkdir(parents=True, exist_ok=True)
     (root / "names.csv").write_text("\n".join(names))
@@ -54,7 +83,7 @@ def cars(root) -> None:
             picture(root / "car_data" / "car_data" / split / names[number - 1].replace("/", "-") / file)
 
 
-def products(root) -> None:
+def products(root, _=None) -> None:
     """Product 1 of the bicycles has 4 images, product 2 has 3; product 3, a chair, has 5."""
     rows = {"train": [(1, "bicycle")] * 4 + [(2, "bicycle")] * 3, "test": [(3, "chair")] * 5}
     for split, entries in rows.items():
@@ -65,7 +94,7 @@ def products(root) -> None:
         (root / "Stanford_Online_Products" / f"Ebay_{split}.txt").write_text("\n".join(lines) + "\n")
 
 
-def flowers(root) -> None:
+def flowers(root, _=None) -> None:
     """Image i of 9 shows class 1 + i % 3, in grey level 10 i; 1 and 2 of each three train, the last is for testing."""
     home = root / "flowers-102"
     for number in range(1, 10):
@@ -74,7 +103,7 @@ def flowers(root) -> None:
     savemat(home / "setid.mat", {"trnid": [[1, 2, 3]], "valid": [[4, 5, 6]], "tstid": [[7, 8, 9]]})
 
 
-def planes(root) -> None:
+def planes(root, _=None) -> None:
     """Images 0 to 3 of trainval show a 707-320, an F/A-18, and so on by turns; 4 and 5 are for testing."""
     data = root / "fgvc-aircraft-2013b" / "data"
     variants = ("707-320", "F/A-18")

@@ -1,6 +1,8 @@
-"""Streams: which classes and which samples land in which task."""
+"""Streams: which classes land in which task; which samples are learned from, and which are asked for."""
 
 from __future__ import annotations
+
+import zlib
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.splits import split_samples
 from tripletmas.data.tasks import Stream, fingerprint, make_stream
 
 
@@ -54,6 +57,27 @@ def test_a_seed_shuffles_the_classes_and_repeats():
     assert sorted(label for task in shuffled(1) for label in task) == list(range(10))
 
 
+# --- which samples are learned from, and which are asked for
+
+
+def parts_of(source: Source, **options) -> tuple[set[int], set[int]]:
+    """The positions that are learned from, and those that are asked for."""
+    split = split_samples(source, **options)
+    assert split.test is not None
+    return set(split.train.indices.tolist()), set(split.test.indices.tolist())
+
+
+def literal_hold_out(counts: list[int], share: float, seed: int) -> set[int]:
+    """Twin: of each class, the first of a permutation that the name of the class seeds."""
+    held_out, start = set(), 0
+    for label, count in enumerate(counts):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} c{label}".encode()))
+        order = torch.randperm(count, generator=generator).tolist()
+        held_out |= {start + i for i in order[: min(max(round(share * count), 2), count - 2)]}
+        start += count
+    return held_out
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     counts=st.lists(st.integers(4, 30), min_size=1, max_size=8),
@@ -64,14 +88,70 @@ def test_a_seed_shuffles_the_classes_and_repeats():
 def test_held_out_samples_are_a_share_of_each_class_and_none_is_lost(counts, share, seed, data):
     tasks = data.draw(st.integers(1, len(counts)))
     stream = split(make(counts), tasks=tasks, test_share=share, split_seed=seed)
-    everything = [i for task in stream for i in contents(task.train) + contents(task.query)]
-    assert sorted(everything) == list(range(sum(counts)))
+    asked = [i for task in stream for i in contents(task.query)]
+    assert set(asked) == literal_hold_out(counts, share, seed)
+    assert sorted(asked + [i for task in stream for i in contents(task.train)]) == list(range(sum(counts)))
     for task in stream:
         for label in task.classes:
             held_out = int((task.query.labels == label).sum())
             assert 2 <= held_out <= counts[label] - 2
             # within half a sample of the share, unless one of the two bounds holds
             assert abs(held_out - share * counts[label]) <= 0.5 or held_out in (2, counts[label] - 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.integers(6, 20), min_size=1, max_size=4),
+    per_class=st.none() | st.integers(4, 12),
+    tested=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_validation_sees_no_test_sample_and_learns_from_no_other(counts, per_class, tested, seed):
+    # test samples are other positions of the same samples, as those of a reader may be
+    whole = make([2 * count for count in counts])
+    even = torch.arange(0, len(whole), 2)
+    source = Source(whole.subset(even), whole.subset(even + 1) if tested else None)
+    options = {"split_seed": seed, "per_class": per_class}
+    train, test = parts_of(source, **options)
+    learned, asked = parts_of(source, validation=True, **options)
+    all_test = parts_of(source, split_seed=seed)[1]  # with those that per_class leaves out
+    assert test <= all_test
+    assert not asked & all_test
+    assert not learned & all_test
+    assert learned | asked == train
+    assert not learned & asked
+    labels = whole.labels
+    for label, count in enumerate(counts):
+        here = {int(i) for i in (labels == label).nonzero()}
+        left = count if tested else count - min(max(round(0.3 * count), 2), count - 2)
+        left = left if per_class is None else min(left, per_class)
+        assert len(learned & here) + len(asked & here) == left
+        assert len(asked & here) == min(max(round(0.3 * left), 2), left - 2)
+
+
+def test_a_cap_counts_for_each_class_and_each_part():
+    source = Source(make([20, 3]), make([9, 2]))
+    train, test = parts_of(source, per_class=5)
+    assert (len(train), len(test)) == (5 + 3, 5 + 2)
+    more, _ = parts_of(source, per_class=6)
+    assert train < more  # a larger cap adds samples and swaps none
+    assert parts_of(source, per_class=5)[0] == train != parts_of(source, per_class=5, split_seed=1)[0]
+    # what is held out is drawn before the cap: 6 of 20, of which 5 are kept
+    train, test = parts_of(Source(make([20])), per_class=5)
+    everything, queries = parts_of(Source(make([20])))
+    assert (len(train), len(test), len(queries)) == (5, 5, 6)
+    assert train < everything
+    assert test < queries
+
+
+def test_queries_are_held_out_of_the_groups_that_have_none():
+    whole = make([10, 10, 10, 10], groups=["x", "x", "y", "y"])
+    y_test = whole.subset([20, 21, 30, 31])
+    train = whole.subset([i for i in range(40) if i not in (20, 21, 30, 31)])
+    learned, asked = parts_of(Source(train, y_test, hold_out=("x",)))
+    x_queries = literal_hold_out([10, 10], 0.3, 0)  # the classes of x have the names and sizes of c0 and c1
+    assert asked == {20, 21, 30, 31} | x_queries
+    assert learned == set(range(40)) - asked
 
 
 def test_what_is_held_out_depends_on_the_seed_alone():
@@ -141,30 +221,57 @@ def test_a_task_of_one_class_is_reported(caplog):
 
 
 @pytest.mark.parametrize(
-    ("counts", "options", "message"),
+    ("source", "options", "message"),
     [
-        ([4, 1, 4], {"tasks": 1}, r"class 'c1' \(1\): a class needs 4"),
-        ([4, 3, 2], {"tasks": 1}, r"class 'c1' \(3\), 'c2' \(2\)"),
-        ([1] * 9, {"tasks": 1}, "and 4 more"),
-        ([2, 1, 2], {"tasks": 1, "test": make([2] * 3)}, r"class 'c1' \(1\): a class needs 2 to form a positive pair"),
-        ([4] * 3, {"tasks": 5}, "5 tasks need at least 5 classes, got 3"),
-        ([4] * 3, {"tasks": 0}, "tasks must be >= 1, got 0"),
-        ([4] * 3, {"tasks": [1, 1]}, r"tasks=\[1, 1\] must be sizes >= 1 that add up to the 3 classes"),
-        ([4] * 3, {"tasks": [3, 0]}, r"tasks=\[3, 0\]"),
-        ([4] * 3, {"tasks": []}, r"tasks=\[\]"),
-        ([4] * 3, {"tasks": 1, "test_share": 0.0}, "test_share must lie between 0 and 1, got 0.0"),
-        ([4] * 3, {"tasks": 1, "test_share": 1.0}, "got 1.0"),
-        ([4] * 2, {"tasks": 1, "test": make([2] * 2, names=["c0", "x"])}, "same class names"),
-        ([4, 4], {"tasks": 2, "test": make([0, 2])}, "task 'c0' has no queries"),
-        ([4, 4], {"tasks": 2, "test": make([4, 4]), "gallery": make([4, 0])}, "task 'c1' has nothing to search"),
-        ([4] * 3, {}, "5 tasks need at least 5 classes, got 3"),
-        ([4, 0], {"tasks": 1, "test": make([2, 2])}, "queries, but nothing to learn from, for class 'c1'"),
+        (make([4, 1, 4]), {"tasks": 1}, r"class 'c1' \(1\): a class needs 4"),
+        (make([4, 3, 2]), {"tasks": 1}, r"class 'c1' \(3\), 'c2' \(2\)"),
+        (make([1] * 9), {"tasks": 1}, "and 4 more"),
+        (
+            Source(make([2, 1, 2]), make([2] * 3)),
+            {"tasks": 1},
+            r"class 'c1' \(1\): a class needs 2 to form a positive p",
+        ),
+        (make([4] * 3), {"tasks": 5}, "5 tasks need at least 5 classes, got 3"),
+        (make([4] * 3), {}, "5 tasks need at least 5 classes, got 3"),
+        (make([4] * 3), {"tasks": 0}, "tasks must be >= 1, got 0"),
+        (make([4] * 3), {"tasks": [1, 1]}, r"tasks=\[1, 1\] must be sizes >= 1 that add up to the 3 classes"),
+        (make([4] * 3), {"tasks": [3, 0]}, r"tasks=\[3, 0\]"),
+        (make([4] * 3), {"tasks": []}, r"tasks=\[\]"),
+        (make([4] * 3), {"tasks": 1, "test_share": 0.0}, "test_share must lie between 0 and 1, got 0.0"),
+        (make([4] * 3), {"tasks": 1, "test_share": 1.0}, "got 1.0"),
+        (make([4] * 3), {"unseen": -1}, "leave something of 3 classes or groups, got -1"),
+        (make([4] * 3), {"unseen": 3}, "leave something of 3 classes or groups, got 3"),
+        (Source(make([4] * 2), make([2] * 2, names=["c0", "x"])), {"tasks": 1}, "same class names"),
+        (Source(make([4, 4]), make([0, 2])), {"tasks": 2}, "task 'c0' has no queries"),
+        (Source(make([4, 4]), make([4, 4]), make([4, 0])), {"tasks": 2}, "task 'c1' has nothing to search"),
+        (Source(make([4, 0]), make([2, 2])), {"tasks": 1}, "queries, but nothing to learn from, for class 'c1'"),
+        (make([9]), {"per_class": 1, "tasks": 1}, "per_class must be >= 2 to form a positive pair, got 1"),
+        (
+            make([9, 5]),
+            {"validation": True, "tasks": 1},
+            r"in class 'c1' \(3\): a class needs 4 besides its test samples, of which 2 are learned and 2 held out for "
+            "validation",
+        ),
+        (
+            Source(make([9, 9]), make([2, 2])),
+            {"validation": True, "per_class": 3, "tasks": 1},
+            r"'c0' \(3\), 'c1' \(3\): a class needs 4 besides its test samples \(per_class=3\)",
+        ),
+        (
+            Source(make([9, 3], groups=["x", "y"]), make([2, 0]), hold_out=("y",)),
+            {},
+            r"'c1' \(3\): a class needs 4, of which 2 are learned and 2 held out as queries",
+        ),
+        (
+            Source(make([1, 9], groups=["x", "y"]), make([2, 0]), hold_out=("y",)),
+            {},
+            r"'c0' \(1\): a class needs 2 to form a positive pair",
+        ),
     ],
 )
-def test_a_split_that_cannot_work_says_why(counts, options, message):
-    options = dict(options)
+def test_a_split_that_cannot_work_says_why(source, options, message):
     with pytest.raises(ValueError, match=message):
-        split(Source(make(counts), options.pop("test", None), options.pop("gallery", None)), **options)
+        split(source, **options)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +361,3 @@ def test_unseen_groups_and_their_order(seed):
     assert len(stream) == 2
     assert unseen is not None
     assert sorted(label for task in (*stream, unseen) for label in task.classes) == list(range(6))
-
-
-@pytest.mark.parametrize("count", [-1, 3])
-def test_something_must_be_left_to_learn(count):
-    with pytest.raises(ValueError, match=f"leave something of 3 classes or groups, got {count}"):
-        split(make([4] * 3), unseen=count)
