@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from tripletmas.cli import main as cli
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.tasks import Stream, make_stream
+
+settings.register_profile("unhurried", deadline=None)  # speed is measured by scripts, never by a timed test
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

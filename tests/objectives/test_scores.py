@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import math
+from collections.abc import Callable
 
 import oracles
 import pytest
@@ -104,13 +105,6 @@ def test_a_hole_in_an_earlier_row_leaves_the_other_rows():
     assert f.forgetting_per_task(holed)[0].item() == pytest.approx(0.9 - 0.6)
 
 
-def test_forward_transfer_needs_scores_before_learning():
-    with pytest.raises(ValueError, match="task 1 after task 0"):
-        f.forward_transfer(THREE, torch.zeros(3))
-    with pytest.raises(ValueError, match="baseline must hold one score for each of 3 tasks"):
-        f.forward_transfer(THREE, torch.zeros(2))
-
-
 def test_scores_before_learning_disturb_no_other_number():
     """The loop measures score[t, t + 1] too: only forward transfer may see it, whether the run is finished or not."""
     ahead = THREE.clone()
@@ -143,15 +137,6 @@ def test_intransigence_by_hand_and_of_an_unfinished_run():
     assert math.isnan(f.intransigence(torch.full((3, 3), NAN), joint))
 
 
-def test_intransigence_needs_a_joint_run_of_these_tasks():
-    joint = THREE.clone()
-    joint[2] = NAN
-    with pytest.raises(ValueError, match="joint run's score on task 2 after task 2"):
-        f.intransigence(THREE, joint)
-    with pytest.raises(ValueError, match=r"matrix of shape \(3, 3\), got \(2, 2\)"):
-        f.intransigence(THREE, joint[:2, :2])
-
-
 @given(st.lists(st.tuples(st.floats(0, 1, width=16), st.floats(0, 1, width=16)), min_size=2, max_size=6))
 def test_paired_difference_is_equal_to_its_twin(pairs: list[tuple[float, float]]):
     ours, theirs = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
@@ -171,11 +156,6 @@ def test_paired_difference_of_few_seeds():
     assert f.paired_difference({0: 0.3 - 0.1}, {0: 0.2})[2:5] == (0, 1, 0)
 
 
-def test_matrix_that_is_not_square_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(T, T\), got \(2, 3\)"):
-        f.average(torch.zeros(2, 3))
-
-
 def test_scores_record_and_survive_json():
     scores = f.Scores(("a", "b"))
     scores.record("seen", "recall@1", 0, 0, 0.1 + 0.2)
@@ -193,23 +173,42 @@ def test_scores_record_and_survive_json():
     assert read.matrix("mrr", "task").dtype == torch.float64
 
 
-def test_scores_refuse_what_is_not_there():
+def measured() -> f.Scores:
     scores = f.Scores(("a", "b"))
     scores.record("seen", "recall@1", 0, 0, 1.0)
-    with pytest.raises(ValueError, match="numbered 0 to 1"):
-        scores.record("seen", "recall@1", 2, 0, 1.0)
-    with pytest.raises(ValueError, match="numbered 0 to 1"):
-        scores.record("seen", "recall@1", 0, -1, 1.0)
-    with pytest.raises(ValueError, match=r"'recall@3'; there are \['recall@1'\]"):
-        scores.matrix("recall@3")
-    with pytest.raises(ValueError, match=r"gallery 'stale'; there are \['seen'\]"):
-        scores.matrix(gallery="stale")
-    with pytest.raises(ValueError, match="numbered 0 to 1, got task=2"):
-        scores.record_baseline("task", "recall@1", 2, 1.0)
-    with pytest.raises(ValueError, match="expected 2 scores of the untrained model"):
-        f.Scores.from_json({"task_names": ["a", "b"], "matrices": {}, "baseline": {"task": {"mrr": [1.0]}}})
-    with pytest.raises(ValueError, match="expected 2 rows of 2"):
-        f.Scores.from_json({"task_names": ["a", "b"], "matrices": {"seen": {"mrr": [[1.0]]}}, "baseline": {}})
+    return scores
+
+
+UNFINISHED = THREE.clone()
+UNFINISHED[2] = NAN
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: f.average(torch.zeros(2, 3)), r"shape \(T, T\), got \(2, 3\)"),
+        (lambda: f.forward_transfer(THREE, torch.zeros(3)), "needs the score on task 1 after task 0"),
+        (lambda: f.forward_transfer(THREE, torch.zeros(2)), "baseline must hold one score for each of 3 tasks"),
+        (lambda: f.intransigence(THREE, UNFINISHED), "joint run's score on task 2 after task 2"),
+        (lambda: f.intransigence(THREE, THREE[:2, :2]), r"matrix of shape \(3, 3\), got \(2, 2\)"),
+        (lambda: measured().record("seen", "recall@1", 2, 0, 1.0), "numbered 0 to 1"),
+        (lambda: measured().record("seen", "recall@1", 0, -1, 1.0), "numbered 0 to 1"),
+        (lambda: measured().record_baseline("task", "recall@1", 2, 1.0), "numbered 0 to 1, got task=2"),
+        (lambda: measured().matrix("recall@3"), r"'recall@3'; there are \['recall@1'\]"),
+        (lambda: measured().matrix(gallery="stale"), r"gallery 'stale'; there are \['seen'\]"),
+        (
+            lambda: f.Scores.from_json({**measured().to_json(), "baseline": {"task": {"mrr": [1.0]}}}),
+            "task mrr: expected 2 scores of the untrained model",
+        ),
+        (
+            lambda: f.Scores.from_json({**measured().to_json(), "matrices": {"seen": {"mrr": [[1.0]]}}}),
+            "seen mrr: expected 2 rows of 2",
+        ),
+    ],
+)
+def test_what_is_refused(call: Callable[[], object], message: str):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_docstring_examples():

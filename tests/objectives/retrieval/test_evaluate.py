@@ -62,7 +62,7 @@ def assert_agrees_with_oracle(queries: Embeddings, gallery: Embeddings, self_pos
         assert result[name] is result.values[name]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 8), st.floats(0, 0.9), st.integers(0, 2**31))
 def test_own_gallery_equals_the_oracle(size: int, classes: int, duplicated: float, seed: int):
     found = random_embeddings(size, classes, seed=seed)
@@ -71,7 +71,7 @@ def test_own_gallery_equals_the_oracle(size: int, classes: int, duplicated: floa
     assert_agrees_with_oracle(found, found, torch.arange(size), evaluate(found))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(0, 25), st.integers(1, 6), st.integers(0, 2**31))
 def test_gallery_that_holds_some_queries_equals_the_oracle(num_queries: int, others: int, classes: int, seed: int):
     everything = random_embeddings(num_queries + others, classes, seed=seed)
