@@ -562,7 +562,7 @@ def test_memory_is_two_copies_of_the_trainable_parameters():
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     assert sum(value.numel() * value.element_size() for value in mas.state_dict().values()) == 2 * size
     tensors = [*mas.importance.values(), *mas.reference.values()]
-    tensors += [tensor for held in mas._table.values() for tensor in (held.importance, held.reference)]
+    tensors += [tensor for held in mas._held.values() for tensor in (held.importance, held.reference)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     assert sum(storages.values()) == 2 * size
 

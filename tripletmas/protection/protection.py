@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,11 +21,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from tripletmas.basics.weights import Params, differing_names, named_parameters, snapshot, trainable
+from tripletmas.basics.weights import Params, differing_names, named_parameters, trainable
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import described, is_described, read_protection, write_protection
-from tripletmas.protection.hooks import is_registered, make_step_hook
+from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
@@ -42,8 +42,7 @@ Estimator = Callable[[nn.Module, Iterable[Any]], Params]
 ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
 
 
-class _Protected(NamedTuple):
-    name: str
+class _Held(NamedTuple):
     parameter: nn.Parameter
     importance: Tensor
     reference: Tensor
@@ -81,15 +80,22 @@ class Protection:
         self.strength = strength
         self.decay = decay
         self.estimate = estimate
-        self.importance: Params = {}
-        self.reference: Params = {}
-        self._table: dict[int, _Protected] = {}
+        self._held: dict[str, _Held] = {}  # by name; what the model has replaced since is still in it
         self._buffers: Buffers = {}
-        self._hook = make_step_hook(self._add_gradients, self.value)
         self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._checked_rates: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._num_protected_steps = 0
         self._protecting = False
+
+    @property
+    def importance(self) -> Params:
+        """Of every weight that is held, by canonical name; empty before the first `consolidate`."""
+        return {name: held.importance for name, held in self._held.items()}
+
+    @property
+    def reference(self) -> Params:
+        """The weights that it is held at (theta*), by canonical name."""
+        return {name: held.reference for name, held in self._held.items()}
 
     # --- in a training loop
 
@@ -105,7 +111,7 @@ class Protection:
         if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
         if not is_registered(self._handles.get(optimizer), optimizer):
-            self._handles[optimizer] = optimizer.register_step_pre_hook(self._hook)
+            self._handles[optimizer] = optimizer.register_step_pre_hook(self._make_hook())
         return self._handles[optimizer]
 
     @contextmanager
@@ -117,11 +123,12 @@ class Protection:
         if self._protecting:  # within another `protect()` of this protection: once is enough
             yield self
             return
-        num_steps_before, has_importance = self._num_protected_steps, bool(self.importance)
+        num_steps_before, has_importance = self._num_protected_steps, bool(self._held)
+        add_penalty = self._make_hook()
 
         def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
             attached = is_registered(self._handles.get(optimizer), optimizer)
-            return None if attached else self._hook(optimizer, args, kwargs)  # its own hook adds the penalty
+            return None if attached else add_penalty(optimizer, args, kwargs)  # its own hook adds the penalty
 
         handle = register_optimizer_step_pre_hook(before_step)
         self._protecting = True
@@ -135,9 +142,11 @@ class Protection:
 
     def value(self) -> Tensor:
         """The penalty now, `strength * sum importance * (theta - reference)^2`: a differentiable scalar."""
-        self._follow_device()
-        importance = {name: protected.importance for name, protected in self._held().items()}
-        return self.strength * quadratic_penalty(self.model, self.reference, importance)
+        held = self._present()
+        importance = {name: each.importance for name, each in held.items()}
+        return self.strength * quadratic_penalty(
+            self.model, {n: each.reference for n, each in held.items()}, importance
+        )
 
     # --- after a task
 
@@ -151,43 +160,42 @@ class Protection:
             The importance of this task alone, by canonical name.
         """
         importance = self.estimate(self.model, batches)
-        self.importance = {name: value * self.decay for name, value in self.importance.items()}
+        self._held = {name: held._replace(importance=held.importance * self.decay) for name, held in self._held.items()}
         self.add(importance)
         self.anchor()
         return importance
 
     def add(self, importance: Params, *, weight: float = 1.0) -> None:
         """Add `weight * importance` to what is protected; the reference of a weight that has one stays."""
-        current = named_parameters(self.model)
+        current, held = named_parameters(self.model), self._present()
         unknown = sorted(importance.keys() - current.keys())
         if unknown:
             raise ValueError(f"the model has no parameter {unknown[0]!r}, for which there is importance")
-        self._follow_model()
         for name, value in importance.items():
-            value = value.detach().to(current[name].device) * weight
-            self.importance[name] = self.importance[name] + value if name in self.importance else value
-            if name not in self.reference:
-                self.reference[name] = current[name].detach().clone()
-        self._match()
+            parameter = current[name]
+            value = value.detach().to(parameter.device) * weight
+            if name in held:
+                held[name] = held[name]._replace(importance=held[name].importance + value)
+            else:
+                held[name] = _Held(parameter, value, parameter.detach().clone())
+        self._hold(held)
 
     def anchor(self) -> None:
         """Make the present weights the reference (theta*)."""
-        self._follow_model()
-        current = named_parameters(self.model)
-        self.reference = snapshot({name: current[name] for name in self.importance})
-        self._match()
+        held = self._present()
+        self._hold({name: each._replace(reference=each.parameter.detach().clone()) for name, each in held.items()})
 
     def coverage(self) -> Coverage:
         """What the penalty holds of the model as it is now, and what it leaves free."""
-        return measure_coverage(self.model, {name: held.importance for name, held in self._held().items()})
+        return measure_coverage(self.model, {name: held.importance for name, held in self._present().items()})
 
     # --- on disk
 
     def state_dict(self) -> Params:
         """Importance and reference by `importance/NAME` and `reference/NAME`; empty before the first `consolidate`."""
-        held = self._held()
-        return {f"importance/{name}": protected.importance for name, protected in held.items()} | {
-            f"reference/{name}": protected.reference for name, protected in held.items()
+        held = self._present()
+        return {f"importance/{name}": each.importance for name, each in held.items()} | {
+            f"reference/{name}": each.reference for name, each in held.items()
         }
 
     def load_state_dict(self, state: Params) -> None:
@@ -204,18 +212,17 @@ class Protection:
         current = named_parameters(self.model)
         if any(name not in current or current[name].shape != value.shape for name, value in importance.items()):
             raise ValueError(f"saved for another model: {differing_names(trainable(self.model), importance)}")
-        self.importance, self.reference = (
-            {name: part[name] for name in current if name in part} for part in (importance, reference)
+        self._hold(
+            {name: _Held(current[name], importance[name], reference[name]) for name in current if name in importance}
         )
-        self._match()
 
     def save(self, path: str | Path) -> None:
         """Write importance, reference and settings to one safetensors file (settings as JSON in its header)."""
         settings = {"strength": self.strength, "decay": self.decay, "estimate": described(self.estimate)}
         write_protection(path, self.state_dict(), settings)
 
-    @classmethod
-    def load(cls, path: str | Path, model: nn.Module, *, estimate: Estimator | None = None) -> Protection:
+    @staticmethod
+    def load(path: str | Path, model: nn.Module, *, estimate: Estimator | None = None) -> Protection:
         """The protection saved at `path`, for `model`.
 
         Args:
@@ -233,54 +240,39 @@ class Protection:
             estimate = partial(ESTIMATORS[saved["function"]], **saved["options"])
         elif not is_described(estimate, saved):
             raise ValueError(f"{path} was measured with {saved}, but estimate= is {described(estimate)}")
-        protection = cls(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
+        protection = Protection(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
         protection.load_state_dict(state)
         return protection
 
     # --- at an optimizer's step
 
+    def _make_hook(self) -> StepHook:
+        return make_step_hook(self._add_gradients, self.value)
+
     def _add_gradients(self, optimizer: Optimizer) -> None:
-        if not self.importance:
+        if not self._held:
             return
-        self._follow_device()
+        if any(held.parameter.device != held.reference.device for held in self._held.values()):
+            self._hold(self._present())
         self._warn_if_unstable(optimizer)
-        pulled = []
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                held = self._table.get(id(parameter))
-                if held is not None:
-                    pulled.append(Pulled(parameter, dense_gradient(parameter), held.reference, held.importance))
+        held = {id(each.parameter): each for each in self._held.values()}
+        pulled = [
+            Pulled(parameter, dense_gradient(parameter), held[id(parameter)].reference, held[id(parameter)].importance)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) in held
+        ]
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
         add_penalty_gradient(pulled, self.strength, self._buffers, scale=scale)
         self._num_protected_steps += bool(pulled)
 
-    def _held(self) -> dict[str, _Protected]:
-        """What is protected, by name, without parameters that the model has replaced by others (a new head)."""
+    def _present(self) -> dict[str, _Held]:
+        """What is held, where the model is now, without parameters that it has replaced by others (a new head)."""
         current = named_parameters(self.model)
-        return {held.name: held for held in self._table.values() if current.get(held.name) is held.parameter}
+        return {name: _laid_out(held) for name, held in self._held.items() if current.get(name) is held.parameter}
 
-    def _follow_model(self) -> None:
-        """Forget parameters that the model has replaced, and go to the device to which it has moved."""
-        held = self._held()
-        self.importance = {name: self.importance[name] for name in held}
-        self.reference = {name: self.reference[name] for name in held}
-        self._match()
-
-    def _follow_device(self) -> None:
-        if any(held.parameter.device != held.reference.device for held in self._table.values()):
-            self._follow_model()
-
-    def _match(self) -> None:
-        """Look up which parameter has which importance, and bring both to its device and strides."""
-        current = named_parameters(self.model)
-        for name in self.importance.keys() & current.keys():
-            self.importance[name] = laid_out_as(current[name], self.importance[name])
-            self.reference[name] = laid_out_as(current[name], self.reference[name])
-        self._table = {
-            id(current[name]): _Protected(name, current[name], importance, self.reference[name])
-            for name, importance in self.importance.items()
-            if name in current and current[name].shape == importance.shape
-        }
+    def _hold(self, held: dict[str, _Held]) -> None:
+        self._held = {name: _laid_out(each) for name, each in held.items()}
         self._checked_rates.clear()
 
     def _warn_if_unstable(self, optimizer: Optimizer) -> None:
@@ -288,7 +280,7 @@ class Protection:
             return
         self._checked_rates[optimizer] = True
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        largest = max((float(p.importance.max()) for p in self._table.values() if p.importance.numel()), default=0.0)
+        largest = max((float(h.importance.max()) for h in self._held.values() if h.importance.numel()), default=0.0)
         if rate * self.strength * largest > 0.5:
             warnings.warn(
                 f"rate * strength * importance reaches {rate * self.strength * largest:.3g} > 0.5: plain gradient "
@@ -297,15 +289,14 @@ class Protection:
             )
 
 
-def MAS(
-    model: nn.Module,
-    strength: float = 0.3,
-    *,
-    decay: float = 1.0,
-    relative: bool = True,
-    layer: str | None = None,
-    forward: Forward | None = None,
-) -> Protection:
+def _laid_out(held: _Held) -> _Held:
+    """On its parameter's device, and with its strides."""
+    parameter, importance, reference = held
+    return _Held(parameter, laid_out_as(parameter, importance), laid_out_as(parameter, reference))
+
+
+@final
+class MAS(Protection):
     """A `Protection` whose importance is `mas_importance`: two lines protect any training loop.
 
     Args:
@@ -318,19 +309,23 @@ def MAS(
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 3; the relative unit is ours.
     """
-    options = {"relative": relative, "layer": layer, "forward": forward}
-    return Protection(model, strength=strength, decay=decay, estimate=partial(mas_importance, **options))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float = 0.3,
+        *,
+        decay: float = 1.0,
+        relative: bool = True,
+        layer: str | None = None,
+        forward: Forward | None = None,
+    ):
+        estimate = partial(mas_importance, relative=relative, layer=layer, forward=forward)
+        super().__init__(model, strength=strength, decay=decay, estimate=estimate)
 
 
-def LocalMAS(
-    model: nn.Module,
-    strength: float = 0.3,
-    *,
-    decay: float = 1.0,
-    relative: bool = True,
-    forward: Forward | None = None,
-    left_out: Sequence[str] = (),
-) -> Protection:
+@final
+class LocalMAS(Protection):
     """A `Protection` whose importance is `local_mas_importance`: every layer by itself, no backward pass.
 
     Args:
@@ -343,5 +338,16 @@ def LocalMAS(
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version (l-MAS); the relative unit is ours.
     """
-    options = {"relative": relative, "forward": forward, "left_out": list(left_out)}
-    return Protection(model, strength=strength, decay=decay, estimate=partial(local_mas_importance, **options))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float = 0.3,
+        *,
+        decay: float = 1.0,
+        relative: bool = True,
+        forward: Forward | None = None,
+        left_out: Sequence[str] = (),
+    ):
+        estimate = partial(local_mas_importance, relative=relative, forward=forward, left_out=list(left_out))
+        super().__init__(model, strength=strength, decay=decay, estimate=estimate)

@@ -1,13 +1,13 @@
 """The gradients of all samples of a batch at once, for weights with rules: watched, differentiated, checked.
 
-One sample of every batch is passed alone before the batch, to learn in which layout each layer sees the samples. In the
-first batch its gradients are compared with those of a pass that nobody watches.
+The last sample of every batch is passed alone before the batch, to learn in which layout each layer sees the samples.
+In the first batch its gradients are compared with those of a pass that nobody watches.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import Params, device_of
 from tripletmas.protection.batches import Forward, num_samples, rows, split
 from tripletmas.protection.engine.blocks import Blocks
-from tripletmas.protection.engine.rule import Layout, Rule, is_near, magnitude_
+from tripletmas.protection.engine.rule import Rule, is_near, magnitude_
 from tripletmas.protection.engine.trace import Trace
 from tripletmas.protection.engine.watch import Call, Probe, Watch, Weight
 
@@ -48,7 +48,6 @@ class ByRules:
         self.lengths: dict[frozenset[str], float] = {}
         self._model, self._call, self._scalar, self._power = model, call, scalar, power
         self._parameters = parameters
-        self._num_batches = 0
         self._is_checked = scalar is None
 
     def is_no_use(self) -> bool:
@@ -74,21 +73,19 @@ class ByRules:
             The scalars of every sample, (n, m); None, and nothing added, if this batch cannot be measured so.
         """
         n = num_samples(inputs)
-        sample = n - 1
+        last = rows(inputs, n - 1, n)
         if n > 1 and calls is None:
-            self._num_batches += 1  # another sample of each batch, but not the first: all orders have it in one place
-            sample = n - 1 - self._num_batches % (n - 1)
-            calls = self._probed(rows(inputs, sample, sample + 1))
+            calls = self._probed(last)
             if calls is None:
                 return None
         blocks = Blocks(n) if self._scalar is None else None
-        trace = Trace(self._parameters, self._constants(), n, calls or [], sample, blocks)
+        trace = Trace(self._model, self._parameters, n, calls or [], blocks)
         try:
             output = self._traced(trace, inputs)
             if output is None:
                 return None
             scalars = self._scalar(output) if self._scalar is not None else self._squared_lengths(trace, blocks)
-            return self._differentiated(trace, scalars, rows(inputs, sample, sample + 1), totals)
+            return self._differentiated(trace, scalars, last, totals)
         finally:
             trace.close()
 
@@ -96,7 +93,7 @@ class ByRules:
 
     def _probed(self, sample: Any) -> list[Call] | None:
         """The calls that are given weights when a sample is passed alone; None if rules are no use."""
-        probe = Probe(self._parameters, self._constants())
+        probe = Probe(self._model, self._parameters)
         output = self._watched(probe, sample)
         if output is None:
             return None
@@ -111,7 +108,7 @@ class ByRules:
             return self._give_up("an input or weight is changed in place after a layer used it")
         if not trace.has_expected_calls():
             return self._give_up("a batch is processed by other calls than a sample alone")
-        alone = trace.num_samples == 1 or is_near(output[trace.sample : trace.sample + 1].detach(), self._alone)
+        alone = trace.num_samples == 1 or is_near(output[-1:].detach(), self._alone)
         if not alone and bool(torch.isfinite(output).all()):
             return self._give_up("the samples of a batch influence each other")
         return output
@@ -136,39 +133,38 @@ class ByRules:
         trace.without_rule |= blocks.ambiguous
         return lengths.sum(1, keepdim=True)
 
-    def _constants(self) -> list[Tensor]:
-        return [*self._model.parameters(), *self._model.buffers()]
-
     def _give_up(self, reason: str) -> None:
         self.without_rule |= dict.fromkeys(self._parameters, reason)
 
     # --- the backward pass
 
-    def _differentiated(self, trace: Trace, scalars: Tensor, alone: Any, totals: Params) -> Tensor | None:
+    def _differentiated(self, trace: Trace, scalars: Tensor, last: Any, totals: Params) -> Tensor | None:
         leaves = _leaves_reached(scalars)
-        reached = {id(leaf) for leaf in leaves}
-        for name, value in self._parameters.items():
-            if name in trace.without_rule or id(value) in reached:
-                self.without_rule.setdefault(name, "no rule for how it is used")
+        self._note_without_rule(trace, {id(leaf) for leaf in leaves})
         ruled = {name: value for name, value in self._parameters.items() if name not in self.without_rule}
         if self._is_checked or trace.num_samples == 1:
             Backward(trace, ruled, totals, self._power).run(scalars, leaves)
             return scalars.detach()
         # the first time, into sums of its own: where the gradients are not right, nothing is added
         own = {name: torch.zeros_like(totals[name]) for name in ruled}
-        backward = Backward(trace, ruled, own, self._power, check=trace.sample)
+        backward = Backward(trace, ruled, own, self._power, keep_last=True)
         backward.run(scalars, leaves)
-        if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.checked, ruled, alone):
+        if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.last, ruled, last):
             return self._give_up("a sample has other gradients in a batch than alone")
         self._is_checked = True
         for name, value in own.items():
             totals[name] += value
         return scalars.detach()
 
-    def _is_right(self, found: Params, parameters: dict[str, nn.Parameter], alone: Any) -> bool:
+    def _note_without_rule(self, trace: Trace, reached: set[int]) -> None:
+        for name, value in self._parameters.items():
+            if name in trace.without_rule or id(value) in reached:
+                self.without_rule.setdefault(name, "no rule for how it is used")
+
+    def _is_right(self, found: Params, parameters: dict[str, nn.Parameter], last: Any) -> bool:
         """Whether these are the gradients that a sample has by itself, in a pass that nobody watches."""
         assert self._scalar is not None
-        scalar = self._scalar(self._call(self._model, alone)).sum()
+        scalar = self._scalar(self._call(self._model, last)).sum()
         truth = {name: torch.zeros_like(value) for name, value in parameters.items()}
         if parameters and scalar.requires_grad:
             gradients = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
@@ -189,27 +185,22 @@ class Backward:
 
     Args:
         parameters: those to measure, by name; the trace may know more.
-        check: the number of a sample whose gradients, of the sum of its scalars, are kept in `checked`.
+        keep_last: keep the last sample's gradients, of the sum of its scalars, in `last`.
     """
 
     def __init__(
-        self,
-        trace: Trace,
-        parameters: Mapping[str, nn.Parameter],
-        totals: Params,
-        power: int,
-        check: int | None = None,
+        self, trace: Trace, parameters: dict[str, nn.Parameter], totals: Params, power: int, *, keep_last: bool = False
     ):
-        self._trace, self._parameters, self._totals, self._power, self._check = trace, parameters, totals, power, check
-        self.checked: Params = {}
-        self._is_last = False
+        self._trace, self._parameters, self._totals, self._power = trace, parameters, totals, power
+        self.last: Params = {}
+        self._keeps_last = keep_last
+        self._is_last_column = False
         self._waiting: list[tuple[Weight, Rule, str]] = []  # with their gradient, until the other uses have theirs
         weights = [weight for use in trace.uses.values() for weight in use.weights.values()]
-        num_uses = Counter(name for weight in weights for name in weight.parameters)
-        computed_from = {name for weight in weights if not weight.is_parameter for name in weight.parameters}
-        # the gradients that one sample has through several uses are summed before the magnitude is taken
-        self._several = {name for name in parameters if num_uses[name] > 1 or name in computed_from}
-        self._once = {name for name in parameters if num_uses[name] == 1} - self._several
+        # a weight that is computed from parameters counts as if it were used twice: see `_add_waiting`
+        uses = Counter(name for each in weights for name in each.parameters * (1 if each.is_parameter else 2))
+        self._once = {name for name in parameters if uses[name] == 1}
+        self._several = {name for name in parameters if uses[name] > 1}
 
     def run(self, scalars: Tensor, leaves: list[Tensor]) -> None:
         """Differentiate the scalars, (n, m), column by column, with respect to all leaves of their graph."""
@@ -218,34 +209,34 @@ class Backward:
         self._trace.arrived = self._arrived
         columns = scalars.sum(0)
         for number, column in enumerate(columns):
-            self._is_last = number + 1 == len(columns)
-            torch.autograd.grad(column, leaves, retain_graph=not self._is_last)
+            self._is_last_column = number + 1 == len(columns)
+            torch.autograd.grad(column, leaves, retain_graph=not self._is_last_column)
             self._add_waiting()
 
     @torch.no_grad()
-    def _arrived(self, number: int, layout: Layout, grad: Tensor) -> None:
-        rule, weights, _ = self._trace.uses[number]
-        once = {role: weight.parameters[0] for role, weight in weights.items() if weight.parameters[0] in self._once}
-        several = [
-            (weight, rule, role) for role, weight in weights.items() if not self._several.isdisjoint(weight.parameters)
-        ]
+    def _arrived(self, number: int, grad: Tensor) -> None:
+        rule, weights, layout, _ = self._trace.uses[number]
+        once = [role for role, weight in weights.items() if weight.parameters[0] in self._once]
+        several = [role for role, weight in weights.items() if not self._several.isdisjoint(weight.parameters)]
         if not once and not several:
             return
         dtype = next(iter(weights.values())).tensor.dtype  # under an autocast of the model's own they may differ
         if rule.input.is_floating_point():
             rule.input = rule.input.to(dtype)
         rule.backward(grad.to(dtype), layout, self._trace.num_samples)
-        for role, name in once.items():
-            if self._check is not None:
-                self._keep_checked(name, rule.of_sample(role, self._check))
+        for role in once:
+            name = weights[role].parameters[0]
+            if self._keeps_last:
+                self._add_to_last(name, rule.of_sample(role, self._trace.num_samples - 1))
             rule.add(role, self._totals[name], self._power)
-        self._waiting += several
-        if self._is_last and not several:
+        self._waiting += [(weights[role], rule, role) for role in several]
+        if self._is_last_column and not several:
             del self._trace.uses[number]  # its tensors are not needed any longer
 
     @torch.no_grad()
     def _add_waiting(self) -> None:
-        """Weights that are used twice, or through tensors computed from them: sample by sample, all uses together."""
+        """Weights that are used twice, or computed from parameters: sample by sample, the gradients of all uses are
+        summed before the magnitude is taken."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
@@ -253,8 +244,8 @@ class Backward:
         for sample in range(self._trace.num_samples):
             self._add_uses(own, [(weight, rule.of_sample(role, sample)) for weight, rule, role in waiting])
             for name, gradient in own.items():
-                if sample == self._check:
-                    self._keep_checked(name, gradient)
+                if self._keeps_last and sample == self._trace.num_samples - 1:
+                    self._add_to_last(name, gradient)
                 self._totals[name] += magnitude_(gradient, self._power)
                 gradient.zero_()
 
@@ -263,22 +254,21 @@ class Backward:
         for weight, gradient in gradients:
             if weight.is_parameter:
                 own[weight.parameters[0]] += gradient
-        computed = [pair for pair in gradients if not pair[0].is_parameter]
+        computed = [(weight.tensor, gradient) for weight, gradient in gradients if not weight.is_parameter]
         if not computed:
             return
         pulled = torch.autograd.grad(
-            [weight.tensor for weight, _ in computed],
+            [tensor for tensor, _ in computed],
             [self._parameters[name] for name in own],
-            [gradient.reshape(weight.tensor.shape) for weight, gradient in computed],
+            [gradient.reshape(tensor.shape) for tensor, gradient in computed],
             retain_graph=True,
-            allow_unused=True,
+            materialize_grads=True,
         )
         for total, gradient in zip(own.values(), pulled, strict=True):
-            if gradient is not None:
-                total += gradient
+            total += gradient
 
-    def _keep_checked(self, name: str, gradient: Tensor) -> None:
-        self.checked[name] = self.checked[name] + gradient if name in self.checked else gradient.clone()
+    def _add_to_last(self, name: str, gradient: Tensor) -> None:
+        self.last[name] = self.last[name] + gradient if name in self.last else gradient.clone()
 
 
 def _leaves_reached(scalars: Tensor) -> list[Tensor]:

@@ -95,8 +95,8 @@ class Layout:
         return tensor.unflatten(self.dim, (num_samples, repeats)).movedim((self.dim, self.dim + 1), (0, 1))
 
 
-def find_layout(alone: Tensor, batched: Tensor, num_samples: int, sample: int) -> Layout | None:
-    """The layout in which `batched` has `alone` as its sample number `sample`; None if there is none, or two.
+def find_layout(alone: Tensor, batched: Tensor, num_samples: int) -> Layout | None:
+    """The layout in which `batched` has `alone` as its last sample; None if there is none, or two.
 
     Shapes say along which dimension the samples are, values in which order, and that the other samples of the batch
     have no influence.
@@ -107,7 +107,7 @@ def find_layout(alone: Tensor, batched: Tensor, num_samples: int, sample: int) -
     """
     candidates = layouts_by_shape(alone.shape, batched.shape, num_samples)
     near = [
-        each for each in candidates if is_near(each.by_sample(batched, num_samples)[sample], alone.movedim(each.dim, 0))
+        each for each in candidates if is_near(each.by_sample(batched, num_samples)[-1], alone.movedim(each.dim, 0))
     ]
     return near[0] if len(near) == 1 else None
 

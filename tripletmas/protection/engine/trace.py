@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tripletmas.protection.engine.blocks import Blocks
@@ -30,14 +30,12 @@ _BROADCASTING = {
 
 
 class Use(NamedTuple):
-    """A call with a rule, and its weights by role."""
+    """A call with a rule, its weights by role, and the samples' place in what it returned."""
 
     rule: Rule
     weights: dict[str, Weight]
-    versions: list[int]  # of the rule's input and weights when they were used
-
-    def is_changed(self) -> bool:
-        return _versions(self.rule, self.weights) != self.versions
+    layout: Layout
+    versions: list[tuple[Tensor, int]]  # the rule's input and weights, as they were when they were used
 
 
 class Trace(Watch):
@@ -45,34 +43,31 @@ class Trace(Watch):
 
     Args:
         num_samples: samples in the batch.
-        expected: the calls of one of its samples alone; a batch of one needs none.
-        sample: the number of that one sample in the batch.
+        expected: the calls of its last sample alone; a batch of one needs none.
         blocks: to measure each layer by itself.
 
     Attributes:
         uses: calls with rules, by number.
         without_rule: names of parameters that were seen in a call without a rule.
-        anchor: a zero on which everything watched depends: to differentiate with respect to it calls `arrived`.
-        arrived: gets the number of a use, its layout, and the gradient with respect to its output.
+        arrived: gets the number of a use and the gradient with respect to its output, when the outputs of the model
+            are differentiated with respect to all leaves of their graph.
     """
 
     def __init__(
         self,
+        model: nn.Module,
         parameters: Mapping[str, Tensor],
-        constants: Sequence[Tensor],
         num_samples: int,
         expected: Sequence[Call],
-        sample: int,
-        blocks: Blocks | None = None,
+        blocks: Blocks | None,
     ):
-        super().__init__(parameters, constants)
-        self._as_expected = True
-        self.without_rule: set[str] = set()
+        super().__init__(model, parameters)
+        self.num_samples, self._expected, self._blocks = num_samples, expected, blocks
         self.uses: dict[int, Use] = {}
-        self.anchor: Tensor | None = None
-        self.arrived: Callable[[int, Layout, Tensor], None] = _nothing
-        self.num_samples, self.sample, self._expected = num_samples, sample, expected
-        self._blocks = blocks
+        self.without_rule: set[str] = set()
+        self.arrived: Callable[[int, Tensor], None] | None = None
+        self._as_expected = True
+        self._anchor: Tensor | None = None  # a zero on which everything watched depends, so that its graph has a leaf
         self._handles: list[RemovableHandle] = []
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
@@ -97,7 +92,7 @@ class Trace(Watch):
         """Let go of the graph: its hooks know this trace, which knows the graph; nobody else ends that circle."""
         for handle in self._handles:
             handle.remove()
-        self.uses, self.arrived, self._blocks = {}, _nothing, None
+        self.uses, self.arrived, self._blocks = {}, None, None
         self._weights, self._constants = {}, {}
 
     def has_expected_calls(self) -> bool:
@@ -106,7 +101,8 @@ class Trace(Watch):
 
     def inputs_changed(self) -> bool:
         """Whether an input or weight was changed in place after its layer used it, so that its rule has lost it."""
-        return any(use.is_changed() for use in self.uses.values())
+        used = [each for use in self.uses.values() for each in use.versions]
+        return any(tensor._version != version for tensor, version in used)
 
     # --- a call with weights: what it returns with its weights detached, and a rule to get the gradient; None without
 
@@ -127,20 +123,20 @@ class Trace(Watch):
         if not weights:
             return None  # a weight in a role that is none for this rule
         instead = {id(weight.tensor): weight.tensor.detach() for weight in weights.values()}
-        if self._blocks is not None:
-            whole = rule.input
-            if not self._blocks.enter(function, rule):
-                return None
-            instead[id(whole)] = rule.input
-        output = _called(function, args, kwargs, instead)
-        if output._is_view():  # as of older versions of torch: a change in place would lose the hook of a view
-            output = torch.ops.aten._unsafe_view(output, output.shape)
-        if not output.requires_grad:
-            output = output.add_(self._zero(output))
+        input = rule.input
+        if self._blocks is not None and not self._blocks.enter(function, rule):
+            return None
+        output = self._with_hook(_called(function, args, kwargs, instead | {id(input): rule.input}))
         layout = self._connect(output, [(output, rule, weights)])
         if layout is not None and self._blocks is not None:
             self._blocks.leave(rule, self.calls[-1].parameters, output, layout)
         return output
+
+    def _with_hook(self, output: Tensor) -> Tensor:
+        """The output as a tensor that can have a hook."""
+        if output._is_view():  # as of older versions of torch: a change in place would lose the hook of a view
+            output = torch.ops.aten._unsafe_view(output, output.shape)
+        return output if output.requires_grad else output.add_(self._zero(output))
 
     def _by_expanding(self, function: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         weight = self._weights.get(id(args[0]))
@@ -176,23 +172,25 @@ class Trace(Watch):
             self.without_rule.update(self.calls[-1].parameters)
             return None
         for tensor, rule, weights in uses:
-            self._handles.append(tensor.register_hook(partial(self._grad_of, len(self.uses), layout)))
-            self.uses[len(self.uses)] = Use(rule, weights, _versions(rule, weights))
+            self._handles.append(tensor.register_hook(partial(self._arrive, len(self.uses))))
+            used = (rule.input, *(weight.tensor for weight in weights.values()))
+            self.uses[len(self.uses)] = Use(rule, weights, layout, [(each, each._version) for each in used])
         return layout
 
-    def _grad_of(self, use: int, layout: Layout, grad: Tensor) -> None:
-        self.arrived(use, layout, grad)
+    def _arrive(self, use: int, grad: Tensor) -> None:
+        if self.arrived is not None:
+            self.arrived(use, grad)
 
     def _zero(self, like: Tensor) -> Tensor:
-        if self.anchor is None:
-            self.anchor = torch.zeros((), device=like.device, requires_grad=True)
-        return self.anchor.to(like.dtype)
+        if self._anchor is None:
+            self._anchor = torch.zeros((), device=like.device, requires_grad=True)
+        return self._anchor.to(like.dtype)
 
     def _layout(self, output: Tensor) -> Layout | None:
         if self.num_samples == 1:
             return Layout(0)
         alone = self._expected[len(self.calls) - 1].alone
-        return None if alone is None else find_layout(alone, output.detach(), self.num_samples, self.sample)
+        return None if alone is None else find_layout(alone, output.detach(), self.num_samples)
 
     def _layout_by_shape(self, shape: torch.Size) -> Layout | None:
         """One of those in which an output of this shape may be; all have the same dimension."""
@@ -206,11 +204,3 @@ def _called(function: Callable, args: tuple, kwargs: dict, instead: dict[int, Te
     """The call with other tensors in place of some of its arguments, by id."""
     others = {name: instead.get(id(each), each) for name, each in kwargs.items()}
     return function(*(instead.get(id(each), each) for each in args), **others)
-
-
-def _versions(rule: Rule, weights: dict[str, Weight]) -> list[int]:
-    return [rule.input._version, *(weight.tensor._version for weight in weights.values())]
-
-
-def _nothing(use: int, layout: Layout, grad: Tensor) -> None:
-    """What is done with a gradient before anybody wants it."""

@@ -7,13 +7,13 @@ data that rules for weights cannot know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.repeat}
@@ -56,21 +56,21 @@ class Watch(TorchFunctionMode):
     """Finds the calls that are given weights. Abstract: a `Probe` or a `Trace`.
 
     Args:
-        parameters: the parameters that are measured, by name.
-        constants: tensors that do not depend on the samples: all parameters and buffers.
+        parameters: those of the model's that are measured, by name.
 
     Attributes:
         calls: so far, in order.
         not_by_rules: why no weight of this model can be measured by rules, if so.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], constants: Sequence[Tensor]):
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]):
         super().__init__()
         self.calls: list[Call] = []
         self.not_by_rules: str | None = None
         self._weights = {id(tensor): Weight(tensor, (name,), True) for name, tensor in parameters.items()}
-        self._constants: dict[int, tuple[Tensor, int]] = {}  # with the version in which they are constant
-        self._keep_constants(constants)
+        # tensors that do not depend on the samples, with the version in which they do not
+        self._constants: dict[int, tuple[Tensor, int]] = {}
+        self._keep_constants([*model.parameters(), *model.buffers()])
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -80,19 +80,15 @@ class Watch(TorchFunctionMode):
         tensors = list(tensors_in(args, kwargs))
         weights = [self._weights[id(each)] for each in tensors if id(each) in self._weights]
         constant = all(id(each) in self._weights or self._is_constant(each) for each in tensors)
-        if func in _DIFFERENTIATING:
-            self.not_by_rules = "the model differentiates in its forward pass"
-        if weights and torch.is_grad_enabled():
-            if _tensors_are_packed():
-                self.not_by_rules = "saved tensors are packed or computed again (checkpointing)"
+        is_weighted = bool(weights) and torch.is_grad_enabled()
+        self.not_by_rules = self._trouble(func, args, tensors, is_weighted, constant) or self.not_by_rules
+        if is_weighted:
             call = Call(func, tuple(sorted({name for each in weights for name in each.parameters})))
             return self.weighted(call, constant and func not in EXPANDING, args, kwargs)
         output = func(*args, **kwargs)
         self.passed(func, args, output)
         if constant:
             self._keep_constants(tensors_in((output,), {}))
-        elif self._reads_data(func, args, tensors):
-            self.not_by_rules = "the model reads values off its data, on which it may branch"
         return output
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
@@ -101,6 +97,17 @@ class Watch(TorchFunctionMode):
 
     def passed(self, function: Callable, args: tuple, output: Any) -> None:
         """A call without weights was made."""
+
+    def _trouble(
+        self, function: Callable, args: tuple, tensors: list[Tensor], is_weighted: bool, constant: bool
+    ) -> str | None:
+        if function in _DIFFERENTIATING:
+            return "the model differentiates in its forward pass"
+        if is_weighted:
+            return "saved tensors are packed or computed again (checkpointing)" if _tensors_are_packed() else None
+        if not constant and self._reads_data(function, args, tensors):
+            return "the model reads values off its data, on which it may branch"
+        return None
 
     def _reads_data(self, function: Callable, args: tuple, tensors: list[Tensor]) -> bool:
         """Whether a Python value, or a number of rows, comes from values that may depend on the samples."""
