@@ -97,7 +97,9 @@ def _add(pieces: list[Pulled], strength: float, buffer: Tensor, scale: Tensor | 
     weights, gradients, references, importances = (list(tensors) for tensors in zip(*pieces, strict=True))
     differences, used = [], 0
     for weight in weights:
-        differences.append(torch.as_strided(buffer, weight.shape, _dense_strides(weight), used))
+        # those of the weight if it has no gaps (channels_last, transposed)
+        strides = torch.empty_like(weight, device="meta").stride()
+        differences.append(torch.as_strided(buffer, weight.shape, strides, used))
         used += weight.numel()
     torch._foreach_copy_(differences, weights)  # there is no _foreach_sub with `out`
     torch._foreach_sub_(differences, references)
@@ -131,16 +133,3 @@ def _split(whole: Pulled, size: int) -> Iterator[Pulled]:
     rows = max(1, size * weight.size(outermost) // weight.numel())
     for parts in zip(*(tensor.split(rows, outermost) for tensor in whole), strict=True):
         yield from _split(Pulled(*parts), size)
-
-
-def _dense_strides(weight: Tensor) -> tuple[int, ...]:
-    """Those of the weight if it has no gaps (channels_last, transposed), else those of a contiguous tensor."""
-    strides = weight.stride()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, strides, strict=True))
-    if span == weight.numel():
-        return strides
-    dense, step = [], 1
-    for size in reversed(weight.shape):
-        dense.append(step)
-        step *= size
-    return tuple(reversed(dense))

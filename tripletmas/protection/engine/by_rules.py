@@ -73,11 +73,12 @@ class ByRules:
             The scalars of every sample, (n, m); None, and nothing added, if this batch cannot be measured so.
         """
         n = num_samples(inputs)
+        if self.is_no_use() or (n == 1 and self._scalar is not None):  # a sample alone needs no rules
+            return None
         last = rows(inputs, n - 1, n)
+        calls = self._probed(last) if n > 1 and calls is None else calls
         if n > 1 and calls is None:
-            calls = self._probed(last)
-            if calls is None:
-                return None
+            return None
         blocks = Blocks(n) if self._scalar is None else None
         trace = Trace(self._model, self._parameters, n, calls or [], blocks)
         try:

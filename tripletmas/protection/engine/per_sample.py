@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,29 +28,6 @@ from tripletmas.protection.engine.by_rules import ByRules, Scalar
 from tripletmas.protection.engine.single import OneByOne, add_gradients
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class PerSampleSums:
-    """What a pass over the data gives: sums over samples, and how many samples there were.
-
-    Attributes:
-        gradients: sum_k |gradient_k|^power by parameter.
-        total, smallest, largest: of what `size` makes of the samples' scalars.
-        lengths: for layers by themselves, the total squared length by the names of a layer's parameters.
-    """
-
-    gradients: Params
-    num_samples: int = 0
-    total: float = 0.0
-    smallest: float = float("inf")
-    largest: float = float("-inf")
-    lengths: dict[frozenset[str], float] = field(default_factory=dict)
-
-    @property
-    def mean(self) -> float:
-        """Of what `size` makes of the samples' scalars."""
-        return self.total / self.num_samples
 
 
 class PerSampleGradients:
@@ -69,8 +45,13 @@ class PerSampleGradients:
         forward: how to call the model on a batch. Without it a tensor is the input, a tuple's first item is, and
             a dict without its labels is passed as keyword arguments.
         left_out: modules or parameters, by name, that are not measured.
-        size: the scalars (n, m) -> one number a sample (n,), of which sum, least and largest are kept.
-        approximate: "batch" takes the magnitude of the summed gradient of each batch, not of each sample.
+        seen: is given the scalars (n, m) of samples that were measured.
+        approximate: "batch" takes the magnitude of the summed gradient of each batch, not of each sample; it needs a
+            scalar.
+
+    Attributes:
+        sums: sum_k |gradient_k|^power by parameter.
+        lengths: for layers by themselves, the total squared length by the names of a layer's parameters.
 
     Raises:
         ValueError: with no trainable parameter; for an unknown layer, or name to leave out.
@@ -85,11 +66,9 @@ class PerSampleGradients:
         layer: str | None = None,
         forward: Forward | None = None,
         left_out: Sequence[str] = (),
-        size: Callable[[Tensor], Tensor] = lambda scalars: scalars.sum(1),
+        seen: Callable[[Tensor], Any] = lambda scalars: None,
         approximate: Literal["batch"] | None = None,
     ):
-        if approximate not in (None, "batch"):
-            raise ValueError(f"approximate must be None (exact) or 'batch', got {approximate!r}")
         self.model = unwrap(model)
         self.parameters = _without(trainable(model), left_out)
         if not self.parameters:
@@ -99,13 +78,15 @@ class PerSampleGradients:
         self._scalar, self._power, self._forward, self._approximate = scalar, power, forward, approximate
         self._call = make_call(self.model, layer, forward)
         self._by_rules = ByRules(self.model, self._call, scalar, power, self.parameters)
-        self._one_by_one = OneByOne(self.model, self._call, scalar, power) if scalar is not None else None
-        self.sums = PerSampleSums(
-            {name: torch.zeros_like(value, dtype=_dtype(value)) for name, value in self.parameters.items()},
-            lengths=self._by_rules.lengths,
-        )
-        self.without_rule = self._by_rules.without_rule
-        self._size = size
+        self._one_by_one = OneByOne(self.model, self._call, scalar, power)
+        self.sums = {
+            name: torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+            for name, value in self.parameters.items()
+        }
+        self.num_samples = 0
+        self.lengths = self._by_rules.lengths
+        self._without_rule = self._by_rules.without_rule
+        self._seen = seen
         self._is_broken = False
         self._seconds = 0.0
 
@@ -117,7 +98,7 @@ class PerSampleGradients:
                 themselves, if there are others than linear and convolution layers.
         """
         self._refuse_broken()
-        num_slow = len(self.without_rule)
+        num_slow = len(self._without_rule)
         with measuring(self.model) as moved:
             for batch in batches:
                 inputs = moved(inputs_of(batch, self._forward))
@@ -127,19 +108,19 @@ class PerSampleGradients:
                     self._add(inputs)
                 self._is_broken = False
                 self._seconds += time.perf_counter() - started
-        if len(self.without_rule) > num_slow:
-            self._tell(list(self.without_rule)[num_slow:])
+        if len(self._without_rule) > num_slow:
+            self._tell(list(self._without_rule)[num_slow:])
 
-    def finished(self) -> PerSampleSums:
+    def finished(self) -> Params:
         """The sums so far.
 
         Raises:
             ValueError: without any sample, or where a gradient is not finite.
         """
         self._refuse_broken()
-        if not self.sums.num_samples:
+        if not self.num_samples:
             raise ValueError("importance needs at least one sample, and the batches were empty")
-        for name, total in self.sums.gradients.items():
+        for name, total in self.sums.items():
             # the sum, one pass without a tensor of its own, tells almost always
             if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():
                 raise ValueError(f"the gradient of parameter {name!r} is not finite, although the model's output is")
@@ -150,53 +131,41 @@ class PerSampleGradients:
             raise ValueError("an earlier batch failed half-way, so that the sums are no longer right: start again")
 
     def _add(self, inputs: Any) -> None:
-        if self._approximate:
-            self._keep(self._batch_gradient(inputs))
+        if self._approximate and self._scalar is not None:  # for comparison: the gradient of the batch's sum
+            scalars = self._scalar(self._call(self.model, inputs))
+            add_gradients(scalars.sum(0), self.parameters, self.sums, self._power)
+            self._keep(scalars.detach())
             return
         for part, calls in self._by_rules.parts(inputs):
-            scalars = None
-            if not self._by_rules.is_no_use() and (num_samples(part) > 1 or self._one_by_one is None):
-                scalars = self._by_rules.add(part, calls, self.sums.gradients)
-            slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self.without_rule}
+            scalars = self._by_rules.add(part, calls, self.sums)
+            slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self._without_rule}
             if slow:
-                found = self._one_by_one_or_refused(slow).add(slow, part, self.sums.gradients)
+                self._refuse_slow_layers(slow)
+                found = self._one_by_one.add(slow, part, self.sums)
                 scalars = found if scalars is None else scalars
             assert scalars is not None
             self._keep(scalars)
 
-    def _one_by_one_or_refused(self, names: Iterable[str]) -> OneByOne:
-        if self._one_by_one is None:
+    def _refuse_slow_layers(self, names: Iterable[str]) -> None:
+        if self._scalar is None:
             raise ValueError(
                 "local importance is known for linear and convolution layers, with the batch norm and the "
                 f"activation that follow them; not for {listed(_modules_of(names))} "
-                f"({'; '.join(dict.fromkeys(self.without_rule.values()))}). Name them in left_out=, and they will "
+                f"({'; '.join(dict.fromkeys(self._without_rule.values()))}). Name them in left_out=, and they will "
                 "have no importance"
             )
-        return self._one_by_one
-
-    def _batch_gradient(self, inputs: Any) -> Tensor:
-        """For comparison: of the batch's summed scalars."""
-        if self._scalar is None:
-            raise ValueError("approximate='batch' is for the whole model, not for layers by themselves")
-        scalars = self._scalar(self._call(self.model, inputs))
-        add_gradients(scalars.sum(0), self.parameters, self.sums.gradients, self._power)
-        return scalars.detach()
 
     def _keep(self, scalars: Tensor) -> None:
         finite = torch.isfinite(scalars).all(1)
         if not finite.all():
-            first = self.sums.num_samples + int((~finite).nonzero()[0])
+            first = self.num_samples + int((~finite).nonzero()[0])
             raise ValueError(f"the model's output is not finite for sample {first} of the importance data")
-        self.sums.num_samples += len(scalars)
-        sizes = self._size(scalars.double())
-        self.sums.total += float(sizes.sum())
-        self.sums.smallest = min(self.sums.smallest, float(sizes.min()))
-        self.sums.largest = max(self.sums.largest, float(sizes.max()))
+        self.num_samples += len(scalars)
+        self._seen(scalars)
 
     def _tell(self, names: Sequence[str]) -> None:
-        assert self._one_by_one is not None
         torch_says = self._one_by_one.why_not_vectorized
-        reasons = [*dict.fromkeys(self.without_rule[name] for name in names), torch_says]
+        reasons = [*dict.fromkeys(self._without_rule[name] for name in names), torch_says]
         logger.info(
             "importance of %s: the slow path, %s (%s); %.2f of %.2f s",
             f"{listed(_modules_of(names))} ({len(names)} of {len(self.parameters)} parameters)",
@@ -225,7 +194,3 @@ def _without(parameters: dict[str, nn.Parameter], left_out: Sequence[str]) -> di
         for name in named:
             left.pop(name, None)
     return left
-
-
-def _dtype(value: Tensor) -> torch.dtype:
-    return torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype

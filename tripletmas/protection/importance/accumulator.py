@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params, differing_names, trainable
+from tripletmas.basics.weights import Params, differing_names
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.engine.per_sample import PerSampleGradients
 
 # A length that does not depend on the weights: equal for all samples, and with gradients that are rounding noise.
 _EQUAL_LENGTHS = 1e-4
 _ROUNDING_NOISE = 1e-2
+
+
+@dataclass
+class _Lengths:
+    """The squared lengths of the outputs of all samples: their sum, the least and the largest."""
+
+    total: float = 0.0
+    least: float = float("inf")
+    largest: float = float("-inf")
+
+    def note(self, scalars: Tensor) -> None:
+        """Those of more samples, each the sum of its numbers, (n, m)."""
+        lengths = scalars.double().sum(1)
+        self.total += float(lengths.sum())
+        self.least, self.largest = min(self.least, float(lengths.min())), max(self.largest, float(lengths.max()))
 
 
 class ImportanceAccumulator:
@@ -47,18 +64,23 @@ class ImportanceAccumulator:
     ):
         if output not in ("squared_length", "vector"):
             raise ValueError(f"output must be 'squared_length' or 'vector', got {output!r}")
-        self._model, self._relative, self._layer, self._output = model, relative, layer, output
-        scalar = _squared_length if output == "squared_length" else _each_output
-        size = _total if output == "squared_length" else _total_square
+        if approximate not in (None, "batch"):
+            raise ValueError(f"approximate must be None (exact) or 'batch', got {approximate!r}")
+        self._relative, self._layer, self._output = relative, layer, output
+        lengths = self._lengths = _Lengths()
+        if output == "squared_length":
+            scalar, seen = _squared_lengths, lengths.note
+        else:
+            scalar, seen = _each_output, lambda outputs: lengths.note(outputs.double().square())
         self._engine = PerSampleGradients(
-            model, scalar, layer=layer, forward=forward, size=size, approximate=approximate
+            model, scalar, layer=layer, forward=forward, seen=seen, approximate=approximate
         )
         self._versions = self._weight_versions()
 
     @property
     def num_samples(self) -> int:
         """How many samples the mean is over."""
-        return self._engine.sums.num_samples
+        return self._engine.num_samples
 
     def update(self, batch: Any) -> None:
         """Add the samples of one batch: a tensor, an (inputs, labels, ...) tuple or a dict.
@@ -81,40 +103,40 @@ class ImportanceAccumulator:
             ValueError: without any sample; if nothing is important, with the cause.
         """
         sums = self._engine.finished()
-        self._refuse_constant_length()
-        scale = 1 / sums.num_samples
+        mean = self._lengths.total / self.num_samples
+        self._refuse_constant_length(sums, mean)
+        scale = 1 / self.num_samples
         if self._relative:
-            mean = sums.mean  # squared length
             if mean == 0:
                 raise ValueError("every embedding is zero, so no importance can be relative to its length")
             # the gradient of an output has the unit of the length, that of the squared length the unit of its square
             scale /= mean if self._output == "squared_length" else mean**0.5
-        return {name: total * scale for name, total in sums.gradients.items()}
+        return {name: total * scale for name, total in sums.items()}
 
     def _weight_versions(self) -> list[tuple[int, int]]:
         return [(id(value), value._version) for value in self._engine.parameters.values()]
 
-    def _refuse_constant_length(self) -> None:
-        sums, mean = self._engine.sums, self._engine.sums.mean
-        equal = sums.largest - sums.smallest <= _EQUAL_LENGTHS * mean
-        noise = False
-        if equal and self._output == "squared_length":
-            weights = trainable(self._model)
-            # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised: then it is rounding.
-            # Weights of 0 (an adapter that has learned nothing) count as if they had the size of the others.
-            squares = sum(float(weights[name].detach().square().sum()) for name in sums.gradients)
-            usual = (squares / sum(total.numel() for total in sums.gradients.values())) ** 0.5
-            reactions = (
-                (total * weights[name].detach().abs().clamp(min=usual)).sum() for name, total in sums.gradients.items()
-            )
-            noise = sum(map(float, reactions)) <= _ROUNDING_NOISE * mean * sums.num_samples
-        if noise or not any(bool(total.sum() > 0) for total in sums.gradients.values()):
-            measured = f"the output of layer {self._layer!r}" if self._layer else "the model's output"
-            raise ValueError(
-                f"the importance is zero everywhere: the length of {measured} ({mean**0.5:.4g}) does not depend on any "
-                "weight. If it ends in a normalisation, measure before it: layer='NAME' of the last layer before the "
-                "normalisation (see model.named_modules()). If the output is zero, the model has collapsed."
-            )
+    def _refuse_constant_length(self, sums: Params, mean: float) -> None:
+        if any(bool(total.sum() > 0) for total in sums.values()) and not self._is_rounding(sums, mean):
+            return
+        measured = f"the output of layer {self._layer!r}" if self._layer else "the model's output"
+        raise ValueError(
+            f"the importance is zero everywhere: the length of {measured} ({mean**0.5:.4g}) does not depend on any "
+            "weight. If it ends in a normalisation, measure before it: layer='NAME' of the last layer before the "
+            "normalisation (see model.named_modules()). If the output is zero, the model has collapsed."
+        )
+
+    def _is_rounding(self, sums: Params, mean: float) -> bool:
+        """Whether all lengths are equal, and gradients so small that the output must be normalised."""
+        if self._output != "squared_length" or self._lengths.largest - self._lengths.least > _EQUAL_LENGTHS * mean:
+            return False
+        # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised: then it is rounding.
+        # Weights of 0 (an adapter that has learned nothing) count as if they had the size of the others.
+        weights = {name: value.detach() for name, value in self._engine.parameters.items()}
+        squares = sum(float(value.square().sum()) for value in weights.values())
+        usual = (squares / sum(value.numel() for value in weights.values())) ** 0.5
+        reactions = [float((total * weights[name].abs().clamp(min=usual)).sum()) for name, total in sums.items()]
+        return sum(reactions) <= _ROUNDING_NOISE * mean * self.num_samples
 
 
 def merge_importance(estimates: Sequence[Params], weights: Sequence[float]) -> Params:
@@ -138,28 +160,19 @@ def merge_importance(estimates: Sequence[Params], weights: Sequence[float]) -> P
         wrong = differing_names(estimates[0], estimate)
         if wrong:
             raise ValueError(f"estimate {number} is of another model than the first: {wrong}")
-    total = float(sum(weights))
-    shares = [weight / total for weight in weights]
+    shares = [weight / float(sum(weights)) for weight in weights]
     return {
         name: sum(
-            (estimate[name] * share for estimate, share in zip(estimates[1:], shares[1:], strict=True)),
-            start=first * shares[0],
+            (estimate[name] * share for estimate, share in zip(estimates, shares, strict=True)),
+            start=torch.zeros_like(first),
         )
         for name, first in estimates[0].items()
     }
 
 
-def _squared_length(outputs: Tensor) -> Tensor:
+def _squared_lengths(outputs: Tensor) -> Tensor:
     return outputs.reshape(len(outputs), -1).square().sum(1, keepdim=True)
 
 
 def _each_output(outputs: Tensor) -> Tensor:
     return outputs.reshape(len(outputs), -1)
-
-
-def _total(scalars: Tensor) -> Tensor:
-    return scalars.sum(1)
-
-
-def _total_square(scalars: Tensor) -> Tensor:
-    return scalars.square().sum(1)

@@ -89,12 +89,10 @@ def fisher_importance(
                     f"{int(choice.min())} to {int(choice.max())}"
                 )
 
-    engine = PerSampleGradients(
-        model, _square_roots if labels == "all" else _as_they_are, power=2, forward=log_probabilities
-    )
+    scalar = _square_roots if labels == "all" else lambda chosen: chosen
+    engine = PerSampleGradients(model, scalar, power=2, forward=log_probabilities)
     engine.update(with_choices())
-    sums = engine.finished()
-    return _not_zero({name: total / sums.num_samples for name, total in sums.gradients.items()})
+    return _not_zero({name: total / engine.num_samples for name, total in engine.finished().items()})
 
 
 def squared_gradient_importance(
@@ -130,10 +128,9 @@ def squared_gradient_importance(
             num_batches += 1
             if not value.requires_grad:  # no pair in this batch adds to the loss
                 continue
-            gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
             for total, gradient in zip(totals.values(), gradients, strict=True):
-                if gradient is not None:
-                    total += gradient.to_dense().square()
+                total += gradient.to_dense().square()
     if not num_batches:
         raise ValueError("importance needs at least one batch, and there was none")
     for name, total in totals.items():
@@ -156,10 +153,6 @@ def _drawn(probabilities: Tensor, where: Tensor) -> Tensor:
     """The class of each row (n,), drawn from its probabilities (n, c), given where on [0, 1) each draw falls (n,)."""
     below = probabilities.cumsum(1) <= where[:, None]
     return below.sum(1).clamp(max=probabilities.shape[1] - 1)  # a sum may end below 1 by rounding
-
-
-def _as_they_are(log_probabilities: Tensor) -> Tensor:
-    return log_probabilities
 
 
 def _square_roots(log_probabilities: Tensor) -> Tensor:

@@ -50,15 +50,14 @@ def local_mas_importance(
     """
     engine = PerSampleGradients(model, None, forward=forward, left_out=left_out)
     engine.update(batches)
-    sums = engine.finished()
-    importance = {name: total / sums.num_samples for name, total in sums.gradients.items()}
+    importance = {name: total / engine.num_samples for name, total in engine.finished().items()}
     if not any(bool(value.any()) for value in importance.values()):
         raise ValueError("the local importance is zero everywhere: every layer's output is zero on these data")
     if not relative:
         return importance
     for name, value in importance.items():
         # a layer that is used several times has the length of all its outputs together
-        own = sum(length for names, length in sums.lengths.items() if name in names)
+        own = sum(length for names, length in engine.lengths.items() if name in names)
         if own > 0:
-            importance[name] = value * (sums.num_samples / own)
+            importance[name] = value * (engine.num_samples / own)
     return importance
