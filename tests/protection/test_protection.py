@@ -549,7 +549,7 @@ def test_add_weighs_and_keeps_the_reference():
     for name, value in mas.importance.items():
         torch.testing.assert_close(value, before[name] + 3 * more[name], rtol=1e-14, atol=0)
         assert torch.equal(mas.reference[name], reference[name])
-    with pytest.raises(ValueError, match="no parameter 'proxies'"):
+    with pytest.raises(ValueError, match="importance and model do not match: unexpected: proxies"):
         mas.add({"proxies": torch.ones(3)})
 
 

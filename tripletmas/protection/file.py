@@ -48,14 +48,6 @@ def described(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def is_described(function: Callable[..., Any], description: dict[str, Any]) -> bool:
-    """Whether `described` gave this description of the function; an option that it lacks was the default then."""
-    own = described(function)
-    defaults = described(function.func if isinstance(function, partial) else function)["options"]
-    known = {name: value for name, value in defaults.items() if name not in description["unsaved"]}
-    return own == {**description, "options": {**known, **description["options"]}}
-
-
 def _fits_json(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_fits_json, value))

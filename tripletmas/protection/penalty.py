@@ -40,16 +40,26 @@ def quadratic_penalty(model: nn.Module, reference: Params, importance: Params) -
     Raises:
         ValueError: if the model lacks a parameter that has importance, or has it in another shape.
     """
-    current = named_parameters(model)
-    wrong = differing_names({name: current[name] for name in importance if name in current}, importance)
-    if wrong:
-        raise ValueError(f"importance and model do not match: {wrong}")
+    current = matching_parameters(model, importance)
     if not importance:
         return torch.zeros(())
     # contiguous: the order of a sum, and so its last bit, must not depend on the layout in which weights were loaded
     return torch.stack(
         [(value * (current[name] - reference[name]).square()).contiguous().sum() for name, value in importance.items()]
     ).sum()
+
+
+def matching_parameters(model: nn.Module, importance: Params) -> dict[str, nn.Parameter]:
+    """The model's parameters by canonical name, if those that have importance are among them, in the same shapes.
+
+    Raises:
+        ValueError: if not; all names that do not match are listed.
+    """
+    current = named_parameters(model)
+    wrong = differing_names({name: current[name] for name in importance if name in current}, importance)
+    if wrong:
+        raise ValueError(f"importance and model do not match: {wrong}")
+    return current
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from tripletmas.basics.weights import Params, differing_names, named_parameters, trainable
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.coverage import Coverage, measure_coverage
-from tripletmas.protection.file import described, is_described, read_protection, write_protection
+from tripletmas.protection.file import described, read_protection, write_protection
 from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
@@ -35,6 +35,7 @@ from tripletmas.protection.penalty import (
     add_penalty_gradient,
     dense_gradient,
     laid_out_as,
+    matching_parameters,
     quadratic_penalty,
 )
 
@@ -83,7 +84,7 @@ class Protection:
         self._held: dict[str, _Held] = {}  # by name; what the model has replaced since is still in it
         self._buffers: Buffers = {}
         self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
-        self._checked_rates: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
+        self._checked_rates: WeakSet[Optimizer] = WeakSet()
         self._num_protected_steps = 0
         self._protecting = False
 
@@ -166,11 +167,12 @@ class Protection:
         return importance
 
     def add(self, importance: Params, *, weight: float = 1.0) -> None:
-        """Add `weight * importance` to what is protected; the reference of a weight that has one stays."""
-        current, held = named_parameters(self.model), self._present()
-        unknown = sorted(importance.keys() - current.keys())
-        if unknown:
-            raise ValueError(f"the model has no parameter {unknown[0]!r}, for which there is importance")
+        """Add `weight * importance` to what is protected; the reference of a weight that has one stays.
+
+        Raises:
+            ValueError: if the model lacks a parameter that has importance, or has it in another shape.
+        """
+        current, held = matching_parameters(self.model, importance), self._present()
         for name, value in importance.items():
             parameter = current[name]
             value = value.detach().to(parameter.device) * weight
@@ -238,7 +240,7 @@ class Protection:
             if saved["function"] not in ESTIMATORS or saved["unsaved"]:
                 raise ValueError(f"{path} was measured with {saved}: give the same function as estimate=")
             estimate = partial(ESTIMATORS[saved["function"]], **saved["options"])
-        elif not is_described(estimate, saved):
+        elif described(estimate) != saved:
             raise ValueError(f"{path} was measured with {saved}, but estimate= is {described(estimate)}")
         protection = Protection(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
         protection.load_state_dict(state)
@@ -255,13 +257,9 @@ class Protection:
         if any(held.parameter.device != held.reference.device for held in self._held.values()):
             self._hold(self._present())
         self._warn_if_unstable(optimizer)
-        held = {id(each.parameter): each for each in self._held.values()}
-        pulled = [
-            Pulled(parameter, dense_gradient(parameter), held[id(parameter)].reference, held[id(parameter)].importance)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) in held
-        ]
+        by_id = {id(held.parameter): held for held in self._held.values()}
+        stepped = (by_id.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"])
+        pulled = [Pulled(h.parameter, dense_gradient(h.parameter), h.reference, h.importance) for h in stepped if h]
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
         add_penalty_gradient(pulled, self.strength, self._buffers, scale=scale)
         self._num_protected_steps += bool(pulled)
@@ -278,7 +276,7 @@ class Protection:
     def _warn_if_unstable(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, torch.optim.SGD) or optimizer in self._checked_rates:
             return
-        self._checked_rates[optimizer] = True
+        self._checked_rates.add(optimizer)
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         largest = max((float(h.importance.max()) for h in self._held.values() if h.importance.numel()), default=0.0)
         if rate * self.strength * largest > 0.5:
@@ -304,8 +302,7 @@ class MAS(Protection):
         decay: what is left of the importance of earlier tasks when a task is added; 1, as in the authors' code, sums.
         relative: measure importance relative to the mean squared length of the embeddings, so that a strength means
             the same for all models. False is the paper's unit (there the authors' strength is 1).
-        layer: the submodule whose output is measured, for a model that ends in a normalisation.
-        forward: how to call the model on a batch, (model, batch) -> embeddings.
+        layer, forward: as in `mas_importance`.
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, equation 3; the relative unit is ours.
     """
@@ -329,12 +326,10 @@ class LocalMAS(Protection):
     """A `Protection` whose importance is `local_mas_importance`: every layer by itself, no backward pass.
 
     Args:
-        strength: weight of the penalty (lambda).
-        decay: what is left of the importance of earlier tasks when a task is added; 1 sums all tasks.
+        strength, decay: as in `MAS`.
         relative: measure each layer's importance relative to the mean squared length of its own output (ours).
-        forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
-        left_out: names of modules or parameters that are not protected: those of other kinds than linear and
-            convolution layers, with their batch norm, have to be listed.
+        forward, left_out: as in `local_mas_importance`; layers of other kinds than linear and convolution layers, with
+            their batch norm, have to be left out, and are not protected.
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version (l-MAS); the relative unit is ours.
     """

@@ -53,51 +53,49 @@ class ByRules:
     def is_no_use(self) -> bool:
         return len(self.without_rule) == len(self._parameters)
 
-    def parts(self, inputs: Any) -> Iterator[tuple[Any, list[Call] | None]]:
-        """Parts of a batch that are small enough; with the calls of its last sample if that is the whole batch."""
-        n = num_samples(inputs)
-        calls = None if n == 1 or self.is_no_use() else self._probed(rows(inputs, n - 1, n))
-        numbers = 2 * n * sum(call.alone.numel() for call in calls or () if call.alone is not None)
+    def parts(self, inputs: Any) -> Iterator[tuple[Any, list[Call]]]:
+        """Parts of a batch that are small enough, each with its `_probed` calls."""
+        n, calls = num_samples(inputs), self._probed(inputs)
+        numbers = 2 * n * sum(call.alone.numel() for call in calls if call.alone is not None)
         most = _ACTIVATIONS.get(device_of(self._model).type, _ACTIVATIONS["cuda"])
         num_parts = max(1, min(-(-numbers // most), n // 2))
+        if num_parts == 1:
+            yield inputs, calls
+            return
         for part in split(inputs, -(-n // num_parts)):
-            yield part, calls if num_parts == 1 else None
+            yield part, self._probed(part)
 
-    def add(self, inputs: Any, calls: list[Call] | None, totals: Params) -> Tensor | None:
-        """totals[name] += sum_k |gradient_k|^power of the parameters with rules.
-
-        Args:
-            calls: of the last sample alone, where they are known.
+    def add(self, inputs: Any, calls: list[Call], totals: Params) -> Tensor | None:
+        """totals[name] += sum_k |gradient_k|^power of the parameters with rules, for a part with its calls.
 
         Returns:
-            The scalars of every sample, (n, m); None, and nothing added, if this batch cannot be measured so.
+            The scalars of every sample, (n, m); None, and nothing added, if these samples cannot be measured so.
         """
         n = num_samples(inputs)
         if self.is_no_use() or (n == 1 and self._scalar is not None):  # a sample alone needs no rules
             return None
-        last = rows(inputs, n - 1, n)
-        calls = self._probed(last) if n > 1 and calls is None else calls
-        if n > 1 and calls is None:
-            return None
         blocks = Blocks(n) if self._scalar is None else None
-        trace = Trace(self._model, self._parameters, n, calls or [], blocks)
+        trace = Trace(self._model, self._parameters, n, calls, blocks)
         try:
             output = self._traced(trace, inputs)
             if output is None:
                 return None
             scalars = self._scalar(output) if self._scalar is not None else self._squared_lengths(trace, blocks)
-            return self._differentiated(trace, scalars, last, totals)
+            return self._differentiated(trace, scalars, rows(inputs, n - 1, n), totals)
         finally:
             trace.close()
 
     # --- the forward pass
 
-    def _probed(self, sample: Any) -> list[Call] | None:
-        """The calls that are given weights when a sample is passed alone; None if rules are no use."""
+    def _probed(self, inputs: Any) -> list[Call]:
+        """The calls that are given weights when the last sample is passed alone; none if rules are no use."""
+        n = num_samples(inputs)
+        if n == 1 or self.is_no_use():
+            return []
         probe = Probe(self._model, self._parameters)
-        output = self._watched(probe, sample)
+        output = self._watched(probe, rows(inputs, n - 1, n))
         if output is None:
-            return None
+            return []
         self._alone = output.detach()
         return probe.calls
 

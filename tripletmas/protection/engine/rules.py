@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -257,29 +257,17 @@ def _matmul(input: Tensor, other: Tensor) -> Rule | None:
     return Linear(input, other, transposed=True) if other.ndim == 2 and input.ndim >= 2 else None
 
 
-def _transposed_convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Rule:
-    return Convolution(
-        input, weight, bias, stride, padding, dilation, groups, transposed=True, output_padding=output_padding
-    )
+def _transposed_convolution(*args: Any, **kwargs: Any) -> Rule:
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    return Convolution(**dict(zip(names, args, strict=False)), **kwargs, transposed=True)
 
 
 def _normalisation(function: Callable[..., Tensor], along: Literal["last", "channels"]) -> Callable[..., Rule | None]:
-    signature = inspect.signature(function)
-
     def make(*args: Any, **kwargs: Any) -> Rule | None:
-        options = dict(signature.bind(*args, **kwargs).arguments)
-        weights = _present(options.pop("weight", None), options.pop("bias", None))
+        options = _bound(function, args, kwargs)
         if options.get("training"):
             return None  # normalised by the batch: samples influence each other
+        weights = _present(options.pop("weight", None), options.pop("bias", None))
         return Scale(options.pop("input"), weights, partial(function, **options), along)
 
     return make
@@ -291,18 +279,20 @@ def _prelu(input: Tensor, weight: Tensor) -> Rule:
     )
 
 
-def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Rule | None:
+def _embedding(*args: Any, **kwargs: Any) -> Rule | None:
+    call = _bound(F.embedding, args, kwargs)
     # the first changes the weight while it is looked up, the second counts words over the whole batch
-    return None if max_norm is not None or scale_grad_by_freq else Embedding(input, weight, padding_idx)
+    if call.get("max_norm") is not None or call.get("scale_grad_by_freq"):
+        return None
+    return Embedding(call["input"], call["weight"], call.get("padding_idx"))
 
+
+def _bound(function: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a call by name, without defaults."""
+    return dict(_signature(function).bind(*args, **kwargs).arguments)
+
+
+_signature = cache(inspect.signature)
 
 RULES: dict[Callable[..., Any], Callable[..., Rule | None]] = {
     F.linear: Linear,
