@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ NAMES = ("a", "b", "c")
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-class Counted:
+class Counted(Sequence[torch.Tensor]):
     """A sequence of images that counts how often one is read."""
 
     def __init__(self, num: int):
@@ -23,7 +24,7 @@ class Counted:
     def __len__(self) -> int:
         return self.num
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
         self.reads += 1
         return torch.full((1, 2, 2), index, dtype=torch.uint8)
 

@@ -8,6 +8,7 @@ import zipfile
 import pytest
 from PIL import Image
 
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import csv, folder
 from tripletmas.data.tasks import make_stream
 
@@ -19,79 +20,67 @@ def tree(root, names) -> None:
         Image.new("L", (4, 4), value).save(root / name)
 
 
-def shown(dataset) -> dict[str, str]:
+def shown(dataset: LabelledDataset | None) -> dict[str, str] | None:
     """file -> class name."""
+    if dataset is None:
+        return None
     names = [dataset.class_names[label] for label in dataset.labels.tolist()]
-    return {path.rsplit("/", 1)[1]: name for path, name in zip(dataset.paths, names, strict=True)}
+    return {path.rsplit("/", 1)[1]: name for path, name in zip(dataset.paths or (), names, strict=True)}
 
 
-def test_class_folders(tmp_path):
-    tree(tmp_path, ["dog/1.png", "cat/2.png", "cat/3.png"])
-    source = folder(root=str(tmp_path), size=4, channels=1)
-    assert source.train.class_names == ("cat", "dog")
-    assert shown(source.train) == {"1.png": "dog", "2.png": "cat", "3.png": "cat"}
-    assert source.train.groups is None
-    assert source.test is None
-    assert source.train.sample_shape == (1, 4, 4)
-    # the image and its label belong together: 1.png is 0 bright, 2.png 1, 3.png 2
-    bright = {path[-5:]: round(float(x.mean()) * 255) for path, (x, _) in zip(source.train.paths, source.train)}  # noqa: B905
-    assert bright == {"1.png": 0, "2.png": 1, "3.png": 2}
+PARTS = ["train/cat/1.png", "train/dog/2.png", "gallery/cat/3.png", "validation/dog/4.png", "val/cat/5.png"]
+IN_TASKS = [name.replace("/", "/day/", 1) for name in PARTS]
+SPLIT = ({"1.png": "cat", "2.png": "dog"}, {"0.png": "cat"}, {"3.png": "cat"})
 
 
-def test_task_folders_are_groups_and_the_same_name_in_two_is_two_classes(tmp_path):
-    tree(tmp_path, ["day/cat/1.png", "day/dog/2.png", "night/cat/3.png"])
-    train = folder(root=str(tmp_path)).train
-    assert train.class_names == ("day/cat", "day/dog", "night/cat")
-    assert train.groups == ("day", "day", "night")
-    assert train.sample_shape == (3, 64, 64)
+@pytest.mark.parametrize("packed", [None, "", "pets/"])  # in a folder; in an archive, which may wrap it in a folder
+@pytest.mark.parametrize(
+    ("names", "parts", "groups"),
+    [
+        (["dog/1.png", "cat/2.png", "cat/3.png"], ({"1.png": "dog", "2.png": "cat", "3.png": "cat"}, None, None), None),
+        # task folders are groups, and the same name in two is two classes
+        (["day/cat/1.png", "night/cat/3.png"], ({"1.png": "day/cat", "3.png": "night/cat"}, None, None), "day night"),
+        *(([*PARTS, f"{test}/cat/0.png"], SPLIT, None) for test in ("test", "query", "Test")),
+        (
+            [*IN_TASKS, "query/day/cat/0.png"],
+            [{file: f"day/{name}" for file, name in part.items()} for part in SPLIT],
+            "day day",
+        ),
+        # without train, these are classes
+        (["test/1.png", "gallery/2.png"], ({"1.png": "test", "2.png": "gallery"}, None, None), None),
+    ],
+)
+def test_layouts(names, parts, groups, packed, tmp_path, caplog):
+    root = tmp_path / "in"
+    tree(root, names)
+    if packed is not None:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for name in names:
+                archive.write(root / name, packed + name)
+        root = tmp_path / "a.zip"
+    source = folder(root=str(root), size=4, channels=1)
+    assert (shown(source.train), shown(source.test), shown(source.gallery)) == tuple(parts)
+    assert source.train.groups == (None if groups is None else tuple(groups.split()))
+    assert ("left out 2 images of the validation part" in caplog.text) == ("0.png" in names[-1])
+    assert ("no folder train, so gallery, test are read as classes or tasks" in caplog.text) == (
+        names[0] == "test/1.png"
+    )
+    # the image and its label belong together: image i is i bright
+    bright = [round(255 * float(source.train[position][0].mean())) for position in range(len(source.train))]
+    assert [names[level].rsplit("/", 1)[1] for level in bright] == list(shown(source.train) or ())
 
 
-@pytest.mark.parametrize("prefix", ["", "day/"])
-@pytest.mark.parametrize("test", ["test", "query", "Test"])
-def test_split_folders(tmp_path, caplog, prefix, test):
-    parts = ["train", test, "gallery", "validation"]
-    tree(tmp_path, [f"{part}/{prefix}{name}/{i}.png" for i, part in enumerate(parts) for name in ("cat", "dog")])
-    source = folder(root=str(tmp_path), size=4)
-    assert source.test is not None
-    assert source.gallery is not None
-    for part, file in ((source.train, "0.png"), (source.test, "1.png"), (source.gallery, "2.png")):
-        assert part.class_names == (f"{prefix}cat", f"{prefix}dog")
-        assert {path.rsplit("/", 1)[1] for path in part.paths or ()} == {file}
-        assert len(part) == 2
-    assert "left out 2 images of the validation part" in caplog.text
-
-
-def test_classes_named_like_parts_are_classes_where_train_is_not_among_them(tmp_path):
-    tree(tmp_path, ["test/1.png", "gallery/2.png"])
-    assert folder(root=str(tmp_path)).train.class_names == ("gallery", "test")
-
-
-@pytest.mark.parametrize("wrapped", ["", "pets/"])
-def test_an_archive_may_wrap_everything_in_one_folder(tmp_path, wrapped):
-    tree(tmp_path / "in", ["train/cat/1.png", "test/cat/2.png"])
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for path in sorted((tmp_path / "in").rglob("*.png")):
-            archive.write(path, wrapped + path.relative_to(tmp_path / "in").as_posix())
-    source = folder(root=str(tmp_path / "a.zip"), size=4)
-    assert shown(source.train) == {"1.png": "cat"}
-    assert source.test is not None
-    assert shown(source.test) == {"2.png": "cat"}
-
-
-def test_numbers_as_folder_names_are_in_the_order_of_numbers(tmp_path):
+def test_defaults_and_the_order_of_numbers(tmp_path):
     tree(tmp_path, ["10/1.png", "9/2.png"])
-    assert folder(root=str(tmp_path)).train.class_names == ("9", "10")
+    train = folder(root=str(tmp_path)).train
+    assert train.class_names == ("9", "10")
+    assert train.sample_shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize("names", [["1.png"], ["cat/1.png", "2.png"], ["cat/1.png", "a/cat/2.png"], ["a/b/c/1.png"]])
 def test_other_layouts_are_refused_with_an_example(tmp_path, names):
     tree(tmp_path, names)
     with pytest.raises(ValueError, match=rf"must hold <class>/<image> or .*{names[-1]}"):
-        folder(root=str(tmp_path))
-
-
-def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no images in"):
         folder(root=str(tmp_path))
 
 

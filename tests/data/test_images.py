@@ -16,52 +16,44 @@ import tripletmas.data.images as image_files
 from tripletmas.data.images import ImageFiles, find_images, missing_images, read_images, thumbnail
 
 
-def one(path, *, size=2, channels=3) -> torch.Tensor:
-    return ImageFiles(path.parent, [path.name], size=size, channels=channels)[0]
+def grey(rows: list[list[int]], dtype: type = np.uint8) -> Image.Image:
+    return Image.fromarray(np.array(rows, dtype=dtype))
 
 
-def test_an_image_is_channels_first_bytes_in_grey_or_rgb(tmp_path):
-    path = tmp_path / "a.png"
-    Image.new("RGB", (2, 2), (255, 0, 10)).save(path)
-    assert one(path)[:, 0, 0].tolist() == [255, 0, 10]
-    assert one(path).dtype == torch.uint8
-    assert one(path, channels=1).shape == (1, 2, 2)
-    # ITU-R 601: 0.299 * 255 + 0.114 * 10 = 77.4
-    assert one(path, channels=1)[0, 0, 0] == 77
-    Image.new("L", (2, 2), 7).save(path)
-    assert one(path)[:, 0, 0].tolist() == [7, 7, 7]
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
 
 
-def test_the_short_side_is_resized_and_the_centre_cut_out(tmp_path):
-    path = tmp_path / "a.png"
-    wide = np.zeros((4, 12), dtype=np.uint8)
-    wide[:, 4:8] = 200
-    for pixels in (wide, wide.T.copy()):
-        Image.fromarray(pixels).save(path)
-        assert one(path, size=4, channels=1).unique().tolist() == [200]
+WIDE = [[0] * 4 + [200] * 4 + [0] * 4] * 4
+
+
+@pytest.mark.parametrize(
+    ("image", "saving", "size", "channels", "expected"),
+    [
+        (Image.new("RGB", (2, 2), (255, 0, 10)), {}, 2, 3, [[[255] * 2] * 2, [[0] * 2] * 2, [[10] * 2] * 2]),
+        # ITU-R 601: 0.299 * 255 + 0.114 * 10 = 77.4
+        (Image.new("RGB", (2, 2), (255, 0, 10)), {}, 2, 1, [[[77] * 2] * 2]),
+        (Image.new("L", (2, 2), 7), {}, 2, 3, [[[7] * 2] * 2] * 3),
+        # transparent parts become white; 16 bits are scaled, not clipped
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 0)), {}, 2, 3, [[[255] * 2] * 2] * 3),
+        (grey([[0, 257], [25700, 65535]], np.uint16), {}, 2, 1, [[[0, 1], [100, 255]]]),
+        # the camera was turned: the picture is shown turned 90 degrees clockwise
+        (grey([[1, 2], [3, 4]]), {"exif": exif(6)}, 2, 1, [[[3, 1], [4, 2]]]),
+        # the short side is resized and the centre cut out
+        (grey(WIDE), {}, 4, 1, [[[200] * 4] * 4]),
+        (grey(np.transpose(WIDE).tolist()), {}, 4, 1, [[[200] * 4] * 4]),
         # At half size a pixel is a mean of four with weights 1, 3, 3, 1, of which the outer one is black: 200 * 7 / 8.
         # Without antialiasing it would be 200.
-        assert one(path, size=2, channels=1).unique().tolist() == [175]
-
-
-def test_the_exif_orientation_is_respected(tmp_path):
-    path = tmp_path / "a.png"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show the picture turned 90 degrees clockwise
-    Image.fromarray(np.array([[1, 2], [3, 4]], dtype=np.uint8)).save(path, exif=exif)
-    assert one(path, channels=1)[0].tolist() == [[3, 1], [4, 2]]
-
-
-def test_transparent_parts_become_white(tmp_path):
-    path = tmp_path / "a.png"
-    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(path)
-    assert one(path).unique().tolist() == [255]
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    path = tmp_path / "a.png"
-    Image.fromarray(np.array([[0, 257], [25700, 65535]], dtype=np.uint16)).save(path)
-    assert one(path, channels=1)[0].tolist() == [[0, 1], [100, 255]]
+        (grey(WIDE), {}, 2, 1, [[[175] * 2] * 2]),
+    ],
+)
+def test_what_an_image_becomes(image, saving, size, channels, expected, tmp_path):
+    image.save(tmp_path / "a.png", **saving)
+    pixels = ImageFiles(tmp_path, ["a.png"], size=size, channels=channels)[0]
+    assert pixels.dtype == torch.uint8
+    assert pixels.tolist() == expected
 
 
 @pytest.fixture
