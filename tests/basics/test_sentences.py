@@ -1,8 +1,8 @@
-"""The nearest known name, or what there is."""
+"""Lists of names; the nearest known name, or what there is."""
 
 from __future__ import annotations
 
-from tripletmas.basics.sentences import suggestion
+from tripletmas.basics.sentences import listed, suggestion
 
 
 def test_the_nearest_name_or_all():
@@ -11,3 +11,8 @@ def test_the_nearest_name_or_all():
     assert suggestion("zzz", []) == " (known: none)"
     assert suggestion("zzz", (f"name{number}" for number in range(31))).endswith("name29, ...)")
     assert suggestion("zzz", (f"name{number}" for number in range(30))).endswith("name29)")
+
+
+def test_long_lists_are_cut_and_counted():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed((str(i) for i in range(5)), most=3) == "0, 1, 2 and 2 more"

@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel
 from tripletmas.basics.weights import (
     device_of,
     differing_names,
-    listed,
     load_state,
     named_buffers,
     named_parameters,
@@ -151,11 +150,6 @@ def test_differing_names():
     assert differing_names({"x": a, "y": b}, {"y": b, "x": a}) is None
     found = differing_names({"x": a, "y": b, "z": a}, {"x": b, "w": a, "y": b})
     assert found == "missing: z; unexpected: w; of another shape: x (2,) for (1,)"
-
-
-def test_long_lists_are_cut_and_counted():
-    assert listed(["a", "b"]) == "a, b"
-    assert listed((str(i) for i in range(5)), most=3) == "0, 1, 2 and 2 more"
 
 
 def test_device_of_a_model_without_parameters():

@@ -1,4 +1,4 @@
-"""What an error says of an unknown name (the nearest known one, or what there is), and of a value of a wrong type."""
+"""Parts of sentences that errors and warnings say: lists of names, the nearest known name, a value of a wrong type."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ _REFUSED = re.compile(
     r'Parser key "(?P<key>[^"]+)": '
     r"(?:.*Subtypes: \[(?P<several>.*)\] Errors: .* Given value|Expected a (?P<one>.*)\. Got value): ?(?P<value>.*)"
 )
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """The names with commas between them; a long list is cut and counted."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

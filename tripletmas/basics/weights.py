@@ -8,13 +8,15 @@ that is really called `module`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+
+from tripletmas.basics.sentences import listed
 
 Params = dict[str, Tensor]
 
@@ -68,12 +70,6 @@ def differing_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
     ]
     parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
     return "; ".join(f"{what}: {listed(names)}" for what, names in parts if names) or None
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """The names with commas between them; a long list is cut and counted."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def device_of(model: nn.Module) -> torch.device:

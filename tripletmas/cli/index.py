@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from tripletmas.basics.sentences import suggestion
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, info, model_of, stale_vectors, ways_out
 from tripletmas.cli.index_refresh import refresh

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import console, make_parser, make_table
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory

@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, model_of, open_run
 from tripletmas.data.images import ImageFiles, missing_images

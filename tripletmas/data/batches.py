@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 
 SAMPLERS = ("class_balanced", "shuffled")
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tripletmas.basics.sentences import suggestion
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.data import datasets, folders, photographs
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import IN_MEMORY_BYTES

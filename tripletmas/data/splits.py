@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source, concatenate
 
 

@@ -14,8 +14,7 @@ from typing import Literal
 
 import torch
 
-from tripletmas.basics.sentences import suggestion
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.data.dataset import LabelledDataset, Source, Transform, in_order
 from tripletmas.data.splits import split_samples
 

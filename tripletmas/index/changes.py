@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 from tripletmas.index.approximate import FaissIndex
 from tripletmas.index.base import check_rows, unit
 from tripletmas.index.images import NO_LABEL, ImageIndex, Part, prefix

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from tripletmas.basics.weights import Params, listed, named_buffers, named_parameters
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.weights import Params, named_buffers, named_parameters
 
 
 class LayerWeights(NamedTuple):

@@ -12,22 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.version import versions
+from tripletmas.basics.weights import load_state, state_of
+from tripletmas.data.batches import seed_everything
+from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.networks import embedding_dim
+from tripletmas.objectives.recognition.class_means import ClassMeans
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.scores import Scores
 from tripletmas.runs import catalog, configuration
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.objectives.recognition.class_means import ClassMeans
-from tripletmas.objectives.scores import Scores
 from tripletmas.runs.galleries import GalleryConfig
-from tripletmas.models.networks import embedding_dim
+from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
-from tripletmas.basics.weights import listed, load_state, state_of
-from tripletmas.objectives.recognition.heads import Recognition
 from tripletmas.runs.resume import changed_tasks, check_language
-from tripletmas.data.batches import seed_everything
 from tripletmas.runs.strength import SearchConfig
 from tripletmas.strategies.base import Strategy
-from tripletmas.data.tasks import Stream, Task
-from tripletmas.runs.loop import train_stream
-from tripletmas.basics.version import versions
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tripletmas.runs.directory import RunDirectory
-from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.scores import Scores
-from tripletmas.objectives.retrieval.losses import MetricLoss
-from tripletmas.basics.weights import listed, load_state, state_of
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.weights import load_state, state_of
 from tripletmas.data.tasks import Stream, Task, fingerprint
+from tripletmas.objectives.facts.losses import FactLoss
+from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.scores import Scores
+from tripletmas.runs.directory import RunDirectory
 
 
 def take_ahead(scores: Scores, record: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tripletmas.basics.weights import Params, listed
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.retrieval.losses import MetricLoss

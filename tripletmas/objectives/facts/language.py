@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tripletmas.basics.sentences import suggestion
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.objectives.facts.fact import PARTS, Fact
 from tripletmas.objectives.facts.words import WordVectors, phrase_vector
 

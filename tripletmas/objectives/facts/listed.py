@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import ImageFiles, find_images, read_images
 from tripletmas.data.tables import read_rows

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source, in_order
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.clustering import cluster

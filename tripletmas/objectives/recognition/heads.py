@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletmas.basics.weights import listed
+from tripletmas.basics.sentences import listed
 
 
 class Recognition(nn.Module):

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params, listed, trainable, unwrap
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.weights import Params, trainable, unwrap
 from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
 from tripletmas.protection.engine.by_rules import ByRules, Scalar
 from tripletmas.protection.engine.single import OneByOne, add_gradients
