@@ -132,7 +132,8 @@ def write_run(
             (path / "importance").mkdir(exist_ok=True)
             for i, name in enumerate(importance):
                 importance[name] = importance[name] + 10.0**-i * torch.rand(importance[name].shape, generator=random)
-            save_file(importance, path / "importance" / f"task{task:02}.safetensors")
+            order = {"order": json.dumps(list(importance))}
+            save_file(importance, path / "importance" / f"task{task:02}.safetensors", metadata=order)
     (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     padded = {
         gallery: {

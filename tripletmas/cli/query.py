@@ -126,9 +126,9 @@ def _tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, 
         content = {"index": options.index, "queries": [_plain(row) for row in found.rows]}
         _write(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if options.html:
-        from tripletmas.report.query_page import PIXELS, query_page  # it takes a while, and few want a page
+        from tripletmas.report.grid import QUERY_PIXELS, query_page  # it takes a while, and few want a page
 
-        _write(options.html, query_page(found.with_files(PIXELS), about=about, notes=notes, measure=measure))
+        _write(options.html, query_page(found.with_files(QUERY_PIXELS), about=about, notes=notes, measure=measure))
         print(f"page: {options.html}")
 
 

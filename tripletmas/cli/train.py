@@ -15,7 +15,7 @@ import yaml
 from tripletmas import report as reports
 from tripletmas.cli.console import console, make_parser, numbers, print_comparison
 from tripletmas.runs import configuration, sweeps
-from tripletmas.runs.directory import RunDirectory, is_run
+from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 from tripletmas.runs.experiment import run_experiment
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
@@ -83,7 +83,7 @@ def search(arguments: Sequence[str]) -> None:
 def resume(arguments: Sequence[str]) -> None:
     """Go on with a run, or with all runs of a folder of seeds."""
     path = Path(make_parser("resume", resume.__doc__, "run").parse_args(arguments).run)
-    for each in reports.seed_directories(path) or [path]:
+    for each in seed_directories(path) or [path]:
         run = RunDirectory.open(each)
         _run({key: value for key, value in run.config().items() if key != "version"}, each)
 

@@ -20,6 +20,12 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
 
 
+class TaskFiles(Protocol):
+    """Tensors of each task."""
+
+    def write(self, number: int, tensors: Params) -> None: ...
+
+
 class Folder(Protocol):
     """Where a run keeps its files under the names of others, such as a `RunDirectory`."""
 
@@ -30,6 +36,8 @@ class Folder(Protocol):
     def write_tensors(self, name: str, tensors: Params) -> None: ...
 
     def read_tensors(self, name: str) -> Params: ...
+
+    def of_tasks(self, name: str) -> TaskFiles: ...
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from .primary import Primary as Primary
 from .read import Run as Run
 from .read import read_group as read_group
 from .read import read_run as read_run
-from .read import seed_directories as seed_directories
 from .search import search_table as search_table
 from .sensitivity import Curve as Curve
 from .sensitivity import Panel as Panel

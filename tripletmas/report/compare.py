@@ -7,7 +7,9 @@ one row: mean ± sample standard deviation (ddof=1) over its seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +18,11 @@ from torch import Tensor
 
 from tripletmas.objectives import scores as measures
 from tripletmas.objectives.scores import PairedDifference
-from tripletmas.report.configs import Record, differing_keys, flatten, section
 from tripletmas.report.galleries import KINDS, stored_matrices
-from tripletmas.report.labels import labels_of
-from tripletmas.report.numbers import Spread
+from tripletmas.report.numbers import Spread, averages
 from tripletmas.report.primary import Primary
-from tripletmas.report.read import Run, read_group
+from tripletmas.report.read import Record, Run, comparable, differing_keys, read_group
+from tripletmas.runs.directory import flatten
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,13 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
     for runs in groups[1:]:
         _check_comparable(first, runs[0])
     task_names = max((run.task_names for runs in groups for run in runs), key=len)
-    labels = labels_of(groups, [Path(directory) for directory in directories])
-    joint = next((i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and _done(runs, task_names)), None)
-    reference = {} if joint is None else {run.config.get("seed"): m for run, m in _done(groups[joint], task_names)}
+    done = [_done(runs, len(task_names)) for runs in groups]
+    joint = next((i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and done[i]), None)
+    reference = {} if joint is None else {run.config.get("seed"): matrix for run, matrix in done[joint]}
+    labels = _labels(groups, directories)
     methods = tuple(
-        _method(label, runs, task_names, {} if i == joint else reference)
-        for i, (label, runs) in enumerate(zip(labels, groups, strict=True))
+        _method(label, runs, finished, len(task_names), {} if i == joint else reference)
+        for i, (label, runs, finished) in enumerate(zip(labels, groups, done, strict=True))
     )
     paired = tuple(_paired(method, methods[0]) for method in methods[1:])
     return Comparison(
@@ -135,44 +137,55 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
     )
 
 
-def _done(runs: Sequence[Run], task_names: Sequence[str]) -> list[tuple[Run, Tensor]]:
-    """The runs that finished all these tasks, with their score matrices."""
-    finished = [run for run in runs if run.finished and len(run.task_names) == len(task_names)]
+def _done(runs: Sequence[Run], num_tasks: int) -> list[tuple[Run, Tensor]]:
+    """The runs that finished so many tasks, with their score matrices."""
+    finished = (run for run in runs if run.finished and len(run.task_names) == num_tasks)
     return [(run, matrix) for run in finished if (matrix := run.matrix()) is not None]
 
 
-def _method(label: str, runs: tuple[Run, ...], task_names: Sequence[str], joint: Mapping[int | None, Tensor]) -> Method:
+def _method(
+    label: str,
+    runs: tuple[Run, ...],
+    done: Sequence[tuple[Run, Tensor]],
+    num_tasks: int,
+    joint: Mapping[int | None, Tensor],
+) -> Method:
     """One row; `joint` has the matrix of each seed of joint training, {} for none."""
-    done, num_tasks = _done(runs, task_names), len(task_names)
-    matrices = [matrix for _, matrix in done]
     seeds = tuple(run.config.get("seed") for run, _ in done)
-    curves = [[measures.average(m[: t + 1, : t + 1]) for t in range(num_tasks)] for m in matrices]
-    notes, intransigence = [], []
-    if len(done) < len(runs):
-        notes.append(f"{len(runs) - len(done)} of {len(runs)} runs did not finish and are left out")
-    if joint:
+    lost = len(runs) - len(done)
+    alone = [seed for seed in seeds if joint and seed not in joint]
+    notes = {
+        f"{lost} of {len(runs)} runs did not finish and are left out": lost,
+        f"intransigence of {len(alone)} of {len(seeds)} runs is against the mean of joint's seeds": alone,
+    }
+
+    def over_runs(measure: Callable[[Run, Tensor], float]) -> Spread:
+        return Spread(tuple(measure(run, matrix) for run, matrix in done))
+
+    def of_matrix(measure: Callable[[Tensor], float]) -> Spread:
+        return over_runs(lambda _, matrix: measure(matrix))
+
+    def intransigence(run: Run, matrix: Tensor) -> float:
         mean = torch.stack(list(joint.values())).mean(dim=0)
-        intransigence = [
-            measures.intransigence(m, joint.get(seed, mean)) for seed, m in zip(seeds, matrices, strict=True)
-        ]
-        if alone := [seed for seed in seeds if seed not in joint]:
-            notes.append(f"intransigence of {len(alone)} of {len(seeds)} runs is against the mean of joint's seeds")
+        return measures.intransigence(matrix, joint.get(run.config.get("seed"), mean))
+
+    curves = [averages(matrix) for _, matrix in done]
     return Method(
         label=label,
         runs=runs,
         seeds=seeds,
-        average=Spread(tuple(measures.average(m) for m in matrices)),
-        forgetting=Spread(tuple(measures.forgetting(m) for m in matrices)),
-        backward_transfer=Spread(tuple(measures.backward_transfer(m) for m in matrices)),
-        learning=Spread(tuple(measures.plasticity(m) for m in matrices)),
-        forward_transfer=Spread(tuple(run.forward_transfer for run, _ in done)),
-        unseen=Spread(tuple(next(reversed(run.unseen), math.nan) for run, _ in done)),
-        intransigence=Spread(tuple(intransigence)),
-        per_task=tuple(Spread(tuple(float(m[-1, i]) for m in matrices)) for i in range(num_tasks)),
-        seconds=Spread(tuple(run.seconds for run, _ in done)),
-        curves=torch.tensor(curves, dtype=torch.float64).reshape(len(curves), num_tasks),
+        average=of_matrix(measures.average),
+        forgetting=of_matrix(measures.forgetting),
+        backward_transfer=of_matrix(measures.backward_transfer),
+        learning=of_matrix(measures.plasticity),
+        forward_transfer=over_runs(lambda run, _: run.forward_transfer),
+        unseen=over_runs(lambda run, _: next(reversed(run.unseen), math.nan)),
+        intransigence=over_runs(intransigence) if joint else Spread(()),
+        per_task=tuple(of_matrix(lambda matrix, i=i: float(matrix[-1, i])) for i in range(num_tasks)),
+        seconds=over_runs(lambda run, _: run.seconds()),
+        curves=torch.tensor(curves, dtype=torch.float64),
         galleries=_galleries([run for run, _ in done]),
-        note="; ".join(notes),
+        note="; ".join(note for note, true in notes.items() if true),
     )
 
 
@@ -201,7 +214,7 @@ def _check_comparable(one: Run, other: Run) -> None:
             f"{one.path} ({one.primary.objective}) and {other.path} ({other.primary.objective}) had different "
             "objectives and cannot be compared; compare runs of one objective"
         )
-    first, second = (_given(flatten(section(run.config, "data"))) for run in (one, other))
+    first, second = (flatten(run.section("data")) for run in (one, other))
     if keys := differing_keys(first, second):
         what = "; ".join(f"data.{key}: {first.get(key, 'absent')} and {second.get(key, 'absent')}" for key in keys)
         raise ValueError(
@@ -210,6 +223,47 @@ def _check_comparable(one: Run, other: Run) -> None:
         )
 
 
-def _given(options: Record) -> Record:
-    """Without options that are off: a run of an older version does not know them."""
-    return {key: value for key, value in options.items() if value is not None and value is not False}
+def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path | str]) -> list[str]:
+    """The strategy and what tells the rows apart; the seed or the directory where the configurations are equal."""
+    first = [runs[0] for runs in groups]
+    labels = [", ".join([run.strategy, *_options(comparable(run.config), _telling(run, first))]) for run in first]
+    same = [label for label, count in Counter(labels).items() if count > 1]
+    for rows in ([i for i, other in enumerate(labels) if other == label] for label in same):
+        seeds = {i: groups[i][0].config.get("seed") for i in rows if len(groups[i]) == 1}
+        by_seed = len(set(seeds.values()) - {None}) == len(rows)
+        for i in rows:
+            labels[i] += f", seed={seeds[i]}" if by_seed else f" ({Path(directories[i])})"
+    return labels
+
+
+def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
+    """The keys of the configuration that tell a row from the others.
+
+    Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none. How a
+    strength was searched tells searches apart; a run without one needs no such words.
+    """
+    configs = [comparable(other.config) for other in rows]
+    keys = {
+        key
+        for other, config in zip(rows, configs, strict=True)
+        for key in differing_keys(comparable(run.config), config)
+        if other.strategy == run.strategy or not key.startswith("strategy")
+    }
+    searches = {key: {str(config[key]) for config in configs if key in config} for key in keys}
+    return {key for key in keys if not key.startswith("search.") or len(searches[key]) > 1}
+
+
+def _options(config: Record, keys: set[str]) -> list[str]:
+    """`strength=1`: the last part of a key, its whole where two keys end alike.
+
+    Of a combined strategy the part that the option belongs to stays: `mas.strength=1`.
+    """
+    ends = Counter(key.split(".")[-1] for key in keys)
+
+    def name(key: str) -> str:
+        if re.fullmatch(r"strategy\.\w+\..+", key):
+            return key.removeprefix("strategy.")
+        end = key.split(".")[-1]
+        return end if ends[end] == 1 else key
+
+    return [f"{name(key)}={config[key]}" for key in sorted(keys) if key in config and key != "strategy.name"]

@@ -7,38 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 
 from tripletmas.report.compare import Comparison, Method
 from tripletmas.report.embedding_plot import Picture, draw_points, name_tasks
 from tripletmas.report.numbers import Spread, middle_cut, number, short_names
-from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, series_style, task_axis
+from tripletmas.report.plots import Line, draw_lines
+from tripletmas.report.style import LIGHT, Theme, canvas, series_style
 
 
 def draw_average(path: Path, comparison: Comparison, *, theme: Theme = LIGHT) -> None:
     """The score over the tasks, mean over the tasks seen; the band is one standard deviation over the seeds."""
-    size = len(comparison.task_names)
-    measured = [(i, method) for i, method in enumerate(comparison.methods) if len(method.curves)]
-    with canvas(path, theme, height=3.8) as figure:
-        axes = figure.add_subplot()
-        ends, lows = [], [1.0]
-        for i, method in measured:
-            colour, marker = series_style(i, theme)
-            mean, x = method.curves.mean(dim=0), range(1, size + 1)
-            axes.plot(x, mean.numpy(), color=colour, marker=marker)
-            lows.append(float(np.nanmin(mean)))
-            if len(method.curves) > 1:
-                spread = method.curves.std(dim=0)
-                axes.fill_between(
-                    x, (mean - spread).numpy(), (mean + spread).numpy(), color=colour, alpha=0.15, linewidth=0
-                )
-                lows.append(float(np.nanmin(mean - spread)))
-            ends.append((float(mean[-1]), _short(method), colour))
-        task_axis(axes, size)
-        axes.set_ylim(math.floor(max(min(lows) - 0.01, 0) * 20) / 20, 1.01)
-        axes.set_ylabel(f"average {comparison.primary.label}")
-        axes.grid(axis="y")
-        label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
+    lines, lows = [], [1.0]
+    for i, method in enumerate(comparison.methods):
+        if not len(method.curves):
+            continue
+        colour, marker = series_style(i, theme)
+        mean = method.curves.mean(dim=0)
+        band = method.curves.std(dim=0) if len(method.curves) > 1 else torch.zeros(0)
+        lines.append(Line(mean.tolist(), _short(method), colour, band.tolist(), {"marker": marker}))
+        lows.append(float(np.nanmin(mean - band if len(band) else mean)))
+    low = math.floor(max(min(lows) - 0.01, 0) * 20) / 20
+    draw_lines(path, lines, f"average {comparison.primary.label}", low=low, theme=theme, height=3.8)
 
 
 def draw_forgetting(path: Path, comparison: Comparison, *, theme: Theme = LIGHT) -> None:

@@ -15,7 +15,6 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from tripletmas.report.classes import Classes
 from tripletmas.report.numbers import middle_cut
 from tripletmas.report.read import Run
 from tripletmas.report.style import LIGHT, Theme, canvas, series_style
@@ -45,10 +44,10 @@ def drift_by_task(run: Run) -> Tensor | None:
     return matrix
 
 
-def drift_by_class(run: Run, classes: Classes) -> list[ClassDrift]:
+def drift_by_class(run: Run) -> list[ClassDrift]:
     """The classes of all tasks but the last finished, after it, the most drifted first; [] if not recorded."""
     last = next((task["drift"] for task in reversed(run.tasks) if task.get("drift")), [])
-    found = []
+    found, classes = [], run.classes
     for task, values in enumerate(last):
         labels = classes.tasks[task] if task < len(classes.tasks) else ()
         for place, value in enumerate(values):

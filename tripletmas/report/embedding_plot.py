@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,61 +16,98 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tripletmas.report.layers import FinalEmbedding
 from tripletmas.report.numbers import short_names
-from tripletmas.report.style import LIGHT, Theme, canvas, series_style
+from tripletmas.report.read import Run
+from tripletmas.report.style import LIGHT, MARKERS, Theme, canvas, series_style
 
 _MAX_POINTS = 600
 _MIN_POINTS = 50  # with fewer points t-SNE shows its own noise: the two principal directions are shown
+_LAID_OUT = {
+    "t-SNE": "laid out in two dimensions by t-SNE, which keeps neighbours together (the distance between groups "
+    "means little)",
+    "PCA": "seen along their two principal directions (PCA)",
+}
 MAX_COLOURS = 16  # more classes than this cannot be told apart: the colour is then the task
 
 
 @dataclass(frozen=True)
+class Groups:
+    """What the colours of points mean.
+
+    Attributes:
+        of: (n,) the group of each point, a position in `names`.
+        by: "class" or "task".
+    """
+
+    of: Tensor
+    names: tuple[str, ...]
+    by: str
+
+    def style(self, group: int, theme: Theme = LIGHT) -> tuple[str, str]:
+        """The colour and the marker of a group."""
+        if len(self.names) > MAX_COLOURS:
+            return theme.in_order(len(self.names))[group], MARKERS[0]
+        return series_style(group, theme)
+
+
+@dataclass(frozen=True)
 class Picture:
-    """The points (n, 2) of at most 600 vectors, and what their colours mean.
+    """The points (n, 2) of at most 600 vectors.
 
     Attributes:
         method: "t-SNE" or "PCA".
-        shown, of: how many vectors are in the picture, and how many there are.
-        groups: (n,) the class, or the task where there are too many classes, as a position in `names`.
-        coloured_by: "class" or "task".
+        of: how many vectors there are.
     """
 
     points: np.ndarray
+    groups: Groups
     method: str
-    shown: int
     of: int
-    groups: Tensor
-    names: tuple[str, ...]
-    coloured_by: str
+
+    @property
+    def text(self) -> str:
+        """How to read the picture."""
+        shown, names, by = len(self.points), self.groups.names, self.groups.by
+        points = f"{shown} of {self.of} queries" if shown < self.of else f"{self.of} queries"
+        why = "" if by == "class" else ": there are too many classes to tell their colours apart"
+        if len(names) > MAX_COLOURS:
+            why += "; it runs from dark (first task) to bright (last)"
+        text = f"The {points} as the final model embeds them, {_LAID_OUT[self.method]}. The colour is the {by}{why}."
+        return text + (" Classes that form clean groups can be found by nearest neighbour." if not why else "")
 
 
-def project(embedding: FinalEmbedding, task_names: tuple[str, ...]) -> Picture:
-    """Lay the vectors out in two dimensions; the same input gives the same picture."""
-    total = len(embedding.vectors)
+def grouped(labels: Tensor, tasks: Tensor, class_name: Callable[[int], str], task_name: Callable[[int], str]) -> Groups:
+    """A colour for each class, or for each task where there are too many classes."""
+    by_class = len(labels.unique()) <= MAX_COLOURS
+    values, name = (labels, class_name) if by_class else (tasks, task_name)
+    present = values.unique()
+    names = tuple(name(value) for value in present.tolist())
+    return Groups(torch.searchsorted(present, values), names, "class" if by_class else "task")
+
+
+def final_picture(run: Run) -> Picture | None:
+    """The queries of all tasks as the final model embeds them; None where there are none that are finite."""
+    kept = run.directory.embedding()
+    if kept is None:
+        return None
+    finite = kept["vectors"].isfinite().all(dim=1)
+    vectors, labels = kept["vectors"][finite].float(), kept["labels"][finite].long()
+    return project(vectors, labels, run) if len(vectors) else None
+
+
+def project(vectors: Tensor, labels: Tensor, run: Run) -> Picture:
+    """Lay vectors (n, dim) out in two dimensions; the same input gives the same picture."""
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(total, generator=generator)[:_MAX_POINTS].sort().values
-    vectors = normalize(embedding.vectors[chosen], dim=1).numpy()
-    labels, tasks = embedding.labels[chosen], embedding.tasks[chosen]
-    present = labels.unique()
-    if len(present) <= MAX_COLOURS:
-        groups = torch.searchsorted(present, labels)
-        names = tuple(embedding.class_names[i] if i < len(embedding.class_names) else str(i) for i in present.tolist())
-        by = "class"
-    else:
-        present = tasks.unique()
-        groups = torch.searchsorted(present, tasks)
-        names = tuple(task_names[i] if i < len(task_names) else f"task {i + 1}" for i in present.tolist())
-        by = "task"
-    points, method = _two_dimensions(vectors)
-    return Picture(points, method, len(chosen), total, groups, names, by)
+    chosen = torch.randperm(len(vectors), generator=generator)[:_MAX_POINTS].sort().values
+    points, method = _two_dimensions(normalize(vectors[chosen], dim=1).numpy())
+    tasks = run.classes.task_of(labels)
+    groups = grouped(labels[chosen], tasks[chosen], run.classes.name, run.task_name)
+    return Picture(points, groups, method, len(vectors))
 
 
-def draw_embedding(
-    path: Path, picture: Picture, *, theme: Theme = LIGHT, width: float = 8.4, height: float = 5.6
-) -> None:
+def draw_embedding(path: Path, picture: Picture, *, theme: Theme = LIGHT) -> None:
     """A dot for each vector; the name of a class stands at the middle of its points."""
-    with canvas(path, theme, width=width, height=height) as figure:
+    with canvas(path, theme, width=8.4, height=5.6) as figure:
         axes = figure.add_subplot()
         draw_points(axes, picture, theme)
         name_tasks(figure, axes, picture)
@@ -80,16 +118,13 @@ def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    names = short_names(picture.names)
-    in_order = theme.in_order(len(names))
-    for i, name in enumerate(names):
-        members = picture.points[(picture.groups == i).numpy()]
-        colour, marker = series_style(i, theme)
-        if len(names) > MAX_COLOURS:
-            colour, marker = in_order[i], "o"
+    groups = picture.groups
+    for i, name in enumerate(short_names(groups.names)):
+        members = picture.points[(groups.of == i).numpy()]
+        colour, marker = groups.style(i, theme)
         mark = {"color": colour, "marker": marker, "alpha": 0.75, "linewidths": 0, "label": name}
         axes.scatter(members[:, 0], members[:, 1], s=16, **mark)
-        if picture.coloured_by == "class" and len(members):
+        if groups.by == "class":
             x, y = np.median(members, axis=0)
             halo = [withStroke(linewidth=3, foreground=theme.background)]
             place = axes.text(x, y, name, ha="center", va="center", color=theme.ink, path_effects=halo, zorder=5)
@@ -99,7 +134,7 @@ def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
 
 def name_tasks(figure: Figure, axes: Axes, picture: Picture) -> None:
     """The tasks in a legend below, where their points were drawn on these axes: they lie too mixed for names there."""
-    if picture.coloured_by == "task" and len(picture.names) <= MAX_COLOURS:
+    if picture.groups.by == "task" and len(picture.groups.names) <= MAX_COLOURS:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=5, handletextpad=0.2, columnspacing=1.2)
 

@@ -15,8 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from tripletmas.objectives.grid import Grid, Hit, Row
-from tripletmas.report.html import data_uri
+from tripletmas.report.html import data_uri, render
 from tripletmas.report.numbers import middle_cut, number
+from tripletmas.report.read import Run
+
+QUERY_PIXELS = 160  # of a picture on the page of a query: the centre square, which is what a model is shown
 
 _EACH, _IN_ALL = 4, 60  # rows of a task, and of a long stream's page
 _SHARP = 2.25  # image pixels for each CSS pixel: more of them are not seen
@@ -75,7 +78,7 @@ class Group:
     rows: tuple[Shown, ...]
 
 
-def groups(grid: Grid, task_names: Sequence[str]) -> list[Group]:
+def groups(grid: Grid, run: Run) -> list[Group]:
     """The rows of a report: by their own headings, else a few of each task."""
     if any(row.group for row in grid.rows):
         titles = dict.fromkeys(row.group for row in grid.rows)
@@ -89,8 +92,8 @@ def groups(grid: Grid, task_names: Sequence[str]) -> list[Group]:
         if rows[0].found[0]:
             turned = sum(_changed(row) == 0 for row in rows)
             note += f"; the first answer turned right or wrong for {turned} of {len(rows)}"
-        name = task_names[task] if task < len(task_names) else f"task {task + 1}"
-        made.append(Group(f"Task {task + 1}\N{EN SPACE}{name}", note, shown(grid, rows[:each])))
+        title = f"Task {task + 1}\N{EN SPACE}{run.task_name(task)}"
+        made.append(Group(title, note, shown(grid, rows[:each])))
     return made
 
 
@@ -127,6 +130,25 @@ def shown(grid: Grid, rows: Sequence[Row], *, side: int = 64, digits: int | None
         )
         for row in rows
     )
+
+
+def query_page(grid: Grid, *, about: str, measure: str, notes: Sequence[str] = ()) -> str:
+    """The page as HTML, with its pictures inside. A picture that could not be read is shown as missing.
+
+    Args:
+        about: what was searched.
+        measure: what the scores are.
+        notes: sentences that a reader should see first.
+    """
+    title = f"Nearest images of {len(grid.rows)} queries" if len(grid.rows) != 1 else "Nearest images"
+    values = {
+        "title": title,
+        "about": [f"{about}; scores: {measure}, larger is nearer"],
+        "rows": shown(grid, grid.rows, side=QUERY_PIXELS, digits=6),
+        "notes": notes,
+        "versions": {},
+    }
+    return render("query.html.j2", values)
 
 
 def thumbnail(picture: Tensor, side: int) -> Thumbnail:

@@ -1,18 +1,64 @@
-"""HTML from the templates, with its pictures inside: a page is one file."""
+"""HTML from the templates, and the pictures inside it: a page is one file. Plots are drawn in both themes."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL.Image import Image
+from PIL import Image
 
 from tripletmas.report import texts
 from tripletmas.report.numbers import begun, number
-from tripletmas.report.style import THEMES
+from tripletmas.report.style import DARK, LIGHT, THEMES, Theme
+
+
+class Draw(Protocol):
+    """Draws one plot as PNG at `path`."""
+
+    def __call__(self, path: Path, /, *, theme: Theme) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture on a page.
+
+    Attributes:
+        text: what it shows, for a reader who knows none of the terms.
+        alt: what one sees in it, for a reader who sees no pictures.
+        image, dark_image: the picture of each theme as a data URI: lossless WebP, half as large as the PNG.
+        width, height: in CSS pixels, half as many as the picture has, so that it is sharp on every screen.
+        wide: whether it takes the whole width of the page.
+    """
+
+    title: str
+    text: str
+    alt: str
+    image: str
+    dark_image: str
+    width: int
+    height: int
+    wide: bool
+
+
+def make_plot(path: Path, title: str, text: str, draw: Draw, *, alt: str = "", wide: bool = False) -> Plot:
+    """Draw `<path>` and, for dark pages, `<stem>-dark.png` beside it.
+
+    Args:
+        alt: what one sees; without it, that it is the plot of this title.
+    """
+    dark = path.with_name(f"{path.stem}-dark{path.suffix}")
+    draw(path, theme=LIGHT)
+    draw(dark, theme=DARK)
+    with Image.open(path) as image:
+        width, height = image.width // 2, image.height // 2
+    alt = alt or f"Plot: {title}."
+    return Plot(title, text, alt, _as_webp(path), _as_webp(dark), width, height, wide)
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
@@ -20,11 +66,16 @@ def render(template: str, values: Mapping[str, object]) -> str:
     return _environment().get_template(template).render({"texts": texts, "themes": THEMES, **values})
 
 
-def data_uri(image: Image, kind: str, **options: object) -> str:
+def data_uri(image: Image.Image, kind: str, **options: object) -> str:
     """A picture as the source of an <img>; `kind` is "png" or "webp", the options are Pillow's."""
     content = io.BytesIO()
     image.save(content, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+
+
+def _as_webp(path: Path) -> str:
+    with Image.open(path) as image:
+        return data_uri(image.convert("RGB"), "webp", lossless=True)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Importance and movement of the weights, layer by layer, and the final embedding, from the files of a run.
+"""Importance and movement of the weights of a run, layer by layer.
 
 A layer is a module: the parameters `conv1.weight` and `conv1.bias` make the layer `conv1`. Buffers (the running
 statistics of batch normalisation) are no parameters and left out.
@@ -6,17 +6,21 @@ statistics of batch normalisation) are no parameters and left out.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from tripletmas.basics import files
-from tripletmas.report.classes import read_classes
+from tripletmas.basics.weights import Params
+from tripletmas.report.heat_map import MAX_NUMBERS, colour_bar, number_colour, write_in_cell
 from tripletmas.report.read import Run
+from tripletmas.report.style import LIGHT, MAP, Theme, canvas
 
 MAX_LAYERS = 60  # more rows than this are unreadable: layers are then merged into the modules that hold them
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -27,7 +31,7 @@ class LayerImportance:
     """Importance by layer after the last finished task.
 
     Attributes:
-        layers: from input to output if `in_order`, else by name.
+        layers: from input to output.
         share: (layers,) of the total importance, sums to 1.
         mean: (layers,) importance per weight.
     """
@@ -35,7 +39,6 @@ class LayerImportance:
     layers: tuple[str, ...]
     share: Tensor
     mean: Tensor
-    in_order: bool
 
 
 @dataclass(frozen=True)
@@ -52,81 +55,100 @@ class LayerMovement:
     distance: Tensor
 
 
-@dataclass(frozen=True)
-class FinalEmbedding:
-    """The queries of all tasks, embedded by the final model: vectors (n, dim) raw, labels (n,), tasks (n,)."""
-
-    vectors: Tensor
-    labels: Tensor
-    tasks: Tensor
-    class_names: tuple[str, ...]
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in network order if its metadata has it as "order" (JSON list of names).
-
-    The format itself sorts by name; without that entry the order is by name, numbers by value.
-    """
-    return _ordered(path)[0]
-
-
-def _ordered(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a file, and whether their order is that of the network."""
-    tensors, order = files.read_tensors(path, "delete it or run again", header="order")
-    return (tensors, True) if order else ({name: tensors[name] for name in sorted(tensors, key=_natural)}, False)
-
-
 def importance_by_layer(run: Run) -> LayerImportance | None:
     """Importance by layer after the last finished task; None where the run stores none or it is zero."""
-    paths = sorted((run.path / "importance").glob("task*.safetensors"))
-    if not paths:
+    files = run.directory.importance()
+    if not files.numbers():
         return None
-    importance = read_tensors(paths[-1])
-    weights = run.path / "weights" / paths[-1].name
-    order, in_order = _ordered(weights if weights.is_file() else paths[-1])
-    names = [name for name in order if name in importance] + [name for name in importance if name not in order]
-    layers = group_by_layer(names)
+    importance = files.read(files.numbers()[-1])
+    layers = group_by_layer(list(importance))
     total = torch.tensor([sum(float(importance[n].double().sum()) for n in names) for names in layers.values()])
     count = torch.tensor([sum(importance[n].numel() for n in names) for names in layers.values()])
-    if not total.sum() > 0:
-        return None
-    return LayerImportance(tuple(layers), total / total.sum(), total / count, in_order)
+    return LayerImportance(tuple(layers), total / total.sum(), total / count) if total.sum() > 0 else None
 
 
 def movement_by_layer(run: Run) -> LayerMovement | None:
-    """Relative distance of the weights by layer, each task and the whole way; None with fewer than two files."""
-    start = run.path / "weights" / "start.safetensors"
-    paths = [start] if start.is_file() else []
-    paths += sorted((run.path / "weights").glob("task*.safetensors"))
-    if len(paths) < 2:
+    """Relative distance of the weights by layer, each task and the whole way; None before the first task is done."""
+    tasks = run.directory.weights.numbers()
+    if not tasks:
         return None
-    first = previous = _parameters(paths[0])
+    first = previous = _parameters(run.directory.start_weights())
     layers = group_by_layer(list(first))
     columns = []
-    for path in paths[1:]:
-        present = _parameters(path)
+    for task in tasks:
+        present = _parameters(run.directory.weights.read(task))
         columns.append(_distance(layers, previous, present))
         previous = present
     columns.append(_distance(layers, first, previous))
-    steps = tuple(str(int(re.sub(r"\D", "", path.stem)) + 1) for path in paths[1:])
-    return LayerMovement(tuple(layers), (*steps, "all"), torch.stack(columns, dim=1))
+    return LayerMovement(tuple(layers), (*(str(task + 1) for task in tasks), "all"), torch.stack(columns, dim=1))
 
 
-def read_embedding(run: Run) -> FinalEmbedding | None:
-    """The final embedding of all queries; None where the run has none. Vectors that are not finite are left out."""
-    path = run.path / "index" / "final.safetensors"
-    if not path.is_file():
-        return None
-    tensors = read_tensors(path)
-    if not {"vectors", "labels"} <= tensors.keys():
-        raise ValueError(
-            f"{path} must hold vectors and labels, got {', '.join(tensors) or 'nothing'}; delete it or run again"
+def draw_importance(path: Path, importance: LayerImportance, *, theme: Theme = LIGHT) -> None:
+    """Two dot plots over the layers in network order: the share of the total importance, and importance per weight."""
+    size = len(importance.layers)
+    with canvas(path, theme, height=_height(size)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        names = [_short(name) for name in importance.layers]
+        columns = (importance.share, importance.mean)
+        for axes, values, title, colour in zip(
+            panels, columns, ("share of the total", "mean per weight"), theme.series, strict=False
+        ):
+            positive = values > 0
+            axes.set_title(title)
+            axes.hlines(
+                range(size), 0, 1, transform=axes.get_yaxis_transform(), color=theme.rule, linewidth=0.7, zorder=0
+            )
+            axes.scatter(values[positive].numpy(), np.arange(size)[positive.numpy()], s=26, color=colour, zorder=3)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=5))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            low, high = float(values[positive].min()), float(values[positive].max())
+            axes.set_xlim(10 ** math.floor(math.log10(low) - 0.15), 10 ** math.ceil(math.log10(high) + 0.05))
+            axes.spines["left"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+            axes.tick_params(axis="x", which="minor", length=0)
+            for row in (~positive).nonzero().flatten().tolist():
+                axes.text(
+                    0.02, row, "zero", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=theme.muted
+                )
+        panels[0].set_yticks(range(size), names)
+        panels[0].set_ylim(size - 0.4, -0.6)
+
+
+def draw_movement(path: Path, movement: LayerMovement, *, theme: Theme = LIGHT) -> None:
+    """The relative distance in percent as a heat map: a row for each layer, a column for each task, and the whole."""
+    rows, columns = movement.distance.shape
+    percent = 100 * movement.distance.masked_fill(movement.distance <= 0, torch.nan)
+    if percent.isnan().all():
+        low, high = 0.1, 1.0
+    else:
+        low, high = float(np.nanmin(percent)), float(np.nanmax(percent))
+    with canvas(path, theme, height=_height(rows, 0.27)) as figure:
+        axes = figure.add_subplot()
+        norm = LogNorm(max(low, high / 1e4), max(high, low * 1.01))
+        # The last column is another quantity, the way from start to end: a gap sets it apart.
+        edges = np.append(np.arange(columns), [columns - 0.75, columns + 0.25])
+        spaced = np.insert(percent.numpy(), columns - 1, np.nan, axis=1)
+        mesh = axes.pcolormesh(
+            edges, np.arange(rows + 1), spaced, cmap=MAP, norm=norm, edgecolors=theme.background, linewidth=0.6
         )
-    finite = tensors["vectors"].isfinite().all(dim=1)
-    vectors, labels = tensors["vectors"][finite].float(), tensors["labels"][finite].long()
-    classes = read_classes(run.path)
-    names = classes.names or tuple(str(label) for label in range(int(labels.max()) + 1 if len(labels) else 0))
-    return FinalEmbedding(vectors, labels, classes.task_of(labels), names)
+        axes.set_yticks(np.arange(rows) + 0.5, [_short(name) for name in movement.layers])
+        axes.set_ylim(rows, 0)
+        centres = [*(np.arange(columns - 1) + 0.5), columns - 0.25]
+        step = max(1, math.ceil((columns - 1) / 15))
+        shown = [*range(0, columns - 1, step), columns - 1]
+        axes.set_xticks([centres[i] for i in shown], [movement.steps[i] for i in shown])
+        axes.set_xlabel("while learning task (all: from the first weights to the last)")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        if columns <= MAX_NUMBERS and rows <= 24:
+            for i, j in np.argwhere(~np.isnan(percent.numpy())):
+                text = f"{float(percent[i, j]):.2g}" if percent[i, j] < 100 else f"{float(percent[i, j]):.0f}"
+                colour = number_colour(float(norm(float(percent[i, j]))))
+                write_in_cell(axes, centres[j], i + 0.5, text, colour, 8)
+        else:
+            colour_bar(figure, mesh, axes).set_label("percent")
 
 
 def group_by_layer(names: Sequence[str], limit: int = MAX_LAYERS) -> dict[str, list[str]]:
@@ -147,12 +169,11 @@ def group_by_layer(names: Sequence[str], limit: int = MAX_LAYERS) -> dict[str, l
         depth -= 1
 
 
-def _parameters(path: Path) -> dict[str, Tensor]:
-    tensors = read_tensors(path)
-    return {n: t for n, t in tensors.items() if t.is_floating_point() and n.split(".")[-1] not in _BUFFERS}
+def _parameters(state: Params) -> Params:
+    return {n: t for n, t in state.items() if t.is_floating_point() and n.split(".")[-1] not in _BUFFERS}
 
 
-def _distance(layers: dict[str, list[str]], old: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
+def _distance(layers: dict[str, list[str]], old: Params, new: Params) -> Tensor:
     values = []
     for names in layers.values():
         kept = [n for n in names if n in new and new[n].shape == old[n].shape]  # a replaced head has no distance
@@ -162,6 +183,11 @@ def _distance(layers: dict[str, list[str]], old: dict[str, Tensor], new: dict[st
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts `layer2` before `layer10`."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+def _height(rows: int, each: float = 0.22) -> float:
+    """The height in inches of a plot with a row for each layer."""
+    return max(2.2, 0.9 + each * rows) if rows < 30 else 0.9 + 0.17 * rows
+
+
+def _short(name: str) -> str:
+    """The end of a long name: what tells layers apart."""
+    return name if len(name) <= 26 else f"…{name[-25:]}"

@@ -7,6 +7,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from tripletmas.objectives.scores import average
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -59,3 +64,15 @@ def middle_cut(name: str, limit: int) -> str:
     """A name cut in its middle to `limit` characters: what tells names apart often stands at the end."""
     tail = limit // 2
     return name if len(name) <= limit else f"{name[: limit - tail - 1]}…{name[-tail:]}"
+
+
+def averages(matrix: Tensor) -> list[float]:
+    """The mean over the tasks learned so far, after each task."""
+    return [average(matrix[: t + 1, : t + 1]) for t in range(len(matrix))]
+
+
+def lower_end(matrices: Sequence[Tensor]) -> float:
+    """Where the scale of scores begins, the same for all matrices that are compared: the tenth below the least."""
+    scores = torch.cat([matrix.flatten() for matrix in matrices]) if matrices else torch.empty(0)
+    scores = scores[~scores.isnan()]
+    return max(0.0, math.floor(float(scores.min()) * 10 - 0.2) / 10) if len(scores) else 0.0

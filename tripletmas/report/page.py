@@ -7,23 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from tripletmas.objectives.grid import Grid, read_grid
-from tripletmas.report import comparison_plots, rows, tables, texts
-from tripletmas.report.classes import read_classes
+from tripletmas.report import rows, search, tables, texts
 from tripletmas.report.compare import Comparison, comparison
-from tripletmas.report.configs import flatten, section
-from tripletmas.report.embedding_map import group_shape, map_colours, map_json, read_map
-from tripletmas.report.embedding_plot import project
-from tripletmas.report.figures import Plot, make_plot
+from tripletmas.report.comparison_plots import draw_average, draw_embeddings, draw_forgetting, draw_per_task
+from tripletmas.report.embedding_map import read_map
+from tripletmas.report.embedding_plot import final_picture
 from tripletmas.report.galleries import gallery_rows
 from tripletmas.report.grid import groups
-from tripletmas.report.html import render
-from tripletmas.report.layers import read_embedding
-from tripletmas.report.read import read_run, seed_directories
+from tripletmas.report.html import Plot, make_plot, render
+from tripletmas.report.read import read_run
 from tripletmas.report.run_plots import map_plot, run_plots
-from tripletmas.report.search import search_head, search_rows
-from tripletmas.report.style import THEMES
 from tripletmas.report.wording import wording
-from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.directory import flatten, is_run, seed_directories
 
 
 def write_report(run_directory: Path | str) -> Path:
@@ -36,7 +31,7 @@ def write_report(run_directory: Path | str) -> Path:
         ValueError: as `read_run`.
     """
     directory = Path(run_directory)
-    if not (directory / "config.yaml").is_file() and (seeds := seed_directories(directory)):
+    if not is_run(directory) and (seeds := seed_directories(directory)):
         for seed in seeds:
             write_report(seed)
         links = [(seed.name, f"../{seed.name}/report/report.html") for seed in seeds]
@@ -46,9 +41,7 @@ def write_report(run_directory: Path | str) -> Path:
     out.mkdir(exist_ok=True)
     for old in out.glob("*.png"):
         old.unlink()  # a plot that this report has no data for must not stay from an earlier one
-    classes = read_classes(run.path)
-    shown, found = run_plots(run, classes, out), read_map(run, classes)
-    grid = read_grid(RunDirectory(directory)) or Grid((), ())
+    found, grid = read_map(run), read_grid(run.directory) or Grid((), ())
     values = {
         "title": run.name,
         "about": rows.about(run),
@@ -57,25 +50,21 @@ def write_report(run_directory: Path | str) -> Path:
         "headline": rows.headline(run),
         "metrics": rows.metric_rows(run),
         "tasks": rows.task_rows(run),
-        "plots": shown,
+        "plots": run_plots(run, out),
         "missing": run.missing,
         "shown": texts.SHOWN.get(run.primary.objective, texts.SHOWN["metric learning"]),
-        "groups": groups(grid, run.task_names),
-        "tables": grid.tables,
-        "note": grid.note,
+        "grid": grid,
+        "groups": groups(grid, run),
         "map": found,
-        "map_plot": None if found is None else map_plot(found, out),
-        "map_json": "" if found is None else map_json(found),
-        "map_colours": [] if found is None else [map_colours(found, theme) for theme in THEMES],
-        "map_shapes": [] if found is None else [group_shape(found, i) for i in range(len(found.names))],
-        "map_text": "" if found is None else texts.map_text(found),
+        "map_plot": found and map_plot(found, out),
         "galleries": gallery_rows(run),
         "layers": rows.layer_rows(run),
-        "searches": (search_head(run.searches), search_rows(run.searches, limit=60)),
+        "search_head": search.HEAD,
+        "searches": search.search_rows(run.searches, limit=60),
         "coverage": rows.coverage_lines(run),
         "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
-        "versions": section(run.config, "version"),
-        "duration": rows.duration(run.seconds),
+        "versions": run.section("version"),
+        "duration": rows.duration(run.seconds()),
     }
     return _write(out / "report.html", "run.html.j2", values)
 
@@ -113,33 +102,26 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "seeds": max(len(method.runs) for method in compared.methods),
         "plots": _comparison_plots(compared, page.parent),
         "links": links,
-        "versions": section(first.config, "version"),
+        "versions": first.section("version"),
     }
     return _write(page, "comparison.html.j2", values)
 
 
 def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
-    shown = []
-    label, averages = compared.primary.label, wording(compared.primary).averages
+    shown, averages = [], wording(compared.primary).averages
     if any(len(method.curves) for method in compared.methods):
-        draw = comparison_plots
-        for file, title, text, function in (
-            ("average.png", f"Average {label} over tasks", averages, draw.draw_average),
-            ("forgetting.png", "Forgetting", texts.BARS, draw.draw_forgetting),
-            ("per_task.png", "Each task at the end", texts.PER_TASK, draw.draw_per_task),
+        for name, title, text, draw in (
+            ("average", f"Average {compared.primary.label} over tasks", averages, draw_average),
+            ("forgetting", "Forgetting", texts.BARS, draw_forgetting),
+            ("per_task", "Each task at the end", texts.PER_TASK, draw_per_task),
         ):
-            draw_it = partial(function, comparison=compared)
-            shown.append(make_plot(out / file, title, text, draw_it, wide=file == "per_task.png"))
-    pictures = []
-    for method in compared.methods:
-        embedding = read_embedding(method.runs[0])
-        if embedding is not None and len(embedding.vectors):
-            pictures.append((method.label, project(embedding, compared.task_names)))
-    if pictures:
-        text = f"{texts.embedding_text(pictures[0][1])} One run of each method (its first seed)."
-        path = out / "embeddings.png"
-        draw_all = partial(comparison_plots.draw_embeddings, pictures=pictures)
-        shown.append(make_plot(path, "The final embeddings", text, draw_all, wide=True))
+            plot = partial(draw, comparison=compared)
+            shown.append(make_plot(out / f"{name}.png", title, text, plot, wide=name == "per_task"))
+    found = {method.label: final_picture(method.runs[0]) for method in compared.methods}
+    if pictures := [(label, picture) for label, picture in found.items() if picture]:
+        text = f"{pictures[0][1].text} One run of each method (its first seed)."
+        plot = partial(draw_embeddings, pictures=pictures)
+        shown.append(make_plot(out / "embeddings.png", "The final embeddings", text, plot, wide=True))
     return shown
 
 

@@ -1,148 +1,136 @@
-"""The plots of one run. Each function draws one PNG from tensors and names; none reads a file."""
+"""Plots over tasks and epochs. Each function draws one PNG from numbers and names; none reads a file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from tripletmas.objectives.scores import average
-from tripletmas.report.configs import Record
-from tripletmas.report.heat_map import lower_end, rows_height, short_layer
-from tripletmas.report.layers import LayerImportance
-from tripletmas.report.numbers import number, short_names
+from tripletmas.report.numbers import averages, lower_end, number, short_names
+from tripletmas.report.read import Record
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, task_axis
 
 _MAX_LABELLED = 8  # more lines than this are coloured by their order, and only the first and last are named
 
 
+@dataclass(frozen=True)
+class Line:
+    """Scores after one task after the other, up to the last.
+
+    Attributes:
+        label: stands at its end; "" for none.
+        band: the standard deviation of each value, drawn to both sides; empty for none.
+        style: more options of `Axes.plot`.
+    """
+
+    values: Sequence[float]
+    label: str
+    colour: str
+    band: Sequence[float] = ()
+    style: Mapping[str, Any] = field(default_factory=dict)
+
+
+def draw_lines(
+    path: Path, lines: Sequence[Line], label: str, *, low: float, theme: Theme = LIGHT, height: float = 3.6
+) -> None:
+    """Lines over tasks, on an axis of scores from `low` to 1."""
+    size = max(len(line.values) for line in lines)
+    with canvas(path, theme, height=height) as figure:
+        axes = figure.add_subplot()
+        for line in lines:
+            x, values = range(size - len(line.values) + 1, size + 1), np.asarray(line.values)
+            axes.plot(x, values, color=line.colour, **line.style)
+            if line.band:
+                band = np.asarray(line.band)
+                axes.fill_between(x, values - band, values + band, color=line.colour, alpha=0.15, linewidth=0)
+        task_axis(axes, size)
+        axes.set_ylim(low, 1.01)
+        axes.set_ylabel(label)
+        axes.grid(axis="y")
+        ends = [(float(line.values[-1]), line.label, line.colour) for line in lines if line.label]
+        label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
+
+
 def draw_over_tasks(path: Path, matrix: Tensor, task_names: Sequence[str], label: str, *, theme: Theme = LIGHT) -> None:
     """The score on each task after each task (thin lines), and its mean over the tasks learned so far (thick)."""
     size = len(matrix)
-    with canvas(path, theme) as figure:
-        axes = figure.add_subplot()
-        names = short_names(task_names[:size])
-        colours = theme.series if size <= _MAX_LABELLED else theme.in_order(size)
-        ends = []
-        for i in range(size):
-            colour = colours[i]
-            width, marker = (1.2, "o") if size <= _MAX_LABELLED else (0.8, "")
-            x = range(i + 1, size + 1)
-            axes.plot(x, matrix[i:, i].numpy(), color=colour, linewidth=width, marker=marker, markersize=3)
-            if size <= _MAX_LABELLED or i in (0, size - 1):
-                ends.append((float(matrix[-1, i]), names[i], colour))
-        means = [average(matrix[: t + 1, : t + 1]) for t in range(size)]
-        axes.plot(range(1, size + 1), means, color=theme.ink, linewidth=2.6, marker="o", zorder=5)
-        ends.append((means[-1], "average", theme.ink))
-        task_axis(axes, size)
-        axes.set_ylim(lower_end([matrix]), 1.01)
-        axes.set_ylabel(label)
-        axes.grid(axis="y")
-        label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
+    few, names = size <= _MAX_LABELLED, short_names(task_names[:size])
+    colours = theme.series if few else theme.in_order(size)
+    thin = {"linewidth": 1.2 if few else 0.8, "marker": "o" if few else "", "markersize": 3}
+    lines = [
+        Line(matrix[i:, i].tolist(), names[i] if few or i in (0, size - 1) else "", colours[i], style=thin)
+        for i in range(size)
+    ]
+    mean = Line(averages(matrix), "average", theme.ink, style={"linewidth": 2.6, "marker": "o", "zorder": 5})
+    draw_lines(path, [*lines, mean], label, low=lower_end([matrix]), theme=theme)
+
+
+def draw_unseen(path: Path, values: Sequence[float], label: str, *, theme: Theme = LIGHT) -> None:
+    """The score on classes that are in no task, after each task."""
+    line = Line(values, number(values[-1], 2), theme.series[0], style={"marker": "o"})
+    draw_lines(
+        path,
+        [line],
+        f"{label} on unseen classes",
+        low=lower_end([torch.tensor(values, dtype=torch.float64)]),
+        theme=theme,
+    )
 
 
 def draw_loss(
     path: Path, epochs: Sequence[Record], task_names: Sequence[str], name: str, *, theme: Theme = LIGHT
 ) -> None:
     """The loss of each epoch over all tasks; below it the penalty, where there is one. Lines show where tasks begin."""
-    losses = [_value(record, "loss") for record in epochs]
-    penalties = [_value(record, "penalty") for record in epochs]
-    penalised = any(penalty > 0 for penalty in penalties)
     tasks = [int(record.get("task", 0)) for record in epochs]
-    starts = [i for i in range(len(tasks)) if i == 0 or tasks[i] != tasks[i - 1]]
+    edges = [i for i in range(len(tasks)) if i == 0 or tasks[i] != tasks[i - 1]] + [len(tasks)]
+    series = {title: _values(epochs, key) for key, title in (("loss", name), ("penalty", "penalty"))}
+    penalised = any(penalty > 0 for penalty in series["penalty"])
+    count = 1 + penalised
     with canvas(path, theme, height=4.2 if penalised else 3.6) as figure:
-        panels = figure.subplots(
-            2 if penalised else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + penalised]
-        )
-        for axes, values, title, colour in zip(
-            panels[:, 0], (losses, penalties), (name, "penalty"), theme.series, strict=False
-        ):
+        panels = figure.subplots(count, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:count])[:, 0]
+        for axes, (title, values), colour in zip(panels, series.items(), theme.series, strict=False):
             axes.set_title(title)
-            axes.grid(axis="y")
-            for start in starts[1:]:
-                axes.axvline(start + 0.5, color=theme.muted, linewidth=0.7, linestyle=(0, (2, 2)))
-            for start, end in zip(starts, [*starts[1:], len(tasks)], strict=True):
-                marker = "o" if end - start < 30 else None
-                axes.plot(range(start + 1, end + 1), values[start:end], color=colour, marker=marker, markersize=2.5)
-            top = max((value for value in values if math.isfinite(value)), default=1.0)
-            axes.set_ylim(0 if min(values) >= 0 else None, top * 1.08 if top > 0 else None)
-            axes.set_xlim(0.4, len(tasks) + 0.6)
-        panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[-1, 0].set_xlabel("epoch, over all tasks")
-        _name_tasks(panels[0, 0], starts, tasks, task_names, theme)
+            _draw_epochs(axes, values, edges, colour, theme)
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].set_xlabel("epoch, over all tasks")
+        _name_tasks(panels[0], edges, [tasks[start] for start in edges[:-1]], task_names, theme)
 
 
-def draw_unseen(path: Path, values: Sequence[float], label: str, *, theme: Theme = LIGHT) -> None:
-    """The score on classes that are in no task, after each task."""
-    with canvas(path, theme) as figure:
-        axes = figure.add_subplot()
-        axes.plot(range(1, len(values) + 1), values, color=theme.series[0], marker="o")
-        task_axis(axes, len(values))
-        known = [value for value in values if not math.isnan(value)]
-        axes.set_ylim(max(0.0, math.floor(min(known) * 10 - 0.2) / 10), 1.01)
-        axes.set_ylabel(f"{label} on unseen classes")
-        axes.grid(axis="y")
-        label_line_ends(axes, [(known[-1], number(known[-1], 2), theme.series[0])], theme, x=len(values))
+def _draw_epochs(axes: Axes, values: Sequence[float], edges: Sequence[int], colour: str, theme: Theme) -> None:
+    """A value an epoch; where a task begins the line does, too."""
+    axes.grid(axis="y")
+    for start in edges[1:-1]:
+        axes.axvline(start + 0.5, color=theme.muted, linewidth=0.7, linestyle=(0, (2, 2)))
+    for start, end in pairwise(edges):
+        marker = "o" if end - start < 30 else None
+        axes.plot(range(start + 1, end + 1), values[start:end], color=colour, marker=marker, markersize=2.5)
+    top = max((value for value in values if math.isfinite(value)), default=1.0)
+    axes.set_ylim(0 if min(values) >= 0 else None, top * 1.08 if top > 0 else None)
+    axes.set_xlim(0.4, len(values) + 0.6)
 
 
-def draw_importance(path: Path, importance: LayerImportance, *, theme: Theme = LIGHT) -> None:
-    """Two dot plots over the layers in network order: the share of the total importance, and importance per weight."""
-    size = len(importance.layers)
-    with canvas(path, theme, height=rows_height(size)) as figure:
-        panels = figure.subplots(1, 2, sharey=True)
-        names = [short_layer(name) for name in importance.layers]
-        columns = (importance.share, importance.mean)
-        for axes, values, title, colour in zip(
-            panels, columns, ("share of the total", "mean per weight"), theme.series, strict=False
-        ):
-            positive = values > 0
-            axes.set_title(title)
-            axes.hlines(
-                range(size), 0, 1, transform=axes.get_yaxis_transform(), color=theme.rule, linewidth=0.7, zorder=0
-            )
-            axes.scatter(values[positive].numpy(), np.arange(size)[positive.numpy()], s=26, color=colour, zorder=3)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(numticks=5))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            low, high = float(values[positive].min()), float(values[positive].max())
-            axes.set_xlim(10 ** math.floor(math.log10(low) - 0.15), 10 ** math.ceil(math.log10(high) + 0.05))
-            axes.spines["left"].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-            axes.tick_params(axis="x", which="minor", length=0)
-            for row in (~positive).nonzero().flatten().tolist():
-                axes.text(
-                    0.02, row, "zero", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=theme.muted
-                )
-        panels[0].set_yticks(range(size), names)
-        panels[0].set_ylim(size - 0.4, -0.6)
-
-
-def _name_tasks(axes: Axes, starts: list[int], tasks: list[int], task_names: Sequence[str], theme: Theme) -> None:
+def _name_tasks(
+    axes: Axes, edges: Sequence[int], tasks: Sequence[int], task_names: Sequence[str], theme: Theme
+) -> None:
     """Above the first panel: the name of each task where it fits, else its number, else every few numbers."""
-    names = {task: task_names[task] if task < len(task_names) else str(task + 1) for task in set(tasks)}
-    fits = max(map(len, names.values())) * len(starts) <= 50
-    step = max(1, math.ceil(len(starts) / 15))
-    for start, end in list(zip(starts, [*starts[1:], len(tasks)], strict=True))[::step]:
-        text = names[tasks[start]] if fits else str(tasks[start] + 1)
-        axes.annotate(
-            text,
-            ((start + end + 1) / 2, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, -3),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=8,
-            color=theme.muted,
-        )
+    names = [task_names[task] if task < len(task_names) else str(task + 1) for task in tasks]
+    fits = max(map(len, names)) * len(tasks) <= 50
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (0, -3), "textcoords": "offset points"}
+    shown = list(zip(tasks, names, pairwise(edges), strict=True))[:: math.ceil(len(tasks) / 15)]
+    for task, name, (start, end) in shown:
+        text = name if fits else str(task + 1)
+        axes.annotate(text, ((start + end + 1) / 2, 1), ha="center", va="top", fontsize=8, color=theme.muted, **place)
 
 
-def _value(record: Record, key: str) -> float:
-    value = record.get(key)
-    return math.nan if value is None else float(value)
+def _values(records: Sequence[Record], key: str) -> list[float]:
+    values = (record.get(key) for record in records)
+    return [math.nan if value is None else float(value) for value in values]

@@ -1,24 +1,52 @@
 """A run directory read back: everything that the tables, the plots and the pages show comes from here.
 
-Only `config.yaml` is required. What else is absent is listed in `Run.missing`, in words, and left out of the report.
+Only the configuration is required. What else is absent is listed in `Run.missing`, in words, and left out of the
+report.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from tripletmas.objectives.scores import Scores, forward_transfer, last_row
-from tripletmas.report.configs import Record, comparable, differing_keys, section
 from tripletmas.report.primary import Primary, primary_of
+from tripletmas.runs.directory import RunDirectory, flatten, is_run, seed_directories
+
+Record = dict[str, Any]
+
+_NO_METHOD = ("seed", "device", "version", "out")  # what tells no method apart: where and how a run was made
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a stream.
+
+    Attributes:
+        names: of all classes, by label; empty where they are not known.
+        tasks: the labels of each task, in the order of the task; empty where they are not known.
+    """
+
+    names: tuple[str, ...] = ()
+    tasks: tuple[tuple[int, ...], ...] = ()
+
+    def name(self, label: int) -> str:
+        """The name of a class; one that has none is called by its label."""
+        return self.names[label] if 0 <= label < len(self.names) else f"class {label}"
+
+    def task_of(self, labels: Tensor) -> Tensor:
+        """The task of each label; 0 where it is not known."""
+        table = torch.zeros(int(labels.max()) + 1 if len(labels) else 0, dtype=torch.int64)
+        for task, members in enumerate(self.tasks):
+            table[[label for label in members if label < len(table)]] = task
+        return table[labels]
 
 
 @dataclass(frozen=True)
@@ -30,22 +58,29 @@ class Run:
         tasks: the records of kind "task", one for each finished task.
         searches: the records of kind "search", one for each task whose strength was searched.
         scores: nan where not yet measured.
+        classes: those of the tasks that are finished.
         missing: what the directory lacks, one sentence each.
     """
 
-    path: Path
+    directory: RunDirectory
     name: str
     config: Record
     epochs: tuple[Record, ...]
     tasks: tuple[Record, ...]
     searches: tuple[Record, ...]
     scores: Scores
-    missing: tuple[str, ...]
+    classes: Classes
+    missing: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.directory.path
 
     @property
     def strategy(self) -> str:
         """The name of the strategy; "?" where the configuration has none."""
-        return str(section(self.config, "strategy").get("name", "?"))
+        return str(self.section("strategy").get("name", "?"))
 
     @property
     def primary(self) -> Primary:
@@ -55,17 +90,20 @@ class Run:
     @property
     def task_names(self) -> tuple[str, ...]:
         """The names of all tasks of the stream, as far as the directory knows them."""
-        return tuple(self.scores.task_names)
+        return self.scores.task_names
 
-    @property
-    def seconds(self) -> float:
-        """The time that all epochs and all evaluations took together; nan if none was recorded."""
-        seconds = [float(record["seconds"]) for record in (*self.epochs, *self.tasks) if "seconds" in record]
-        return sum(seconds) if seconds else math.nan
+    def task_name(self, task: int) -> str:
+        """The name of a task; one that has none is called by its number, from 1."""
+        return self.task_names[task] if task < len(self.task_names) else f"task {task + 1}"
 
-    def seconds_of(self, task: int) -> float:
-        """The time that the epochs and the evaluation of one task took; nan if it was not recorded."""
-        of_task = [record for record in (*self.epochs, *self.tasks) if record.get("task") == task]
+    def section(self, name: str) -> Record:
+        """A part of the configuration, such as "strategy": empty where absent, a bare name as {"name": it}."""
+        value = self.config.get(name)
+        return value if isinstance(value, dict) else {} if value is None else {"name": value}
+
+    def seconds(self, task: int | None = None) -> float:
+        """The time that the epochs and evaluations took, all or those of a task; nan if it was not recorded."""
+        of_task = (record for record in (*self.epochs, *self.tasks) if task in (None, record.get("task")))
         seconds = [float(record["seconds"]) for record in of_task if "seconds" in record]
         return sum(seconds) if seconds else math.nan
 
@@ -110,10 +148,15 @@ class Run:
         return tuple(math.nan if value is None else float(value) for value in found)
 
     @property
+    def num_done(self) -> int:
+        """How many tasks were measured."""
+        matrix = self.matrix()
+        return 0 if matrix is None else len(matrix)
+
+    @property
     def finished(self) -> bool:
         """Whether every task of the stream was measured."""
-        matrix = self.matrix()
-        return matrix is not None and len(matrix) == len(self.task_names)
+        return self.num_done == len(self.task_names) > 0
 
 
 def read_run(path: Path | str) -> Run:
@@ -123,37 +166,25 @@ def read_run(path: Path | str) -> Run:
         ValueError: if it is no run directory, or a file in it cannot be read; the message names the file.
     """
     path = Path(path)
-    seeds = seed_directories(path)
-    if not (path / "config.yaml").is_file():
-        if seeds:
+    if not is_run(path):
+        if seeds := seed_directories(path):
             raise ValueError(f"{path} holds the runs of {len(seeds)} seeds; read one of them, such as {seeds[0]}")
         what = "lacks config.yaml" if path.is_dir() else "does not exist"
         raise ValueError(f"no run directory: {path} {what}; give the directory that `tripletmas train --out` wrote")
-    config = _read_config(path / "config.yaml")
-    records = _read_records(path / "metrics.jsonl")
-    epochs = {(r.get("task", 0), r.get("epoch", 0)): r for r in records if r.get("kind") == "epoch"}
-    tasks = {r.get("task", 0): r for r in records if r.get("kind") == "task"}
-    tasks = tuple(tasks[key] for key in sorted(tasks))
-    searches = {r.get("task", 0): r for r in records if r.get("kind") == "search"}
-    missing = [what for file, what in _OPTIONAL if not any(path.glob(file))]
-    scores = _read_scores(path / "scores.json", tasks)
+    directory = RunDirectory(path)
+    own, records, classes = path.resolve(), directory.records(), directory.classes() or {}
+    tasks = _latest(records, "task", "task")
     run = Run(
-        path=path,
-        name=_name(path),
-        config=config,
-        epochs=tuple(epochs[key] for key in sorted(epochs)),
+        directory=directory,
+        name=f"{own.parent.name}/{own.name}" if re.fullmatch(r"seed\d+", own.name) else own.name,
+        config=directory.config(),
+        epochs=_latest(records, "epoch", "task", "epoch"),
         tasks=tasks,
-        searches=tuple(searches[key] for key in sorted(searches)),
-        scores=scores,
-        missing=(),
+        searches=_latest(records, "search", "task"),
+        scores=_scores(directory, tasks),
+        classes=Classes(tuple(map(str, classes.get("class_names", ()))), tuple(map(tuple, classes.get("tasks", ())))),
     )
-    matrix = run.matrix()
-    done = 0 if matrix is None else len(matrix)
-    if done < len(run.task_names):
-        missing.insert(0, f"Tasks finished: {done} of {len(run.task_names)}. The numbers are those so far.")
-    elif not done:
-        missing.insert(0, "No task is finished yet: there are no scores.")
-    return replace(run, missing=tuple(missing))
+    return replace(run, missing=tuple(_missing(run)))
 
 
 def read_group(path: Path | str, *, seeds: Sequence[int] | None = None) -> tuple[Run, ...]:
@@ -166,92 +197,72 @@ def read_group(path: Path | str, *, seeds: Sequence[int] | None = None) -> tuple
         ValueError: as `read_run`, if a seed is absent, and if the configurations differ in more than the seed.
     """
     path = Path(path)
-    folders = [] if (path / "config.yaml").is_file() else seed_directories(path)
+    folders = [] if is_run(path) else seed_directories(path)
     if not folders:
         run = read_run(path)
         if seeds is not None and run.config.get("seed") not in seeds:
             raise ValueError(f"{path} is a single run with seed {run.config.get('seed')}, not one of {list(seeds)}")
         return (run,)
-    by_seed = {int(folder.name[4:]): folder for folder in folders}
+    by_seed = {int(folder.name.removeprefix("seed")): folder for folder in folders}
     chosen = list(by_seed) if seeds is None else list(dict.fromkeys(seeds))
-    if absent := [seed for seed in chosen if seed not in by_seed]:
-        raise ValueError(f"{path} has no run of seed {', '.join(map(str, absent))}; it has {list(by_seed)}")
-    runs = tuple(read_run(by_seed[seed]) for seed in chosen)
-    first = comparable(runs[0].config)
-    for run in runs[1:]:
-        keys = differing_keys(first, comparable(run.config))
-        if keys:
+    if absent := [str(seed) for seed in chosen if seed not in by_seed]:
+        raise ValueError(f"{path} has no run of seed {', '.join(absent)}; it has {list(by_seed)}")
+    first, *others = (read_run(by_seed[seed]) for seed in chosen)
+    for run in others:
+        if keys := differing_keys(comparable(first.config), comparable(run.config)):
             raise ValueError(
-                f"{path} is no group of seeds: {runs[0].path.name} and {run.path.name} differ in {', '.join(keys)}; "
+                f"{path} is no group of seeds: {first.path.name} and {run.path.name} differ in {', '.join(keys)}; "
                 "give runs of different configurations separately"
             )
-    return runs
+    return (first, *others)
 
 
-def seed_directories(path: Path) -> list[Path]:
-    """The directories seed0, seed1, ... in `path` that hold a run, by number."""
-    found = [p for p in path.glob("seed*") if re.fullmatch(r"seed\d+", p.name) and (p / "config.yaml").is_file()]
-    return sorted(found, key=lambda p: int(p.name[4:]))
+def comparable(config: Record) -> Record:
+    """The flat configuration without what tells no method apart: seed, device, versions, where the run lies."""
+    return {key: value for key, value in flatten(config).items() if key.split(".")[0] not in _NO_METHOD}
 
 
-_OPTIONAL = (
-    ("metrics.jsonl", "metrics.jsonl is absent: no loss curves and no duration."),
-    (
-        "scores.json",
-        "scores.json is absent: the scores are those in metrics.jsonl; how many tasks follow is not known.",
-    ),
-    ("weights/*.safetensors", "weights/ is absent: how far the weights moved cannot be shown."),
-    ("index/final.safetensors", "index/final.safetensors is absent: there is no picture of the embedding."),
-)
+def differing_keys(one: Record, other: Record) -> list[str]:
+    """The keys whose values differ between two flat configurations; a key that only one has differs."""
+    absent = object()
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key, absent) != other.get(key, absent)]
 
 
-def _name(path: Path) -> str:
-    resolved = path.resolve()
-    return f"{resolved.parent.name}/{resolved.name}" if re.fullmatch(r"seed\d+", resolved.name) else resolved.name
+def _latest(records: Sequence[Record], kind: str, *keys: str) -> tuple[Record, ...]:
+    """The records of a kind in the order of their keys, of those with equal keys the later one."""
+    own = (record for record in records if record.get("kind") == kind)
+    latest = {tuple(record.get(key, 0) for key in keys): record for record in own}
+    return tuple(latest[key] for key in sorted(latest))
 
 
-def _read_config(path: Path) -> Record:
+def _scores(directory: RunDirectory, tasks: Sequence[Record]) -> Scores:
+    """The score matrices; where they are absent, the same from the records of the finished tasks."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a mapping (data, model, loss, strategy, ...), got {config!r}")
-    return config
-
-
-def _read_records(path: Path) -> list[Record]:
-    """The records; a last line that was cut short when the run was killed is dropped, any other is an error."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number} is no valid JSON ({error}); remove the line") from error
-    return records
-
-
-def _read_scores(path: Path, tasks: tuple[Record, ...]) -> Scores:
-    """scores.json, or, where it is absent, the same from the records of the finished tasks."""
-    if path.is_file():
-        try:
-            return Scores.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            advice = "delete the file, and the scores are taken from metrics.jsonl"
-            raise ValueError(f"{path} holds no score matrices ({error!r}); {advice}") from error
-    size = len(tasks)
-    matrices: dict[str, dict[str, list[list[float | None]]]] = {}
-    for row, task in enumerate(tasks):
+        if (content := directory.scores()) is not None:
+            return Scores.from_json(content)
+    except (ValueError, KeyError, TypeError) as error:
+        advice = "delete the file, and the scores are taken from metrics.jsonl"
+        raise ValueError(f"{directory.path}/scores.json holds no score matrices ({error!r}); {advice}") from error
+    scores = Scores(tuple(str(task.get("name", f"task {number}")) for number, task in enumerate(tasks)))
+    for after, task in enumerate(tasks):
         for gallery, metrics in task.get("scores", {}).items():
             for metric, values in metrics.items():
-                empty: list[list[float | None]] = [[None] * size for _ in range(size)]
-                matrix = matrices.setdefault(gallery, {}).setdefault(metric, empty)
-                matrix[row][: len(values)] = values[:size]
-    names = [str(task.get("name", f"task {i}")) for i, task in enumerate(tasks)]
-    return Scores.from_json({"task_names": names, "matrices": matrices})
+                for on, value in enumerate(values[: len(tasks)]):
+                    scores.record(gallery, metric, after, on, math.nan if value is None else value)
+    return scores
+
+
+def _missing(run: Run) -> list[str]:
+    """What the directory lacks, one sentence each."""
+    done, size, directory = run.num_done, len(run.task_names), run.directory
+    lacks = {
+        f"Tasks finished: {done} of {size}. The numbers are those so far.": done < size,
+        "No task is finished yet: there are no scores.": not size,
+        "metrics.jsonl is absent: no loss curves and no duration.": not (run.epochs or run.tasks or run.searches),
+        "scores.json is absent: the scores are those in metrics.jsonl; how many tasks follow is not known.": (
+            directory.scores() is None
+        ),
+        "weights/ is absent: how far the weights moved cannot be shown.": not directory.weights.numbers(),
+        "index/final.safetensors is absent: there is no picture of the embedding.": directory.embedding() is None,
+    }
+    return [sentence for sentence, absent in lacks.items() if absent]

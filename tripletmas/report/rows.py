@@ -10,7 +10,6 @@ from dataclasses import replace
 from tripletmas.objectives import scores as measures
 from tripletmas.protection.coverage import Coverage
 from tripletmas.report import texts
-from tripletmas.report.configs import section
 from tripletmas.report.numbers import number
 from tripletmas.report.primary import RECOGNITION
 from tripletmas.report.read import Run
@@ -19,8 +18,8 @@ from tripletmas.report.wording import wording
 
 def about(run: Run) -> list[str]:
     """What was run: strategy, data, model, what was minimised, number of tasks, seed."""
-    named = [f"{key} {section(run.config, key).get('name', '?')}" for key in ("strategy", "data", "model")]
-    minimised = f"loss {section(run.config, 'loss').get('name', '?')}"
+    named = [f"{key} {run.section(key).get('name', '?')}" for key in ("strategy", "data", "model")]
+    minimised = f"loss {run.section('loss').get('name', '?')}"
     if run.primary is RECOGNITION:
         minimised = "objective recognition"
     return [*named, minimised, f"{len(run.task_names)} tasks", f"seed {run.config.get('seed', '?')}"]
@@ -68,7 +67,7 @@ def task_rows(run: Run) -> list[tuple[str, list[str]]]:
     lines = []
     for i in range(len(matrix)):
         scores = [number(value) for value in (float(matrix[i, i]), float(matrix[-1, i]), lost[i])]
-        lines.append((run.task_names[i], [*scores, number(run.seconds_of(i), 1)]))
+        lines.append((run.task_names[i], [*scores, number(run.seconds(i), 1)]))
     return lines
 
 

@@ -2,7 +2,7 @@
 
 A record has "task", "name", "finetune" and "floor" (scores on validation data of the new task), "trials" (a list of
 "strength" and "score", in the order in which they were tried) and "strength", the accepted one: that of the last trial,
-or 0 where none reached the floor; and perhaps "chance", the score of guessing, "metric" and "search_seconds".
+or 0 where none reached the floor; "chance", the score of guessing, "metric" and "search_seconds".
 """
 
 from __future__ import annotations
@@ -11,30 +11,26 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from rich.console import RenderableType
 from rich.table import Table
 
-from tripletmas.report.configs import Record
 from tripletmas.report.numbers import number, short_names
+from tripletmas.report.read import Record
 from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends
 from tripletmas.report.tables import terminal_table
+
+HEAD = ("task", "chance", "finetune", "floor", "trials", "score", "strength", "seconds")  # of `search_rows`
 
 _MAX_COLOURS = 8  # more tasks than this are coloured by their order, and only the first and last are named
 
 
 def search_table(records: Sequence[Record]) -> RenderableType:
     """What was chosen for each task, for the terminal: `rich.print(search_table(...))`."""
-    table: Table = terminal_table(search_head(records), search_rows(records))
+    table: Table = terminal_table(HEAD, search_rows(records))
     table.caption, table.caption_justify = search_text(records, terminal=True), "left"
     return table
-
-
-def search_head(records: Sequence[Record]) -> list[str]:
-    """The columns of `search_rows`; the score of guessing and the seconds are there where they were recorded."""
-    chance = ["chance"] if any("chance" in record for record in records) else []
-    seconds = ["seconds"] if any("search_seconds" in record for record in records) else []
-    return ["task", *chance, "finetune", "floor", "trials", "score", "strength", *seconds]
 
 
 def search_rows(records: Sequence[Record], *, limit: int = 14) -> list[list[str]]:
@@ -43,23 +39,18 @@ def search_rows(records: Sequence[Record], *, limit: int = 14) -> list[list[str]
     Args:
         limit: the characters of a task's name that are shown; the default fits the table into 80 columns.
     """
-    head = search_head(records)
     names = short_names([str(record.get("name", "")) for record in records], limit)
-    rows = []
-    for record, name in zip(records, names, strict=True):
-        accepted = record["strength"] > 0
-        cells = {
-            "task": f"{record['task'] + 1}  {name}",
-            "chance": number(record.get("chance", math.nan)),
-            "finetune": number(record["finetune"]),
-            "floor": number(record["floor"]),
-            "trials": str(len(record["trials"])),
-            "score": number(record["trials"][-1]["score"]) if accepted else "–",
-            "strength": f"{record['strength']:.4g}" if accepted else "none",
-            "seconds": number(record.get("search_seconds", math.nan), 1),
-        }
-        rows.append([cells[column] for column in head])
-    return rows
+    return [
+        [
+            f"{record['task'] + 1}  {name}",
+            *(number(record[key]) for key in ("chance", "finetune", "floor")),
+            str(len(record["trials"])),
+            number(record["trials"][-1]["score"]) if record["strength"] > 0 else "–",
+            f"{record['strength']:.4g}" if record["strength"] > 0 else "none",
+            number(record["search_seconds"], 1),
+        ]
+        for record, name in zip(records, names, strict=True)
+    ]
 
 
 def search_text(records: Sequence[Record], *, terminal: bool = False) -> str:
@@ -84,37 +75,36 @@ def draw_search(path: Path, records: Sequence[Record], *, theme: Theme = LIGHT) 
     """The score of each trial over its strength: a line for each task, its floor dashed, the accepted one in a ring."""
     many = len(records) > _MAX_COLOURS
     names = short_names([f"{record['task'] + 1}  {record.get('name', '')}" for record in records], 16)
+    colours = theme.in_order(len(records)) if many else theme.series
+    tried = sorted({trial["strength"] for record in records for trial in record["trials"]}, reverse=True)
+    scores = [trial["score"] for record in records for trial in record["trials"] if trial["score"] is not None]
     with canvas(path, theme) as figure:
         axes = figure.add_subplot()
-        colours = theme.in_order(len(records)) if many else theme.series
-        ends = []
-        for i, record in enumerate(records):
-            colour = colours[i]
-            strengths = [trial["strength"] for trial in record["trials"]]
-            scores = [math.nan if trial["score"] is None else trial["score"] for trial in record["trials"]]  # diverged
-            axes.plot(strengths, scores, color=colour, linewidth=1.2, marker="o", markersize=3.5)
-            reach = (min(strengths) / 1.3, max(strengths) * 1.3)  # so that a single trial has a line, too
-            axes.hlines(record["floor"], *reach, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
-            if record["strength"] > 0:
-                ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.4}
-                axes.plot(strengths[-1], scores[-1], color=colour, **ring)
-            if not many or i in (0, len(records) - 1):
-                first = next((score for score in scores if not math.isnan(score)), record["floor"])
-                ends.append((first, names[i], colour))
-        tried = sorted({trial["strength"] for record in records for trial in record["trials"]}, reverse=True)
+        ends = [
+            (_draw_trials(axes, record, colour), name, colour)
+            for record, name, colour in zip(records, names, colours, strict=False)
+        ]
         axes.set_xscale("log")
         axes.set_xticks(tried[:: math.ceil(len(tried) / 8)])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(tried[-1] / 1.6, tried[0] * 1.3)
         axes.set_xlabel("strength")
-        axes.set_ylabel(_score_name(records))
-        reached = [trial["score"] for record in records for trial in record["trials"] if trial["score"] is not None]
-        least = min(*(record["floor"] for record in records), *reached, 1.0)
+        axes.set_ylabel(str(records[0]["metric"]))
+        least = min(*(record["floor"] for record in records), *scores, 1.0)
         axes.set_ylim(max(0.0, math.floor(least * 10 - 0.2) / 10), 1.01)
         axes.grid(axis="y")
-        label_line_ends(axes, ends, theme, x=tried[0] * 1.3)
+        label_line_ends(axes, [ends[0], ends[-1]] if many else ends, theme, x=tried[0] * 1.3)
 
 
-def _score_name(records: Sequence[Record]) -> str:
-    return str(records[0].get("metric", "score on validation data of the new task"))
+def _draw_trials(axes: Axes, record: Record, colour: str) -> float:
+    """The trials of one task; the height of the first that did not diverge, where the name belongs."""
+    strengths = [trial["strength"] for trial in record["trials"]]
+    scores = [math.nan if trial["score"] is None else trial["score"] for trial in record["trials"]]  # diverged
+    axes.plot(strengths, scores, color=colour, linewidth=1.2, marker="o", markersize=3.5)
+    reach = (min(strengths) / 1.3, max(strengths) * 1.3)  # so that a single trial has a line, too
+    axes.hlines(record["floor"], *reach, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
+    if record["strength"] > 0:
+        ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.4}
+        axes.plot(strengths[-1], scores[-1], color=colour, **ring)
+    return next((score for score in scores if not math.isnan(score)), record["floor"])

@@ -5,9 +5,6 @@ Those that depend on what a run is judged by are in `wording`.
 
 from __future__ import annotations
 
-from tripletmas.report.embedding_map import EmbeddingMap
-from tripletmas.report.embedding_plot import MAX_COLOURS, Picture
-
 FORWARD_TRANSFER = (
     "Recall@1 on each task's own gallery just before the task is learned, minus that of the untrained model; mean over "
     "the tasks but the first. What earlier tasks taught for later ones."
@@ -52,7 +49,7 @@ LOSS = (
 IMPORTANCE = (
     "Importance is how strongly the output (under EWC and SI, the loss) reacts when a weight moves; the protection "
     "holds important weights back. Left: the part of all importance that lies in a layer. Right: importance of an "
-    "average weight of it; both axes are logarithmic."
+    "average weight of it; both axes are logarithmic. Layers run from input (top) to output."
 )
 MOVEMENT = (
     "How far the weights of each layer went while learning each task, in percent of their own length (L2 norm). "
@@ -78,7 +75,10 @@ DRIFT_BY_CLASS = (
 )
 COMPATIBILITY = (
     "Queries embedded by the model after one task (row), searched in a gallery embedded by the model after another "
-    "(column), {metric}. The diagonal is a model with itself; what lies below it is what old vectors still find."
+    "(column), {metric}. The diagonal is a model with itself; what lies below it is what old vectors still find. "
+    "Average compatibility: in {share} of the pairs the old gallery serves the newer model's queries no worse than its "
+    "own model's. Backward compatibility: {backward}, what old galleries gain (above 0) or lose by the last model's "
+    "queries, on average."
 )
 NEIGHBOURS = (
     "Pictures of test queries and the five nearest items of the gallery of everything seen, before the last task was "
@@ -110,29 +110,3 @@ PER_TASK = (
     "Where each method ends on each task: methods that forget are weak on the first tasks, methods that cannot learn "
     "are weak on the last."
 )
-
-
-def importance(in_order: bool) -> str:
-    """How to read the plot of importance."""
-    return f"{IMPORTANCE} Layers run from {'input (top) to output' if in_order else 'top to bottom by name'}."
-
-
-def map_text(found: EmbeddingMap) -> str:
-    """How to read the map of the embedding."""
-    text = MAP.format(kept=f"{100 * found.kept:.0f} %", coloured_by=found.coloured_by)
-    return text + (f" {found.shown} of {found.of} queries are shown." if found.shown < found.of else "")
-
-
-def embedding_text(picture: Picture) -> str:
-    """How to read the picture of an embedding."""
-    laid_out = {
-        "t-SNE": "laid out in two dimensions by t-SNE, which keeps neighbours together (the distance between groups "
-        "means little)",
-        "PCA": "seen along their two principal directions (PCA)",
-    }[picture.method]
-    points = f"{picture.shown} of {picture.of} queries" if picture.shown < picture.of else f"{picture.of} queries"
-    why = "" if picture.coloured_by == "class" else ": there are too many classes to tell their colours apart"
-    if len(picture.names) > MAX_COLOURS:
-        why += "; it runs from dark (first task) to bright (last)"
-    text = f"The {points} as the final model embeds them, {laid_out}. The colour is the {picture.coloured_by}{why}."
-    return text + (" Classes that form clean groups can be found by nearest neighbour." if not why else "")

@@ -31,6 +31,8 @@ from tripletmas.objectives.grid import (
     write_grid,
 )
 
+FOLLOWED = "gallery/shown"  # the name that a run directory keeps them under, task by task
+
 _FOLLOWED = 100  # queries of each task in the map
 _PICTURED = 8  # of these, in the grid
 _PICTURED_IN_ALL = 120  # at least two a task
@@ -62,7 +64,7 @@ def write_followed(run: Folder, number: int, seen: Stream, embedded: EmbeddedTas
         "queries": torch.cat(draws),
         "vectors": torch.cat(vectors),
     }
-    run.write_tensors(f"gallery/shown{number:02d}.safetensors", shown)
+    run.of_tasks(FOLLOWED).write(number, shown)
     return draws
 
 
