@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from tripletmas.report.numbers import middle_cut
 from tripletmas.report.read import Run
-from tripletmas.report.style import LIGHT, Theme, canvas, series_style
+from tripletmas.report.style import Theme, row_axis, series_style
 
 _MOST, _LEAST = 14, 6  # of many classes, how many of the most and of the least drifted are shown
 
@@ -64,28 +64,26 @@ def most_and_least(drifts: Sequence[ClassDrift]) -> tuple[list[ClassDrift], list
     return list(drifts[:_MOST]), list(drifts[-_LEAST:])
 
 
-def draw_class_drift(path: Path, drifts: Sequence[ClassDrift], *, theme: Theme = LIGHT) -> None:
+def draw_class_drift(figure: Figure, theme: Theme, drifts: Sequence[ClassDrift]) -> None:
     """A row for each class with a dot at its drift; a gap stands for the classes between the most and the least."""
     most, least = most_and_least(drifts)
     gap = 1.0 if least else 0.0
     rows = [*range(len(most)), *(len(most) + gap + i for i in range(len(least)))]
     shown = [*most, *least]
     names = [f"{middle_cut(each.name, 24)}  · task {each.task + 1}" for each in shown]
-    with canvas(path, theme, height=max(2.0, 0.9 + 0.22 * (len(rows) + gap))) as figure:
-        axes = figure.add_subplot()
-        axes.hlines(rows, 0, [each.drift for each in shown], color=theme.rule, linewidth=1.4, zorder=1)
-        axes.scatter([each.drift for each in shown], rows, s=30, color=series_style(0, theme)[0], zorder=3)
-        if least:
-            left = len(drifts) - len(shown)
-            place = {"transform": axes.get_yaxis_transform(), "va": "center", "color": theme.muted, "fontsize": 8.5}
-            axes.text(0.02, len(most), f"{left} classes between", **place)
-        axes.set_yticks(rows, names)
-        axes.set_ylim(rows[-1] + 0.7, -0.7)
-        axes.set_xlim(left=min(0.0, *(each.drift for each in shown)))
-        axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
-        axes.set_xlabel("drift (1 − cosine) after the last finished task")
+    figure.set_figheight(max(2.0, 0.9 + 0.22 * (len(rows) + gap)))
+    axes = figure.add_subplot()
+    axes.hlines(rows, 0, [each.drift for each in shown], color=theme.rule, linewidth=1.4, zorder=1)
+    axes.scatter([each.drift for each in shown], rows, s=30, color=series_style(0, theme)[0], zorder=3)
+    if least:
+        left = len(drifts) - len(shown)
+        place = {"transform": axes.get_yaxis_transform(), "va": "center", "color": theme.muted, "fontsize": 8.5}
+        axes.text(0.02, len(most), f"{left} classes between", **place)
+    row_axis(axes, names, rows, edge=0.7)
+    axes.set_xlim(left=min(0.0, *(each.drift for each in shown)))
+    axes.tick_params(axis="y", labelcolor=theme.ink)
+    axes.grid(axis="x")
+    axes.set_xlabel("drift (1 − cosine) after the last finished task")
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

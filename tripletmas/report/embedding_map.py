@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -23,7 +23,7 @@ from tripletmas.objectives.retrieval.shown import FOLLOWED
 from tripletmas.report import texts
 from tripletmas.report.embedding_plot import Groups, grouped
 from tripletmas.report.read import Run
-from tripletmas.report.style import LIGHT, Theme, canvas
+from tripletmas.report.style import Theme, without_scales
 
 _MAX_POINTS = 1200
 _WIDTH, _LEAST, _MOST, _EDGE = 1000, 420, 720, 24  # of the drawing; the height follows the points
@@ -123,25 +123,21 @@ def read_map(run: Run) -> EmbeddingMap | None:
     )
 
 
-def draw_map(path: Path, found: EmbeddingMap, *, theme: Theme = LIGHT) -> None:
+def draw_map(figure: Figure, theme: Theme, found: EmbeddingMap) -> None:
     """The last step, for pages whose script does not run; a faint line leads to each point from the step before."""
     now = found.points[-1]
-    with canvas(path, theme, width=8.4, height=8.4 * found.height / found.width + 0.4) as figure:
-        axes = figure.add_subplot()
-        if len(found.points) > 1:
-            old = found.points[-2]
-            trails = np.stack([old, now[: len(old)]], axis=1)
-            axes.add_collection(LineCollection(list(trails), colors=theme.muted, linewidths=0.6, alpha=0.4, zorder=1))
-        for i in range(len(found.groups.names)):
-            colour, marker = found.groups.style(i, theme)
-            axes.scatter(
-                *now[found.groups.of.numpy() == i].T, s=18, color=colour, marker=marker, linewidths=0, zorder=2
-            )
-        axes.set_xlim(0, found.width)
-        axes.set_ylim(found.height, 0)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
+    figure.set_size_inches(8.4, 8.4 * found.height / found.width + 0.4)
+    axes = figure.add_subplot()
+    if len(found.points) > 1:
+        old = found.points[-2]
+        trails = np.stack([old, now[: len(old)]], axis=1)
+        axes.add_collection(LineCollection(list(trails), colors=theme.muted, linewidths=0.6, alpha=0.4, zorder=1))
+    for i in range(len(found.groups.names)):
+        colour, marker = found.groups.style(i, theme)
+        axes.scatter(*now[found.groups.of.numpy() == i].T, s=18, color=colour, marker=marker, linewidths=0, zorder=2)
+    axes.set_xlim(0, found.width)
+    axes.set_ylim(found.height, 0)
+    without_scales(axes)
 
 
 def _said(run: Run, after: Sequence[int], steps: Sequence[Tensor]) -> Iterator[str]:

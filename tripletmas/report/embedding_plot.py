@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.nn.functional import normalize
 
 from tripletmas.report.numbers import short_names
 from tripletmas.report.read import Run
-from tripletmas.report.style import LIGHT, MARKERS, Theme, canvas, series_style
+from tripletmas.report.style import LIGHT, MARKERS, Theme, series_style, without_scales
 
 _MAX_POINTS = 600
 _MIN_POINTS = 50  # with fewer points t-SNE shows its own noise: the two principal directions are shown
@@ -105,19 +104,17 @@ def project(vectors: Tensor, labels: Tensor, run: Run) -> Picture:
     return Picture(points, groups, method, len(vectors))
 
 
-def draw_embedding(path: Path, picture: Picture, *, theme: Theme = LIGHT) -> None:
+def draw_embedding(figure: Figure, theme: Theme, picture: Picture) -> None:
     """A dot for each vector; the name of a class stands at the middle of its points."""
-    with canvas(path, theme, width=8.4, height=5.6) as figure:
-        axes = figure.add_subplot()
-        draw_points(axes, picture, theme)
-        name_tasks(figure, axes, picture)
+    figure.set_size_inches(8.4, 5.6)
+    axes = figure.add_subplot()
+    draw_points(axes, picture, theme)
+    name_tasks(figure, axes, picture)
 
 
 def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
     """Draw the picture on axes without scales: only nearness means anything in it."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+    without_scales(axes)
     groups = picture.groups
     for i, name in enumerate(short_names(groups.names)):
         members = picture.points[(groups.of == i).numpy()]

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from tripletmas.objectives.scores import average
 from tripletmas.report.numbers import number
 from tripletmas.report.plots import Line, draw_lines
 from tripletmas.report.read import Run
-from tripletmas.report.style import LIGHT, Theme
+from tripletmas.report.style import Theme
 
 KINDS = {"fresh": "", "stale": "_stale", "compensated": "_compensated"}  # kind -> how its galleries' names end
 SCOPES = {"seen": "everything seen", "task": "the task's own"}
@@ -88,10 +88,8 @@ def _cost(run: Run, kind: str) -> tuple[str, str]:
     return f"{images:,}", f"{seconds:.3g}"
 
 
-def draw_galleries(
-    path: Path, curves: Mapping[str, Sequence[float]], *, low: float, theme: Theme = LIGHT, label: str = "recall@1"
-) -> None:
+def draw_galleries(figure: Figure, theme: Theme, curves: Mapping[str, Sequence[float]], low: float, label: str) -> None:
     """A line for each kind of gallery over the tasks; kinds have one colour in all plots."""
     styles = zip(KINDS, theme.series, ("o", "s", "^"), strict=False)
-    lines = [Line(curves[kind], kind, colour, style={"marker": mark}) for kind, colour, mark in styles if kind in curves]
-    draw_lines(path, lines, label, low=low, theme=theme)
+    lines = [Line(curves[kind], kind, colour, style={"marker": m}) for kind, colour, m in styles if kind in curves]
+    draw_lines(figure, theme, lines, label, low)

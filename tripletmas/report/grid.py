@@ -6,6 +6,7 @@ are no fair sample.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -159,9 +160,10 @@ def thumbnail(picture: Tensor, side: int) -> Thumbnail:
     image = Image.fromarray(pixels.to(torch.uint8).contiguous().numpy())
     if longest > largest:
         image.thumbnail((largest, largest))
-    source = data_uri(image, "png" if longest <= _LOSSLESS else "webp", optimize=True, quality=82)
+    kind, content = "png" if longest <= _LOSSLESS else "webp", io.BytesIO()
+    image.save(content, kind, optimize=True, quality=82)
     size = (max(1, round(side * each / longest)) for each in (width, height))
-    return Thumbnail(source, *size, tiny=longest <= _TINY)
+    return Thumbnail(data_uri(content.getvalue(), kind), *size, tiny=longest <= _TINY)
 
 
 def _changed(row: Row) -> int:

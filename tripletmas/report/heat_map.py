@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -16,17 +15,17 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from tripletmas.report.numbers import number, short_names
-from tripletmas.report.style import LIGHT, MAP, ON_BRIGHT, ON_DARK, Theme, canvas, contrast
+from tripletmas.report.style import MAP, ON_BRIGHT, ON_DARK, Theme, contrast
 
 MAX_NUMBERS = 12  # a map with more rows or columns than this shows colours only
 
 
 def draw_matrix(
-    path: Path,
+    figure: Figure,
+    theme: Theme,
     matrix: Tensor,
     task_names: Sequence[str],
     *,
-    theme: Theme = LIGHT,
     low: float = 0.0,
     high: float = 1.0,
     row: str = "after learning task",
@@ -39,25 +38,25 @@ def draw_matrix(
     """
     size = len(matrix)
     numbered = size <= MAX_NUMBERS
-    with canvas(path, theme, height=min(5.2, 1.3 + 0.45 * size) if size < 10 else 5.2) as figure:
-        axes = figure.add_subplot()
-        image = axes.imshow(matrix.numpy(), cmap=MAP, vmin=low, vmax=high, aspect="auto")
-        names = short_names(task_names[:size], 12 if numbered else 9)
-        step = max(1, math.ceil(size / 15))
-        numbers = [str(i + 1) for i in range(size)]
-        long = max(map(len, names)) * size > 46
-        columns = numbers if long else names
-        axes.set_xticks(range(0, size, step), columns[::step])
-        axes.set_yticks(range(0, size, step), [f"{numbers[i]}  {names[i]}" for i in range(0, size, step)])
-        axes.set_xlabel(column)
-        axes.set_ylabel(row)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        if numbered:
-            for i, j in (~matrix.isnan()).nonzero().tolist():
-                colour = number_colour((float(matrix[i, j]) - low) / (high - low))
-                write_in_cell(axes, j, i, number(float(matrix[i, j]), 2), colour, 8.5)
-        colour_bar(figure, image, axes)
+    figure.set_figheight(min(5.2, 1.3 + 0.45 * size) if size < 10 else 5.2)
+    axes = figure.add_subplot()
+    image = axes.imshow(matrix.numpy(), cmap=MAP, vmin=low, vmax=high, aspect="auto")
+    names = short_names(task_names[:size], 12 if numbered else 9)
+    step = max(1, math.ceil(size / 15))
+    numbers = [str(i + 1) for i in range(size)]
+    long = max(map(len, names)) * size > 46
+    columns = numbers if long else names
+    axes.set_xticks(range(0, size, step), columns[::step])
+    axes.set_yticks(range(0, size, step), [f"{numbers[i]}  {names[i]}" for i in range(0, size, step)])
+    axes.set_xlabel(column)
+    axes.set_ylabel(row)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if numbered:
+        for i, j in (~matrix.isnan()).nonzero().tolist():
+            colour = number_colour((float(matrix[i, j]) - low) / (high - low))
+            write_in_cell(axes, j, i, number(float(matrix[i, j]), 2), colour, 8.5)
+    colour_bar(figure, image, axes)
 
 
 def number_colour(place: float) -> str:

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tripletmas.report import texts
 from tripletmas.report.numbers import begun, number
-from tripletmas.report.style import DARK, LIGHT, THEMES, Theme
+from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, canvas
 
 
 class Draw(Protocol):
-    """Draws one plot as PNG at `path`."""
+    """Draws one plot."""
 
-    def __call__(self, path: Path, /, *, theme: Theme) -> None: ...
+    def __call__(self, figure: Figure, theme: Theme) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,15 @@ def make_plot(path: Path, title: str, text: str, draw: Draw, *, alt: str = "", w
     Args:
         alt: what one sees; without it, that it is the plot of this title.
     """
-    dark = path.with_name(f"{path.stem}-dark{path.suffix}")
-    draw(path, theme=LIGHT)
-    draw(dark, theme=DARK)
-    with Image.open(path) as image:
-        width, height = image.width // 2, image.height // 2
-    alt = alt or f"Plot: {title}."
-    return Plot(title, text, alt, _as_webp(path), _as_webp(dark), width, height, wide)
+    dark, sources = path.with_name(f"{path.stem}-dark{path.suffix}"), []
+    for place, theme in ((path, LIGHT), (dark, DARK)):
+        with canvas(place, theme) as figure:
+            draw(figure, theme)
+        with Image.open(place) as image:
+            size, content = (image.width // 2, image.height // 2), io.BytesIO()
+            image.convert("RGB").save(content, "webp", lossless=True)
+        sources.append(data_uri(content.getvalue(), "webp"))
+    return Plot(title, text, alt or f"Plot: {title}.", *sources, *size, wide)
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
@@ -66,16 +69,9 @@ def render(template: str, values: Mapping[str, object]) -> str:
     return _environment().get_template(template).render({"texts": texts, "themes": THEMES, **values})
 
 
-def data_uri(image: Image.Image, kind: str, **options: object) -> str:
-    """A picture as the source of an <img>; `kind` is "png" or "webp", the options are Pillow's."""
-    content = io.BytesIO()
-    image.save(content, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
-
-
-def _as_webp(path: Path) -> str:
-    with Image.open(path) as image:
-        return data_uri(image.convert("RGB"), "webp", lossless=True)
+def data_uri(content: bytes, kind: str) -> str:
+    """An encoded picture of this kind, "png" or "webp", as the source of an <img>."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 @cache

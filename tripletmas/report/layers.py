@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from tripletmas.basics.weights import Params
 from tripletmas.report.heat_map import MAX_NUMBERS, colour_bar, number_colour, write_in_cell
 from tripletmas.report.read import Run
-from tripletmas.report.style import LIGHT, MAP, Theme, canvas
+from tripletmas.report.style import MAP, Theme, log_axis, row_axis
 
 MAX_LAYERS = 60  # more rows than this are unreadable: layers are then merged into the modules that hold them
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -83,40 +82,27 @@ def movement_by_layer(run: Run) -> LayerMovement | None:
     return LayerMovement(tuple(layers), (*(str(task + 1) for task in tasks), "all"), torch.stack(columns, dim=1))
 
 
-def draw_importance(path: Path, importance: LayerImportance, *, theme: Theme = LIGHT) -> None:
+def draw_importance(figure: Figure, theme: Theme, importance: LayerImportance) -> None:
     """Two dot plots over the layers in network order: the share of the total importance, and importance per weight."""
-    size = len(importance.layers)
-    with canvas(path, theme, height=_height(size)) as figure:
-        panels = figure.subplots(1, 2, sharey=True)
-        names = [_short(name) for name in importance.layers]
-        columns = (importance.share, importance.mean)
-        for axes, values, title, colour in zip(
-            panels, columns, ("share of the total", "mean per weight"), theme.series, strict=False
-        ):
-            positive = values > 0
-            axes.set_title(title)
-            axes.hlines(
-                range(size), 0, 1, transform=axes.get_yaxis_transform(), color=theme.rule, linewidth=0.7, zorder=0
-            )
-            axes.scatter(values[positive].numpy(), np.arange(size)[positive.numpy()], s=26, color=colour, zorder=3)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(numticks=5))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            low, high = float(values[positive].min()), float(values[positive].max())
-            axes.set_xlim(10 ** math.floor(math.log10(low) - 0.15), 10 ** math.ceil(math.log10(high) + 0.05))
-            axes.spines["left"].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-            axes.tick_params(axis="x", which="minor", length=0)
-            for row in (~positive).nonzero().flatten().tolist():
-                axes.text(
-                    0.02, row, "zero", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=theme.muted
-                )
-        panels[0].set_yticks(range(size), names)
-        panels[0].set_ylim(size - 0.4, -0.6)
+    names = [_short(name) for name in importance.layers]
+    figure.set_figheight(_height(len(names)))
+    panels = figure.subplots(1, 2, sharey=True)
+    columns = {"share of the total": importance.share, "mean per weight": importance.mean}
+    for axes, (title, values), colour in zip(panels, columns.items(), theme.series, strict=False):
+        positive, whole = values > 0, {"transform": axes.get_yaxis_transform()}  # x from 0 to 1
+        axes.set_title(title)
+        axes.hlines(range(len(names)), 0, 1, color=theme.rule, linewidth=0.7, zorder=0, **whole)
+        axes.scatter(values[positive], positive.nonzero().flatten(), s=26, color=colour, zorder=3)
+        for row in (~positive).nonzero().flatten().tolist():
+            axes.text(0.02, row, "zero", va="center", fontsize=8, color=theme.muted, **whole)
+        log_axis(axes, ticks=5)
+        low, high = float(values[positive].min()), float(values[positive].max())
+        axes.set_xlim(10 ** math.floor(math.log10(low) - 0.15), 10 ** math.ceil(math.log10(high) + 0.05))
+        axes.tick_params(axis="x", which="minor", length=0)
+        row_axis(axes, names, edge=0.6)
 
 
-def draw_movement(path: Path, movement: LayerMovement, *, theme: Theme = LIGHT) -> None:
+def draw_movement(figure: Figure, theme: Theme, movement: LayerMovement) -> None:
     """The relative distance in percent as a heat map: a row for each layer, a column for each task, and the whole."""
     rows, columns = movement.distance.shape
     percent = 100 * movement.distance.masked_fill(movement.distance <= 0, torch.nan)
@@ -124,31 +110,31 @@ def draw_movement(path: Path, movement: LayerMovement, *, theme: Theme = LIGHT) 
         low, high = 0.1, 1.0
     else:
         low, high = float(np.nanmin(percent)), float(np.nanmax(percent))
-    with canvas(path, theme, height=_height(rows, 0.27)) as figure:
-        axes = figure.add_subplot()
-        norm = LogNorm(max(low, high / 1e4), max(high, low * 1.01))
-        # The last column is another quantity, the way from start to end: a gap sets it apart.
-        edges = np.append(np.arange(columns), [columns - 0.75, columns + 0.25])
-        spaced = np.insert(percent.numpy(), columns - 1, np.nan, axis=1)
-        mesh = axes.pcolormesh(
-            edges, np.arange(rows + 1), spaced, cmap=MAP, norm=norm, edgecolors=theme.background, linewidth=0.6
-        )
-        axes.set_yticks(np.arange(rows) + 0.5, [_short(name) for name in movement.layers])
-        axes.set_ylim(rows, 0)
-        centres = [*(np.arange(columns - 1) + 0.5), columns - 0.25]
-        step = max(1, math.ceil((columns - 1) / 15))
-        shown = [*range(0, columns - 1, step), columns - 1]
-        axes.set_xticks([centres[i] for i in shown], [movement.steps[i] for i in shown])
-        axes.set_xlabel("while learning task (all: from the first weights to the last)")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        if columns <= MAX_NUMBERS and rows <= 24:
-            for i, j in np.argwhere(~np.isnan(percent.numpy())):
-                text = f"{float(percent[i, j]):.2g}" if percent[i, j] < 100 else f"{float(percent[i, j]):.0f}"
-                colour = number_colour(float(norm(float(percent[i, j]))))
-                write_in_cell(axes, centres[j], i + 0.5, text, colour, 8)
-        else:
-            colour_bar(figure, mesh, axes).set_label("percent")
+    figure.set_figheight(_height(rows, 0.27))
+    axes = figure.add_subplot()
+    norm = LogNorm(max(low, high / 1e4), max(high, low * 1.01))
+    # The last column is another quantity, the way from start to end: a gap sets it apart.
+    edges = np.append(np.arange(columns), [columns - 0.75, columns + 0.25])
+    spaced = np.insert(percent.numpy(), columns - 1, np.nan, axis=1)
+    mesh = axes.pcolormesh(
+        edges, np.arange(rows + 1), spaced, cmap=MAP, norm=norm, edgecolors=theme.background, linewidth=0.6
+    )
+    axes.set_yticks(np.arange(rows) + 0.5, [_short(name) for name in movement.layers])
+    axes.set_ylim(rows, 0)
+    centres = [*(np.arange(columns - 1) + 0.5), columns - 0.25]
+    step = max(1, math.ceil((columns - 1) / 15))
+    shown = [*range(0, columns - 1, step), columns - 1]
+    axes.set_xticks([centres[i] for i in shown], [movement.steps[i] for i in shown])
+    axes.set_xlabel("while learning task (all: from the first weights to the last)")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if columns <= MAX_NUMBERS and rows <= 24:
+        for i, j in np.argwhere(~np.isnan(percent.numpy())):
+            text = f"{float(percent[i, j]):.2g}" if percent[i, j] < 100 else f"{float(percent[i, j]):.0f}"
+            colour = number_colour(float(norm(float(percent[i, j]))))
+            write_in_cell(axes, centres[j], i + 0.5, text, colour, 8)
+    else:
+        colour_bar(figure, mesh, axes).set_label("percent")
 
 
 def group_by_layer(names: Sequence[str], limit: int = MAX_LAYERS) -> dict[str, list[str]]:

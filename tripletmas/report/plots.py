@@ -1,4 +1,4 @@
-"""Plots over tasks and epochs. Each function draws one PNG from numbers and names; none reads a file."""
+"""Plots over tasks and epochs, from numbers and names alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tripletmas.report.numbers import averages, lower_end, number, short_names
 from tripletmas.report.read import Record
-from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends, task_axis
+from tripletmas.report.style import Theme, label_line_ends, score_axis, task_axis
 
 _MAX_LABELLED = 8  # more lines than this are coloured by their order, and only the first and last are named
 
@@ -39,28 +39,22 @@ class Line:
     style: Mapping[str, Any] = field(default_factory=dict)
 
 
-def draw_lines(
-    path: Path, lines: Sequence[Line], label: str, *, low: float, theme: Theme = LIGHT, height: float = 3.6
-) -> None:
+def draw_lines(figure: Figure, theme: Theme, lines: Sequence[Line], label: str, low: float) -> None:
     """Lines over tasks, on an axis of scores from `low` to 1."""
     size = max(len(line.values) for line in lines)
-    with canvas(path, theme, height=height) as figure:
-        axes = figure.add_subplot()
-        for line in lines:
-            x, values = range(size - len(line.values) + 1, size + 1), np.asarray(line.values)
-            axes.plot(x, values, color=line.colour, **line.style)
-            if line.band:
-                band = np.asarray(line.band)
-                axes.fill_between(x, values - band, values + band, color=line.colour, alpha=0.15, linewidth=0)
-        task_axis(axes, size)
-        axes.set_ylim(low, 1.01)
-        axes.set_ylabel(label)
-        axes.grid(axis="y")
-        ends = [(float(line.values[-1]), line.label, line.colour) for line in lines if line.label]
-        label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
+    axes = figure.add_subplot()
+    for line in lines:
+        x, values, band = range(size - len(line.values) + 1, size + 1), np.asarray(line.values), np.asarray(line.band)
+        axes.plot(x, values, color=line.colour, **line.style)
+        if line.band:
+            axes.fill_between(x, values - band, values + band, color=line.colour, alpha=0.15, linewidth=0)
+    task_axis(axes, size)
+    score_axis(axes, low, label)
+    ends = [(float(line.values[-1]), line.label, line.colour) for line in lines if line.label]
+    label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
 
 
-def draw_over_tasks(path: Path, matrix: Tensor, task_names: Sequence[str], label: str, *, theme: Theme = LIGHT) -> None:
+def draw_over_tasks(figure: Figure, theme: Theme, matrix: Tensor, task_names: Sequence[str], label: str) -> None:
     """The score on each task after each task (thin lines), and its mean over the tasks learned so far (thick)."""
     size = len(matrix)
     few, names = size <= _MAX_LABELLED, short_names(task_names[:size])
@@ -71,38 +65,31 @@ def draw_over_tasks(path: Path, matrix: Tensor, task_names: Sequence[str], label
         for i in range(size)
     ]
     mean = Line(averages(matrix), "average", theme.ink, style={"linewidth": 2.6, "marker": "o", "zorder": 5})
-    draw_lines(path, [*lines, mean], label, low=lower_end([matrix]), theme=theme)
+    draw_lines(figure, theme, [*lines, mean], label, lower_end([matrix]))
 
 
-def draw_unseen(path: Path, values: Sequence[float], label: str, *, theme: Theme = LIGHT) -> None:
+def draw_unseen(figure: Figure, theme: Theme, values: Sequence[float], label: str) -> None:
     """The score on classes that are in no task, after each task."""
     line = Line(values, number(values[-1], 2), theme.series[0], style={"marker": "o"})
-    draw_lines(
-        path,
-        [line],
-        f"{label} on unseen classes",
-        low=lower_end([torch.tensor(values, dtype=torch.float64)]),
-        theme=theme,
-    )
+    low = lower_end([torch.tensor(values, dtype=torch.float64)])
+    draw_lines(figure, theme, [line], f"{label} on unseen classes", low)
 
 
-def draw_loss(
-    path: Path, epochs: Sequence[Record], task_names: Sequence[str], name: str, *, theme: Theme = LIGHT
-) -> None:
+def draw_loss(figure: Figure, theme: Theme, epochs: Sequence[Record], task_names: Sequence[str], name: str) -> None:
     """The loss of each epoch over all tasks; below it the penalty, where there is one. Lines show where tasks begin."""
     tasks = [int(record.get("task", 0)) for record in epochs]
     edges = [i for i in range(len(tasks)) if i == 0 or tasks[i] != tasks[i - 1]] + [len(tasks)]
     series = {title: _values(epochs, key) for key, title in (("loss", name), ("penalty", "penalty"))}
     penalised = any(penalty > 0 for penalty in series["penalty"])
     count = 1 + penalised
-    with canvas(path, theme, height=4.2 if penalised else 3.6) as figure:
-        panels = figure.subplots(count, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:count])[:, 0]
-        for axes, (title, values), colour in zip(panels, series.items(), theme.series, strict=False):
-            axes.set_title(title)
-            _draw_epochs(axes, values, edges, colour, theme)
-        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[-1].set_xlabel("epoch, over all tasks")
-        _name_tasks(panels[0], edges, [tasks[start] for start in edges[:-1]], task_names, theme)
+    figure.set_figheight(4.2 if penalised else 3.6)
+    panels = figure.subplots(count, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:count])[:, 0]
+    for axes, (title, values), colour in zip(panels, series.items(), theme.series, strict=False):
+        axes.set_title(title)
+        _draw_epochs(axes, values, edges, colour, theme)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set_xlabel("epoch, over all tasks")
+    _name_tasks(panels[0], edges, [tasks[start] for start in edges[:-1]], task_names, theme)
 
 
 def _draw_epochs(axes: Axes, values: Sequence[float], edges: Sequence[int], colour: str, theme: Theme) -> None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
+import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from rich.console import RenderableType
 from rich.table import Table
 
-from tripletmas.report.numbers import number, short_names
+from tripletmas.report.numbers import lower_end, number, short_names
 from tripletmas.report.read import Record
-from tripletmas.report.style import LIGHT, Theme, canvas, label_line_ends
+from tripletmas.report.style import Theme, label_line_ends, score_axis
 from tripletmas.report.tables import terminal_table
 
 HEAD = ("task", "chance", "finetune", "floor", "trials", "score", "strength", "seconds")  # of `search_rows`
@@ -71,30 +72,27 @@ def search_text(records: Sequence[Record], *, terminal: bool = False) -> str:
     )
 
 
-def draw_search(path: Path, records: Sequence[Record], *, theme: Theme = LIGHT) -> None:
+def draw_search(figure: Figure, theme: Theme, records: Sequence[Record]) -> None:
     """The score of each trial over its strength: a line for each task, its floor dashed, the accepted one in a ring."""
     many = len(records) > _MAX_COLOURS
     names = short_names([f"{record['task'] + 1}  {record.get('name', '')}" for record in records], 16)
     colours = theme.in_order(len(records)) if many else theme.series
     tried = sorted({trial["strength"] for record in records for trial in record["trials"]}, reverse=True)
     scores = [trial["score"] for record in records for trial in record["trials"] if trial["score"] is not None]
-    with canvas(path, theme) as figure:
-        axes = figure.add_subplot()
-        ends = [
-            (_draw_trials(axes, record, colour), name, colour)
-            for record, name, colour in zip(records, names, colours, strict=False)
-        ]
-        axes.set_xscale("log")
-        axes.set_xticks(tried[:: math.ceil(len(tried) / 8)])
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(tried[-1] / 1.6, tried[0] * 1.3)
-        axes.set_xlabel("strength")
-        axes.set_ylabel(str(records[0]["metric"]))
-        least = min(*(record["floor"] for record in records), *scores, 1.0)
-        axes.set_ylim(max(0.0, math.floor(least * 10 - 0.2) / 10), 1.01)
-        axes.grid(axis="y")
-        label_line_ends(axes, [ends[0], ends[-1]] if many else ends, theme, x=tried[0] * 1.3)
+    axes = figure.add_subplot()
+    ends = [
+        (_draw_trials(axes, record, colour), name, colour)
+        for record, name, colour in zip(records, names, colours, strict=False)
+    ]
+    axes.set_xscale("log")
+    axes.set_xticks(tried[:: math.ceil(len(tried) / 8)])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(tried[-1] / 1.6, tried[0] * 1.3)
+    axes.set_xlabel("strength")
+    scores += [record["floor"] for record in records]
+    score_axis(axes, lower_end([torch.tensor(scores, dtype=torch.float64)]), str(records[0]["metric"]))
+    label_line_ends(axes, [ends[0], ends[-1]] if many else ends, theme, x=tried[0] * 1.3)
 
 
 def _draw_trials(axes: Axes, record: Record, colour: str) -> float:

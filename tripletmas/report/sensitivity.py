@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from tripletmas.report.style import LIGHT, canvas, label_line_ends, series_style
+from tripletmas.report.style import LIGHT, canvas, label_line_ends, log_axis, series_style
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ def draw_sensitivity(
             _check(f"{panel.title}, {label}", curve)
     labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
     last = {label: i for i, panel in enumerate(panels) for label in panel.curves}
-    with canvas(path, width=min(11.8, 1.6 + 3.6 * len(panels)), height=3.6) as figure:
+    with canvas(path) as figure:
+        figure.set_figwidth(min(11.8, 1.6 + 3.6 * len(panels)))
         columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(columns, panels, strict=True):
             _draw_panel(axes, panel, labels)
@@ -89,10 +89,7 @@ def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
         axes.fill_between(
             curve.strengths, change - deviation, change + deviation, color=colour, alpha=0.13, linewidth=0
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=7))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    log_axis(axes, ticks=7)
     axes.yaxis.set_major_formatter(lambda value, _: _signed(round(value, 4)))
     axes.tick_params(which="both", length=0)
     axes.set_xlabel("strength")

@@ -21,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.ticker import LogLocator, NullFormatter
 
 MAP = "cividis"
 ON_DARK, ON_BRIGHT = "#ffffff", "#14171b"  # numbers on the cells of a map, whatever the theme
@@ -96,16 +97,17 @@ THEMES = (LIGHT, DARK)
 
 MARKERS = ("o", "^", "s", "D")
 WIDTH = 5.6  # inches at 96 CSS pixels: two plots stand side by side on a page of 1200 pixels
+HEIGHT = 3.6  # of a plot that says nothing else
 DPI = 192  # two image pixels for each CSS pixel
 
 _FONTS = ("Helvetica Neue", "Segoe UI", "Arial", "Liberation Sans", "DejaVu Sans")  # as in style.css
 
 
 @contextmanager
-def canvas(path: Path, theme: Theme = LIGHT, *, width: float = WIDTH, height: float = 3.6) -> Iterator[Figure]:
+def canvas(path: Path, theme: Theme = LIGHT) -> Iterator[Figure]:
     """An empty figure to draw on, written to `path` as PNG at the end. Text is never read as TeX."""
     with matplotlib.rc_context(_style(theme)):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         with warnings.catch_warnings():
@@ -150,6 +152,37 @@ def task_axis(axes: Axes, num_tasks: int, *, label: str = "after task") -> None:
     axes.set_xlabel(label)
     axes.set_xlim(0.85, num_tasks + 0.15)
     axes.set_xticks(range(1, num_tasks + 1, max(1, round(num_tasks / 10))))
+
+
+def score_axis(axes: Axes, low: float, label: str) -> None:
+    """The y axis of scores, from `low` to 1."""
+    axes.set_ylim(low, 1.01)
+    axes.set_ylabel(label)
+    axes.grid(axis="y")
+
+
+def row_axis(axes: Axes, names: Sequence[str], rows: Sequence[float] | None = None, *, edge: float) -> None:
+    """The y axis of things with names, the first on top; `rows` is where they are, None for 0, 1, ..."""
+    rows = range(len(names)) if rows is None else rows
+    axes.set_yticks(rows, names)
+    axes.set_ylim(rows[-1] + edge, -edge)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def log_axis(axes: Axes, *, ticks: int) -> None:
+    """A logarithmic x axis with numbers at whole powers, at most so many."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=ticks))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def without_scales(axes: Axes) -> None:
+    """Axes of a picture whose places mean nothing by themselves."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
 
 
 def _luminance(colour: str) -> float:
