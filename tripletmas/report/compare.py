@@ -120,21 +120,25 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
         _check_comparable(first, runs[0])
     task_names = max((run.task_names for runs in groups for run in runs), key=len)
     done = [_done(runs, len(task_names)) for runs in groups]
-    joint = next((i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and done[i]), None)
-    reference = {} if joint is None else {run.config.get("seed"): matrix for run, matrix in done[joint]}
     labels = _labels(groups, directories)
-    methods = tuple(
-        _method(label, runs, finished, len(task_names), {} if i == joint else reference)
-        for i, (label, runs, finished) in enumerate(zip(labels, groups, done, strict=True))
-    )
+    trained_jointly = [i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and done[i]]
+    joint = trained_jointly[0] if trained_jointly else None
+    methods = []
+    for i, (label, runs, finished) in enumerate(zip(labels, groups, done, strict=True)):
+        reference = [] if joint in (None, i) else done[joint]
+        methods.append(_method(label, runs, finished, len(task_names), {_seed(run): m for run, m in reference}))
     paired = tuple(_paired(method, methods[0]) for method in methods[1:])
     return Comparison(
         task_names=task_names,
-        methods=methods,
+        methods=tuple(methods),
         primary=first.primary,
         paired=paired if any(each.seeds > 1 for each in paired) else (),
         joint=None if joint is None else labels[joint],
     )
+
+
+def _seed(run: Run) -> int | None:
+    return run.config.get("seed")
 
 
 def _done(runs: Sequence[Run], num_tasks: int) -> list[tuple[Run, Tensor]]:
@@ -151,7 +155,7 @@ def _method(
     joint: Mapping[int | None, Tensor],
 ) -> Method:
     """One row; `joint` has the matrix of each seed of joint training, {} for none."""
-    seeds = tuple(run.config.get("seed") for run, _ in done)
+    seeds = tuple(_seed(run) for run, _ in done)
     lost = len(runs) - len(done)
     alone = [seed for seed in seeds if joint and seed not in joint]
     notes = {
@@ -167,7 +171,7 @@ def _method(
 
     def intransigence(run: Run, matrix: Tensor) -> float:
         mean = torch.stack(list(joint.values())).mean(dim=0)
-        return measures.intransigence(matrix, joint.get(run.config.get("seed"), mean))
+        return measures.intransigence(matrix, joint.get(_seed(run), mean))
 
     curves = [averages(matrix) for _, matrix in done]
     return Method(
@@ -227,13 +231,13 @@ def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path | str]
     """The strategy and what tells the rows apart; the seed or the directory where the configurations are equal."""
     first = [runs[0] for runs in groups]
     labels = [", ".join([run.strategy, *_options(comparable(run.config), _telling(run, first))]) for run in first]
-    same = [label for label, count in Counter(labels).items() if count > 1]
-    for rows in ([i for i, other in enumerate(labels) if other == label] for label in same):
-        seeds = {i: groups[i][0].config.get("seed") for i in rows if len(groups[i]) == 1}
-        by_seed = len(set(seeds.values()) - {None}) == len(rows)
-        for i in rows:
-            labels[i] += f", seed={seeds[i]}" if by_seed else f" ({Path(directories[i])})"
-    return labels
+    told_apart = list(labels)
+    for i, label in enumerate(labels):
+        same = [groups[j] for j, other in enumerate(labels) if other == label]
+        if len(same) > 1:
+            seeds = {_seed(runs[0]) for runs in same if len(runs) == 1} - {None}
+            told_apart[i] += f", seed={_seed(first[i])}" if len(seeds) == len(same) else f" ({Path(directories[i])})"
+    return told_apart
 
 
 def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
@@ -242,15 +246,16 @@ def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
     Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none. How a
     strength was searched tells searches apart; a run without one needs no such words.
     """
-    configs = [comparable(other.config) for other in rows]
-    keys = {
-        key
-        for other, config in zip(rows, configs, strict=True)
-        for key in differing_keys(comparable(run.config), config)
-        if other.strategy == run.strategy or not key.startswith("strategy")
-    }
-    searches = {key: {str(config[key]) for config in configs if key in config} for key in keys}
-    return {key for key in keys if not key.startswith("search.") or len(searches[key]) > 1}
+    own, keys = comparable(run.config), set()
+    for row in rows:
+        other = comparable(row.config)
+        keys |= {
+            key
+            for key in differing_keys(own, other)
+            if (row.strategy == run.strategy or not key.startswith("strategy"))
+            and (not key.startswith("search.") or key in own and key in other)
+        }
+    return keys
 
 
 def _options(config: Record, keys: set[str]) -> list[str]:

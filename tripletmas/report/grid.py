@@ -81,21 +81,25 @@ class Group:
 
 def groups(grid: Grid, run: Run) -> list[Group]:
     """The rows of a report: by their own headings, else a few of each task."""
-    if any(row.group for row in grid.rows):
-        titles = dict.fromkeys(row.group for row in grid.rows)
-        return [Group(title, "", shown(grid, [row for row in grid.rows if row.group == title])) for title in titles]
     tasks = sorted({row.task for row in grid.rows})
     each = max(1, min(_EACH, _IN_ALL // max(len(tasks), 1)))
     made = []
+    for title in dict.fromkeys(row.group for row in grid.rows if row.group):
+        made.append(Group(title, "", shown(grid, [row for row in grid.rows if row.group == title])))
     for task in tasks:
-        rows = sorted((row for row in grid.rows if row.task == task), key=_changed)  # in their order where equal
-        note = f"{min(each, len(rows))} of {len(rows)} queries"
-        if rows[0].found[0]:
-            turned = sum(_changed(row) == 0 for row in rows)
-            note += f"; the first answer turned right or wrong for {turned} of {len(rows)}"
-        title = f"Task {task + 1}\N{EN SPACE}{run.task_name(task)}"
-        made.append(Group(title, note, shown(grid, rows[:each])))
+        if rows := [row for row in grid.rows if row.task == task and not row.group]:
+            title = f"Task {task + 1}\N{EN SPACE}{run.task_name(task)}"
+            chosen = sorted(rows, key=_changed)[:each]  # in their order where equal
+            made.append(Group(title, _note(rows, len(chosen)), shown(grid, chosen)))
     return made
+
+
+def _note(rows: Sequence[Row], chosen: int) -> str:
+    note = f"{chosen} of {len(rows)} queries"
+    if not rows[0].found[0]:
+        return note
+    turned = sum(_changed(row) == 0 for row in rows)
+    return f"{note}; the first answer turned right or wrong for {turned} of {len(rows)}"
 
 
 def shown(grid: Grid, rows: Sequence[Row], *, side: int = 64, digits: int | None = None) -> tuple[Shown, ...]:

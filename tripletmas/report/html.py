@@ -53,15 +53,16 @@ def make_plot(path: Path, title: str, text: str, draw: Draw, *, alt: str = "", w
     Args:
         alt: what one sees; without it, that it is the plot of this title.
     """
-    dark, sources = path.with_name(f"{path.stem}-dark{path.suffix}"), []
-    for place, theme in ((path, LIGHT), (dark, DARK)):
+    sources, width, height = [], 0, 0
+    for place, theme in ((path, LIGHT), (path.with_name(f"{path.stem}-dark{path.suffix}"), DARK)):
         with canvas(place, theme) as figure:
             draw(figure, theme)
+        content = io.BytesIO()
         with Image.open(place) as image:
-            size, content = (image.width // 2, image.height // 2), io.BytesIO()
+            width, height = image.width // 2, image.height // 2
             image.convert("RGB").save(content, "webp", lossless=True)
         sources.append(data_uri(content.getvalue(), "webp"))
-    return Plot(title, text, alt or f"Plot: {title}.", *sources, *size, wide)
+    return Plot(title, text, alt or f"Plot: {title}.", sources[0], sources[1], width, height, wide)
 
 
 def render(template: str, values: Mapping[str, object]) -> str:

@@ -204,9 +204,9 @@ def read_group(path: Path | str, *, seeds: Sequence[int] | None = None) -> tuple
             raise ValueError(f"{path} is a single run with seed {run.config.get('seed')}, not one of {list(seeds)}")
         return (run,)
     by_seed = {int(folder.name.removeprefix("seed")): folder for folder in folders}
-    chosen = list(by_seed) if seeds is None else list(dict.fromkeys(seeds))
-    if absent := [str(seed) for seed in chosen if seed not in by_seed]:
-        raise ValueError(f"{path} has no run of seed {', '.join(absent)}; it has {list(by_seed)}")
+    chosen = dict.fromkeys(by_seed if seeds is None else seeds)
+    if absent := chosen.keys() - by_seed.keys():
+        raise ValueError(f"{path} has no run of seed {', '.join(map(str, sorted(absent)))}; it has {list(by_seed)}")
     first, *others = (read_run(by_seed[seed]) for seed in chosen)
     for run in others:
         if keys := differing_keys(comparable(first.config), comparable(run.config)):

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tripletmas.objectives.scores import PairedDifference
-from tripletmas.report.compare import Comparison
+from tripletmas.report.compare import Comparison, Method, Paired
 from tripletmas.report.numbers import Spread, begun, number, short_names
 
 GALLERIES = "{metric} on galleries of all tasks seen, by how they are kept"
@@ -35,29 +35,20 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     what was measured beyond them.
     """
     parts: list[RenderableType] = []
-    for block in (
-        _results(comparison),
-        _per_task(comparison),
-        _galleries(comparison),
-        _beyond(comparison),
-        _paired(comparison),
-    ):
-        if block.rows:
-            # As a table's own title it would wrap at the table's width.
-            parts += [Text(escape(block.title), style="bold"), terminal_table(block.head, block.rows)]
+    for block in (_results(comparison), _per_task(comparison), *_more(comparison)):
+        # As a table's own title it would wrap at the table's width.
+        parts += [Text(escape(block.title), style="bold"), terminal_table(block.head, block.rows)]
     return Group(*parts, *(Text(f"{note}.") for note in _notes(comparison)))
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The comparison as Markdown tables, for a README; tasks beyond ten have no column, the page shows them."""
     results, tasks = _results(comparison), comparison.task_names if len(comparison.task_names) <= 10 else ()
-    head = [*results.head, *short_names(tasks)]
     scores = [[spread.text() for spread in method.per_task[: len(tasks)]] for method in comparison.methods]
     rows = [row + of_tasks for row, of_tasks in zip(results.rows, scores, strict=True)]
-    lines = _markdown(head, rows)
-    for block in (_galleries(comparison), _beyond(comparison), _paired(comparison)):
-        if block.rows:
-            lines += ["", begun(block.title), "", *_markdown(block.head, block.rows)]
+    lines = _markdown([*results.head, *short_names(tasks)], rows)
+    for block in _more(comparison):
+        lines += ["", begun(block.title), "", *_markdown(block.head, block.rows)]
     return "\n".join([*lines, *(f"\n{note}" for note in _notes(comparison))]) + "\n"
 
 
@@ -95,72 +86,80 @@ def left_out(comparison: Comparison) -> list[str]:
     ]
 
 
+def _block(title: str, *columns: tuple[str, list[str]]) -> Block:
+    return Block(
+        title, [name for name, _ in columns], [list(row) for row in zip(*(c for _, c in columns), strict=True)]
+    )
+
+
 def _results(comparison: Comparison) -> Block:
-    rows = [
-        [
-            method.label,
-            method.average.text(),
-            method.forgetting.text(),
-            method.backward_transfer.text(signed=True),
-            method.learning.text(),
-            method.seconds.text(1),
-        ]
-        for method in comparison.methods
-    ]
-    head = ["method", "average", "forgetting", "backward transfer", "learning", "seconds"]
-    return Block(comparison.primary.title, head, rows)
+    methods = comparison.methods
+    return _block(
+        comparison.primary.title,
+        _names(methods),
+        ("average", [method.average.text() for method in methods]),
+        ("forgetting", [method.forgetting.text() for method in methods]),
+        ("backward transfer", [method.backward_transfer.text(signed=True) for method in methods]),
+        ("learning", [method.learning.text() for method in methods]),
+        ("seconds", [method.seconds.text(1) for method in methods]),
+    )
 
 
 def _per_task(comparison: Comparison) -> Block:
-    rows = [
-        [f"{i + 1}  {name}", *(method.per_task[i].text() for method in comparison.methods)]
-        for i, name in enumerate(short_names(comparison.task_names, 24))
-    ]
-    return Block("of which, after the last task", ["on task", *(method.label for method in comparison.methods)], rows)
+    names = [f"{i + 1}  {name}" for i, name in enumerate(short_names(comparison.task_names, 24))]
+    scores = [(method.label, [spread.text() for spread in method.per_task]) for method in comparison.methods]
+    return _block("of which, after the last task", ("on task", names), *scores)
+
+
+def _more(comparison: Comparison) -> list[Block]:
+    """What was measured beyond the results, each where there is something."""
+    blocks = (_galleries(comparison), _beyond(comparison), _paired(comparison))
+    return [block for block in blocks if block.rows]
 
 
 def _galleries(comparison: Comparison) -> Block:
-    """The three galleries of everything seen; without rows where not all runs have them."""
-    kinds = comparison.galleries
-    rows = [[m.label, *(m.galleries.get(kind, Spread(())).text() for kind in kinds)] for m in comparison.methods]
+    """The three galleries of everything seen; empty where not all runs have them."""
+    none = Spread(())
+    kept = [(kind, [m.galleries.get(kind, none).text() for m in comparison.methods]) for kind in comparison.galleries]
     title = GALLERIES.format(metric=comparison.primary.searched_label)
-    return Block(title, ["method", *kinds], rows if kinds else [])
+    return _block(title, *([_names(comparison.methods), *kept] if kept else ()))
 
 
 def _beyond(comparison: Comparison) -> Block:
-    """Forward transfer, what was never learned, intransigence, each where a method has it; else without rows."""
-    columns, title = [], []
-    if any(method.forward_transfer.measured for method in comparison.methods):
-        columns.append(("forward transfer", [m.forward_transfer.text(signed=True) for m in comparison.methods]))
-        title.append(f"forward transfer ({comparison.primary.searched_label}, own gallery)")
-    if any(method.unseen.measured for method in comparison.methods):
-        columns.append(("never learned", [m.unseen.text() for m in comparison.methods]))
-        title.append(f"{comparison.primary.searched_label} of what was never learned")
-    if comparison.joint is not None and len(comparison.methods) > 1:
-        columns.append(("intransigence", [m.intransigence.text(signed=True) for m in comparison.methods]))
-        title.append(f"intransigence (against {comparison.joint})")
-    if not columns:
-        return Block("", [], [])
-    labels = [method.label for method in comparison.methods]
-    rows = [list(row) for row in zip(labels, *(cells for _, cells in columns), strict=True)]
-    return Block(", ".join(title), ["method", *(name for name, _ in columns)], rows)
+    """Forward transfer, what was never learned, intransigence, each where a method has it; else empty."""
+    methods, searched = comparison.methods, comparison.primary.searched_label
+    columns, titles = [], []
+    for name, title, spreads, signed in (
+        (
+            "forward transfer",
+            f"forward transfer ({searched}, own gallery)",
+            [m.forward_transfer for m in methods],
+            True,
+        ),
+        ("never learned", f"{searched} of what was never learned", [m.unseen for m in methods], False),
+        ("intransigence", f"intransigence (against {comparison.joint})", [m.intransigence for m in methods], True),
+    ):
+        if any(spread.measured for spread in spreads):
+            columns.append((name, [spread.text(signed=signed) for spread in spreads]))
+            titles.append(title)
+    return _block(", ".join(titles), *([_names(methods), *columns] if columns else ()))
 
 
 def _paired(comparison: Comparison) -> Block:
-    rows = [
-        [
-            pair.label,
-            difference_text(pair.average),
-            counts_text(pair.average),
-            difference_text(pair.forgetting),
-            counts_text(pair.forgetting),
-            str(pair.seeds),
-        ]
-        for pair in comparison.paired
-    ]
-    counts = "better /\nsame / worse"
-    title = f"paired differences to {comparison.methods[0].label}, seed by seed"
-    return Block(title, ["method", "average", counts, "forgetting", counts, "seeds"], rows)
+    pairs, counts = comparison.paired, "better /\nsame / worse"
+    return _block(
+        f"paired differences to {comparison.methods[0].label}, seed by seed",
+        _names(pairs),
+        ("average", [difference_text(pair.average) for pair in pairs]),
+        (counts, [counts_text(pair.average) for pair in pairs]),
+        ("forgetting", [difference_text(pair.forgetting) for pair in pairs]),
+        (counts, [counts_text(pair.forgetting) for pair in pairs]),
+        ("seeds", [str(pair.seeds) for pair in pairs]),
+    )
+
+
+def _names(rows: Sequence[Method] | Sequence[Paired]) -> tuple[str, list[str]]:
+    return "method", [row.label for row in rows]
 
 
 def _notes(comparison: Comparison) -> list[str]:
