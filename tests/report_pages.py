@@ -15,6 +15,10 @@ from tripletmas.report.tables import comparison_table
 # Right after learning: 0.9, 0.8, 0.95, mean 0.8833. Backward transfer: ((0.6 - 0.9) + (0.7 - 0.8)) / 2 = -0.2.
 MATRIX = [[0.9], [0.85, 0.8], [0.6, 0.7, 0.95]]
 
+# Names that a page must show as they are: markup, TeX, a script that fonts lack, a long one.
+EVIL = '<script>document.title = "broken"</script>'
+NAMES = [EVIL, "</script><b>", "a & b", "$\\frac$", "木", "[red]", "&amp;", "<!-- ]]> " + "a" * 200]
+
 
 class Page(HTMLParser):
     """The visible words of a page, its tags, and its image sources."""

@@ -39,7 +39,7 @@ def write_run(
     epochs: int = 4,
     points: int = 30,
     decay: float = 0.05,
-    objective: str | None = None,
+    objective: str = "metric",
     searches: list[dict] | None = None,
     baseline: float | None = None,
     galleries: bool = False,
@@ -50,7 +50,7 @@ def write_run(
         matrix: the primary score, rows of growing length; None draws one that falls by `decay` a task.
         done: how many tasks are finished, None for all.
         points: vectors in the final index for each class.
-        objective: "recognition" for a run with heads; None writes none, as runs of earlier versions.
+        objective: "recognition" for a run with heads.
         searches: the records of kind "search".
         galleries: also write what is known of stored vectors: the scores on stale and compensated galleries, drift,
             unseen classes, the cost of re-embedding, the shown embeddings, neighbours, and the compatibility matrix.
@@ -75,6 +75,7 @@ def write_run(
                 factors[f"{gallery}_{stored}"] = {m: part * of for m, of in factors[gallery].items() if m in RETRIEVAL}
     config = {
         "version": {"tripletmas": "0.1.0", "torch": "2.15.0", "python": "3.11.2"},
+        "objective": objective,
         "data": data or {"name": "digits", "tasks": num_tasks},
         "model": {"name": "mlp", "dim": 32, "hidden": [256, 256]},
         "loss": {"name": "triplet", "mining": "batch_hard", "margin": 0.2},
@@ -85,8 +86,6 @@ def write_run(
     }
     if galleries:
         config["gallery"] = {"compensate": "linear"}
-    if objective:
-        config["objective"] = objective
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
     def cut(value: float, row: list[float]) -> list[float]:

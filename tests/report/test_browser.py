@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from report_pages import EVIL
 from synthetic_runs import write_neighbours, write_run
 
 from tripletmas.report.page import write_comparison, write_report
@@ -23,8 +24,6 @@ from tripletmas.report.page import write_comparison, write_report
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
-EVIL = '<script>document.title = "broken"</script>'
-NAMES = [EVIL, "</script><b>", "a & b", *(f"class {i}" for i in range(3, 8))]
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -94,12 +93,9 @@ def _probe(page: Path, tmp_path: Path, *, width: int = 1280, dark: bool = False)
     return json.loads(unescape(found[1]))
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_run(
-        tmp_path_factory.mktemp("browser") / "run", num_tasks=4, class_names=NAMES, galleries=True, points=8
-    )
-    return write_report(path)
+@pytest.fixture
+def page(oddly_named: Path) -> Path:
+    return oddly_named / "report" / "report.html"
 
 
 def test_pictures_are_there_and_nothing_is_fetched(page: Path, tmp_path: Path):

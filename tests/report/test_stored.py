@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,53 +16,20 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from PIL import Image
-from report_pages import MATRIX, Page, ink, terminal
-from safetensors.torch import save_file
+from report_pages import MATRIX, NAMES, Page, ink, terminal
 from synthetic_runs import write_run
 
 from tripletmas.objectives.grid import read_grid
-from tripletmas.report.classes import Classes, read_classes
 from tripletmas.report.compare import comparison
 from tripletmas.report.drift import ClassDrift, draw_class_drift, drift_by_class, drift_by_task, most_and_least
-from tripletmas.report.embedding_map import map_json, read_map, step_text
+from tripletmas.report.embedding_map import read_map
 from tripletmas.report.galleries import gallery_rows
 from tripletmas.report.grid import groups, thumbnail
-from tripletmas.report.page import write_comparison, write_report
-from tripletmas.report.read import read_run
-from tripletmas.report.style import DARK, LIGHT, Theme, contrast
+from tripletmas.report.page import write_comparison
+from tripletmas.report.read import Classes, read_run
+from tripletmas.report.style import DARK, LIGHT, Theme, canvas, contrast
 from tripletmas.report.tables import comparison_markdown
 from tripletmas.runs.directory import RunDirectory
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with everything that is recorded of stored vectors, with its report."""
-    path = write_run(tmp_path_factory.mktemp("runs") / "stored", matrix=MATRIX, galleries=True, points=10)
-    write_report(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of an earlier version, with its report."""
-    path = write_run(tmp_path_factory.mktemp("runs") / "mas", matrix=MATRIX, points=10)
-    write_report(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with 3 of 4 tasks, begun by an earlier version, without a drift map; its report."""
-    path = write_run(tmp_path_factory.mktemp("runs") / "unfinished", num_tasks=4, done=3, galleries=True)
-    (path / "gallery" / "shown00.safetensors").unlink()
-    (path / "gallery" / "shown03.safetensors").write_bytes(b"of a task that was cut off")
-    content = json.loads((path / "scores.json").read_text())
-    for gallery in ("seen_compensated", "task_compensated"):
-        del content["matrices"][gallery]
-    (path / "scores.json").write_text(json.dumps(content))
-    (path / "compatibility.json").write_text('{"metric": "recall@1", "matrix": [[0.9, null], [0.8, 0.9]]}')
-    write_report(path)
-    return path
 
 
 def test_the_galleries_are_compared(stored: Path, run: Path):
@@ -92,16 +60,11 @@ def test_drift_by_task_and_by_class(stored: Path):
     nan = math.nan
     expected = torch.tensor([[nan, nan, nan], [0.075, nan, nan], [0.15, 0.075, nan]], dtype=torch.float64)
     torch.testing.assert_close(matrix, expected, equal_nan=True)
-    drifts = drift_by_class(found, read_classes(stored))
-    assert [(each.name, each.task) for each in drifts] == [
-        ("class 1", 0),
-        ("class 0", 0),
-        ("class 3", 1),
-        ("class 2", 1),
-    ]
+    drifts = drift_by_class(found)
+    expected = [("class 1", 0), ("class 0", 0), ("class 3", 1), ("class 2", 1)]
+    assert [(each.name, each.task) for each in drifts] == expected
     assert [each.drift for each in drifts] == pytest.approx([0.2, 0.1, 0.1, 0.05])
-    unnamed = drift_by_class(found, Classes())
-    assert unnamed[0].name == "class 2 of task 1"
+    assert drift_by_class(replace(found, classes=Classes()))[0].name == "class 2 of task 1"
 
 
 def test_of_many_classes_the_most_and_the_least_drifted_are_drawn(tmp_path: Path):
@@ -109,7 +72,8 @@ def test_of_many_classes_the_most_and_the_least_drifted_are_drawn(tmp_path: Path
     most, least = most_and_least(drifts)
     assert (most[0], least[-1]) == (drifts[0], drifts[-1])
     assert len(most) + len(least) == 20
-    draw_class_drift(tmp_path / "drift.png", drifts)
+    with canvas(tmp_path / "drift.png") as figure:
+        draw_class_drift(figure, LIGHT, drifts)
     assert 0.005 < ink(tmp_path / "drift.png") < 0.9
 
 
@@ -117,7 +81,7 @@ def test_queries_whose_answer_changed_come_first(stored: Path):
     """Of the 6 queries of a task the third and the sixth forgot their class; those of the last task have no before."""
     kept = read_grid(RunDirectory(stored))
     assert kept is not None
-    first, second, last = groups(kept, read_run(stored).task_names)
+    first, second, last = groups(kept, read_run(stored))
     assert first.title.split() == ["Task", "1", "class", "0,class", "1"]
     assert first.note == "4 of 6 queries; the first answer turned right or wrong for 2 of 6"
     assert last.note == "4 of 6 queries"
@@ -147,50 +111,51 @@ def test_pictures_are_small_files_of_one_size(size: int, channels: int, kind: st
         assert image.size == (min(size, 144),) * 2
 
 
+def followed(path: Path, steps: dict[int, list[list[float]]], labels: list[int]) -> Path:
+    """A run with the vectors of followed queries after each of its tasks, of two classes each."""
+    path.mkdir()
+    (path / "config.yaml").write_text("seed: 0\n")
+    records = ({"kind": "task", "task": task, "name": f"class {2 * task},class {2 * task + 1}"} for task in steps)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for task, vectors in steps.items():
+        known = torch.tensor(labels[: len(vectors)])
+        tensors = {"vectors": torch.tensor(vectors), "labels": known, "tasks": known // 2}
+        RunDirectory(path).of_tasks("gallery/shown").write(task, tensors)
+    return path
+
+
 def test_the_map_has_one_projection_for_all_steps(stored: Path, tmp_path: Path):
     """Two classes a task and 6 queries each. A vector that does not move stays in its place, whatever joins it."""
-    found = read_map(read_run(stored), read_classes(stored))
+    found = read_map(read_run(stored))
     assert found is not None
     assert [len(points) for points in found.points] == [12, 24, 36]
-    assert (found.coloured_by, found.shown, found.of) == ("class", 36, 36)
+    assert (found.groups.by, found.shown, found.of) == ("class", 36, 36)
     assert 0 < found.kept < 1
-    assert min(points.min() for points in found.points) >= 0
-    assert max(points[:, 0].max() for points in found.points) <= found.width
-    assert max(points[:, 1].max() for points in found.points) <= found.height
-    path = write_run(tmp_path / "still", num_tasks=2, galleries=True)
-    vectors, labels = torch.eye(4), torch.arange(4)
-    for task, count in enumerate((2, 4)):
-        tensors = {"vectors": vectors[:count], "labels": labels[:count], "tasks": labels[:count] // 2}
-        save_file(tensors, path / "gallery" / f"shown{task:02}.safetensors")
-    still = read_map(read_run(path), read_classes(path))
+    for points in found.points:
+        assert points.min() >= 0
+        assert (points <= [found.width, found.height]).all()
+    vectors = torch.eye(4).tolist()
+    still = read_map(read_run(followed(tmp_path / "still", {0: vectors[:2], 1: vectors}, [0, 1, 2, 3])))
     assert still is not None
     np.testing.assert_array_equal(still.points[0], still.points[1][:2])
-    assert still.moved[1] == pytest.approx(0, abs=1e-6)
-    assert step_text(still, 1).startswith("After task 2 of 2, class 2,class 3: 4 queries. Those of earlier tasks")
+    assert still.said[1].startswith("After task 2 of 2, class 2,class 3: 4 queries. Those of earlier tasks")
+    assert "turned by 0.000" in still.said[1].replace("-0.000", "0.000")
 
 
 def test_the_map_names_the_tasks_of_its_files(unfinished: Path):
     """It has the files of tasks 2 and 3, and that of a fourth, which is not finished."""
-    found = read_map(read_run(unfinished), Classes())
+    found = read_map(read_run(unfinished))
     assert found is not None
     assert found.after == (1, 2)
     assert [len(points) for points in found.points] == [24, 36]
-    assert step_text(found, 0).startswith("After task 2 of 3, class 2,class 3: 24 queries.")
-    assert json.loads(map_json(found))["after"] == [2, 3]
+    assert found.said[0].startswith("After task 2 of 3, class 2,class 3: 24 queries.")
+    assert json.loads(found.json)["after"] == [2, 3]
 
 
 def test_more_than_a_hundred_tasks_are_in_order(tmp_path: Path):
-    """shown100 is written with three digits, and sorts before shown11 by name. Task t has t + 1 queries."""
-    path = tmp_path / "run"
-    (path / "gallery").mkdir(parents=True)
-    (path / "config.yaml").write_text("seed: 0\n")
-    records = ({"kind": "task", "task": task, "seconds": 1.0} for task in (10, 11, 100))
-    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    for task in (10, 11, 100):
-        tasks = torch.arange(task + 1)
-        tensors = {"vectors": torch.eye(task + 1, 101), "labels": tasks.clone(), "tasks": tasks}
-        save_file(tensors, path / "gallery" / f"shown{task:02}.safetensors")
-    found = read_map(read_run(path), Classes())
+    """The file of task 100 is named with three digits, and sorts before that of task 11 by name."""
+    steps = {task: torch.eye(task + 1, 101).tolist() for task in (10, 11, 100)}
+    found = read_map(read_run(followed(tmp_path / "run", steps, list(range(101)))))
     assert found is not None
     assert found.after == (10, 11, 100)
     assert [len(points) for points in found.points] == [11, 12, 101]
@@ -198,40 +163,25 @@ def test_more_than_a_hundred_tasks_are_in_order(tmp_path: Path):
 
 def test_how_far_queries_turned_is_said(tmp_path: Path):
     """One query turns by a right angle, 1 - cos = 1, the other stays, 0: mean 0.5. Two axes keep all of a plane."""
-    path = write_run(tmp_path / "run", num_tasks=2, galleries=True)
-    labels = torch.arange(2)
-    for task, second in enumerate(([0.0, 2.0], [3.0, 0.0])):
-        vectors = torch.tensor([[1.0, 0.0], second])
-        tensors = {"vectors": vectors, "labels": labels, "tasks": torch.zeros(2, dtype=torch.int64)}
-        save_file(tensors, path / "gallery" / f"shown{task:02}.safetensors")
-    found = read_map(read_run(path), read_classes(path))
+    steps = {0: [[1.0, 0.0], [0.0, 2.0]], 1: [[1.0, 0.0], [3.0, 0.0]]}
+    found = read_map(read_run(followed(tmp_path / "run", steps, [0, 1])))
     assert found is not None
-    assert found.moved[1] == pytest.approx(0.5)
+    assert "turned by 0.500 on average" in found.said[1]
     assert found.kept == pytest.approx(1)
 
 
-def test_names_cannot_leave_the_data_of_the_map(tmp_path: Path):
-    names = ["</script><script>alert(1)</script>", "<!--", "&amp;", "]]>", "e", "f"]
-    path = write_run(tmp_path / "run", class_names=names, galleries=True, points=8)
-    found = read_map(read_run(path), read_classes(path))
+def test_names_cannot_leave_the_data_of_the_map(oddly_named: Path):
+    found = read_map(read_run(oddly_named))
     assert found is not None
-    text = map_json(found)
-    assert not set("<>&") & set(text)
-    assert set(json.loads(text)["classes"]) == set(names)
-    page = write_report(path).read_text(encoding="utf-8")
-    assert page.count("<script") == 2  # the map's data and the map's script
-    assert page.count("</script>") == 2
+    assert not set("<>&") & set(found.json)
+    assert set(json.loads(found.json)["classes"]) == set(NAMES)
 
 
-def test_compatibility_is_shown_with_its_numbers(stored: Path, tmp_path: Path):
+def test_compatibility_is_shown_with_its_numbers(stored: Path):
     """C[1, 0] = 0.85 < 0.9, C[2, 0] = 0.6 < 0.9, C[2, 1] = 0.7 < 0.8: no pair of 3. Backward: (-0.3 - 0.1) / 2."""
     text = Page(stored / "report" / "report.html").text
     assert "Average compatibility: in 0 % of the pairs" in text
     assert "Backward compatibility: -0.200" in text
-    path = write_run(tmp_path / "run", num_tasks=1, layers=("stem",), epochs=1, points=2, galleries=True)
-    (path / "compatibility.json").write_text('{"metric": "recall@1"}')
-    with pytest.raises(ValueError, match=r"compatibility\.json holds no compatibility matrix"):
-        write_report(path)
 
 
 def test_compatibility_of_an_earlier_stream_is_not_shown(unfinished: Path):
@@ -276,7 +226,7 @@ def test_text_has_contrast(theme: Theme):
         assert contrast(colour, theme.background) >= 4.5
 
 
-def test_a_comparison_has_the_galleries_that_all_runs_have(stored: Path, run: Path, tmp_path: Path):
+def test_a_comparison_has_the_galleries_that_all_runs_have(stored: Path, run: Path, tmp_path: Path, undrawn):
     other = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, matrix=MATRIX, galleries=True)
     compared = comparison([stored, other])
     assert compared.galleries == ("fresh", "stale", "compensated")

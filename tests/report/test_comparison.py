@@ -1,0 +1,298 @@
+"""Comparisons of runs that are written by hand: what rows are called, their numbers, tables and pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from matplotlib.image import imread
+from report_pages import MATRIX, NAMES, Page, ink, terminal
+from synthetic_runs import write_run
+
+from tripletmas.report.compare import comparison
+from tripletmas.report.page import write_comparison, write_report
+from tripletmas.report.read import read_group, read_run
+from tripletmas.report.sensitivity import Curve, Panel, draw_sensitivity
+from tripletmas.report.tables import comparison_markdown
+
+
+def labels(*runs: Path) -> list[str]:
+    return [method.label for method in comparison(runs).methods]
+
+
+@pytest.fixture(scope="module")
+def finetune(tmp_path_factory) -> Path:
+    matrix = [[0.9], [0.7, 0.8], [0.4, 0.5, 0.9]]
+    return write_run(tmp_path_factory.mktemp("runs") / "finetune", strategy={"name": "finetune"}, matrix=matrix)
+
+
+def test_the_comparison_page_and_table(run: Path, finetune: Path, tmp_path: Path):
+    page = Page(write_comparison([finetune, run], tmp_path))
+    # finetune: (0.4 + 0.5 + 0.9) / 3 = 0.6, forgetting ((0.9 - 0.4) + (0.8 - 0.5)) / 2 = 0.4
+    for words in ("finetune 0.600 0.400 -0.400 0.867", "mas 0.750 0.200 -0.200 0.883", "0.400 0.600"):
+        assert words in page.text
+    assert len(page.sources) == 2 * 4
+    for name in ("average", "forgetting", "per_task", "embeddings"):
+        assert 0.003 < ink(tmp_path / f"{name}.png") < 0.9
+    table = terminal(comparison([finetune, run]))
+    assert re.search(r"finetune +0\.600 +0\.400 +-0\.400 +0\.867 +8\.7", table)
+    assert re.search(r"2 +class 2,class 3 +0\.500 +0\.700", table)
+    assert max(map(len, terminal(comparison([finetune, run]), 80).splitlines())) <= 80
+
+
+def test_names_are_shown_as_they_are(oddly_named: Path):
+    assert "[red]" in NAMES
+    assert "[red]" in terminal(comparison([oddly_named]), 400)
+    assert comparison_markdown(comparison([oddly_named])).splitlines()[2].startswith("| mas | ")
+
+
+def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path, undrawn):
+    """Averages 0.8, 0.7, 0.6: mean 0.7, deviation sqrt((0.01 + 0 + 0.01) / 2) = 0.1; forgetting 0.1, 0.3, 0.5."""
+    for seed, last in enumerate((0.8, 0.6, 0.4)):
+        write_run(tmp_path / f"mas/seed{seed}", seed=seed, num_tasks=2, matrix=[[0.9], [last, 0.8]], points=8)
+    row = comparison([tmp_path / "mas"]).methods[0]
+    assert row.average.text() == "0.700 ± 0.100"
+    assert row.forgetting.text() == "0.300 ± 0.200"
+    assert row.backward_transfer.text(signed=True) == "-0.300 ± 0.200"
+    assert row.learning.text() == "0.850 ± 0.000"
+    assert [spread.text() for spread in row.per_task] == ["0.600 ± 0.200", "0.800 ± 0.000"]
+    assert row.seconds.text(1) == "5.8 ± 0.0"
+    torch.testing.assert_close(row.curves.mean(dim=0), torch.tensor([0.9, 0.7], dtype=torch.float64))
+    page = Page(write_report(tmp_path / "mas"))
+    assert page.text.count("0.700 ± 0.100") == 1
+    assert (tmp_path / "mas" / "seed2" / "report" / "report.html").is_file()
+    assert "../seed2/report/report.html" in page.sources
+
+
+def test_some_seeds_of_a_group(tmp_path: Path):
+    for seed in (0, 3):
+        write_run(tmp_path / f"seed{seed}", seed=seed, num_tasks=2)
+    assert [run.config["seed"] for run in read_group(tmp_path)] == [0, 3]
+    assert [run.config["seed"] for run in comparison([tmp_path], seeds=[3]).methods[0].runs] == [3]
+    with pytest.raises(ValueError, match=r"no run of seed 1; it has \[0, 3\]"):
+        read_group(tmp_path, seeds=[0, 1])
+    with pytest.raises(ValueError, match=r"single run with seed 3, not one of \[0\]"):
+        read_group(tmp_path / "seed3", seeds=[0])
+
+
+def test_a_group_of_different_configurations_is_an_error(tmp_path: Path):
+    for seed, strength in enumerate((0.3, 1.0)):
+        write_run(tmp_path / f"seed{seed}", seed=seed, strategy={"name": "mas", "strength": strength})
+    with pytest.raises(ValueError, match=r"seed0 and seed1 differ in strategy\.strength"):
+        read_group(tmp_path)
+
+
+def test_a_single_run_shows_no_deviation_and_labels_tell_methods_apart(tmp_path: Path):
+    runs = [
+        write_run(tmp_path / "a", matrix=MATRIX, strategy={"name": "finetune"}),
+        write_run(tmp_path / "b", matrix=MATRIX, strategy={"name": "mas", "strength": 0.3}),
+        write_run(tmp_path / "c", matrix=MATRIX, strategy={"name": "mas", "strength": 1.0}),
+    ]
+    assert labels(*runs) == ["finetune", "mas, strength=0.3", "mas, strength=1.0"]
+    assert labels(*runs[:2]) == ["finetune", "mas"]
+    markdown = comparison_markdown(comparison(runs[:1]))
+    head = "| method | average | forgetting | backward transfer | learning | seconds | class 0,class… |"
+    assert markdown.splitlines()[0].startswith(head)
+    assert markdown.splitlines()[2] == "| finetune | 0.750 | 0.200 | -0.200 | 0.883 | 8.7 | 0.600 | 0.700 | 0.950 |"
+    assert "±" not in markdown
+
+
+def test_labels_fall_back_on_other_options_then_seed_then_directory(tmp_path: Path):
+    short, long = (write_run(tmp_path / f"epochs{n}", epochs=n, num_tasks=2) for n in (2, 3))
+    assert labels(short, long) == ["mas, epochs=2", "mas, epochs=3"]
+    assert labels(short, write_run(tmp_path / "7", epochs=2, num_tasks=2, seed=7)) == ["mas, seed=0", "mas, seed=7"]
+    assert labels(short, short) == [f"mas ({short})"] * 2
+
+
+def test_how_a_strength_was_searched_tells_searches_apart_only(tmp_path: Path):
+    def searched(name: str, drop: float) -> Path:
+        path = write_run(tmp_path / name, num_tasks=2, strategy={"name": "mas", "strength": "auto"})
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        (path / "config.yaml").write_text(yaml.safe_dump({**config, "search": {"start": None, "drop": drop}}))
+        return path
+
+    fixed = write_run(tmp_path / "fixed", num_tasks=2, strategy={"name": "mas", "strength": 0.3})
+    first, second = searched("first", 0.2), searched("second", 0.1)
+    assert labels(fixed, first) == ["mas, strength=0.3", "mas, strength=auto"]
+    assert labels(first, second) == ["mas, drop=0.2", "mas, drop=0.1"]
+
+
+def test_what_cannot_be_compared(recognition: Path, run: Path, tmp_path: Path):
+    one = write_run(tmp_path / "one", data={"name": "digits", "tasks": 3, "order_seed": None})
+    two = write_run(tmp_path / "two", data={"name": "digits", "tasks": 5, "order_seed": None})
+    for runs, message in (
+        ([one, two], r"different streams .*\(data\.tasks: 3 and 5\)"),
+        ([run, recognition], r"mas \(metric learning\) and .*rec \(recognition\) had different objectives"),
+        ([], "at least one run directory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            comparison(runs)
+
+
+def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path, undrawn):
+    write_run(tmp_path / "mas" / "seed0", matrix=MATRIX)
+    write_run(tmp_path / "mas" / "seed1", seed=1, done=2)
+    none = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, done=0)
+    compared = comparison([tmp_path / "mas", none])
+    assert [method.average.text() for method in compared.methods] == ["0.750", "–"]
+    assert "mas: 1 of 2 runs did not finish" in terminal(compared)
+    assert "finetune: 1 of 1 runs did not finish" in comparison_markdown(compared)
+    assert "1 of 2 runs did not finish" in Page(write_comparison([tmp_path / "mas", none], tmp_path / "out")).text
+
+
+def test_comparison_of_recognition_says_what_it_compares(recognition: Path, tmp_path: Path, undrawn):
+    strategy = {"name": "mas+distill", "mas": {"strength": 1.0}, "distill": {"weight": 1.0}}
+    other = write_run(tmp_path / "other", matrix=MATRIX, objective="recognition", strategy=strategy)
+    assert labels(recognition, other) == [f"mas+distill, mas.strength={strength}" for strength in (0.3, 1.0)]
+    table = terminal(comparison([recognition, other]))
+    assert "task-incremental accuracy" in table
+    assert "recall" not in table
+    text = Page(write_comparison([recognition, other], tmp_path / "out")).text
+    assert "Final task-incremental accuracy of each task" in text
+    assert "recall" not in text.lower()
+
+
+# --- beyond one matrix: forward transfer, what was never learned, intransigence, paired differences
+
+
+def test_forward_transfer_is_compared_where_it_was_measured(finetune: Path, tmp_path: Path):
+    compared = comparison([write_run(tmp_path / "ahead", matrix=MATRIX, baseline=0.5), finetune])
+    assert re.search(r"mas +\+0\.100\n", terminal(compared).replace("  \n", "\n"))
+    assert "| mas | +0.100 |" in comparison_markdown(compared)
+    assert "| finetune | – |" in comparison_markdown(compared)
+
+
+def test_what_was_never_learned_is_compared_where_it_was_measured(finetune: Path, tmp_path: Path, run: Path, undrawn):
+    path = write_run(tmp_path / "unseen", matrix=MATRIX)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line, value in zip((each for each in lines if each["kind"] == "task"), (0.5, None, 0.375), strict=True):
+        line["unseen"] = {"recall@1": value}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(path).unseen == pytest.approx((0.5, math.nan, 0.375), nan_ok=True)
+    compared = comparison([path, finetune])
+    assert "recall@1 of what was never learned" in terminal(compared)
+    assert "| mas | 0.375 |" in comparison_markdown(compared)
+    assert "| finetune | – |" in comparison_markdown(compared)
+    text = Page(write_comparison([path], tmp_path)).text
+    assert "0.375" in text
+    assert "never learned Recall@1 among classes that belong to no task" in text
+    assert "never learned" not in Page(write_comparison([run], tmp_path / "without")).text
+
+
+def _two_tasks(path: Path, strategy: str, scores: dict[int, tuple[float, float, float]]) -> Path:
+    for seed, (learned, kept, second) in scores.items():
+        given = {"matrix": [[learned], [kept, second]], "strategy": {"name": strategy}}
+        write_run(path / strategy / f"seed{seed}", seed=seed, num_tasks=2, points=8, **given)
+    return path / strategy
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory) -> list[Path]:
+    path = tmp_path_factory.mktemp("several")
+    return [
+        _two_tasks(path, "finetune", {0: (0.9, 0.5, 0.9), 1: (0.9, 0.6, 0.9), 2: (0.9, 0.6, 0.8)}),
+        _two_tasks(path, "mas", {0: (0.9, 0.7, 0.8), 1: (0.9, 0.6, 0.9), 3: (0.9, 0.7, 0.9)}),
+        _two_tasks(path, "joint", {0: (0.9, 0.9, 1.0), 1: (0.9, 0.9, 0.9)}),
+    ]
+
+
+def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
+    """mas and finetune share the seeds 0 and 1.
+
+    Averages: 0.75 - 0.7 = 0.05 and 0.75 - 0.75 = 0, mean 0.025, deviation 0.05 / sqrt(2) = 0.035. Forgetting: 0.2 - 0.4
+    = -0.2 and 0.3 - 0.3 = 0, mean -0.1, deviation 0.141; less forgetting is better. Seeds 2 and 3 have no partner.
+    """
+    compared = comparison(several)
+    mas, joint = compared.paired
+    assert (mas.label, mas.seeds, joint.seeds) == ("mas", 2, 2)
+    assert mas.average == pytest.approx((0.025, 0.05 / math.sqrt(2), 1, 1, 0, 2))
+    assert mas.forgetting == pytest.approx((-0.1, 0.2 / math.sqrt(2), 1, 1, 0, 2))
+    markdown, table = comparison_markdown(compared), terminal(compared, 80)
+    assert "| mas | +0.025 ± 0.035 | 1 / 1 / 0 | -0.100 ± 0.141 | 1 / 1 / 0 | 2 |" in markdown
+    assert "Paired differences to finetune" in markdown
+    assert "paired differences to finetune" in table
+    assert re.search(r"mas +\+0\.025 ±0\.035 +1 / 1 / 0 +-0\.100 ±0\.141 +1 / 1 / 0 +2", table)
+    assert max(map(len, table.splitlines())) <= 80
+    for text in (table, markdown):
+        assert "mas: seeds left out of the differences, since only it or finetune has them: 2" in " ".join(text.split())
+
+
+def test_paired_differences_and_intransigence_on_the_page(several: list[Path], tmp_path: Path, undrawn):
+    text = Page(write_comparison(several, tmp_path)).text
+    for words in (
+        "Paired differences to finetune",
+        "mas +0.025 ± 0.035 1 / 1 / 0 -0.100 ± 0.141 1 / 1 / 0 2",
+        "since only it or finetune has them: 2.",
+        "Against joint, seed by seed",
+    ):
+        assert words in text
+    one = Page(write_comparison(several[:1], tmp_path / "one")).text  # one method alone has nothing to be compared with
+    assert "Paired" not in one
+    assert "intransigence" not in one
+
+
+def test_there_are_no_paired_differences_of_single_runs(run: Path, finetune: Path):
+    compared = comparison([run, finetune])
+    assert compared.paired == ()
+    assert compared.joint is None
+    for word in ("paired", "intransigence", "forward"):
+        assert word not in terminal(compared)
+
+
+def test_intransigence_is_against_the_joint_run_of_the_seed_else_their_mean(several: list[Path]):
+    """Diagonals of joint: (0.9, 1.0) and (0.9, 0.9), mean (0.9, 0.95).
+
+    finetune: seed 0 (0 + 0.1) / 2 = 0.05, seed 1 0, seed 2 against the mean (0 + 0.15) / 2 = 0.075.
+    """
+    compared = comparison(several)
+    assert compared.joint == "joint"
+    finetune, _, joint = compared.methods
+    assert finetune.intransigence.values == pytest.approx((0.05, 0.0, 0.075))
+    assert joint.intransigence.values == ()
+    expected = "intransigence of 1 of 3 runs is against the mean of joint's seeds"
+    assert finetune.note == expected
+    assert expected in " ".join(terminal(compared, 80).split())
+    assert "(against joint)" in terminal(compared)
+
+
+# --- the sensitivity figure
+
+
+def _panel(title: str, base: float) -> Panel:
+    near, far = Curve([0.1, 1, 10], [base, base + 0.05, base - 0.2], [0.01, 0.01, 0.02]), Curve([1e3], [base], [0])
+    return Panel(title, {"mas, relative unit": near, "ewc": far}, (base, 0.01))
+
+
+@pytest.mark.parametrize("bottom", [None, -0.1])
+def test_the_sensitivity_figure(tmp_path: Path, bottom: float | None):
+    widths = []
+    for panels in ([_panel("digits", 0.8)], [_panel("digits", 0.8), _panel("Omniglot", 0.5), _panel("CIFAR-100", 0.3)]):
+        draw_sensitivity(tmp_path / "s.png", panels, bottom=bottom)
+        assert ink(tmp_path / "s.png") > 0.005
+        widths.append(imread(tmp_path / "s.png").shape[1])
+    assert widths[1] > 2 * widths[0] * 0.9
+
+
+def test_the_sensitivity_figure_shows_the_change_to_finetune(tmp_path: Path):
+    """The same change on data sets of other difficulty is the same picture."""
+    for name, base in (("one", 0.5), ("two", 0.25)):
+        draw_sensitivity(tmp_path / f"{name}.png", [_panel("data", base)])
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        (None, "at least one panel"),
+        ({"mas": Curve([1, 2], [0.5], [0.1, 0.1])}, "data, mas: needs as many means"),
+        ({"mas": Curve([0, 2], [0.5, 0.5], [0.1, 0.1])}, "must be > 0 for a logarithmic axis, got 0"),
+    ],
+)
+def test_the_sensitivity_figure_refuses_what_it_cannot_draw(curves, message, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        draw_sensitivity(tmp_path / "s.png", [] if curves is None else [Panel("data", curves, (0.5, 0.0))])
