@@ -263,6 +263,18 @@ class LowRank(nn.Module):
         return self.base(x) + 2 * self.up(self.down(x))
 
 
+class Cached(nn.Module):
+    """The weight is computed once for a forward pass, and used in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = parametrizations.orthogonal(nn.Linear(4, 4, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with nn.utils.parametrize.cached():
+            return self.layer(self.layer(x).tanh())
+
+
 class UnderNoGrad(nn.Module):
     def __init__(self):
         super().__init__()
@@ -415,6 +427,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "weight norm": Architecture(lambda: parametrizations.weight_norm(nn.Linear(6, 4)), randn(6)),
     "weight norm, convolution": Architecture(lambda: flat(parametrizations.weight_norm(nn.Conv2d(2, 3, 3))), images),
     "spectral norm": Architecture(lambda: parametrizations.spectral_norm(nn.Linear(6, 4)), randn(6)),
+    "computed weight in two places": Architecture(Cached, randn(4)),
     "low rank": Architecture(LowRank, randn(6)),
     # what is not so simple
     "frozen trunk": Architecture(frozen_trunk, randn(6)),

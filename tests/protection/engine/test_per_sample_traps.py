@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import ARCHITECTURES, Architecture
-from test_per_sample import SLOW, assert_same
+from importance_cases import SLOW, assert_same
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tripletmas.protection.engine import by_rules
-from tripletmas.protection.importance.accumulator import ImportanceAccumulator
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 
@@ -60,14 +57,14 @@ def hooked(s: Any, x: Tensor) -> Tensor:
 
 def unpadded(s: Any, x: Tensor) -> Tensor:
     real = x[..., 0] > 0
-    out = torch.zeros(*x.shape[:2], 3, dtype=x.dtype)
+    out = torch.zeros(*x.shape[:2], 4, dtype=x.dtype)
     out[real] = s.a(x[real])
     return out.flatten(1)
 
 
 def experts(s: Any, x: Tensor) -> Tensor:
     chosen = s.gate(x).argmax(1)
-    out = torch.zeros(len(x), 3, dtype=x.dtype)
+    out = torch.zeros(len(x), 4, dtype=x.dtype)
     for number, expert in enumerate((s.a, s.b)):
         rows = torch.where(chosen == number)[0]
         out = out.index_add(0, rows, expert(x[rows]))
@@ -91,45 +88,66 @@ def written_through_a_view(s: Any, x: Tensor) -> Tensor:
     return h * 2 if t.sum() > 0 else h
 
 
-def square(**more: Any) -> dict[str, nn.Module]:
-    return {"a": L(4, 4), "b": L(4, 4), **more}
+def checkpointed(s: Any, x: Tensor) -> Tensor:
+    return s.b(checkpoint(s.c, s.a(x), use_reentrant=False))
 
 
-rows = torch.randn
-TRAPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
-    "a slow layer first": (
-        lambda: Fn(lambda s, x: s.b(s.a(x)[0][:, -1]), a=nn.LSTM(3, 4, batch_first=True), b=L(4, 3)),
-        lambda: rows(6, 5, 3),
+def one_alone(s: Any, x: Tensor) -> Tensor:
+    return s.a(x) if len(x) == 1 else s.b(x)
+
+
+def windows_of_constants(s: Any, x: Tensor) -> Tensor:
+    """Their values say nothing about their order."""
+    windows = s.a(torch.zeros_like(x).transpose(0, 1).reshape(-1, 4)).view(3, len(x), 4).transpose(0, 1)
+    return s.b(windows * x).flatten(1)
+
+
+def square(**others: nn.Module) -> dict[str, nn.Module]:
+    return {"a": L(4, 4), "b": L(4, 4), **others}
+
+
+class Trap(NamedTuple):
+    forward: Callable[[Any, Tensor], Tensor]
+    modules: Callable[[], dict[str, nn.Module]] = square
+    samples: Callable[[], Tensor] = lambda: torch.randn(6, 4)
+    says: str = ""  # of the slow path
+
+
+TRAPS: dict[str, Trap] = {
+    "a slow layer first": Trap(
+        lambda s, x: s.b(s.a(x)[0][:, -1]),
+        lambda: square(a=nn.LSTM(3, 4, batch_first=True)),
+        lambda: torch.randn(6, 5, 3),
     ),
-    "a bag of words first": (
-        lambda: Fn(lambda s, x: s.b(s.a(x)), a=nn.EmbeddingBag(7, 4), b=L(4, 3)),
-        lambda: torch.randint(7, (6, 3)),
+    "a bag of words first": Trap(
+        lambda s, x: s.b(s.a(x)), lambda: square(a=nn.EmbeddingBag(7, 4)), lambda: torch.randint(7, (6, 3))
     ),
-    "clipped words first": (
-        lambda: Fn(lambda s, x: s.b(s.a(x).sum(1)), a=nn.Embedding(7, 4, scale_grad_by_freq=True), b=L(4, 3)),
+    "clipped words first": Trap(
+        lambda s, x: s.b(s.a(x).sum(1)),
+        lambda: square(a=nn.Embedding(7, 4, scale_grad_by_freq=True)),
         lambda: torch.randint(7, (6, 1)),
     ),
-    "a leaf inside": (lambda: Fn(wakes_up, c=L(4, 4), **square()), lambda: rows(6, 4)),
-    "gradients inside": (
-        lambda: Fn(with_forces, a=L(4, 4), b=nn.Sequential(L(4, 5), nn.Tanh(), L(5, 1))),
-        lambda: rows(6, 4),
+    "a leaf inside": Trap(wakes_up, lambda: square(c=L(4, 4))),
+    "gradients inside": Trap(with_forces, lambda: square(b=nn.Sequential(L(4, 5), nn.Tanh(), L(5, 1)))),
+    "coupled in the gradient only": Trap(only_the_gradient),
+    "coupled but for the last": Trap(all_but_the_last),
+    "a hook on the gradient": Trap(hooked),
+    "weakly coupled": Trap(lambda s, x: s.b(s.a(x) - 0.02 * s.a(x).mean(0))),
+    "unpadded": Trap(unpadded, samples=lambda: torch.randn(6, 3, 4)),
+    "experts": Trap(experts, lambda: square(gate=L(4, 2))),
+    "a computed weight changed in place": Trap(changed_weight),
+    "a branch by torch.is_nonzero": Trap(lambda s, x: s.a(x) if torch.is_nonzero(x.sum() > 0) else s.b(x)),
+    "a branch by numpy": Trap(lambda s, x: s.a(x) if np.asarray(x.detach()).sum() > 0 else s.b(x)),
+    "a branch on a constant with data": Trap(written_through_a_view),
+    "a branch on the number of samples": Trap(one_alone, says="by other calls than a sample alone"),
+    "an order that cannot be told": Trap(
+        windows_of_constants,
+        samples=lambda: torch.randn(6, 3, 4),
+        says="importance of a (2 of 4 parameters): the slow path",
     ),
-    "coupled in the gradient only": (lambda: Fn(only_the_gradient, **square()), lambda: rows(6, 4)),
-    "coupled but for the last": (lambda: Fn(all_but_the_last, **square()), lambda: rows(6, 4)),
-    "a hook on the gradient": (lambda: Fn(hooked, **square()), lambda: rows(6, 4)),
-    "weakly coupled": (lambda: Fn(lambda s, x: s.b(s.a(x) - 0.02 * s.a(x).mean(0)), **square()), lambda: rows(6, 4)),
-    "unpadded": (lambda: Fn(unpadded, a=L(4, 3)), lambda: rows(6, 3, 4)),
-    "experts": (lambda: Fn(experts, gate=L(4, 2), a=L(4, 3), b=L(4, 3)), lambda: rows(6, 4)),
-    "a computed weight changed in place": (lambda: Fn(changed_weight, a=L(4, 4)), lambda: rows(6, 4)),
-    "a branch by torch.is_nonzero": (
-        lambda: Fn(lambda s, x: s.a(x) if torch.is_nonzero(x.sum() > 0) else s.b(x), **square()),
-        lambda: rows(6, 4),
+    "activation checkpointing": Trap(
+        checkpointed, lambda: square(c=nn.Sequential(L(4, 4), nn.Tanh(), L(4, 4))), says="checkpointing"
     ),
-    "a branch by numpy": (
-        lambda: Fn(lambda s, x: s.a(x) if np.asarray(x.detach()).sum() > 0 else s.b(x), **square()),
-        lambda: rows(6, 4),
-    ),
-    "a branch on a constant with data": (lambda: Fn(written_through_a_view, a=L(4, 4)), lambda: rows(6, 4)),
 }
 
 
@@ -139,12 +157,16 @@ def reference(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("count", [6, 4])  # 4: as many samples as channels
 @pytest.mark.parametrize("name", TRAPS)
-def test_equals_the_loop(name: str, count: int):
+def test_equals_the_loop(name: str, count: int, caplog: pytest.LogCaptureFixture):
+    if name == "activation checkpointing" and not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        pytest.skip("this version of torch does not tell")
     torch.manual_seed(0)
-    make, samples = TRAPS[name]
-    model, x = make().double(), samples()[:count]
+    trap = TRAPS[name]
+    model, x = Fn(trap.forward, **trap.modules()).double(), trap.samples()[:count]
     x = x.double() if x.is_floating_point() else x
+    caplog.set_level("INFO", "tripletmas")
     assert_same(mas_importance(model, [x]), reference(model, x))
+    assert trap.says in caplog.text
     assert_same(mas_importance(model, x.split(3)), reference(model, x))
 
 
@@ -156,18 +178,7 @@ def test_the_stem_is_outside_the_model():
     assert stem.weight.grad is not None  # (the oracle's)
 
 
-@pytest.mark.parametrize("count", [6, 4])
-def test_activation_checkpointing(count: int):
-    torch.manual_seed(0)
-    inner = nn.Sequential(L(4, 4), nn.Tanh(), L(4, 4))
-
-    def forward(s: Any, x: Tensor) -> Tensor:
-        return s.b(checkpoint(s.inner, s.a(x), use_reentrant=False))
-
-    model, x = Fn(forward, inner=inner, **square()).double(), torch.randn(count, 4).double()
-    if not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
-        pytest.skip("this version of torch does not tell")
-    assert_same(mas_importance(model, [x]), reference(model, x))
+# models that process batches in different ways
 
 
 def merged(s: Any, x: Tensor) -> Tensor:
@@ -180,50 +191,33 @@ def reads_long_ones(s: Any, x: Tensor) -> Tensor:
     return (h * 2 if x.shape[1] > 2 and x.sum() > 0 else h).sum(1)
 
 
-@pytest.mark.parametrize("forward", [merged, reads_long_ones])
-def test_later_batches_are_looked_at_too(forward: Callable):
+def one_layer_more_for_long_ones(s: Any, x: Tensor) -> Tensor:
+    x = s.a(x)
+    return (s.b(x) if x.shape[1] > 2 else x).mean(1)
+
+
+def without_a_rule_for_long_ones(s: Any, x: Tensor) -> Tensor:
+    """What was measured of a weight before it became slow stays."""
+    return s.a(x) * s.b.bias if x.shape[1] <= 2 else torch.einsum("nlw,w->nlw", s.a(x), s.b.bias)
+
+
+LATER = {  # -> whether it takes the slow path
+    merged: False,
+    reads_long_ones: True,
+    one_layer_more_for_long_ones: False,
+    without_a_rule_for_long_ones: True,
+}
+
+
+@pytest.mark.parametrize("forward", LATER)
+def test_later_batches_are_looked_at_too(forward: Callable, caplog: pytest.LogCaptureFixture):
     torch.manual_seed(1)
     model = Fn(forward, **square()).double()
     batches = [torch.randn(shape).double() for shape in ((5, 1, 4), (5, 3, 4), (2, 2, 4), (4, 5, 4))]
+    caplog.set_level("INFO", "tripletmas")
     found = mas_importance(model, batches)
     assert_same(found, oracles.mas_importance(model, [sample for batch in batches for sample in batch.split(1)]))
-
-
-@pytest.mark.parametrize("name", ["mlp", "conv", "vit"])
-def test_parted_batches_do_not_take_the_slow_path(name: str, monkeypatch: pytest.MonkeyPatch, caplog):
-    architecture: Architecture = ARCHITECTURES[name]
-    torch.manual_seed(0)
-    model, x = architecture.make().double(), architecture.samples(20).double()
-    monkeypatch.setitem(by_rules._ACTIVATIONS, "cpu", 60)
-    caplog.set_level("INFO", "tripletmas")
-    assert_same(mas_importance(model, [x]), reference(model, x))
-    assert SLOW not in caplog.text
-
-
-def test_a_batch_that_failed_half_way_is_not_counted_twice():
-    model, x = nn.Sequential(L(4, 4), nn.Tanh(), L(4, 2)).double(), torch.randn(6, 4).double()
-    running = ImportanceAccumulator(model)
-    running.update(x)
-    with pytest.raises(ValueError, match="not finite for sample 8"):
-        running.update(torch.where(torch.arange(6)[:, None] == 2, torch.nan, x))
-    with pytest.raises(ValueError, match="failed half-way"):
-        running.update(x)
-    with pytest.raises(ValueError, match="failed half-way"):
-        running.importance()
-
-
-def test_lists_with_an_item_for_each_sample_are_split_with_them():
-    torch.manual_seed(0)
-    model, x = L(4, 3).double(), torch.randn(6, 4).double()
-    factors = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-
-    def forward(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        return model(batch["x"] * torch.tensor(batch["factor"], dtype=torch.float64)[:, None]) * batch["all"]
-
-    one = torch.tensor(2.0, dtype=torch.float64)
-    found = mas_importance(model, [{"x": x, "factor": factors, "all": one}], forward=forward)
-    scaled = x * torch.tensor(factors, dtype=torch.float64)[:, None]
-    assert_same(found, {name: 4 * value for name, value in reference(model, scaled).items()})
+    assert (SLOW in caplog.text) == LATER[forward]
 
 
 def test_autocast_inside_the_model():
@@ -253,15 +247,6 @@ def test_outputs_and_gradients_of_other_kinds():
     nn.init.zeros_(zero[1].bias)
     with pytest.raises(ValueError, match="every embedding is zero"):
         mas_importance(zero, [torch.randn(3, 4)], output="vector", relative=True)
-
-
-def test_an_adapter_that_has_learned_nothing_and_one_sample():
-    torch.manual_seed(0)
-    base, down, up = L(4, 3).requires_grad_(False), L(4, 2, bias=False), L(2, 3, bias=False)
-    nn.init.zeros_(up.weight)
-    model = Fn(lambda s, x: s.base(x) + s.up(s.down(x)), base=base, down=down, up=up).double()
-    x = torch.randn(1, 4).double()
-    assert_same(mas_importance(model, [x]), reference(model, x))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

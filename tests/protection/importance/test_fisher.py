@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from architectures import made
+from importance_cases import assert_same
 from oracles import per_sample_sums
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params, state_of
+from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.recognition.heads import Recognition
@@ -54,12 +55,6 @@ def literal_fisher(model: nn.Module, samples: Tensor, labels: list[int], mode: s
     return {name: value / len(samples) for name, value in total.items()}
 
 
-def assert_equal(found: Params, expected: Params, rtol: float = 1e-10) -> None:
-    assert found.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=rtol, atol=rtol * float(expected[name].max()))
-
-
 def in_batches(samples: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(samples.split(size), labels.split(size), strict=True))
 
@@ -71,16 +66,7 @@ def test_it_is_the_loop_over_samples(name: str, mode):
     model, samples = made(name)
     labels = torch.arange(len(samples)) % 3
     found = fisher_importance(model.train(), in_batches(samples, labels, 4), labels=mode, seed=3)
-    assert_equal(found, literal_fisher(model, samples, labels.tolist(), mode, seed=3))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [1, 2, 8, 40])
-def test_the_batch_size_does_not_matter(mode, size: int):
-    model, samples = made("mlp", count=40)
-    labels = torch.arange(40) % 3
-    found, whole = (fisher_importance(model, in_batches(samples, labels, s), labels=mode) for s in (size, len(samples)))
-    assert_equal(found, whole)
+    assert_same(found, literal_fisher(model, samples, labels.tolist(), mode, seed=3))
 
 
 def test_draws_follow_the_probabilities():
@@ -103,46 +89,38 @@ def test_a_class_without_probability_is_not_drawn():
     assert fisher_importance(model, [torch.zeros(1000, 1)])["bias"].tolist() == [0.0, 0.25, 0.25]
 
 
-def test_the_model_is_left_as_it_was():
-    model, samples = made("conv")
-    before = copy.deepcopy(state_of(model))
-    model.train()
-    torch.manual_seed(5)
-    fisher_importance(model, [samples])
-    squared_gradient_importance(model, [(samples, torch.arange(9) % 3)], nn.CrossEntropyLoss())
-    drawn = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.equal(drawn, torch.rand(1))
-    assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in state_of(model).items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
 def test_batches_may_be_dicts_and_go_through_forward():
     model, samples = made("mlp")
     labels = torch.arange(len(samples)) % 3
     expected = fisher_importance(model, [(samples, labels)], labels="true")
     dicts = [{"input": samples, "labels": labels}]
-    assert_equal(fisher_importance(model, dicts, labels="true"), expected)
+    assert_same(fisher_importance(model, dicts, labels="true"), expected)
     through = fisher_importance(model, dicts, labels="true", forward=lambda model, batch: model(batch["input"]))
-    assert_equal(through, expected)
+    assert_same(through, expected)
 
 
-def test_what_cannot_be_measured_is_said():
+LABELS = torch.arange(9) % 3
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "message"),
+    [
+        ({"labels": "true"}, lambda x: (x, LABELS + 1), r"labels must lie in \[0, 3\), one for each logit, got 1 to 3"),
+        (
+            {"labels": "true"},
+            lambda x: (x, LABELS - 1),
+            r"labels must lie in \[0, 3\), one for each logit, got -1 to 1",
+        ),
+        ({"labels": "true"}, lambda x: x, r"needs batches \(inputs, labels\)"),
+        ({"labels": "true"}, lambda x: (x, LABELS.float()), "of integer labels"),
+        ({"labels": "own"}, lambda x: x, "'sampled', 'true' or 'all', got 'own'"),
+        ({}, lambda x: x[:, None], r"logits must have shape \(samples, classes\)"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(options: dict, batch: Callable, message: str):
     model, samples = made("mlp")
-    for wrong in (torch.full((9,), 3), torch.full((9,), -1)):
-        with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), one for each logit"):
-            fisher_importance(model, [(samples, wrong)], labels="true")
-    with pytest.raises(ValueError, match="needs batches"):
-        fisher_importance(model, [samples], labels="true")
-    with pytest.raises(ValueError, match="at least one sample"):
-        fisher_importance(model, [])
-    with pytest.raises(ValueError, match="at least one batch"):
-        squared_gradient_importance(model, [], nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match=r"shape \(samples, classes\)"):
-        fisher_importance(model, [samples[:, None]])
-    with pytest.raises(ValueError, match="'sampled', 'true' or 'all'"):
-        fisher_importance(model, [samples], labels="own")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=message):
+        fisher_importance(model, [batch(samples)], **options)
 
 
 def test_a_saturated_classifier_is_an_error():
@@ -168,7 +146,7 @@ def test_squared_gradients_are_those_of_each_batch():
         gradients = torch.autograd.grad(loss(model(inputs), own), list(model.parameters()))
         for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
             expected[name] += gradient**2 / 2
-    assert_equal(found, expected)
+    assert_same(found, expected)
     assert not torch.allclose(
         found["0.weight"], squared_gradient_importance(model, [(samples, labels)], loss)["0.weight"]
     )
@@ -203,8 +181,8 @@ def test_in_recognition_it_is_that_of_the_tasks_own_head(tiny_stream: Stream, mo
     }
     expected = literal_fisher(whole, samples, (labels - task.classes[0]).tolist(), mode, seed=11)
     expected = {f"model.{name[2:]}": value for name, value in expected.items() if name.startswith("0.")}
-    assert_equal(found[3], expected)
-    assert_equal(found[256], expected)
+    assert_same(found[3], expected)
+    assert_same(found[256], expected)
 
 
 def test_for_a_metric_loss_it_is_a_function_of_the_seed(tiny_stream: Stream):

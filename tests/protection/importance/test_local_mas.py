@@ -9,17 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import ResidualInPlace, Twice, settled
+from importance_cases import assert_same
 from torch import Tensor, nn
 
 from tripletmas import LocalMAS, make_model
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-10) -> None:
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=1e-14)
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -149,35 +144,40 @@ class TwoActivations(nn.Module):
         return self.head(x.tanh() * x.sigmoid())
 
 
-def test_layers_it_does_not_know_are_named():
+def various() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.PReLU(), nn.Linear(4, 2))
+
+
+def test_layers_it_does_not_know_can_be_left_out():
     x = torch.randn(4, 3)
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.PReLU(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r"not for 1, 2 \(.*Name them in left_out="):
-        local_mas_importance(model, [x])
-    found = local_mas_importance(model, [x], left_out=["1", "2.weight"])
+    found = local_mas_importance(various(), [x], left_out=["1", "2.weight"])
     assert list(found) == ["0.weight", "0.bias", "3.weight", "3.bias"]
-    with pytest.raises(ValueError, match="not for layer "):
-        local_mas_importance(TwoActivations(), [x])
     assert list(local_mas_importance(TwoActivations(), [x], left_out=["layer"])) == ["head.weight", "head.bias"]
-    with pytest.raises(ValueError, match="left_out: no trainable parameter is, or is in, 'head'"):
-        local_mas_importance(model, [x], left_out=["head"])
-    with pytest.raises(ValueError, match="left_out must be a list of names"):
-        local_mas_importance(model, [x], left_out="1")
-    lstm = nn.LSTM(3, 2, batch_first=True)
-    with pytest.raises(ValueError, match="not for weight_ih_l0"):
-        local_mas_importance(lstm, [torch.randn(4, 2, 3)], forward=lambda model, x: model(x)[0][:, -1])
 
 
-def test_what_a_caller_can_get_wrong():
-    model, x = mlp()
-    with pytest.raises(ValueError, match="at least one sample"):
-        local_mas_importance(model, [])
-    with pytest.raises(ValueError, match="not finite for sample 2"):
-        local_mas_importance(model, [torch.where(torch.arange(9)[:, None] == 2, torch.nan, x)])
+@pytest.mark.parametrize(
+    ("model", "left_out", "message"),
+    [
+        (various, [], r"not for 1, 2 \(.*Name them in left_out="),
+        (various, ["head"], "left_out: no trainable parameter is, or is in, 'head'; there are 0, 1, 2, 3"),
+        (various, "1", "left_out must be a list of names, got the text '1'"),
+        (various, ["0", "1", "2", "3"], "no trainable parameter"),
+        (TwoActivations, [], "not for layer "),
+        (lambda: nn.LSTM(3, 3), [], "not for weight_ih_l0"),
+    ],
+)
+def test_layers_that_cannot_be_measured_are_named(model: Callable, left_out: list[str], message: str):
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        output = model(x)
+        return output[0] if isinstance(model, nn.LSTM) else output
+
+    with pytest.raises(ValueError, match=message):
+        local_mas_importance(model(), [torch.randn(4, 3)], left_out=left_out, forward=forward)
+
+
+def test_outputs_of_zero_are_an_error():
     with pytest.raises(ValueError, match="zero everywhere"):
         local_mas_importance(nn.Sequential(nn.Linear(2, 2, bias=False)), [torch.zeros(3, 2)])
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        local_mas_importance(model, [x], left_out=["0", "2", "4"])
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv4", "resnet18"])

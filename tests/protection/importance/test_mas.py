@@ -1,27 +1,23 @@
-"""Importance: equal to a loop over single samples for many kinds of model, loud errors, and no trace left behind."""
+"""Importance of MAS: by its definition, in every way in which a model is called, and loud where there is none."""
 
 from __future__ import annotations
 
 import logging
-import random
 from collections import UserDict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 from architectures import made
+from importance_cases import SLOW, assert_same
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from tripletmas.protection.engine import single
 from tripletmas.protection.engine.by_rules import ByRules
 from tripletmas.protection.importance.mas import mas_importance
-
-SLOW = "the slow path"
 
 
 class TwoInputs(nn.Module):
@@ -33,98 +29,88 @@ class TwoInputs(nn.Module):
         return self.image(image) * self.text(text)
 
 
-def mlp(seed: int = 0) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double(), torch.randn(9, 6).double()
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-10) -> None:
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=1e-14)
-
-
-PATHS = ["by rules", "by torch.func", "one by one"]
+PATHS = {"by rules": None, "by torch.func": 64, "in chunks": 4, "one by one": 1}
 
 
 def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path != "by rules":
         monkeypatch.setattr(ByRules, "is_no_use", lambda _: True)
-    if path == "one by one":
-        monkeypatch.setattr(single, "_LARGEST_CHUNK", 1)
+        monkeypatch.setattr(single, "_LARGEST_CHUNK", PATHS[path])
 
 
 # --- the definition
 
 
+@pytest.mark.parametrize("by", PATHS)
 @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "layer called twice"])
-def test_the_slow_path_equals_the_fast_one(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_all_paths_give_the_same(name: str, by: str, monkeypatch: pytest.MonkeyPatch):
     model, x = made(name)
-    expected = mas_importance(model, [x])
-    monkeypatch.setattr(ByRules, "is_no_use", lambda _: True)
-    assert_same(mas_importance(model, [x]), expected)
-    monkeypatch.setattr(single, "_LARGEST_CHUNK", 4)
-    assert_same(mas_importance(model, [x]), expected)
-    monkeypatch.setattr(single, "_LARGEST_CHUNK", 1)  # one sample at a time
-    assert_same(mas_importance(model, [x]), expected)
+    take(by, monkeypatch)
+    assert_same(mas_importance(model, [x]), oracles.mas_importance(model, x.split(1)))
 
 
-def test_a_value_by_hand():
-    layer = nn.Linear(2, 1, bias=False)
-    nn.init.constant_(layer.weight, 1.0)
-    # F = w x: d F^2 / d w_i = 2 F x_i. Samples (1, 2): F = 3, 6 and 12; (-3, 0): F = -3, 18 and 0
-    found = mas_importance(layer, [torch.tensor([[1.0, 2.0], [-3.0, 0.0]])])
-    assert found["weight"].tolist() == [[12.0, 6.0]]
-    # relative: divided by the mean squared length, (9 + 9) / 2 = 9
-    found = mas_importance(layer, [torch.tensor([[1.0, 2.0], [-3.0, 0.0]])], relative=True)
-    torch.testing.assert_close(found["weight"], torch.tensor([[12.0, 6.0]]) / 9)
-
-
-def test_opposite_gradients_do_not_cancel():
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        # F = w x: d F^2 / d w_i = 2 F x_i. Samples (1, 2): F = 3, 6 and 12; (-3, 0): F = -3, 18 and 0
+        ([[1.0, 2.0], [-3.0, 0.0]], [[12.0, 6.0]]),
+        # (2, 1): F = 3, gradient (12, 6); (2, -5): F = -3, gradient (-12, 30), which must not cancel the other's
+        ([[2.0, 1.0], [2.0, -5.0]], [[12.0, 18.0]]),
+    ],
+)
+def test_values_by_hand(x: list, expected: list):
     layer = nn.Linear(2, 1, bias=False)
     nn.init.ones_(layer.weight)
-    # (2, 1): F = 3, gradient (12, 6); (2, -5): F = -3, gradient (-12, 30). The gradient of the sum is 0 for the first.
-    x = torch.tensor([[2.0, 1.0], [2.0, -5.0]])
-    layer(x).square().sum().backward()
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.tolist() == [[0.0, 36.0]]
-    assert mas_importance(layer, [x])["weight"].tolist() == [[12.0, 18.0]]
-
-
-def test_mean_over_samples_however_they_come():
-    model, x = mlp()
-    expected = mas_importance(model, [x])
-    assert_same(mas_importance(model, [x, x]), expected)  # twice the data
-    assert_same(mas_importance(model, [x[:8], x[8:]]), expected)  # a short last batch
-    assert_same(mas_importance(model, [x[:4], x[:0], x[4:]]), expected)  # an empty one in between
-    assert_same(mas_importance(model, [x.flip(0)]), expected)
-    assert_same(mas_importance(model, iter(x.split(2))), expected)
-
-
-def test_labels_play_no_part():
-    model, x = mlp()
-    expected = mas_importance(model, [x])
-    labels = torch.arange(9)
-    Batch = namedtuple("Batch", ["inputs", "labels"])
-    for batch in [(x, labels), [x, labels.flip(0)], (x, labels, labels), Batch(x, labels)]:
-        assert_same(mas_importance(model, [batch]), expected)
+    assert mas_importance(layer, [torch.tensor(x)])["weight"].tolist() == expected
+    # relative: divided by the mean squared length, (9 + 9) / 2 = 9
+    relative = mas_importance(layer, [torch.tensor(x)], relative=True)
+    torch.testing.assert_close(relative["weight"], torch.tensor(expected) / 9)
 
 
 @pytest.mark.parametrize("c", [0.1, 7.0])
-def test_the_scale_of_the_output(c: float):
-    model, x = mlp()
-    absolute, relative = mas_importance(model, [x]), mas_importance(model, [x], relative=True)
-    mean = model(x).square().sum(1).mean()
-    assert_same(relative, {name: value / mean for name, value in absolute.items()})
+@pytest.mark.parametrize(("output", "power"), [("squared_length", 2), ("vector", 1)])
+def test_the_scale_of_the_output(output: Any, power: int, c: float):
+    model, x = made("mlp")
+    absolute, relative = (mas_importance(model, [x], output=output, relative=relative) for relative in (False, True))
+    mean = model(x).detach().square().sum(1).mean()  # the vector form's is relative to its root
+    assert_same(relative, {name: value / mean ** (power / 2) for name, value in absolute.items()})
 
     def scaled(model: nn.Module, x: Tensor) -> Tensor:
         return c * model(x)
 
-    assert_same(mas_importance(model, [x], forward=scaled), {k: c**2 * v for k, v in absolute.items()})
-    assert_same(mas_importance(model, [x], forward=scaled, relative=True), relative)
+    found = mas_importance(model, [x], output=output, forward=scaled)
+    assert_same(found, {name: c**power * value for name, value in absolute.items()})
+    assert_same(mas_importance(model, [x], output=output, forward=scaled, relative=True), relative)
+
+
+def test_idle_parameters_are_zero_and_tied_ones_counted_once():
+    model, x = made("partly used")
+    found = mas_importance(model, [x])
+    assert found["used.weight"].all()
+    assert not found["idle.weight"].any()
+    model, x = made("tied weights")
+    assert list(mas_importance(model, [x])) == ["down.weight", "down.bias"]
 
 
 # --- ways to call a model
+
+Pair = namedtuple("Pair", ["a", "b"])
+
+
+def as_dict(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    return {"a": a, "b": b}
+
+
+def as_user_dict(a: Tensor, b: Tensor) -> UserDict:
+    return UserDict(as_dict(a, b))  # as tokenizers return
+
+
+def test_labels_play_no_part():
+    model, x = made("mlp")
+    expected = mas_importance(model, [x])
+    labels = torch.arange(9)
+    for batch in [(x, labels), [x, labels.flip(0)], (x, labels, labels), Pair(x, labels)]:
+        assert_same(mas_importance(model, [batch]), expected)
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict])
@@ -138,20 +124,9 @@ def test_dict_batches_are_keyword_arguments(kind: type):
         assert_same(mas_importance(model, [kind({"image": image, "text": text, **labels})]), expected)
 
 
-Pair = namedtuple("Pair", ["a", "b"])
-
-
-def as_dict(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {"a": a, "b": b}
-
-
-def as_user_dict(a: Tensor, b: Tensor) -> UserDict:
-    return UserDict(as_dict(a, b))  # as tokenizers return
-
-
 @pytest.mark.parametrize("batch_of", [lambda a, b: (a, b), lambda a, b: [a, b], Pair, as_dict, as_user_dict])
 def test_forward_gets_the_whole_batch_and_the_model_itself(batch_of: Callable, caplog: pytest.LogCaptureFixture):
-    model, x = mlp()
+    model, x = made("mlp")
     first_layer, _, last_layer = model.children()
     caplog.set_level(logging.INFO, "tripletmas")
 
@@ -168,15 +143,36 @@ def test_forward_gets_the_whole_batch_and_the_model_itself(batch_of: Callable, c
     assert SLOW not in caplog.text
 
 
-def test_what_is_no_tensor_in_a_batch_reaches_forward(caplog: pytest.LogCaptureFixture):
-    model, x = mlp()
-    batches = [{"x": x, "source": "camera 1"}]
-    found = mas_importance(model, batches, forward=lambda model, batch: model(batch["x"]))
-    assert_same(found, oracles.mas_importance(model, x.split(1)))
+def test_what_is_no_tensor_reaches_forward_and_lists_with_an_item_for_each_sample_are_split_with_them():
+    model, x = made("mlp", count=6)
+    factors = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+    def forward(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        assert batch["source"] == "camera 1"
+        return model(batch["x"] * torch.tensor(batch["factor"], dtype=torch.float64)[:, None]) * batch["all"]
+
+    one = torch.tensor(2.0, dtype=torch.float64)
+    batch = {"x": x, "factor": factors, "all": one, "source": "camera 1"}
+    scaled = x * torch.tensor(factors, dtype=torch.float64)[:, None]
+    expected = {name: 4 * value for name, value in oracles.mas_importance(model, scaled.split(1)).items()}
+    assert_same(mas_importance(model, [batch], forward=forward), expected)
+
+
+def test_layer_and_forward_see_the_bare_model():
+    model, x = made("mlp")
+    expected = mas_importance(model, [x], layer="0")
+    wrapped = nn.DataParallel(model)
+    assert_same(mas_importance(wrapped, [x], layer="0"), expected)
+    assert_same(mas_importance(wrapped, [x], forward=lambda model, x: model.get_submodule("0")(x)), expected)
+    inner = nn.Sequential(nn.DataParallel(model[0]), *model[1:])  # a wrapper deep inside
+    assert_same(mas_importance(inner, [x]), mas_importance(model, [x]))
+
+
+# --- a layer in place of the output
 
 
 def test_layer_is_measured_in_place_of_the_output():
-    model, x = mlp()
+    model, x = made("mlp")
     whole = nn.Sequential(model, nn.Softmax(1), nn.Linear(3, 3)).double()
     found = mas_importance(whole, [x], layer="0")
     assert_same({name: found[f"0.{name}"] for name, _ in model.named_parameters()}, mas_importance(model, [x]))
@@ -211,8 +207,17 @@ def test_a_normalised_output_is_refused_and_its_layer_is_not(name: str, count: i
     normalized = Normalized(model)
     with pytest.raises(ValueError, match=r"zero everywhere.*layer='NAME'"):
         mas_importance(normalized, [x])
-    before = mas_importance(normalized, [x], layer="model")
-    assert_same({k.removeprefix("model."): v for k, v in before.items()}, mas_importance(model, [x]), rtol=1e-6)
+    expected = {f"model.{name}": value for name, value in mas_importance(model, [x]).items()}
+    assert_same(mas_importance(normalized, [x], layer="model"), expected, rtol=1e-6)
+    # compiled, and with a dict for output and input
+    compiled: Any = torch.compile(normalized, backend="eager")
+    found = mas_importance(
+        compiled,
+        [{"x": x, "labels": torch.arange(count)}],
+        layer="model",
+        forward=lambda model, batch: {"embedding": model(batch["x"])}["embedding"],
+    )
+    assert_same(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -224,9 +229,13 @@ def test_a_wide_normalised_model_in_float32_is_refused(seed: int):
 
 
 def test_equal_lengths_alone_are_no_reason_to_refuse():
-    model, x = mlp()
+    model, x = made("mlp")
     same = x[:1].expand(4, -1)
     assert_same(mas_importance(model, [same]), oracles.mas_importance(model, x[:1].split(1)))
+    # an adapter that has learned nothing, and one sample
+    adapted, x = made("low rank", count=1)
+    nn.init.zeros_(adapted.get_submodule("up").weight)  # pyright: ignore[reportArgumentType]
+    assert_same(mas_importance(adapted, [x]), oracles.mas_importance(adapted, [x]))
 
 
 # --- errors
@@ -242,14 +251,10 @@ class Constant(nn.Module):
         return self.output(self.weight * x)
 
 
-def nan_at_sample_five(x: Tensor) -> Tensor:
-    return torch.where(x[:, :1] == 5, torch.nan, x)
-
-
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (nan_at_sample_five, "not finite for sample 5 of the importance data"),
+        (lambda x: torch.where(x[:, :1] == 5, torch.nan, x), "not finite for sample 5 of the importance data"),
         # the slope of a root at 0 is infinite, and 0 * inf is nan; x is 0 in the first sample
         (lambda x: x.square().sum(1, keepdim=True).sqrt(), "the gradient of parameter 'weight' is not finite"),
         (lambda x: (x, x), r"the model returns a tuple, not a tensor: give forward="),
@@ -271,166 +276,27 @@ def test_what_a_model_can_get_wrong(
         mas_importance(Constant(output), x.split(batch_size))
 
 
-def test_what_a_caller_can_get_wrong():
-    model, x = mlp()
-    for nothing in ([], [x[:0]], iter(())):
-        with pytest.raises(ValueError, match="at least one sample, and the batches were empty"):
-            mas_importance(model, nothing)
-    with pytest.raises(ValueError, match="has no layer 'head'; its layers are: 0, 1, 2"):
-        mas_importance(model, [x], layer="head")
-    with pytest.raises(ValueError, match="no layer ''"):
-        mas_importance(model, [x], layer="")
-    with pytest.raises(ValueError, match=r"layer 'layer' ran 2 times in one forward pass"):
-        mas_importance(*_batches("layer called twice"), layer="layer")
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        mas_importance(model.requires_grad_(False), [x])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": "head"}, "has no layer 'head'; its layers are: layer, other"),
+        ({"layer": ""}, "no layer ''"),
+        ({"layer": "layer"}, r"layer 'layer' ran 2 times in one forward pass"),
+        ({"output": "length"}, "output must be 'squared_length' or 'vector', got 'length'"),
+        ({"approximate": "layer"}, "approximate must be None"),
+        ({"forward": lambda model, x: model(x) * 0}, "zero everywhere"),
+        ({"forward": lambda model, x: model(x).detach(), "output": "vector"}, "zero everywhere"),
+    ],
+)
+def test_what_a_caller_can_get_wrong(options: dict, message: str):
+    model, x = made("layer called twice")
+    with pytest.raises(ValueError, match=message):
+        mas_importance(model, [x], **options)
+
+
+def test_batches_that_do_not_fit():
+    model, x = made("mlp")
     with pytest.raises(ValueError, match=r"one row a sample, got lengths \[9, 8\]"):
-        mas_importance(model.requires_grad_(True), [{"x": x, "y": x[:8]}], forward=lambda model, batch: model(batch))
+        mas_importance(model, [{"x": x, "y": x[:8]}], forward=lambda model, batch: model(batch))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):  # a mistake of the caller's comes through as it is
         mas_importance(model, [x[:, :5]])
-
-
-def _batches(name: str) -> tuple[nn.Module, list[Tensor]]:
-    model, x = made(name)
-    return model, [x]
-
-
-# --- no trace
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    def copied(value: Tensor | None) -> Any:
-        return None if value is None else value.detach().clone()
-
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
-    return {
-        "state": {name: copied(value) for name, value in model.state_dict().items()},
-        "grad": {name: copied(p.grad) for name, p in model.named_parameters()},
-        "identity": {name: (id(p), id(p.grad)) for name, p in model.named_parameters()},
-        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
-        "training": [module.training for module in model.modules()],
-        "hooks": hooks,
-        "modes": (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")),
-    }
-
-
-def assert_equal_state(found: Any, expected: Any) -> None:
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_equal_state(found[key], value)
-    elif isinstance(expected, Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
-
-
-def used_model(name: str) -> tuple[nn.Module, Tensor]:
-    """A model in the middle of training: gradients on some parameters, some submodules in eval mode."""
-    model, x = made(name)
-    model.train()
-    model(x).sum().backward()
-    modules = list(model.modules())
-    modules[-1].eval()
-    first = next(model.parameters())
-    first.grad = None
-    return model, x
-
-
-@pytest.mark.parametrize("name", ["conv", "data dependent", "lstm", "frozen trunk"])
-@pytest.mark.parametrize("layer", [False, True])
-def test_measuring_leaves_everything_as_it_was(name: str, layer: bool):
-    model, x = used_model(name)
-    before = state(model)
-    drawn = torch.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
-    last = [key for key, _ in model.named_modules()][-1] if layer and name != "data dependent" else None
-    with torch.no_grad():
-        mas_importance(model, x.split(4), layer=last)
-    mas_importance(model, x.split(4), layer=last)
-    assert_equal_state(state(model), before)
-    assert torch.equal(torch.get_rng_state(), drawn[0])
-    assert (random.getstate(), str(np.random.get_state())) == drawn[1:]  # noqa: NPY002
-
-
-def test_batches_may_draw_random_numbers():
-    model, x = mlp()
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=2, shuffle=True)
-    assert_same(mas_importance(model, loader), mas_importance(model, [x]))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("layer", [None, "5"])
-def test_an_exception_in_the_middle_leaves_everything_as_it_was(layer: str | None):
-    model, x = used_model("conv")
-    before, drawn = state(model), torch.get_rng_state()
-
-    def interrupted() -> Iterator[Tensor]:
-        yield x
-        torch.rand(1)
-        raise OSError("disk gone")
-
-    with pytest.raises(OSError, match="disk gone"):
-        mas_importance(model, interrupted(), layer=layer)
-    for broken in (torch.full_like(x, torch.nan), x[:, :1]):
-        with pytest.raises((ValueError, RuntimeError)):
-            mas_importance(model, [x, broken], layer=layer)
-    assert_equal_state(state(model), before)
-    assert torch.equal(torch.get_rng_state(), drawn)
-
-
-def test_measured_in_eval_mode_outside_autocast():
-    model, x = made("conv")
-    expected = oracles.mas_importance(model, x.split(1))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_same(mas_importance(model.train(), [x]), expected)
-    model32 = model.float()
-    expected = mas_importance(model32, [x.float()])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_same(mas_importance(model32, [x.float()]), expected)
-
-
-# --- names
-
-
-def test_wrapped_models_have_the_names_of_the_bare_one():
-    model, x = mlp()
-    expected = mas_importance(model, [x])
-    for wrapped in (
-        nn.DataParallel(model),
-        torch.compile(model, backend="eager"),
-        nn.DataParallel(torch.compile(model, backend="eager")),  # pyright: ignore[reportArgumentType]
-        AveragedModel(model),
-    ):
-        assert_same(mas_importance(wrapped, [x]), expected)  # pyright: ignore[reportArgumentType]
-    model.compile(backend="eager")
-    assert_same(mas_importance(model, [x]), expected)
-
-
-def test_layer_and_forward_see_the_bare_model():
-    model, x = mlp()
-    expected = mas_importance(model, [x], layer="0")
-    wrapped = nn.DataParallel(model)
-    assert_same(mas_importance(wrapped, [x], layer="0"), expected)
-    assert_same(mas_importance(wrapped, [x], forward=lambda model, x: model.get_submodule("0")(x)), expected)
-
-
-def test_a_wrapper_deep_inside():
-    torch.manual_seed(0)
-    inner, x = nn.Linear(6, 4).double(), torch.randn(9, 6).double()
-    plain = nn.Sequential(inner, nn.Tanh(), nn.Linear(4, 3).double())
-    expected = mas_importance(plain, [x])
-    wrapped = nn.Sequential(nn.DataParallel(inner), *plain[1:])
-    assert_same(mas_importance(wrapped, [x]), expected)
-
-
-def test_frozen_parameters_are_left_out_and_idle_ones_are_zero():
-    model, x = made("frozen trunk")
-    assert list(mas_importance(model, [x])) == ["2.weight", "2.bias"]
-    model, x = made("partly used")
-    found = mas_importance(model, [x])
-    assert found["used.weight"].all()
-    assert not found["idle.weight"].any()
-    model, x = made("tied weights")
-    assert list(mas_importance(model, [x])) == ["down.weight", "down.bias"]  # counted once
