@@ -27,7 +27,7 @@ def write(tmp_path):
 
 def test_images_and_facts(write, tmp_path):
     csv = write(
-        "a.png,circle,,,train", "a.png,Circle, Left  Of ,square,train", "b.png,circle,red,,train", "c.png,circle,,,test"
+        "a.png,circle,,,train", "a.png,Circle, Left  Of ,square,train", "b.png,circle,red,,Train", "c.png,circle,,,test"
     )
     source = facts(csv=csv, size=8)
     assert source.train.class_names == ("circle", "circle, red", "circle, left of, square")  # by order, then by name

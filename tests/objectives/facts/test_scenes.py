@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations, permutations
-from math import hypot
 
 import numpy as np
 import pytest
@@ -15,7 +14,16 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.objectives.facts.fact import Fact, parse_fact
 from tripletmas.objectives.facts.scenes.drawing import PALETTE, Scenes, draw, hole, line, mask
 from tripletmas.objectives.facts.scenes.outlines import OUTLINES, gap, inner_radius, reach
-from tripletmas.objectives.facts.scenes.scenes import HELD_OUT, PARTS, TRIPLES, Scene, draw_scenes, facts_of
+from tripletmas.objectives.facts.scenes.scenes import (
+    HELD_OUT,
+    PARTS,
+    TRIPLES,
+    Scene,
+    _with_another,
+    draw_scenes,
+    facts_of,
+)
+from tripletmas.objectives.facts.scenes.shapes import shapes_facts
 from tripletmas.objectives.facts.scenes.things import COLOURS, POSED, POSES, SHAPES, TEXTURES, Thing
 
 FINE = 240  # pixels along the side of a mask that is looked at
@@ -203,14 +211,27 @@ def test_facts_are_written_and_read_back(train: list[Scene]):
     assert all(parse_fact(str(each)) == each for each in (*TRIPLES, *HELD_OUT))
 
 
-def test_other_things_keep_off_lines(train: list[Scene]):
-    three = [scene for scene in train if len(scene.things) == 3 and scene.lines]
-    assert three
-    for scene in three:
-        start, end, other = scene.things
-        for share in np.linspace(0, 1, 50):
-            x, y = start.x + share * (end.x - start.x), start.y + share * (end.y - start.y)
-            assert hypot(x - other.x, y - other.y) > other.radius
+def test_other_things_keep_off_lines():
+    """From one side of the picture to the other: where the line does not count, one in three things lies on it."""
+    things = [plain("circle", 0.1, 0.5, radius=0.09), plain("square", 0.9, 0.5, radius=0.09, colour="blue")]
+    for seed in range(100):
+        *_, other = _with_another(np.random.default_rng(seed), things, [(0, 1)])
+        assert other is things[1] or abs(other.y - 0.5) > other.radius
+
+
+def test_what_is_asked_for_is_shown_often_or_is_a_new_combination():
+    source = shapes_facts(images=150, test_images=30, unseen_images=60, size=32)
+    facts = [parse_fact(name) for name in source.train.class_names]
+    counts = source.train.truth.sum(dim=0).tolist()
+    assert all(count == 0 or count >= 10 for count in counts)
+    known = {word for each, count in zip(facts, counts, strict=True) if count for word in each.words}
+    new = [each for each, count in zip(facts, counts, strict=True) if not count]
+    assert new
+    assert all(known.issuperset(each.words) for each in new)
+    told = {each for scene in draw_scenes(150, seed=0, part="train") for each in facts_of(scene)}
+    assert told.isdisjoint(new)
+    assert source.test is not None
+    assert source.test.truth[:, [facts.index(each) for each in new]].any(dim=0).all()
 
 
 # --- pictures

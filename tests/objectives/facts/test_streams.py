@@ -59,13 +59,14 @@ def test_random_tasks_are_even_disjoint_and_seeded():
 def test_semantic_tasks_keep_near_words_together():
     """Unit vectors of facts with nothing in common are sqrt(2) apart, of the same two of three parts sqrt(2 / 3)."""
     names = ["circle, above, ball", "circle, above, disc", "square, left of, ring", "square, left of, star"]
-    truth = torch.eye(4, dtype=torch.bool).repeat(2, 1)
-    everything = LabelledDataset(torch.zeros(8, 2), truth, names)
+    names += ["drop, left of, ring", "ball, left of, ring"]
+    truth = torch.eye(6, dtype=torch.bool).repeat(2, 1)
+    everything = LabelledDataset(torch.zeros(12, 2), truth, names)
     language = language_view([parse_fact(name) for name in names], hashed_words(64))
-    source = Source(everything.subset(range(4)), everything.subset(range(4, 8)))
+    source = Source(everything.subset(range(6)), everything.subset(range(6, 12)))
     stream, _ = make_fact_stream(source, language, split="semantic", tasks=2)
-    assert {task.classes for task in stream} == {(0, 1), (2, 3)}
-    assert {task.name[3:] for task in stream} == {"(circle)", "(square)"}
+    assert {task.classes for task in stream} == {(0, 1), (2, 3, 4, 5)}
+    assert {task.name[3:] for task in stream} == {"(circle)", "(square+ball)"}  # two, the most frequent first
 
 
 def test_the_tasks_of_the_data_come_in_the_order_of_their_numbers():
@@ -134,7 +135,7 @@ def test_facts_of_test_images_with_a_part_that_is_not_learned_are_told(caplog):
     assert "red" not in caplog.text
 
 
-def test_images_are_held_out_where_there_is_no_test_part():
+def test_images_are_held_out_where_there_is_no_test_part(caplog):
     """An image is held out by its own number: more images do not change that."""
     few, language = source_of([[0, 1]] * 40)
     many, _ = source_of([[0, 1]] * 80)
@@ -146,6 +147,9 @@ def test_images_are_held_out_where_there_is_no_test_part():
     assert held[0] == [index for index in held[1] if index < 40]
     train = make_fact_stream(few, language, tasks=1, split="random")[0][0].train.indices.tolist()
     assert sorted([*train, *held[0]]) == list(range(40))
+    rare, _ = source_of([[0, 1, *([4] if number == held[0][0] else [])] for number in range(40)])
+    make_fact_stream(rare, language, tasks=1, split="random")
+    assert not caplog.text  # by chance, the only image of a fact was held out
 
 
 def test_validation_puts_the_test_images_away():

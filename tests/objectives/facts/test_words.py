@@ -140,6 +140,12 @@ def test_of_a_word_given_twice_the_first_counts_and_words_with_a_space_are_read_
     assert words.vector(".") is None
 
 
+def test_a_binary_file_whose_bytes_are_letters_too(tmp_path):
+    """0.0 and 2.0 are bytes 0 and "@", no text but UTF-8."""
+    words = read_word_vectors(written(tmp_path, b"1 2\nof " + struct.pack("<2f", 0.0, 2.0)))
+    assert words.vector("of").tolist() == [0, 2]
+
+
 def test_of_a_binary_word_given_twice_the_first_counts(tmp_path):
     words = read_word_vectors(written(tmp_path, BINARY.replace(b"Paris", b"left")))
     assert words.name == "words.txt, 2 words, dim 2"
