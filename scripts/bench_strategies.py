@@ -26,7 +26,8 @@ import torch
 
 import tripletmas as tm
 from tripletmas.basics.weights import trainable
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.catalog import STRATEGIES, build_strategy
 from tripletmas.runs.task import Learner, train_task
 
@@ -48,13 +49,13 @@ class Training:
         model = tm.make_model(options.model, stream[0].train.sample_shape, options=sizes).to(options.device)
         names = stream[0].train.class_names
         if options.objective == "recognition":
-            loss = Recognition(DIM, [task.classes for task in stream], names).to(options.device)
+            objective = Recognition(DIM, [task.classes for task in stream], names).to(options.device)
         else:
-            loss = tm.make_loss("triplet", dim=DIM, num_classes=len(names))
+            objective = Retrieval(tm.make_loss("triplet", dim=DIM, num_classes=len(names)))
         config = tm.TrainConfig(epochs=1, batch_size=options.batch_size, samples_per_class=SAMPLES_PER_CLASS, lr=1e-4)
         strategy = build_strategy(name, {})
-        strategy.prepare(model, loss, stream)
-        self.learner = Learner(model, loss, strategy, config)
+        strategy.prepare(model, objective, stream)
+        self.learner = Learner(model, objective, strategy, config)
         train_task(self.learner, stream[0], ())
         strategy.after_task(model, stream[0])
         after_step = strategy.after_step

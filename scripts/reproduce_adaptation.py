@@ -35,9 +35,11 @@ import tripletmas as tm
 from tripletmas.basics.weights import Params
 from tripletmas.data.batches import seed_everything
 from tripletmas.data.dataset import LabelledDataset, Source, concatenate
-from tripletmas.objectives.embedded import score_tasks
+from tripletmas.models.embedding import Embedder
+from tripletmas.objectives.embedded import embed_tasks
+from tripletmas.objectives.retrieval.kind import DATASETS
 from tripletmas.objectives.retrieval.losses import MetricLoss
-from tripletmas.runs.catalog import DATASETS
+from tripletmas.objectives.retrieval.objective import score_embedded
 
 HALVES = ("first", "second")
 WHOLES = ("all", "all, half as many")
@@ -135,7 +137,7 @@ def run_seed(source: Source, setting: Setting, strengths: list[float], seed: int
         shown = (f"{part} {value:.3f}" for part, value in recall.items())
         print(f"seed {seed}, {time.perf_counter() - began:.0f} s: {measured}, strength {strength}:", *shown, flush=True)
 
-    record("frozen", None, score_tasks(model, stream).values[gallery]["recall@1"])
+    record("frozen", None, score_embedded(embed_tasks(model, stream, Embedder())).values[gallery]["recall@1"])
     config = replace(config, epochs=setting.new_epochs)
     for name, strength in [("finetune", None), *((name, strength) for strength in strengths for name in unlabelled)]:
         strategy = Protected(importances.get(name, {}), strength or 0.0)

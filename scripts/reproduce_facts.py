@@ -132,7 +132,7 @@ def adapt(job: tuple[int, Path]) -> str:
     made = build({"data": data, "training": TRAINING, "strategy": "finetune", "seed": seed})
     old, new = made.stream
     config, gallery = made.training, GalleryConfig(compensate=None)
-    tm.train_stream(made.model, (old,), made.strategy, made.loss, config, gallery=gallery)
+    tm.train_stream(made.model, (old,), made.strategy, made.objective, config, gallery=gallery)
 
     names = old.train.class_names
     subjects = sorted({parse_fact(names[label]).subject for label in old.classes})
@@ -152,7 +152,7 @@ def adapt(job: tuple[int, Path]) -> str:
     rows = []
     for name, strength in [("finetune", 0.0), *((n, s) for s in STRENGTHS for n in importances)]:
         strategy = Protected(importances.get(name, {}), strength)
-        scores = tm.train_stream(copy.deepcopy(made.model), stream, strategy, made.loss, config, gallery=gallery)
+        scores = tm.train_stream(copy.deepcopy(made.model), stream, strategy, made.objective, config, gallery=gallery)
         matrix = scores.matrix("map", "seen")
         rows.append(
             {"measured": name, "strength": strength, "before": matrix[1].tolist(), "after": matrix[-1].tolist()}

@@ -81,7 +81,8 @@ def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
 
 def scored(out: Path) -> Config:
     """scope -> gallery -> the average of recall@1 over all tasks, by the last model; each map from the same run."""
-    from tripletmas.objectives.embedded import embed_tasks, score_embedded
+    from tripletmas.objectives.embedded import embed_tasks
+    from tripletmas.objectives.retrieval.objective import score_embedded
     from tripletmas.runs.directory import RunDirectory
     from tripletmas.runs.experiment import load_trained
     from tripletmas.runs.galleries import Galleries
@@ -90,7 +91,8 @@ def scored(out: Path) -> Config:
     experiment, last = load_trained(run)
     galleries = Galleries(MAPS)
     galleries.restore(run, experiment.model, experiment.stream, last + 1)
-    values = score_embedded(embed_tasks(experiment.model, experiment.stream), galleries.parts).values
+    embedded = embed_tasks(experiment.model, experiment.stream, experiment.objective.embed)
+    values = score_embedded(embedded, galleries.parts).values
     return {
         scope: {g: fmean(values[scope if g == "fresh" else f"{scope}_{g}"]["recall@1"]) for g in GALLERIES}
         for scope in ("seen", "task")

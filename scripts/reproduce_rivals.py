@@ -268,7 +268,7 @@ def execute(job: tuple[Config, Path, dict[str, str]]) -> str:
     began = time.perf_counter()
     try:
         made = build(config, data=_streams[key])
-        scores = train_stream(made.model, made.stream, made.strategy, made.loss, made.training)
+        scores = train_stream(made.model, made.stream, made.strategy, made.objective, made.training)
     except (ValueError, FloatingPointError) as error:
         result["error"] = str(error)
     else:

@@ -23,7 +23,7 @@ from .objectives.facts.streams import make_fact_stream as make_fact_stream
 from .objectives.facts.visual import make_visual_view as make_visual_view
 from .objectives.facts.words import hashed_words as hashed_words
 from .objectives.facts.words import read_word_vectors as read_word_vectors
-from .objectives.recognition.heads import Recognition as Recognition
+from .objectives.recognition.objective import Recognition as Recognition
 from .objectives.retrieval.evaluate import RetrievalScores as RetrievalScores
 from .objectives.retrieval.evaluate import evaluate as evaluate
 from .objectives.retrieval.losses import make_loss as make_loss

@@ -21,7 +21,7 @@ from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import load_state, state_of
 from tripletmas.cli.main import COMMANDS, main
 from tripletmas.models.networks import mlp
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.runs import task as task_training
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.strategies.consolidate import Consolidate

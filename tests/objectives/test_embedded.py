@@ -10,11 +10,11 @@ from torch import nn
 
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Task
-from tripletmas.models.embedding import Embeddings, embed
-from tripletmas.objectives.embedded import score_alone, score_recognition, score_tasks
-from tripletmas.objectives.recognition.class_means import ClassMeans
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.models.embedding import Embedder, Embeddings, embed
+from tripletmas.objectives.embedded import TaskScores, embed_tasks
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.evaluate import evaluate
+from tripletmas.objectives.retrieval.objective import score_alone, score_embedded
 
 METRICS = {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr"}
 
@@ -37,6 +37,10 @@ def at(degrees: float, label: int) -> tuple[float, float, int]:
 FIRST = points(at(0, 0), at(10, 0), at(90, 1), at(100, 1))
 SECOND = points(at(180, 2), at(190, 2), at(270, 3), at(280, 3))
 model = nn.Identity()
+
+
+def score_tasks(model: nn.Module, tasks: tuple[Task, ...], batch_size: int = 256) -> TaskScores:
+    return score_embedded(embed_tasks(model, tasks, Embedder(batch_size)))
 
 
 def test_apart_everything_is_found():
@@ -129,20 +133,20 @@ def recognising() -> Recognition:
 def test_a_head_judges_the_queries_of_its_own_task():
     second = points(at(180, 2), at(190, 2), at(270, 3), at(200, 3))  # the last looks like the other class
     tasks = (task("first", FIRST), task("second", second))
-    queries = score_tasks(model, tasks).queries
-    found = score_recognition(recognising(), None, tasks, queries)
-    assert found == {"task": {"accuracy": [1.0, 0.75]}, "seen": {}}
+    found = recognising().score(tasks, embed_tasks(model, tasks, Embedder())).values
+    assert found["task"]["accuracy"] == [1.0, 0.75]
+    assert found["seen"].keys() == METRICS  # no class means are known yet
 
 
 def test_the_nearest_mean_is_sought_among_all_classes():
-    tasks = (task("first", FIRST), task("second", SECOND))
-    means = ClassMeans()
-    means.after_task(model, tasks[:1])
-    means.before_task(model, tasks[1])
-    means.after_task(model, tasks)
-    means.means["stale"] = means.means["stale"][[1, 0, 2, 3]]  # as if the first two classes had changed places
-    found = score_recognition(recognising(), means, tasks, score_tasks(model, tasks).queries)
-    assert found["seen"] == {
+    tasks, recognition = (task("first", FIRST), task("second", SECOND)), recognising()
+    recognition.after_task(model, tasks[:1])
+    recognition.before_task(model, tasks[1])
+    recognition.after_task(model, tasks)
+    means = recognition.means.means
+    means["stale"] = means["stale"][[1, 0, 2, 3]]  # as if the first two classes had changed places
+    found = recognition.score(tasks, embed_tasks(model, tasks, Embedder())).values["seen"]
+    assert {metric: found[metric] for metric in found if metric not in METRICS} == {
         "accuracy_fresh": [1.0, 1.0],
         "accuracy_stale": [0.0, 1.0],
         "accuracy_compensated": [1.0, 1.0],
@@ -152,4 +156,4 @@ def test_the_nearest_mean_is_sought_among_all_classes():
 def test_a_task_alone_is_scored_in_its_own_gallery():
     tasks = (task("first", FIRST), task("second", SECOND))
     own = score_tasks(model, tasks).values["task"]
-    assert score_alone(model, tasks[1]) == {metric: values[1] for metric, values in own.items()}
+    assert score_alone(model, tasks[1], Embedder()) == {metric: values[1] for metric, values in own.items()}

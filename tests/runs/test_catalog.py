@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tripletmas.models.networks import make_model
+from tripletmas.objectives.facts.kind import FactsKind
 from tripletmas.objectives.retrieval import losses
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs import catalog
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.combine import Combine
@@ -46,7 +48,7 @@ def test_data_options_are_those_of_the_reader_and_of_the_stream(name):
     of_facts = {"split", "words", "word_dim", "word_seed"}
     of_classes = {"groups", "order_seed", "augment", "per_class"}
     assert {"tasks", "test_share", "split_seed", "validation"} <= options.keys()
-    assert (of_facts <= options.keys()) == (name in catalog.FACT_DATASETS) == of_classes.isdisjoint(options.keys())
+    assert (of_facts <= options.keys()) == (name in FactsKind.datasets) == of_classes.isdisjoint(options.keys())
     assert ("download" in options) == (name in DOWNLOADED | {"omniglot", "sequence"})
     required = {key for key, option in options.items() if option.default is inspect.Parameter.empty}
     assert required == {"folder": {"root"}, "csv": {"path"}, "sequence": {"parts"}, "facts": {"csv"}}.get(name, set())
@@ -120,7 +122,7 @@ def test_losses_are_built_with_their_defaults(name):
 def test_strategies_are_built_with_their_defaults(name):
     strategy = catalog.build_strategy(name, {key: o.default for key, o in catalog.options("strategy", name).items()})
     assert isinstance(strategy, Strategy)
-    strategy.prepare(torch.nn.Linear(2, 2), torch.nn.TripletMarginLoss(), ())
+    strategy.prepare(torch.nn.Linear(2, 2), Retrieval(torch.nn.TripletMarginLoss()), ())
     assert bool(strategy.protections) == (name in ("mas", "local_mas", "l2", "ewc", "si"))
 
 
@@ -137,7 +139,7 @@ def test_a_combination_is_built_from_nested_options():
     strategy = catalog.build_strategy("mas+distill", {"mas": {"strength": 0.125}, "distill": {}}, searched="distill")
     assert isinstance(strategy, Combine)
     assert list(strategy.parts) == ["mas", "distill"]
-    strategy.prepare(torch.nn.Linear(2, 2), torch.nn.TripletMarginLoss(), ())
+    strategy.prepare(torch.nn.Linear(2, 2), Retrieval(torch.nn.TripletMarginLoss()), ())
     assert strategy.protections[0].strength == 0.125
     strategy.set_strength(7.0)
     distill = strategy.parts["distill"]

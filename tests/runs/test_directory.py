@@ -22,7 +22,7 @@ from tripletmas.runs.directory import RunDirectory
 
 CONFIG = {"strategy": {"name": "mas", "strength": 0.3}, "seed": 0}
 FILES = (
-    *("loss.safetensors", "means.safetensors", "model.safetensors"),
+    *("model.safetensors", "objective.safetensors"),
     *("optimizer.pt", "place.json", "strategy.safetensors"),
 )
 
@@ -31,7 +31,7 @@ def state(task: int = 1, epoch: int = 2, *, size: int = 3, fill: float = 1.0) ->
     model = {"z.weight": torch.full((size,), fill), "a.count": torch.tensor(7), "b.weight": torch.ones(2, 2).t()}
     steps = {"optimizer": {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 0.1}]}, "scaler": {}}
     return Checkpoint(
-        task=task, epoch=epoch, model=model, strategy={"importance/z": torch.rand(2)}, loss={}, optimizer=steps
+        task=task, epoch=epoch, model=model, strategy={"importance/z": torch.rand(2)}, objective={}, optimizer=steps
     )
 
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_comes_back_as_it_was(run):
         assert torch.equal(found.model[name], value)
         assert found.model[name].dtype == value.dtype
     assert torch.equal(found.strategy["importance/z"], saved.strategy["importance/z"])
-    assert found.loss == {}
+    assert found.objective == {}
     assert found.optimizer is not None
     assert found.optimizer["optimizer"]["state"][0]["step"] == 5.0
     run.save_checkpoint(replace(saved, optimizer=None))
@@ -290,12 +290,12 @@ def test_weights_go_into_a_model(run):
 
 def test_records_are_appended_and_nan_is_null(run):
     run.append({"kind": "task", "scores": {"mrr": [0.5, float("nan")]}, "name": "Ωmega"})
-    run.append({"kind": "epoch", "loss": 1.0})
+    run.append({"kind": "epoch", "objective": 1.0})
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert lines == ['{"kind": "task", "scores": {"mrr": [0.5, null]}, "name": "\\u03a9mega"}', lines[1]]
     assert run.records() == [
         {"kind": "task", "scores": {"mrr": [0.5, None]}, "name": "Ωmega"},
-        {"kind": "epoch", "loss": 1.0},
+        {"kind": "epoch", "objective": 1.0},
     ]
     run.write_json("a/b.json", {"x": (float("nan"), 1)})
     assert json.loads((run.path / "a" / "b.json").read_text()) == {"x": [None, 1]}

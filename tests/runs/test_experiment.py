@@ -22,8 +22,10 @@ def test_the_parts_are_those_of_the_configuration():
     made = build({**SMALL, "seed": 7, "loss": {"name": "proxy_anchor", "alpha": 16}})
     assert [len(task.classes) for task in made.stream] == [2, 3, 5]
     assert [tuple(p.shape) for p in made.model.parameters()] == [(16, 64), (16,), (8, 16), (8,)]
-    assert [tuple(p.shape) for p in made.loss.parameters()] == [(10, 8)]  # a proxy for each class of the whole stream
-    made.strategy.prepare(made.model, made.loss, made.stream)
+    assert [tuple(p.shape) for p in made.objective.parameters()] == [
+        (10, 8)
+    ]  # a proxy for each class of the whole stream
+    made.strategy.prepare(made.model, made.objective, made.stream)
     assert made.strategy.protections[0].strength == 2.0
     assert (made.training.epochs, made.training.seed) == (1, 7)
     assert made.config["training"]["lr"] == 1e-3  # every default is filled in
@@ -32,13 +34,13 @@ def test_the_parts_are_those_of_the_configuration():
 @pytest.mark.parametrize(("mining", "miner"), [("none", "NoneType"), ("batch_hard", "BatchHardMiner")])
 def test_the_mining_is_that_of_the_configuration(mining, miner):
     made = build({**SMALL, "loss": {"name": "contrastive", "mining": mining}})  # whose own default is none
-    assert type(made.loss.miner).__name__ == miner
+    assert type(made.objective.loss.miner).__name__ == miner
 
 
 def test_the_seed_draws_the_first_weights_and_the_proxies():
     def weights(seed: int) -> torch.Tensor:
         made = build({**SMALL, "seed": seed, "loss": "proxy_anchor"})
-        return torch.cat([p.detach().flatten() for part in (made.model, made.loss) for p in part.parameters()])
+        return torch.cat([p.detach().flatten() for part in (made.model, made.objective) for p in part.parameters()])
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))

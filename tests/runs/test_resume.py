@@ -26,8 +26,9 @@ from tripletmas.data.dataset import Source
 from tripletmas.data.tasks import Stream, make_stream
 from tripletmas.models.networks import make_model
 from tripletmas.objectives import embedded as evaluation
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.protection.penalty import quadratic_penalty
 from tripletmas.runs import after_task as finishing
 from tripletmas.runs import checkpoint
@@ -80,7 +81,7 @@ class Points:
 def dying(points: Points):
     """Points around every step, scoring, record and change of a file; seconds are 0, to compare records."""
     replace, rmtree, remove, save_file = os.replace, shutil.rmtree, aside._remove, aside.save_file
-    append, score_objective = RunDirectory.append, finishing.score_objective
+    append, score = RunDirectory.append, Retrieval.score
 
     def dying_replace(*paths):
         points()
@@ -113,9 +114,9 @@ def dying(points: Points):
             raise
         points()
 
-    def dying_score(*arguments, **options):
+    def dying_score(*arguments):
         points()
-        return score_objective(*arguments, **options)
+        return score(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (training, task_training, evaluation, finishing):
@@ -126,7 +127,7 @@ def dying(points: Points):
         patch.setattr(aside, "_remove", lambda path: None if points.dead else remove(path))
         patch.setattr(aside, "save_file", dying_save)
         patch.setattr(RunDirectory, "append", dying_append)
-        patch.setattr(finishing, "score_objective", dying_score)
+        patch.setattr(Retrieval, "score", dying_score)
         patch.setattr(Strategy, "after_step", points)
         yield
 

@@ -15,14 +15,15 @@ from tripletmas.data.tasks import Stream
 from tripletmas.data.tasks import make_stream as split
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import mlp
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.evaluate import evaluate
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval, samples_held_out
 from tripletmas.runs import strength as module
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
-from tripletmas.runs.strength import SearchConfig, find_strength, held_out
+from tripletmas.runs.strength import SearchConfig, find_strength
 from tripletmas.runs.task import Learner, train_task
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.finetune import Finetune
@@ -44,9 +45,9 @@ def make_learner(stream: Stream, strategy: Strategy, *, recognition: bool = Fals
     torch.manual_seed(0)
     model = mlp((8,), dim=6, hidden=(16,))
     heads = Recognition(6, [task.classes for task in stream], stream[0].train.class_names)
-    loss = heads if recognition else make_loss("triplet", dim=6, num_classes=6)
-    learner = Learner(model, loss, strategy, CONFIG)
-    strategy.prepare(model, loss, stream)
+    objective = heads if recognition else Retrieval(make_loss("triplet", dim=6, num_classes=6))
+    learner = Learner(model, objective, strategy, CONFIG)
+    strategy.prepare(model, objective, stream)
     train_task(learner, stream[0], ())
     strategy.after_task(model, stream[0])
     return learner
@@ -128,7 +129,7 @@ def test_a_finetune_that_does_not_learn_is_an_error(monkeypatch):
 def test_a_search_leaves_the_learner_as_it_was(recognition):
     stream = make_stream()
     learner = make_learner(stream, mas(), recognition=recognition)
-    parts = (learner.model, learner.loss)
+    parts = (learner.model, learner.objective)
     before = [snapshot(state_of(part)) for part in parts if isinstance(part, nn.Module)]
     held = snapshot(learner.strategy.state_dict())
     found = find_strength(learner, stream[1], stream[:1], SearchConfig(start=10.0))
@@ -144,7 +145,7 @@ def test_a_trial_is_training_with_that_strength_on_the_part_that_is_not_held_out
     learner = make_learner(stream, mas())
     found = find_strength(learner, stream[1], stream[:1], SearchConfig(start=10.0, drop=0.9))
     other = make_learner(stream, mas())
-    task, _ = held_out(stream[1], 0.2, CONFIG.seed)
+    task, _ = samples_held_out(stream[1], 0.2, CONFIG.seed)
     other.strategy.set_strength(10.0)
     train_task(other, task, stream[:1])
     assert task.gallery is not None
@@ -154,20 +155,20 @@ def test_a_trial_is_training_with_that_strength_on_the_part_that_is_not_held_out
 
 def test_held_out_samples_are_not_trained_on_and_come_from_the_task_alone():
     stream = make_stream()
-    task, chance = held_out(stream[1], 0.2, 0)
+    task, chance = samples_held_out(stream[1], 0.2, 0)
     learned, asked = set(task.train.indices.tolist()), set(task.query.indices.tolist())
     assert not learned & asked
     assert learned | asked == set(stream[1].train.indices.tolist())
     # 14 of each class to learn from: round(0.2 * 14) = 3 held out
     assert torch.bincount(task.query.labels).tolist()[2:] == [3, 3]
     assert chance == pytest.approx(0.5)  # each of the two classes is half of the gallery
-    assert held_out(stream[1], 0.2, 0)[0].query.indices.tolist() == task.query.indices.tolist()
+    assert samples_held_out(stream[1], 0.2, 0)[0].query.indices.tolist() == task.query.indices.tolist()
 
 
 def test_a_class_too_small_to_hold_some_out():
     stream = make_stream(per_class=4)  # 2 of 4 are queries
     with pytest.raises(ValueError, match="class 'c' has 2 training samples; a search for a strength needs 3"):
-        held_out(stream[1], 0.2, 0)
+        samples_held_out(stream[1], 0.2, 0)
 
 
 def test_a_strategy_without_strength_is_refused_before_anything_is_trained():

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tripletmas.basics.weights import state_of
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.distill import Distill, cosine_distance, soft_target_loss, squared_distance
@@ -30,7 +31,7 @@ def make_recognition(stream) -> Recognition:
 
 
 def make_metric() -> nn.Module:
-    return make_loss("triplet", dim=DIM, num_classes=6)
+    return Retrieval(make_loss("triplet", dim=DIM, num_classes=6))
 
 
 def change(model: nn.Module) -> None:

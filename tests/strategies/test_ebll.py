@@ -11,7 +11,7 @@ from test_distill import DIM, change, literal_soft_targets, make_metric, make_mo
 from torch import Tensor, nn
 
 from tripletmas.models.embedding import embed
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.strategies.autoencoder import Encoder, encode, train_encoder
 from tripletmas.strategies.ebll import EBLL
 

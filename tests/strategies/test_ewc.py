@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import Params, trainable
 from tripletmas.data.tasks import Stream
 from tripletmas.models.networks import mlp
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import MetricLoss, make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.ewc import ElasticWeightConsolidation
@@ -32,7 +33,7 @@ def recognition(stream: Stream) -> Recognition:
 
 
 def contrastive(stream: Stream) -> MetricLoss:
-    return make_loss("contrastive", dim=4, num_classes=6)
+    return Retrieval(make_loss("contrastive", dim=4, num_classes=6))
 
 
 OBJECTIVES = {"recognition": recognition, "metric": contrastive}
@@ -107,7 +108,7 @@ def test_each_task_is_measured_by_its_own_head(tiny_stream: Stream):
 def test_a_satisfied_hinge_says_so(tiny_stream: Stream):
     """With a margin of -2 no triplet is violated: distances of unit vectors are at most 2."""
     strategy = ElasticWeightConsolidation()
-    satisfied = make_loss("triplet", dim=4, num_classes=6, options={"margin": -2.0})
+    satisfied = Retrieval(make_loss("triplet", dim=4, num_classes=6, options={"margin": -2.0}))
     with pytest.raises(ValueError, match=r"zero everywhere.*larger margin"):
         train_stream(perceptron(), tiny_stream, strategy, satisfied, CONFIG)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.protection.importance.uniform import uniform_importance
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.l2 import l2
@@ -29,7 +30,7 @@ def test_every_trainable_weight_counts_the_same():
 def test_the_penalty(decay, weights, tiny_stream):
     """strength * (1 + decay + decay^2 + ...) * sum (theta - theta*)^2, around the weights of the last task."""
     model, strategy = make_model(), l2(strength=0.3, decay=decay)
-    strategy.prepare(model, make_loss("triplet", dim=3, num_classes=6), tiny_stream)
+    strategy.prepare(model, Retrieval(make_loss("triplet", dim=3, num_classes=6)), tiny_stream)
     for task, weight in zip(tiny_stream, weights, strict=True):
         strategy.after_task(model, task)
         before = [parameter.detach().double() for parameter in model.parameters()]
@@ -45,7 +46,7 @@ def test_the_penalty(decay, weights, tiny_stream):
 
 def test_its_protection_is_saved_and_loaded(tiny_stream, tmp_path):
     model, strategy = make_model(), l2(strength=0.3)
-    strategy.prepare(model, make_loss("triplet", dim=3, num_classes=6), tiny_stream)
+    strategy.prepare(model, Retrieval(make_loss("triplet", dim=3, num_classes=6)), tiny_stream)
     strategy.after_task(model, tiny_stream[0])
     strategy.protections[0].save(tmp_path / "l2.safetensors")
     loaded = Protection.load(tmp_path / "l2.safetensors", model)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import snapshot, trainable
 from tripletmas.data.tasks import Stream
 from tripletmas.models.networks import mlp
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
@@ -116,7 +117,7 @@ def test_it_is_the_literal_loop(tiny_stream: Stream, clip: float | None):
     """Two tasks, with a penalty in the second that is none of omega, under AdamW; the same loop written out."""
     torch.manual_seed(0)
     batches = [[(torch.randn(8, 1, 4, 4), torch.arange(8) % 2) for _ in range(4)] for _ in range(2)]
-    loss = make_loss("contrastive", dim=4, num_classes=6)
+    loss = Retrieval(make_loss("contrastive", dim=4, num_classes=6))
     strength, damping = 20.0, 0.01
 
     strategy = SynapticIntelligence(strength=strength, damping=damping)
@@ -191,7 +192,7 @@ def test_memory_is_two_copies_between_tasks_and_four_within(tiny_stream: Stream)
 
 
 def test_a_run_that_is_resumed_in_the_middle_of_a_task_ends_the_same(tiny_stream: Stream, tmp_path, monkeypatch):
-    loss = make_loss("contrastive", dim=4, num_classes=6)
+    loss = Retrieval(make_loss("contrastive", dim=4, num_classes=6))
     whole, strategy = trained(tiny_stream)
     saved = RunDirectory.save_checkpoint
     count = 0

@@ -17,8 +17,9 @@ from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.data.tasks import make_stream as split
 from tripletmas.models.networks import mlp
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.objectives.scores import Scores
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.runs.catalog import STRATEGIES, build_strategy, options
@@ -74,7 +75,7 @@ def make_objective(objective: str = "metric") -> nn.Module:
     """A metric loss, or heads for all three tasks."""
     if objective == "metric":
         # without a hinge: once all triplets satisfied one, ewc and si would find nothing important
-        return make_loss("ntxent", dim=DIM, num_classes=CLASSES)
+        return Retrieval(make_loss("ntxent", dim=DIM, num_classes=CLASSES))
     torch.manual_seed(1)
     return Recognition(DIM, [task.classes for task in make_stream()], [str(label) for label in range(CLASSES)])
 

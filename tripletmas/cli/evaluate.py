@@ -15,15 +15,12 @@ from tripletmas.basics.files import without_nan
 from tripletmas.cli import galleries
 from tripletmas.cli.console import console, make_parser, name_and_options, numbers, print_comparison
 from tripletmas.data.tasks import Stream
-from tripletmas.objectives.embedded import embed_tasks, score_recognition
-from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.facts.objective import score_objective
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.models.embedding import Embedder
+from tripletmas.objectives.embedded import embed_tasks
+from tripletmas.objectives.kinds import kind_of
 from tripletmas.runs import catalog, configuration
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.experiment import load_means, load_trained
-
-_SHOWN_OF_FACTS = ("map", "map@10", "map_1", "map_2", "map_3", "top@1", "top@5", "top@10", "mrr")  # --json has all
+from tripletmas.runs.experiment import load_trained
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -50,16 +47,16 @@ def evaluate(arguments: Sequence[str]) -> None:
     experiment, after = load_trained(run, options.after)
     stream = experiment.stream[: after + 1]
     kinds = galleries.kinds_of(options.gallery, experiment.gallery.compensate)
-    of_facts = isinstance(experiment.loss, FactLoss)
-    if of_facts and (of_data or options.compatibility):
-        raise ValueError(
-            "a run on facts is scored on its own data, and --compatibility is for images that search images"
-        )
+    objective = experiment.objective
+    if options.compatibility and not experiment.kind.finds_items:
+        raise ValueError(f"--compatibility is for images that search images, not for objective {experiment.kind.name}")
+    if of_data and not experiment.kind.takes_other_data:
+        raise ValueError(f"a run of objective {experiment.kind.name} is scored on its own data: leave --data out")
     if of_data and (len(kinds) > 1 or options.compatibility):
         raise ValueError("stale galleries and compatibility are those of the run's own data: leave --data out")
     if of_data:
         config, _ = configuration.parse(of_data, program="tripletmas evaluate")
-        stream = catalog.build_data(*name_and_options(config["data"])).stream
+        stream = catalog.build_data(*name_and_options(config["data"]), kind_of(config)).stream
         if stream[0].query.sample_shape != experiment.stream[0].query.sample_shape:
             raise ValueError(
                 f"the model of {run.path} takes samples of shape {experiment.stream[0].query.sample_shape}, the data "
@@ -67,13 +64,10 @@ def evaluate(arguments: Sequence[str]) -> None:
             )
     chosen = _chosen(stream, options.task)
     model = experiment.strategy.deployed(experiment.model)
-    embedded = embed_tasks(model, stream, batch_size=experiment.training.eval_batch_size)
+    objective.embed = Embedder(experiment.training.eval_batch_size, experiment.training.num_workers)
+    embedded = embed_tasks(model, stream, objective.embed)
     stored = {} if len(kinds) == 1 else galleries.stored_of(run, experiment, after, kinds)
-    found = score_objective(experiment.loss, stream, embedded, stored)
-    if isinstance(experiment.loss, Recognition) and not of_data:  # heads and means know the run's own classes only
-        class_means = load_means(run, stream, after)
-        for gallery, accuracies in score_recognition(experiment.loss, class_means, stream, found.queries).items():
-            found.values[gallery].update(accuracies)
+    found = objective.score_other(stream, embedded) if of_data else objective.score(stream, embedded, stored)
     names = [stream[number].name for number in chosen]
     values = {
         gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
@@ -82,7 +76,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
         table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left", box=SIMPLE_HEAD)
         table.add_column("task")
-        shown = {k: v for k, v in values[gallery].items() if not of_facts or k in _SHOWN_OF_FACTS}
+        main = experiment.kind.main_metrics
+        shown = {metric: each for metric, each in values[gallery].items() if not main or metric in main}
         for metric in shown:
             table.add_column(metric, justify="right")
         for row, name in enumerate(names):
@@ -94,16 +89,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     if stored:
         compared = galleries.compare(run, experiment, embedded, stored, found, chosen)
         console().print(
-            galleries.table(compared, f"{run.path}, model after task {after}", galleries.metric_of(experiment))
+            galleries.table(compared, f"{run.path}, model after task {after}", experiment.kind.primary.searched)
         )
         extra["galleries"] = compared
     if options.compatibility:
         galleries.print_compatibility(run, experiment, after)
     left_out = sum(found.without_relevant[number] for number in chosen)
-    if left_out and of_facts:
-        print(f"{left_out} facts hold of no test image and are not counted")
-    elif left_out:
-        print(f"{left_out} queries have no other item of their class in the gallery and are not counted")
+    if left_out:
+        print(f"{left_out} {experiment.kind.wording.left_out}")
     if options.json:
         content = without_nan({"tasks": names, "after": after, **values, **extra})
         Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -14,8 +14,6 @@ from tripletmas.index.drift import DRIFT_MAPS
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.compatibility import average_compatibility, backward_compatibility
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
-from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.facts.objective import num_stored
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment
 from tripletmas.runs.galleries import COMPENSATED, STALE, Galleries
@@ -23,7 +21,6 @@ from tripletmas.runs.resume import earlier_scores
 from tripletmas.runs.updates import compatibility_matrix, flips_of_update
 
 FRESH = "fresh"
-RECALL = "recall@1"
 
 
 def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
@@ -45,7 +42,7 @@ def stored_of(
     """gallery -> the stored vectors of each task, without the fresh one."""
     earlier_scores(run, experiment.stream[: after + 1])  # an error where the data are no longer those that are stored
     maps = tuple(dict.fromkeys(kind for kind in kinds.values() if kind in DRIFT_MAPS))
-    galleries = Galleries(maps, batch_size=experiment.training.eval_batch_size)
+    galleries = Galleries(maps, embed=experiment.objective.embed)
     galleries.restore(run, experiment.model, experiment.stream[: after + 1], after + 1)
     return {name: galleries.parts[kind] for name, kind in kinds.items() if kind != FRESH}
 
@@ -60,14 +57,13 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """gallery -> its numbers: recall@1 averaged over the chosen tasks, and what the last update changed for all.
 
-    Of facts it is their mAP, and nothing is said of what changed: a fact has no single right answer that could turn.
+    Where the objective searches by another metric it is that, and nothing is said of what changed.
     """
-    metric = metric_of(experiment)
+    metric = experiment.kind.primary.searched
     earlier = experiment.stream[: len(embedded.queries) - 1]
-    size = experiment.training.eval_batch_size
     changed = (
-        flips_of_update(run, experiment.model, earlier, embedded, stored, batch_size=size)
-        if earlier and metric == RECALL
+        flips_of_update(run, experiment.model, earlier, embedded, stored, embed=experiment.objective.embed)
+        if earlier and experiment.kind.finds_items
         else {}
     )
     numbers = {}
@@ -79,17 +75,12 @@ def compare(
         numbers[name] |= dict.fromkeys(("negative", "positive", "agreement"), math.nan)
         if flipped:
             numbers[name] |= flipped._asdict()
-        images = num_stored(experiment.loss, earlier, embedded) if name != FRESH else 0
+        images = experiment.objective.num_stored(earlier) if name != FRESH else 0
         numbers[name] |= {
             "images saved": images,
             "seconds saved": embedded.seconds if images else 0.0,
         }
     return numbers
-
-
-def metric_of(experiment: Experiment) -> str:
-    """What galleries of this run are compared by."""
-    return "map" if isinstance(experiment.loss, FactLoss) else RECALL
 
 
 def table(numbers: Mapping[str, Mapping[str, float]], title: str, metric: str) -> Table:
@@ -118,8 +109,8 @@ def print_compatibility(run: RunDirectory, experiment: Experiment, after: int) -
     """Measure C[query model, gallery model] on all data of the run and print it; of all its models, keep it for the
     report."""
     earlier_scores(run, experiment.stream[: after + 1])
-    size = experiment.training.eval_batch_size
-    matrix = compatibility_matrix(run, experiment.model, experiment.stream, after + 1, batch_size=size)
+    embed = experiment.objective.embed
+    matrix = compatibility_matrix(run, experiment.model, experiment.stream, after + 1, embed=embed)
     shown = Table(title="recall@1 by query model and gallery model, all tasks", title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("queries after task")
     for old in range(after + 1):

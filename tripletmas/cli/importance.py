@@ -33,7 +33,7 @@ def importance(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run.path} stopped in the middle of a task; first: tripletmas resume {run.path}")
     experiment, _ = load_trained(run)
     strategy = experiment.strategy
-    strategy.prepare(experiment.model, experiment.loss, experiment.stream)
+    strategy.prepare(experiment.model, experiment.objective, experiment.stream)
     if not strategy.protections:
         raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
     load_state(experiment.model, state.model, f"the checkpoint in {run.path}")  # not a model that is only deployed

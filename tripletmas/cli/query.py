@@ -100,7 +100,7 @@ def _ask(options: Namespace) -> None:
         raise ValueError("--gallery is for --fact: an image chooses among the facts of the run")
     run = RunDirectory.open(options.index)
     experiment, after = load_trained(run, options.after, device=options.device)
-    language, learned, notes = asking.language_of(experiment.loss), experiment.stream[: after + 1], []
+    language, learned, notes = asking.language_of(experiment.objective), experiment.stream[: after + 1], []
     model, size = experiment.strategy.deployed(experiment.model), experiment.training.eval_batch_size
 
     def embedded(images: LabelledDataset) -> Tensor:

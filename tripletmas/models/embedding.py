@@ -1,16 +1,18 @@
-"""Embed a data set: raw embeddings with their labels.
+"""Embed a data set: raw embeddings with their labels, and no sample twice by the same weights.
 
 Shapes: n samples, dim.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 
 
@@ -98,3 +100,39 @@ def embed(
         for module, mode in modes.items():
             module.training = mode
     return Embeddings(torch.cat(pieces), dataset.labels)
+
+
+@dataclass(eq=False)
+class Embedder:
+    """`embed` with its options, which remembers what the present weights gave.
+
+    What was embedded is kept until a model with other weights is asked; that they are the same is told by their hash,
+    so nobody has to say when they changed. Data that augment are embedded anew each time.
+
+    Args:
+        batch_size: samples that are embedded at once.
+        num_workers: processes that load samples; 0 loads in this one.
+        progress: show a bar, if the output is a terminal.
+    """
+
+    batch_size: int = 256
+    num_workers: int = 0
+    progress: bool = False
+    _weights: str = field(default="", init=False)
+    _kept: dict[tuple[int, bytes], tuple[Any, Tensor]] = field(default_factory=dict, init=False)
+
+    def __call__(self, model: nn.Module, dataset: LabelledDataset) -> Embeddings:
+        """The raw embeddings of all samples, as `embed` gives them."""
+        if dataset.transform is not None:
+            return self._embed(model, dataset)
+        weights = weight_hash(state_of(model))
+        if weights != self._weights:
+            self._weights, self._kept = weights, {}
+        key = (id(dataset.samples), dataset.indices.numpy().tobytes())
+        if key not in self._kept:
+            # the samples are kept with it: as long as they are, no others have their id
+            self._kept[key] = (dataset.samples, self._embed(model, dataset).vectors)
+        return Embeddings(self._kept[key][1], dataset.labels)
+
+    def _embed(self, model: nn.Module, dataset: LabelledDataset) -> Embeddings:
+        return embed(model, dataset, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress)

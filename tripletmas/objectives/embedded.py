@@ -1,20 +1,17 @@
-"""Score one model on several tasks: each task's queries in the gallery of everything seen, and in its own."""
+"""Several tasks as one model embeds them, and what scores of them are made of."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import device_of
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.models.embedding import Embeddings, embed
-from tripletmas.objectives.recognition.class_means import KINDS, ClassMeans
-from tripletmas.objectives.recognition.heads import Recognition
-from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate
+from tripletmas.models.embedding import Embedder, Embeddings
+from tripletmas.objectives.retrieval.evaluate import RetrievalScores
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,11 @@ class TaskScores:
     queries: Embeddings
 
 
-def embed_tasks(model: nn.Module, tasks: Stream, *, batch_size: int = 256, num_workers: int = 0) -> EmbeddedTasks:
+def embed_tasks(model: nn.Module, tasks: Stream, embed: Embedder) -> EmbeddedTasks:
     """The queries and the gallery of each task by one model."""
     queries, galleries, own, seconds = [], [], [], []
     for task in tasks:
-        query, gallery, position, took = _embedded(model, task, batch_size, num_workers)
+        query, gallery, position, took = embed_task(model, task, embed)
         queries.append(query)
         galleries.append(gallery)
         own.append(position)
@@ -67,105 +64,15 @@ def embed_tasks(model: nn.Module, tasks: Stream, *, batch_size: int = 256, num_w
     return EmbeddedTasks(queries, galleries, own, sum(seconds[:-1]))
 
 
-def score_embedded(embedded: EmbeddedTasks, stored: Mapping[str, Sequence[Embeddings]] | None = None) -> TaskScores:
-    """Search each task's queries in the gallery of all these tasks ("seen") and in that of their own task ("task").
-
-    Args:
-        stored: name -> the vectors of each task's gallery as an index has them; searched as "seen_NAME", "task_NAME".
-    """
-    values: dict[str, dict[str, list[float]]] = {}
-    everything: dict[str, list[RetrievalScores]] = {}
-    for name, parts in {"": embedded.galleries, **(stored or {})}.items():
-        suffix = f"_{name}" if name else ""
-        results = {"seen": _search_joined(embedded, parts), "task": _search_own(embedded, parts)}
-        everything[f"seen{suffix}"] = results["seen"]
-        for scope, found in results.items():
-            values[scope + suffix] = {metric: [each[metric] for each in found] for metric in found[0].values}
-    without = [each.num_without_relevant for each in everything["seen"]]
-    return TaskScores(values, everything, without, joined(embedded.queries))
-
-
-def score_tasks(model: nn.Module, tasks: Stream, *, batch_size: int = 256, num_workers: int = 0) -> TaskScores:
-    """Search each task's queries in fresh galleries: that of all these tasks, and that of their own task."""
-    return score_embedded(embed_tasks(model, tasks, batch_size=batch_size, num_workers=num_workers))
-
-
-def score_alone(model: nn.Module, task: Task, *, batch_size: int = 256, num_workers: int = 0) -> dict[str, float]:
-    """metric -> value: a task's queries searched in its own gallery."""
-    query, gallery, position, _ = _embedded(model, task, batch_size, num_workers)
-    return evaluate(query, gallery, self_positions=position).values
-
-
-def score_recognition(
-    recognition: Recognition, means: ClassMeans | None, tasks: Stream, queries: Embeddings
-) -> dict[str, dict[str, list[float]]]:
-    """Accuracy of recognition on several tasks, laid out as `TaskScores.values`.
-
-    "task", "accuracy": task-incremental, the share of a task's queries that the task's own head gets right, told which
-    task it is. "seen", "accuracy_fresh", "accuracy_stale", "accuracy_compensated": class-incremental, the share whose
-    nearest class mean among all classes seen, without a task label, is that of their class (see `class_means`).
-
-    Args:
-        means: None leaves the class-incremental ones out.
-        queries: the embeddings of all tasks' queries, task after task.
-    """
-    sizes = [len(task.query) for task in tasks]
-    parts = list(zip(tasks, queries.vectors.split(sizes), queries.labels.split(sizes), strict=True))
-    own = [head_accuracy(recognition, task.classes, vectors, labels) for task, vectors, labels in parts]
-    nearest: dict[str, list[float]] = {}
-    if means:
-        for kind in KINDS:
-            nearest[f"accuracy_{kind}"] = [
-                _share(means.nearest(vectors, kind) == labels) for _, vectors, labels in parts
-            ]
-    return {"task": {"accuracy": own}, "seen": nearest}
-
-
-def head_accuracy(recognition: Recognition, classes: tuple[int, ...], vectors: Tensor, labels: Tensor) -> float:
-    """The share of embeddings (n, dim) that the head of these classes gets right."""
-    head, device = recognition.head_for(classes), device_of(recognition)
-    with torch.inference_mode():
-        found = recognition.logits(vectors.to(device), head).argmax(dim=1)
-        return _share(found == recognition.positions(labels.to(device), head))
-
-
-def _share(right: Tensor) -> float:
-    return float(right.double().mean())
-
-
-def _embedded(
-    model: nn.Module, task: Task, batch_size: int, num_workers: int
-) -> tuple[Embeddings, Embeddings, Tensor, float]:
+def embed_task(model: nn.Module, task: Task, embed: Embedder) -> tuple[Embeddings, Embeddings, Tensor, float]:
     """(queries, gallery, where in the gallery each query is, seconds that the gallery took)."""
     began = time.perf_counter()
-    query = embed(model, task.query, batch_size=batch_size, num_workers=num_workers)
+    query = embed(model, task.query)
     if task.gallery is None:
         return query, query, torch.arange(len(query)), time.perf_counter() - began
     began = time.perf_counter()
-    gallery = embed(model, task.gallery, batch_size=batch_size, num_workers=num_workers)
+    gallery = embed(model, task.gallery)
     return query, gallery, torch.full((len(query),), -1), time.perf_counter() - began
-
-
-def _search_joined(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
-    """One search of all queries in all parts; what each task's queries found."""
-    found = evaluate(joined(embedded.queries), joined(parts), self_positions=embedded.own_in_all())
-    ends = torch.tensor([len(query) for query in embedded.queries]).cumsum(0).tolist()
-    return [_of_queries(found, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _of_queries(found: RetrievalScores, rows: slice) -> RetrievalScores:
-    """What some of the queries found."""
-    per_query = {metric: values[rows] for metric, values in found.per_query.items()}
-    counted = ~per_query["mrr"].isnan()
-    values = {metric: float(each[counted].mean()) for metric, each in per_query.items()}
-    return RetrievalScores(values, per_query, len(counted), int((~counted).sum()), nearest=found.nearest[rows])
-
-
-def _search_own(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
-    return [
-        evaluate(query, part, self_positions=own)
-        for query, part, own in zip(embedded.queries, parts, embedded.own, strict=True)
-    ]
 
 
 def joined(parts: Sequence[Embeddings]) -> Embeddings:

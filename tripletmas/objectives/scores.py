@@ -46,6 +46,13 @@ class Scores:
             matrices[metric] = torch.full((num_tasks, num_tasks), torch.nan, dtype=torch.float64)
         matrices[metric][after_task, on_task] = value
 
+    def enter(self, after_task: int, values: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
+        """Set the scores on all tasks so far: gallery -> metric -> one value a task; None is nan."""
+        for gallery, metrics in values.items():
+            for metric, per_task in metrics.items():
+                for on_task, value in enumerate(per_task):
+                    self.record(gallery, metric, after_task, on_task, math.nan if value is None else value)
+
     def record_baseline(self, gallery: str, metric: str, task: int, value: float) -> None:
         """Set the score of the untrained model on one task; measuring again overwrites."""
         num_tasks = len(self.task_names)

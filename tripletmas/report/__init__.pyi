@@ -5,7 +5,6 @@ from .compare import comparison as comparison
 from .numbers import Spread as Spread
 from .page import write_comparison as write_comparison
 from .page import write_report as write_report
-from .primary import Primary as Primary
 from .read import Run as Run
 from .read import read_group as read_group
 from .read import read_run as read_run

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from tripletmas.objectives import scores as measures
+from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.scores import PairedDifference
 from tripletmas.report.galleries import KINDS, stored_matrices
 from tripletmas.report.numbers import Spread, averages
-from tripletmas.report.primary import Primary
 from tripletmas.report.read import Record, Run, comparable, differing_keys, read_group
 from tripletmas.runs.directory import flatten
 
@@ -79,7 +79,7 @@ class Comparison:
     """The methods, and the names of the tasks that all of them learned.
 
     Attributes:
-        primary: what all of them are judged by.
+        kind: of task, which says what all of them are judged by.
         paired: each method but the first against the first; empty where none shares two seeds with it.
         joint: the label of the joint training that intransigence is measured against, with the run of the same seed
             where there is one, else with the mean over joint's seeds; None without a finished joint run.
@@ -87,7 +87,7 @@ class Comparison:
 
     task_names: tuple[str, ...]
     methods: tuple[Method, ...]
-    primary: Primary
+    kind: Kind
     paired: tuple[Paired, ...]
     joint: str | None
 
@@ -131,7 +131,7 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
     return Comparison(
         task_names=task_names,
         methods=tuple(methods),
-        primary=first.primary,
+        kind=first.kind,
         paired=paired if any(each.seeds > 1 for each in paired) else (),
         joint=None if joint is None else labels[joint],
     )
@@ -213,9 +213,9 @@ def _paired(method: Method, first: Method) -> Paired:
 
 
 def _check_comparable(one: Run, other: Run) -> None:
-    if one.primary != other.primary:
+    if one.kind is not other.kind:
         raise ValueError(
-            f"{one.path} ({one.primary.objective}) and {other.path} ({other.primary.objective}) had different "
+            f"{one.path} ({one.kind.name}) and {other.path} ({other.kind.name}) had different "
             "objectives and cannot be compared; compare runs of one objective"
         )
     first, second = (flatten(run.section("data")) for run in (one, other))
@@ -253,7 +253,7 @@ def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
             key
             for key in differing_keys(own, other)
             if (row.strategy == run.strategy or not key.startswith("strategy"))
-            and (not key.startswith("search.") or key in own and key in other)
+            and (not key.startswith("search.") or (key in own and key in other))
         }
     return keys
 

@@ -29,7 +29,7 @@ def draw_average(figure: Figure, theme: Theme, comparison: Comparison) -> None:
         lows.append(float(np.nanmin(mean - band if len(band) else mean)))
     low = math.floor(max(min(lows) - 0.01, 0) * 20) / 20
     figure.set_figheight(3.8)
-    draw_lines(figure, theme, lines, f"average {comparison.primary.label}", low)
+    draw_lines(figure, theme, lines, f"average {comparison.kind.primary.label}", low)
 
 
 def draw_forgetting(figure: Figure, theme: Theme, comparison: Comparison) -> None:
@@ -52,7 +52,7 @@ def draw_forgetting(figure: Figure, theme: Theme, comparison: Comparison) -> Non
     row_axis(axes, [_short(method) for method in methods], edge=0.6)
     axes.margins(x=0.14)
     axes.tick_params(axis="y", labelcolor=theme.ink)
-    axes.set_xlabel(f"forgetting ({comparison.primary.label} lost since the best moment)")
+    axes.set_xlabel(f"forgetting ({comparison.kind.primary.label} lost since the best moment)")
 
 
 def draw_per_task(figure: Figure, theme: Theme, comparison: Comparison) -> None:
@@ -76,7 +76,7 @@ def draw_per_task(figure: Figure, theme: Theme, comparison: Comparison) -> None:
     names = [f"{i + 1}  {name}" for i, name in enumerate(short_names(comparison.task_names, 18))]
     row_axis(axes, names, edge=0.5)
     axes.grid(axis="x")
-    axes.set_xlabel(f"{comparison.primary.label} after the last task")
+    axes.set_xlabel(f"{comparison.kind.primary.label} after the last task")
     figure.legend(loc="outside upper left", ncols=min(4, len(methods)), handletextpad=0.2, columnspacing=1.2)
 
 

@@ -17,7 +17,6 @@ from tripletmas.report.grid import groups
 from tripletmas.report.html import Plot, make_plot, render
 from tripletmas.report.read import read_run
 from tripletmas.report.run_plots import map_plot, run_plots
-from tripletmas.report.wording import wording
 from tripletmas.runs.directory import flatten, is_run, seed_directories
 
 
@@ -46,13 +45,13 @@ def write_report(run_directory: Path | str) -> Path:
         "title": run.name,
         "about": rows.about(run),
         "primary": run.primary,
-        "wording": wording(run.primary),
+        "wording": run.kind.wording,
         "headline": rows.headline(run),
         "metrics": rows.metric_rows(run),
         "tasks": rows.task_rows(run),
         "plots": run_plots(run, out),
         "missing": run.missing,
-        "shown": texts.SHOWN.get(run.primary.objective, texts.SHOWN["metric learning"]),
+        "shown": run.kind.wording.shown,
         "grid": grid,
         "groups": groups(grid, run),
         "map": found,
@@ -88,8 +87,8 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
     values = {
         "title": first.path.resolve().parent.name if links else "Methods side by side",
         "about": rows.about(first)[:-1] if links else rows.about(first)[1:-1],
-        "primary": compared.primary,
-        "wording": wording(compared.primary),
+        "primary": compared.kind.primary,
+        "wording": compared.kind.wording,
         "methods": compared.methods,
         "forward": any(method.forward_transfer.measured for method in compared.methods),
         "unseen": any(method.unseen.measured for method in compared.methods),
@@ -108,10 +107,10 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
 
 
 def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
-    shown, averages = [], wording(compared.primary).averages
+    shown, averages = [], compared.kind.wording.averages
     if any(len(method.curves) for method in compared.methods):
         for name, title, text, draw in (
-            ("average", f"Average {compared.primary.label} over tasks", averages, draw_average),
+            ("average", f"Average {compared.kind.primary.label} over tasks", averages, draw_average),
             ("forgetting", "Forgetting", texts.BARS, draw_forgetting),
             ("per_task", "Each task at the end", texts.PER_TASK, draw_per_task),
         ):

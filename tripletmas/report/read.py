@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tripletmas.objectives.kind import Kind, Primary
+from tripletmas.objectives.kinds import kind_of
 from tripletmas.objectives.scores import Scores, forward_transfer, last_row
-from tripletmas.report.primary import Primary, primary_of
 from tripletmas.runs.directory import RunDirectory, flatten, is_run, seed_directories
 
 Record = dict[str, Any]
@@ -83,9 +84,14 @@ class Run:
         return str(self.section("strategy").get("name", "?"))
 
     @property
+    def kind(self) -> Kind:
+        """The kind of task that the run learned."""
+        return kind_of(self.config)
+
+    @property
     def primary(self) -> Primary:
         """The score that the run is judged by."""
-        return primary_of(self.config)
+        return self.kind.primary
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -11,17 +11,15 @@ from tripletmas.objectives import scores as measures
 from tripletmas.protection.coverage import Coverage
 from tripletmas.report import texts
 from tripletmas.report.numbers import number
-from tripletmas.report.primary import RECOGNITION
 from tripletmas.report.read import Run
-from tripletmas.report.wording import wording
 
 
 def about(run: Run) -> list[str]:
     """What was run: strategy, data, model, what was minimised, number of tasks, seed."""
     named = [f"{key} {run.section(key).get('name', '?')}" for key in ("strategy", "data", "model")]
     minimised = f"loss {run.section('loss').get('name', '?')}"
-    if run.primary is RECOGNITION:
-        minimised = "objective recognition"
+    if len(run.kind.losses) == 1:
+        minimised = f"objective {run.kind.name}"
     return [*named, minimised, f"{len(run.task_names)} tasks", f"seed {run.config.get('seed', '?')}"]
 
 
@@ -30,7 +28,7 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
     matrix = run.matrix()
     if matrix is None:
         return []
-    words = wording(run.primary)
+    words = run.kind.wording
     tiles = [
         (f"final average {run.primary.label}", number(measures.average(matrix)), words.average),
         ("forgetting", number(measures.forgetting(matrix)), words.forgetting),
@@ -44,10 +42,10 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
 
 def metric_rows(run: Run) -> list[tuple[str, str, list[str]]]:
     """(metric, its definition, average and forgetting on each gallery); a dash where a gallery lacks the metric."""
-    galleries = wording(run.primary).galleries
+    galleries = run.kind.wording.galleries
     measured = {metric for gallery in galleries for metric in run.metrics(gallery)}
     lines = []
-    definitions = wording(run.primary).definitions
+    definitions = run.kind.wording.definitions
     for metric in [*(m for m in definitions if m in measured), *sorted(measured - definitions.keys())]:
         cells = []
         for gallery in galleries:
@@ -90,7 +88,7 @@ def coverage_lines(run: Run) -> list[str]:
     """The coverage in sentences; of many heads of recognition, the first and the last are named."""
     found = _coverage(run)
     heads = {int(match[1]) for name in found.loss_parameters if (match := re.match(r"heads\.(\d+)\.", name))}
-    if run.primary is not RECOGNITION or not heads:
+    if not heads:
         return found.lines()
     others = tuple(name for name in found.loss_parameters if not name.startswith("heads."))
     span = f"heads.{min(heads)}" if len(heads) == 1 else f"heads.{min(heads)} to heads.{max(heads)}"

@@ -24,7 +24,6 @@ from tripletmas.report.layers import draw_importance, draw_movement, importance_
 from tripletmas.report.numbers import averages, begun, lower_end, number
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
-from tripletmas.report.wording import wording
 
 Found = Iterator[Plot | str]  # plots, and a sentence for each that the run lacks and `run.missing` does not say
 Stored = Mapping[str, Mapping[str, Tensor]]  # scope -> kind of gallery -> its score matrix
@@ -61,7 +60,7 @@ def map_plot(found: EmbeddingMap, out: Path) -> Plot:
 
 
 def _scores(run: Run, out: Path) -> Found:
-    matrix, words, label = run.matrix(), wording(run.primary), run.primary.label
+    matrix, words, label = run.matrix(), run.kind.wording, run.primary.label
     if matrix is not None:
         draw = partial(plots.draw_over_tasks, matrix=matrix, task_names=run.task_names, label=label)
         alt = f"Average {label} after each task: {_listed(averages(matrix))}."
@@ -73,7 +72,7 @@ def _scores(run: Run, out: Path) -> Found:
 
 def _maps(run: Run, out: Path) -> Found:
     """The score matrices that the report of such a run shows."""
-    maps = [(each, run.matrix(each.metric, each.gallery)) for each in wording(run.primary).maps]
+    maps = [(each, run.matrix(each.metric, each.gallery)) for each in run.kind.wording.maps]
     measured = [(each, matrix) for each, matrix in maps if matrix is not None]
     low = lower_end([matrix for _, matrix in measured])
     for each, matrix in measured:
@@ -83,7 +82,7 @@ def _maps(run: Run, out: Path) -> Found:
 def _beyond(run: Run, out: Path) -> Found:
     """What was never trained on, and how strengths were searched."""
     if not all(math.isnan(value) for value in run.unseen):
-        (title, text), label = wording(run.primary).unseen, run.primary.searched_label
+        (title, text), label = run.kind.wording.unseen, run.primary.searched_label
         draw = partial(plots.draw_unseen, values=run.unseen, label=label)
         alt = f"{label} of what was never trained on, after each task: {_listed(run.unseen)}."
         yield make_plot(out / "unseen.png", title, text, draw, alt=alt)

@@ -95,7 +95,7 @@ def _block(title: str, *columns: tuple[str, list[str]]) -> Block:
 def _results(comparison: Comparison) -> Block:
     methods = comparison.methods
     return _block(
-        comparison.primary.title,
+        comparison.kind.primary.title,
         _names(methods),
         ("average", [method.average.text() for method in methods]),
         ("forgetting", [method.forgetting.text() for method in methods]),
@@ -121,13 +121,13 @@ def _galleries(comparison: Comparison) -> Block:
     """The three galleries of everything seen; empty where not all runs have them."""
     none = Spread(())
     kept = [(kind, [m.galleries.get(kind, none).text() for m in comparison.methods]) for kind in comparison.galleries]
-    title = GALLERIES.format(metric=comparison.primary.searched_label)
+    title = GALLERIES.format(metric=comparison.kind.primary.searched_label)
     return _block(title, *([_names(comparison.methods), *kept] if kept else ()))
 
 
 def _beyond(comparison: Comparison) -> Block:
     """Forward transfer, what was never learned, intransigence, each where a method has it; else empty."""
-    methods, searched = comparison.methods, comparison.primary.searched_label
+    methods, searched = comparison.methods, comparison.kind.primary.searched_label
     columns, titles = [], []
     for name, title, spreads, signed in (
         (

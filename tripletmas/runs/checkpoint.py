@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tripletmas.basics.files import atomic_write, damaged, read_json, read_tenso
 from tripletmas.basics.weights import Params
 
 REMEDY = "restore it from a copy, or train anew"
-_PARTS = ("model", "strategy", "loss", "means")
+_PARTS = ("model", "strategy", "objective")
 _PLACE = ("task", "epoch", "record_bytes")
 
 
@@ -25,7 +25,7 @@ class Checkpoint:
     """A whole state: after `epoch` epochs of task number `task`, both counted from 0.
 
     Attributes:
-        model, strategy, loss, means: tensors by name; means are those of recognition.
+        model, strategy, objective: tensors by name.
         optimizer: state_dicts of "optimizer" and "scaler"; None between tasks, since each task has fresh ones.
         record_bytes: how long metrics.jsonl was then; what follows was written by a run that did not get further.
     """
@@ -34,10 +34,9 @@ class Checkpoint:
     epoch: int
     model: Params
     strategy: Params
-    loss: Params
+    objective: Params
     optimizer: dict[str, Any] | None
     record_bytes: int = 0
-    means: Params = field(default_factory=dict)
 
 
 def save_checkpoint(root: Path, state: Checkpoint) -> None:

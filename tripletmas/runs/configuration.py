@@ -12,28 +12,23 @@ import argparse
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
 
+from tripletmas.basics.options import Option, options_of
+from tripletmas.basics.sentences import listed, refused, suggestion
+from tripletmas.objectives.kind import Kind
+from tripletmas.objectives.kinds import KINDS, kind_named, kind_with
 from tripletmas.runs import catalog
 from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.strength import SearchConfig
-from tripletmas.basics.sentences import refused, suggestion
 
 _DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
 _ALONE = ("objective", "seed", "device")
-# objective -> its loss if none is named
-_OBJECTIVES = {"metric": "triplet", "recognition": catalog.CROSS_ENTROPY, "facts": "fact_contrastive"}
-# An image of facts has several at once, so there are no classes to balance, and no pairs that a batch must hold.
-_FACT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "training": {"epochs": 5, "sampler": "shuffled", "lr": 0.003, "schedule": "cosine"},
-    "model": {"width": 32},
-}
 _EMPTY = inspect.Parameter.empty
 
 
@@ -57,9 +52,9 @@ def parse(
     arguments = list(_with_files_unfolded(arguments))
     chosen = {part: name or _DEFAULT_NAMES[part] for part, name in _part_names(arguments).items()}
     chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
-    objective = _objective(arguments, chosen["data"])
-    chosen["loss"] = _loss_for(objective, chosen["loss"])
-    parser = _parser(chosen, objective, program, extra)
+    kind = _kind(arguments, chosen["data"])
+    chosen["loss"] = _loss_for(kind, chosen["loss"])
+    parser = _parser(chosen, kind, program, extra)
     _refuse_unknown(arguments, parser, chosen)
     try:
         parsed = parser.parse_args(arguments).as_dict()
@@ -95,7 +90,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     return parse(list(_as_arguments(config)))[0]
 
 
-def _parser(chosen: Mapping[str, str], objective: str, program: str, extra) -> jsonargparse.ArgumentParser:
+def _parser(chosen: Mapping[str, str], kind: Kind, program: str, extra) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog=program,
         exit_on_error=False,
@@ -111,23 +106,20 @@ def _parser(chosen: Mapping[str, str], objective: str, program: str, extra) -> j
     for part in catalog.PARTS:
         group = parser.add_argument_group(f"{part}: {chosen[part]}")
         group.add_argument(f"--{part}.name", default=chosen[part], metavar="NAME", help=f"also --{part} NAME")
-        facts = part == "model" and objective == "facts"
-        _add(group, part, (catalog.fact_model_options if facts else partial(catalog.options, part))(chosen[part]))
-    _add(parser.add_argument_group("training"), "training", catalog.options_of(TrainConfig, leave_out=("seed",)))
-    if objective == "facts":
-        named = {f"{part}.{key}": value for part, values in _FACT_DEFAULTS.items() for key, value in values.items()}
-        known = {action.dest for action in parser._actions}
-        parser.set_defaults({key: value for key, value in named.items() if key in known})
-    _add(parser.add_argument_group("gallery"), "gallery", catalog.options_of(GalleryConfig))
+        _add(group, part, catalog.options(part, chosen[part], kind))
+    _add(parser.add_argument_group("training"), "training", options_of(TrainConfig, leave_out=("seed",)))
+    named = {f"{part}.{key}": value for part, values in kind.defaults.items() for key, value in values.items()}
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults({key: value for key, value in named.items() if key in known})
+    _add(parser.add_argument_group("gallery"), "gallery", options_of(GalleryConfig))
     group = parser.add_argument_group("search: of a strength that is `auto`, for each task on that task's data alone")
-    _add(group, "search", catalog.options_of(SearchConfig))
+    _add(group, "search", options_of(SearchConfig))
     group = parser.add_argument_group("run")
     group.add_argument(
         "--objective",
-        type=Literal["metric", "recognition", "facts"],
-        default=objective,
-        help="a metric loss; a linear head for each task under cross-entropy; or images that find their facts, which "
-        f"{' and '.join(catalog.FACT_DATASETS)} are for",
+        type=str,
+        default=kind.name,
+        help="what is learned: " + "; ".join(f"{each.name}, {each.says}" for each in KINDS.values()),
     )
     group.add_argument(
         "--seed",
@@ -139,7 +131,7 @@ def _parser(chosen: Mapping[str, str], objective: str, program: str, extra) -> j
     return parser
 
 
-def _add(group, part: str, options: Mapping[str, catalog.Option]) -> None:
+def _add(group, part: str, options: Mapping[str, Option]) -> None:
     for name, option in options.items():
         required = option.default is _EMPTY
         is_strength = part == "strategy" and name.rpartition(".")[2] == "strength"
@@ -229,32 +221,27 @@ def _part_names(arguments: Sequence[str]) -> dict[str, str]:
     return vars(first.parse_known_args(list(arguments))[0])
 
 
-def _objective(arguments: Sequence[str], data: str) -> str:
-    """What is asked for; data of facts ask for it themselves."""
-    of_data = "facts" if data in catalog.FACT_DATASETS else "metric"
+def _kind(arguments: Sequence[str], data: str) -> Kind:
+    """The kind of task that is asked for; some data ask for it themselves."""
     first = _First(add_help=False, allow_abbrev=False)
-    first.add_argument("--objective", default=of_data)
-    objective = first.parse_known_args(list(arguments))[0].objective
-    if objective not in _OBJECTIVES:
-        raise ValueError(f"unknown objective {objective!r}{suggestion(objective, _OBJECTIVES)}")
-    if "facts" in (objective, of_data) and objective != of_data:
+    first.add_argument("--objective", default=kind_with("data", data).name)
+    kind = kind_named(first.parse_known_args(list(arguments))[0].objective)
+    if data in catalog.names("data") and data not in kind.datasets:
         raise ValueError(
-            f"data {data!r} do not fit objective {objective!r}: facts takes {' or '.join(catalog.FACT_DATASETS)}, and "
-            "the other objectives all other data"
+            f"data {data!r} do not fit objective {kind.name!r}, which takes {listed(kind.datasets)}; they are for "
+            f"objective {kind_with('data', data).name!r}"
         )
-    return objective
+    return kind
 
 
-def _loss_for(objective: str, name: str) -> str:
-    """The loss of an objective; a named one must fit it."""
-    special = {"recognition": (catalog.CROSS_ENTROPY,), "facts": tuple(catalog.FACT_LOSSES)}
-    of_name = next((each for each, names in special.items() if name in names), "metric")
-    if name and of_name != objective:
+def _loss_for(kind: Kind, name: str) -> str:
+    """The loss of a kind of task; a named one must fit it."""
+    if name in catalog.names("loss") and name not in kind.losses:
         raise ValueError(
-            f"loss {name!r} does not fit objective {objective!r}: recognition takes {catalog.CROSS_ENTROPY}, facts "
-            f"{' or '.join(catalog.FACT_LOSSES)}, and the metric objective all other losses"
+            f"loss {name!r} does not fit objective {kind.name!r}, which takes {listed(kind.losses)}; it is for "
+            f"objective {kind_with('loss', name).name!r}"
         )
-    return name or _OBJECTIVES[objective]
+    return name or kind.losses[0]
 
 
 def _refuse_unknown(arguments: Sequence[str], parser: jsonargparse.ArgumentParser, chosen: Mapping[str, str]) -> None:

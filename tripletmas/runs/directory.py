@@ -6,7 +6,7 @@ scores.json          the score matrices
 checkpoint/          the latest state
 weights/             the model at the start and after each task
 importance/          the importance that is protected after each task; task00-1 is that of a second protection
-recognition/         heads and class means after each task, where the objective is recognition
+objective/           what the objective has learned after each task: heads, class means, proxies
 gallery/             the stored gallery of each task, the drift it brought, and queries that a report follows
 shown/               what a report shows of searches
 index/               the final embeddings of all queries, and their classes
@@ -72,16 +72,14 @@ class RunDirectory:
 
     Attributes:
         weights: the state of the model that is deployed after each task; with it the task is done.
-        loss_states: that of the loss after each task, as the heads of recognition.
-        class_means: those of recognition after each task.
+        objectives: the state of the objective after each task, as the heads of recognition.
         galleries: each task's stored gallery (see `Galleries.last`).
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.weights = self.of_tasks("weights/task")
-        self.loss_states = self.of_tasks("recognition/task")
-        self.class_means = self.of_tasks("recognition/means")
+        self.objectives = self.of_tasks("objective/task")
         self.galleries = self.of_tasks("gallery/task")
 
     @classmethod

@@ -14,19 +14,19 @@ from torch import nn
 
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.version import versions
-from tripletmas.basics.weights import load_state, state_of
 from tripletmas.data.batches import seed_everything
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.networks import embedding_dim
-from tripletmas.objectives.recognition.class_means import ClassMeans
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.kind import Data, Kind
+from tripletmas.objectives.kinds import kind_of
+from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs import catalog, configuration
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
-from tripletmas.runs.resume import changed_tasks, check_language
+from tripletmas.runs.resume import changed_tasks, check_identities
 from tripletmas.runs.strength import SearchConfig
 from tripletmas.strategies.base import Strategy
 
@@ -40,7 +40,8 @@ class Experiment:
     config: dict[str, Any]
     stream: Stream
     model: nn.Module
-    loss: nn.Module
+    kind: Kind
+    objective: Objective
     strategy: Strategy
     training: TrainConfig
     search: SearchConfig | None = None
@@ -48,7 +49,7 @@ class Experiment:
     unseen: Task | None = None
 
 
-def build(config: Mapping[str, Any], *, data: catalog.Data | None = None) -> Experiment:
+def build(config: Mapping[str, Any], *, data: Data | None = None) -> Experiment:
     """The parts that a configuration names; what it leaves out has its default.
 
     Args:
@@ -63,21 +64,26 @@ def build(config: Mapping[str, Any], *, data: catalog.Data | None = None) -> Exp
         (resolved[part]["name"], {key: value for key, value in resolved[part].items() if key != "name"})
         for part in catalog.PARTS
     )
+    kind = kind_of(resolved)
     training = TrainConfig(**resolved["training"], seed=resolved["seed"])
     made_strategy, search = _strategy(*strategy, resolved)
-    built = data or catalog.build_data(*named)
-    stream, language = built.stream, built.language
-    first = stream[0].train
+    built = data or catalog.build_data(*named, kind)
+    shape = built.stream[0].train.sample_shape
     seed_everything(resolved["seed"])
-    made_model = catalog.build_model(*model, first.sample_shape, part_dim=language.dim if language else None).to(device)
-    dim = embedding_dim(made_model, first.sample_shape)
-    if resolved["objective"] == "recognition":
-        made_loss: nn.Module = Recognition(dim, [task.classes for task in stream], first.class_names)
-    else:
-        made_loss = catalog.build_loss(*loss, dim=dim, num_classes=len(first.class_names), language=language)
-    gallery = GalleryConfig(**resolved["gallery"])
-    parts = (stream, made_model, made_loss.to(device), made_strategy, training, search, gallery, built.unseen)
-    return Experiment(resolved, *parts)
+    made_model = catalog.build_model(kind, *model, shape, of_data=named[1], data=built).to(device)
+    objective = kind.objective(*loss, dim=embedding_dim(made_model, shape), data=built).to(device)
+    return Experiment(
+        config=resolved,
+        stream=built.stream,
+        model=made_model,
+        kind=kind,
+        objective=objective,
+        strategy=made_strategy,
+        training=training,
+        search=search,
+        gallery=GalleryConfig(**resolved["gallery"]),
+        unseen=built.unseen,
+    )
 
 
 def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
@@ -92,7 +98,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
         experiment.model,
         experiment.stream,
         experiment.strategy,
-        experiment.loss,
+        experiment.objective,
         experiment.training,
         run,
         experiment.search,
@@ -114,14 +120,13 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
     number = run.task_done(after)
     with _told_before():
         experiment = build(run.config() | ({"device": device} if device else {}))
-    check_language(run, experiment.loss, experiment.stream)
+    check_identities(run, experiment.objective, experiment.stream)
     if changed := changed_tasks(run, experiment.stream):
         names = listed(map(repr, changed))
         logger.warning("the data of task %s have changed since the run in %s learned them", names, run.path)
     run.load_weights(experiment.model, number)
-    if isinstance(experiment.loss, Recognition):
-        saved = state_of(experiment.loss) | run.loss_states.read(number)  # tasks may have been added since
-        load_state(experiment.loss, saved, str(run.loss_states.path(number)))
+    if state := run.objectives.find(number):
+        experiment.objective.load(state, experiment.stream, str(run.objectives.path(number)))
     return experiment, number
 
 
@@ -135,17 +140,6 @@ def _told_before() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def load_means(run: RunDirectory, stream: Stream, number: int) -> ClassMeans:
-    """The class means of a recognition run after task `number` of its stream.
-
-    Raises:
-        ValueError: if their file is missing or cut short.
-    """
-    means = ClassMeans()
-    means.load_state_dict(run.class_means.read(number), stream)
-    return means
 
 
 def choose_device(name: str) -> torch.device:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tripletmas.runs.directory import RunDirectory
-from tripletmas.index.drift import DRIFT_MAPS, DriftMapName, fit_drift
-from tripletmas.models.embedding import Embeddings, embed
-from tripletmas.index.base import unit
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.index.base import unit
+from tripletmas.index.drift import DRIFT_MAPS, DriftMapName, fit_drift
+from tripletmas.models.embedding import Embedder, Embeddings
+from tripletmas.objectives.objective import gallery_of
+from tripletmas.runs.directory import RunDirectory
 
 STALE, COMPENSATED = "stale", "compensated"
 
@@ -49,21 +50,22 @@ class Galleries:
 
     Args:
         maps: the names of the maps by which vectors are moved; each has vectors of its own.
+        embed: how data are embedded; None for the defaults.
     """
 
-    def __init__(self, maps: tuple[str, ...] = ("linear",), *, batch_size: int = 256, num_workers: int = 0):
+    def __init__(self, maps: tuple[str, ...] = ("linear",), *, embed: Embedder | None = None):
         self.parts: dict[str, list[Embeddings]] = {name: [] for name in (STALE, *maps)}
         self._maps = maps
         self._before: Tensor | None = None
         self._after: Tensor | None = None
-        self._batch_size, self._num_workers = batch_size, num_workers
+        self._embed = embed or Embedder()
 
     def __len__(self) -> int:
         return len(self.parts[STALE])
 
     def before_task(self, model: nn.Module, task: Task) -> None:
         """Note where the model that was deployed so far puts the samples of the new task."""
-        self._before = self._embedded(model, task) if len(self) else None
+        self._before = self._embed(model, task.train.plain()).vectors if len(self) else None
 
     def after_task(self, model: nn.Module, task: Task, gallery: Embeddings) -> None:
         """Move what is stored, and store the gallery of the new task.
@@ -71,7 +73,7 @@ class Galleries:
         Args:
             model: the one that is deployed from now on; `gallery` holds its raw embeddings.
         """
-        self._follow(self._embedded(model, task) if len(self) else None, gallery)
+        self._follow(self._embed(model, task.train.plain()).vectors if len(self) else None, gallery)
 
     def last(self) -> Params:
         """What a run directory keeps of the last task: its stored gallery, and the pairs that show the drift."""
@@ -82,26 +84,15 @@ class Galleries:
     def restore(self, run: RunDirectory, model: nn.Module, stream: Stream, done: int) -> None:
         """Have the galleries of the first `done` tasks of a run again, and what `before_task` notes for the next.
 
-        What its directory does not hold, since it is of an earlier version, is embedded anew by the saved models.
-
         Args:
             model: of the run's kind; a copy takes the weights.
         """
-        model = copy.deepcopy(model)
         for number, task in enumerate(stream[:done]):
-            if kept := run.galleries.find(number):
-                labels = (task.query if task.gallery is None else task.gallery).labels
-                self._before = kept.get("before")
-                self._follow(kept.get("after"), Embeddings(kept["stored"], labels))
-                continue
-            if number:
-                run.load_weights(model, number - 1)
-                self.before_task(model, task)
-            run.load_weights(model, number)
-            part = task.query if task.gallery is None else task.gallery
-            stored = embed(model, part, batch_size=self._batch_size, num_workers=self._num_workers)
-            self.after_task(model, task, stored)
+            kept = run.galleries.read(number)
+            self._before = kept.get("before")
+            self._follow(kept.get("after"), Embeddings(kept["stored"], gallery_of(task).labels))
         if 0 < done < len(stream):
+            model = copy.deepcopy(model)
             run.load_weights(model, done - 1)
             self.before_task(model, stream[done])
 
@@ -116,9 +107,6 @@ class Galleries:
         self.parts[STALE].append(gallery)
         for name in self._maps:
             self.parts[name].append(Embeddings(unit(gallery.vectors), gallery.labels))
-
-    def _embedded(self, model: nn.Module, task: Task) -> Tensor:
-        return embed(model, task.train.plain(), batch_size=self._batch_size, num_workers=self._num_workers).vectors
 
 
 def drift_by_class(

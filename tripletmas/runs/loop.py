@@ -9,27 +9,29 @@ from typing import Any
 
 from torch import nn
 
-from tripletmas.runs.directory import Checkpoint, RunDirectory
-from tripletmas.objectives.recognition.class_means import ClassMeans
-from tripletmas.objectives.facts.objective import score_objective_alone
-from tripletmas.runs.after_task import Finish
-from tripletmas.objectives.scores import Scores
-from tripletmas.runs.galleries import GalleryConfig
-from tripletmas.objectives.retrieval.losses import MetricLoss
-from tripletmas.runs.options import TrainConfig
 from tripletmas.basics.weights import load_state, state_of
-from tripletmas.runs.resume import check_language, check_unseen, earlier_scores, load_loss, take_ahead
-from tripletmas.runs.strength import SearchConfig, find_strength
-from tripletmas.strategies.base import Strategy
-from tripletmas.runs.task import Learner, train_task
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.embedding import Embedder
+from tripletmas.objectives.kinds import objective_of
+from tripletmas.objectives.objective import Objective
+from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.scores import Scores
+from tripletmas.runs.after_task import AfterTask
+from tripletmas.runs.checkpoint import Checkpoint
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.galleries import GalleryConfig
+from tripletmas.runs.options import TrainConfig
+from tripletmas.runs.resume import check_identities, check_unseen, earlier_scores, take_ahead
+from tripletmas.runs.strength import SearchConfig, find_strength
+from tripletmas.runs.task import Learner, train_task
+from tripletmas.strategies.base import Strategy
 
 
 def train_stream(
     model: nn.Module,
     stream: Stream,
     strategy: Strategy,
-    loss: MetricLoss,
+    loss: MetricLoss | Objective,
     config: TrainConfig | None = None,
     run: RunDirectory | None = None,
     search: SearchConfig | None = None,
@@ -45,138 +47,123 @@ def train_stream(
 
     Args:
         model: maps a batch of samples to raw embeddings (batch, dim).
-        loss: (raw embeddings (batch, dim), labels (batch,)) -> scalar; any loss of pytorch-metric-learning, or a
-            `Recognition`.
+        loss: (raw embeddings (batch, dim), labels (batch,)) -> scalar; any loss of pytorch-metric-learning, a loss of
+            facts, or the objective of another kind of task, such as `Recognition`.
         search: before each task after the first, search the strategy's strength on that task's data.
         gallery: what becomes of stored galleries; None for the defaults.
         unseen: classes of no task, scored on their own gallery after each task: does the embedding still generalise?
 
     Returns:
-        The scores after each task: recall@1, 2, 4, 8, R-precision, MAP@R and MRR, on the gallery of everything seen
-        so far ("seen") and on the task's own ("task"), both embedded by the present model; the same on galleries as
-        they were stored ("seen_stale", "task_stale") and as they were moved since ("seen_compensated",
-        "task_compensated"); for recognition the accuracies too (`score_recognition`).
+        The scores after each task: for retrieval recall@1, 2, 4, 8, R-precision, MAP@R and MRR, on the gallery of
+        everything seen so far ("seen") and on the task's own ("task"), both embedded by the present model; the same on
+        galleries as they were stored ("seen_stale", "task_stale") and as they were moved since ("seen_compensated",
+        "task_compensated"); for recognition the accuracies too.
 
     Raises:
         FloatingPointError: if a loss is not finite; what was saved before stays as it was.
         ValueError: if the run directory holds a checkpoint of another model or of other tasks.
     """
-    learner = Learner(model, loss, strategy, config or TrainConfig())
-    strategy.prepare(model, loss, stream)
+    learner = Learner(model, objective_of(loss), strategy, config or TrainConfig())
+    learner.objective.embed = Embedder(learner.config.eval_batch_size, learner.config.num_workers)
+    strategy.prepare(model, learner.objective, stream)
     if search and search.start is not None:
         strategy.set_strength(search.start)
-    finish = Finish(learner, gallery or GalleryConfig(), unseen)
-    means = finish.means
+    after = AfterTask(learner, gallery or GalleryConfig(), unseen)
     scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
     if run:
         run.rewind(start)
     if run and start:
-        scores = earlier_scores(run, stream)
-        check_unseen(run, unseen)
-        check_language(run, loss, stream)
-        load_state(model, start.model, f"the checkpoint in {run.path}")
-        load_loss(loss, start.loss, run)
-        if means and start.means:
-            means.load_state_dict(start.means, stream)
-        finish.galleries.restore(run, model, stream, start.task)
-        if not start.epoch:
-            strategy.load_state_dict(start.strategy)
-        if learner.config.forward_transfer:
-            _score_added(learner, stream, scores, run)
+        scores = _go_on(learner, after, stream, run, start)
     elif run:
         run.keep_start_weights(state_of(model))
     for number in range(start.task if start else 0, len(stream)):
+        task, earlier = stream[number], stream[:number]
         resumed = start if start and start.epoch and start.task == number else None
-        if learner.config.forward_transfer and not resumed:
-            ahead = _score_ahead(learner, stream, number)
-            take_ahead(scores, ahead)
-            if run:
-                run.append(ahead)
         if not resumed:
-            finish.before_task(stream[number])
-        if search and number:
-            _choose_strength(learner, stream, number, search, run)
-        _train(learner, stream, number, means, run, resumed)
-        finish.after_task(stream[: number + 1], scores, run)
+            _score_ahead(learner, stream, number, scores, run)
+            after.before(task)
+        if search and earlier:
+            _choose_strength(learner, task, earlier, search, run)
+
+        def on_epoch(epoch: int, record: dict[str, Any], steps: dict[str, Any], task: Task = task, n: int = number):
+            if run:
+                run.append({"kind": "epoch", "task": n, "name": task.name, "epoch": epoch, **record})
+                _save(run, learner, n, epoch + 1, steps)
+
+        train_task(learner, task, earlier, resumed=resumed, on_epoch=on_epoch)
+        after((*earlier, task), scores, run)
         if run:
-            _save(run, learner, means, None, number + 1, 0)
+            _save(run, learner, number + 1, 0, None)
     return scores
 
 
-def _train(
-    learner: Learner,
-    stream: Stream,
-    number: int,
-    means: ClassMeans | None,
-    run: RunDirectory | None,
-    resumed: Checkpoint | None,
-) -> None:
-    def record_epoch(epoch: int, record: dict[str, Any], steps: dict[str, Any]) -> None:
-        if run:
-            run.append({"kind": "epoch", "task": number, "name": stream[number].name, "epoch": epoch, **record})
-            _save(run, learner, means, steps, number, epoch + 1)
-
-    train_task(learner, stream[number], stream[:number], resumed=resumed, on_epoch=record_epoch)
+def _go_on(learner: Learner, after: AfterTask, stream: Stream, run: RunDirectory, start: Checkpoint) -> Scores:
+    """Have the state of a checkpoint again; the scores of the tasks that are done."""
+    scores = earlier_scores(run, stream)
+    check_unseen(run, after.unseen)
+    check_identities(run, learner.objective, stream)
+    load_state(learner.model, start.model, f"the checkpoint in {run.path}")
+    learner.objective.load(start.objective, stream, f"the state of the loss in {run.path}")
+    after.galleries.restore(run, learner.model, stream, start.task)
+    if not start.epoch:
+        learner.strategy.load_state_dict(start.strategy)
+    if learner.config.forward_transfer:
+        _score_added(learner, stream, scores, run)
+    return scores
 
 
 def _choose_strength(
-    learner: Learner, stream: Stream, number: int, search: SearchConfig, run: RunDirectory | None
+    learner: Learner, task: Task, earlier: Stream, search: SearchConfig, run: RunDirectory | None
 ) -> None:
     """Search the strength for this task, unless it was found before the run was interrupted."""
+    number = len(earlier)
     found = [record for record in (run.records("search") if run else []) if record["task"] == number]
     if found:
         learner.strategy.set_strength(found[-1]["strength"])
         return
     began = time.perf_counter()
-    result = find_strength(learner, stream[number], stream[:number], search)
+    result = find_strength(learner, task, earlier, search)
     if run:
         seconds = time.perf_counter() - began
-        run.append({"kind": "search", "task": number, "name": stream[number].name, **result, "search_seconds": seconds})
+        run.append({"kind": "search", "task": number, "name": task.name, **result, "search_seconds": seconds})
 
 
-def _score_ahead(learner: Learner, stream: Stream, number: int) -> dict[str, Any]:
-    """A record of the scores on the task that comes next, or, before the first, on all tasks: on their own galleries.
+def _score_ahead(learner: Learner, stream: Stream, number: int, scores: Scores, run: RunDirectory | None) -> None:
+    """Score the task that comes next, or, before the first, all tasks, on their own galleries, where that is asked for.
 
     They are what forward transfer is made of.
     """
-    model, config = learner.strategy.deployed(learner.model), learner.config
+    if not learner.config.forward_transfer:
+        return
+    model = learner.strategy.deployed(learner.model)
     tasks = stream[number : number + 1] if number else stream
-    sizes = {"batch_size": config.eval_batch_size, "num_workers": config.num_workers}
-    found = [score_objective_alone(learner.loss, model, task, **sizes) for task in tasks]
+    found = [learner.objective.score_one(model, task) for task in tasks]
     values = {metric: [each[metric] for each in found] for metric in found[0]}
-    return {"kind": "ahead", "task": number, "scores": {"task": values}}
+    record = {"kind": "ahead", "task": number, "scores": {"task": values}}
+    take_ahead(scores, record)
+    if run:
+        run.append(record)
 
 
 def _score_added(learner: Learner, stream: Stream, scores: Scores, run: RunDirectory) -> None:
     """Scores of the untrained model on tasks that were added since the run began."""
-    baseline = scores.baseline.get("task", {})
-    known = baseline.get("recall@1", baseline.get("map"))
+    known = next(iter(scores.baseline.get("task", {}).values()), None)
     if known is None or not known.isnan().any():
         return
     untrained = copy.deepcopy(learner.model)
     load_state(untrained, run.start_weights(), f"the start in {run.path}")
-    record = _score_ahead(replace(learner, model=untrained, strategy=Strategy()), stream, 0)
-    take_ahead(scores, record)
-    run.append(record)
+    _score_ahead(replace(learner, model=untrained, strategy=Strategy()), stream, 0, scores, run)
 
 
-def _save(
-    run: RunDirectory,
-    learner: Learner,
-    means: ClassMeans | None,
-    optimizer: dict[str, Any] | None,
-    task: int,
-    epoch: int,
-) -> None:
+def _save(run: RunDirectory, learner: Learner, task: int, epoch: int, optimizer: dict[str, Any] | None) -> None:
     run.save_checkpoint(
         Checkpoint(
             task=task,
             epoch=epoch,
             model=state_of(learner.model),
             strategy=learner.strategy.state_dict(),
-            loss=state_of(learner.loss) if isinstance(learner.loss, nn.Module) else {},
-            means=means.state_dict() if means else {},
+            objective=learner.objective.state(),
             optimizer=optimizer,
         )
     )

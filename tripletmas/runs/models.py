@@ -18,8 +18,9 @@ from tripletmas.index.base import unit
 from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import embedding_dim
+from tripletmas.objectives.kinds import kind_of
 from tripletmas.runs import configuration
-from tripletmas.runs.catalog import build_model, words_of
+from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import choose_device, load_trained
 
@@ -76,8 +77,8 @@ def load_model(
     config = configuration.resolve(run.config())
     shape = _shape(run, config["data"], sample_shape, number)
     options = {key: value for key, value in config["model"].items() if key != "name"}
-    part_dim = words_of(config["data"]).dim if config["objective"] == "facts" else None
-    model = build_model(config["model"]["name"], options, shape, part_dim=part_dim).to(choose_device(device))
+    made = build_model(kind_of(config), config["model"]["name"], options, shape, of_data=config["data"])
+    model = made.to(choose_device(device))
     state = run.weights.read(number)
     try:
         load_state(model, state, str(run.weights.path(number)))

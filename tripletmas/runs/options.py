@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.data.batches import SAMPLERS
 
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -100,10 +99,10 @@ class TrainConfig:
             raise ValueError(f"lr and clip must be > 0, got lr={self.lr}, clip={self.clip}")
 
 
-def make_optimizer(model: nn.Module, loss: MetricLoss, config: TrainConfig) -> Optimizer:
+def make_optimizer(model: nn.Module, objective: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimizer of one task: the model's trainable weights, and the objective's own at their own rate."""
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
-    if own:
+    if own := list(objective.parameters()):
         rate = config.lr if config.loss_lr is None else config.loss_lr
         groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}

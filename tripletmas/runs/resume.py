@@ -5,14 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
-
-from tripletmas.basics.sentences import listed
-from tripletmas.basics.weights import load_state, state_of
 from tripletmas.data.tasks import Stream, Task, fingerprint
-from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.recognition.heads import Recognition
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs.directory import RunDirectory
 
@@ -27,22 +21,6 @@ def take_ahead(scores: Scores, record: dict[str, Any]) -> None:
                     scores.record(gallery, metric, number - 1, number, value)
                 elif position < len(scores.task_names):
                     scores.record_baseline(gallery, metric, position, value)
-
-
-def load_loss(loss: MetricLoss, state: dict[str, Tensor], run: RunDirectory) -> None:
-    """Give a loss the state that it had.
-
-    Raises:
-        ValueError: if the state is that of another loss, or of one for fewer classes; heads of new tasks stay new.
-    """
-    if not isinstance(loss, nn.Module):
-        return
-    if isinstance(loss, Recognition):  # the heads of tasks that were added since are new
-        state = {**state_of(loss), **state}
-    try:
-        load_state(loss, state, f"the state of the loss in {run.path}")
-    except ValueError as error:
-        raise ValueError(f"{error} (a loss with a vector for each class cannot go on with new classes)") from None
 
 
 def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
@@ -65,10 +43,7 @@ def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
                 f"the data of task {record['name']!r} have changed since the run in {run.path} learned it: a sample "
                 "that was a query may now be trained on. New data come as new tasks; train anew for changed ones"
             )
-        for gallery, values in record.get("scores", {}).items():
-            for metric, per_task in values.items():
-                for on_task, value in enumerate(per_task):
-                    scores.record(gallery, metric, record["task"], on_task, math.nan if value is None else value)
+        scores.enter(record["task"], record.get("scores", {}))
     return scores
 
 
@@ -78,24 +53,11 @@ def changed_tasks(run: RunDirectory, stream: Stream) -> list[str]:
     return [record["name"] for record in done if record.get("data") != fingerprint(stream[record["task"]])]
 
 
-def check_language(run: RunDirectory, loss: MetricLoss, stream: Stream) -> None:
-    """Raises ValueError if a task has other facts than when the run learned it, or these have other vectors."""
-    if not isinstance(loss, FactLoss):
-        return
+def check_identities(run: RunDirectory, objective: Objective, stream: Stream) -> None:
+    """Raises ValueError if a task is no longer what it was when the run learned it, by what its objective noted."""
     for record in run.records("task"):
-        if record["task"] >= len(stream) or "language" not in record:
-            continue  # of an older version
-        now, then = loss.language.checksums(stream[record["task"]].classes), record["language"]
-        if other := sorted(now.keys() ^ then.keys()):
-            raise ValueError(
-                f"the facts of task {record['name']!r} are not those that the run in {run.path} learned: only then or "
-                f"only now it has {listed([f'<{each}>' for each in other], 5)}. New facts come as new tasks"
-            )
-        if any(abs(now[fact] - then[fact]) > 1e-3 for fact in now):
-            raise ValueError(
-                f"the vectors of words ({loss.language.words}) are not those with which the run in {run.path} learned "
-                f"task {record['name']!r}: put the former file back"
-            )
+        if record["task"] < len(stream):
+            objective.check_identity(stream[record["task"]], record, str(run.path))
 
 
 def check_unseen(run: RunDirectory, unseen: Task | None) -> None:

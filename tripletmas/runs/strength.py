@@ -13,24 +13,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.models.embedding import embed
-from tripletmas.objectives.embedded import head_accuracy
-from tripletmas.objectives.facts.objective import score_objective_alone
-from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.metrics import chance_map
-from tripletmas.basics.weights import Params, load_state, snapshot, state_of
-from tripletmas.objectives.recognition.heads import Recognition
-from tripletmas.objectives.retrieval.evaluate import evaluate
-from tripletmas.data.splits import drawn_of_class
-from tripletmas.runs.task import Learner, train_task
+from tripletmas.basics.weights import load_state, snapshot, state_of
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.runs.task import Learner, train_task
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +61,7 @@ def find_strength(learner: Learner, task: Task, earlier: Stream, search: SearchC
     """
     if search.start is None:
         raise ValueError("search start must be given")
-    trial_task, chance = held_out(task, search.share, learner.config.seed)
+    trial_task, chance = learner.objective.held_out(task, search.share, learner.config.seed)
     start = _State(learner)
     finetune = _trial(learner, start, trial_task, earlier, 0.0)
     if finetune <= chance + 0.05 * (1 - chance):
@@ -111,13 +99,8 @@ def find_strength(learner: Learner, task: Task, earlier: Stream, search: SearchC
         )
     start.restore(learner)
     learner.strategy.set_strength(strength)
-    what = "recall@1"
-    if isinstance(learner.loss, Recognition):
-        what = "accuracy of the head"
-    elif isinstance(learner.loss, FactLoss):
-        what = "mAP"
     return {
-        "metric": f"{what} on validation data of the new task",
+        "metric": f"{learner.objective.validated} on validation data of the new task",
         "finetune": finetune,
         "floor": floor,
         "chance": chance,
@@ -127,61 +110,18 @@ def find_strength(learner: Learner, task: Task, earlier: Stream, search: SearchC
     }
 
 
-def held_out(task: Task, share: float, seed: int) -> tuple[Task, float]:
-    """(the task with a part of its training data as queries in a gallery of the rest, the score of guessing).
-
-    Raises:
-        ValueError: for a class with fewer than three training samples: two to learn from, one to hold out.
-    """
-    data = task.train
-    if data.within is not None:
-        return _images_held_out(task, share, seed)
-    for label in task.classes:
-        size = int((data.labels == label).sum())
-        if size < 3:
-            raise ValueError(
-                f"class {data.class_names[label]!r} has {size} training samples; a search for a strength "
-                "needs 3 of each class, of which 1 is held out"
-            )
-    chosen = drawn_of_class(
-        data, set(task.classes), f"search {seed}", lambda size: min(max(round(share * size), 1), size - 2)
-    )
-    query, rest = data.plain().subset(chosen.nonzero().flatten()), (~chosen).nonzero().flatten()
-    train = data.subset(rest)
-    return replace(task, train=train, query=query, gallery=train.plain()), _chance(query, train)
-
-
-def _images_held_out(task: Task, share: float, seed: int) -> tuple[Task, float]:
-    """`held_out` for facts: some images, whatever they show."""
-    data = task.train
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    size = max(round(share * len(data)), 1)
-    query = data.plain().subset(order[:size].sort().values)
-    train = data.subset(order[size:].sort().values)
-    chance = chance_map(query.truth[:, list(task.classes)]).nanmean()
-    return replace(task, train=train, query=query, gallery=None), float(chance)
-
-
-def _chance(query: LabelledDataset, gallery: LabelledDataset) -> float:
-    """How often a random item of the gallery is of the query's class."""
-    size = len(query.class_names)
-    shares = [torch.bincount(part.labels, minlength=size).double() / len(part) for part in (query, gallery)]
-    return float(shares[0] @ shares[1])
-
-
 class _State:
     """A learner as it is between two tasks."""
 
     def __init__(self, learner: Learner):
         self.model = snapshot(state_of(learner.model))
         self.strategy = snapshot(learner.strategy.state_dict())
-        self.loss: Params = snapshot(state_of(learner.loss)) if isinstance(learner.loss, nn.Module) else {}
+        self.objective = snapshot(state_of(learner.objective))
 
     def restore(self, learner: Learner) -> None:
         load_state(learner.model, self.model)
         learner.strategy.load_state_dict(snapshot(self.strategy))
-        if isinstance(learner.loss, nn.Module):
-            load_state(learner.loss, self.loss)
+        load_state(learner.objective, self.objective)
 
 
 def _trial(learner: Learner, start: _State, task: Task, earlier: Stream, strength: float) -> float:
@@ -189,11 +129,4 @@ def _trial(learner: Learner, start: _State, task: Task, earlier: Stream, strengt
     start.restore(learner)
     learner.strategy.set_strength(strength)
     train_task(learner, task, earlier, what=f" strength {strength:.3g}" if strength else " finetune")
-    if isinstance(learner.loss, FactLoss):
-        size = learner.config.eval_batch_size
-        return score_objective_alone(learner.loss, learner.model, task, batch_size=size)["map"]
-    queries = embed(learner.model, task.query, batch_size=learner.config.eval_batch_size)
-    if isinstance(learner.loss, Recognition):
-        return head_accuracy(learner.loss, task.classes, queries.vectors, queries.labels)
-    assert task.gallery is not None
-    return evaluate(queries, embed(learner.model, task.gallery, batch_size=learner.config.eval_batch_size))["recall@1"]
+    return learner.objective.validate(learner.model, task)

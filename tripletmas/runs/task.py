@@ -14,22 +14,22 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from tripletmas.runs.checkpoint import Checkpoint
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.objectives.retrieval.losses import MetricLoss
-from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, set_rate
 from tripletmas.basics.weights import device_of
 from tripletmas.data.batches import draw_batches, seed_everything
-from tripletmas.strategies.base import Strategy
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.objectives.objective import Objective
+from tripletmas.runs.checkpoint import Checkpoint
+from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, set_rate
+from tripletmas.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns, and how: the model, the loss it minimises, what the strategy does besides, the options."""
+    """What learns, and how: the model, the objective it minimises, what the strategy does besides, the options."""
 
     model: nn.Module
-    loss: MetricLoss
+    objective: Objective
     strategy: Strategy
     config: TrainConfig
 
@@ -56,7 +56,7 @@ def train_task(
     """
     model, strategy, config, number = learner.model, learner.strategy, learner.config, len(earlier)
     seed_everything(config.seed, number)
-    optimizer = make_optimizer(model, learner.loss, config)
+    optimizer = make_optimizer(model, learner.objective, config)
     scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
     strategy.before_task(model, task, optimizer)
     if resumed and resumed.optimizer:
@@ -82,7 +82,7 @@ def _train_epoch(
     scaler: torch.amp.GradScaler,
     what: str,
 ) -> dict[str, Any]:
-    model, loss, strategy, config = learner.model, learner.loss, learner.strategy, learner.config
+    model, strategy, config = learner.model, learner.strategy, learner.config
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed_everything(config.seed, number, epoch))
     batches = draw_batches(
@@ -105,17 +105,17 @@ def _train_epoch(
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
                 embeddings = model(inputs)
-            objective = loss(embeddings.float(), labels)
+            loss = learner.objective(embeddings.float(), labels)
             addition = strategy.loss(model, inputs, embeddings)
             if addition is not None:
-                objective = objective + addition
-            value = objective.item()
+                loss = loss + addition
+            value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss is {value} in task {number} ({task.name}), epoch {epoch}, step {step}: lower lr or "
                     "strength, or set clip; the last checkpoint is untouched"
                 )
-            scaler.scale(objective).backward()
+            scaler.scale(loss).backward()
             if config.clip is not None:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip)

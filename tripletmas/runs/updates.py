@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.data.tasks import Stream
-from tripletmas.models.embedding import Embeddings
+from tripletmas.models.embedding import Embedder, Embeddings
 from tripletmas.objectives.compatibility import Flips, flips
-from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, joined, score_embedded
+from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, joined
 from tripletmas.objectives.retrieval.evaluate import evaluate
+from tripletmas.objectives.retrieval.objective import score_embedded
 from tripletmas.runs.directory import RunDirectory
 
 
@@ -23,7 +24,7 @@ def flips_of_update(
     after: EmbeddedTasks,
     stored: Mapping[str, Sequence[Embeddings]],
     *,
-    batch_size: int = 256,
+    embed: Embedder,
 ) -> dict[str, Flips]:
     """gallery ("fresh", and each that is stored) -> what the update by the last task changed for earlier tasks.
 
@@ -36,7 +37,7 @@ def flips_of_update(
     """
     before_model = copy.deepcopy(model)
     run.load_weights(before_model, len(earlier) - 1)
-    before = score_embedded(embed_tasks(before_model, earlier, batch_size=batch_size))
+    before = score_embedded(embed_tasks(before_model, earlier, embed))
     count = len(earlier)
     same = EmbeddedTasks(after.queries[:count], after.galleries[:count], after.own[:count], 0.0)
     now = score_embedded(same, {name: parts[:count] for name, parts in stored.items()})
@@ -49,9 +50,7 @@ def flips_of_update(
     return result
 
 
-def compatibility_matrix(
-    run: RunDirectory, model: nn.Module, stream: Stream, done: int, *, batch_size: int = 256
-) -> Tensor:
+def compatibility_matrix(run: RunDirectory, model: nn.Module, stream: Stream, done: int, *, embed: Embedder) -> Tensor:
     """C[t, k]: recall@1 of all queries of the stream by the model after task t, in all its galleries by that after k.
 
     One fixed test set, also of tasks that the models have not learned yet, as in CL2R: entries can be compared.
@@ -63,7 +62,7 @@ def compatibility_matrix(
     galleries: list[Embeddings] = []
     for number in range(done):
         run.load_weights(model, number)
-        embedded = embed_tasks(model, stream, batch_size=batch_size)
+        embedded = embed_tasks(model, stream, embed)
         galleries.append(joined(embedded.galleries))
         own = embedded.own_in_all()
         queries = joined(embedded.queries)

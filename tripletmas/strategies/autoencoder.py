@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tripletmas.data.batches import class_balanced_batches
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 
 _RATE = 0.01
 _BATCH = {"batch_size": 64, "samples_per_class": 4}
@@ -43,7 +43,7 @@ def encode(encoder: Encoder, embeddings: Tensor) -> Tensor:
 def train_encoder(
     embeddings: Tensor,
     labels: Tensor,
-    loss: MetricLoss,
+    objective: Objective,
     *,
     size: int,
     epochs: int,
@@ -56,7 +56,7 @@ def train_encoder(
     parameter of the loss itself is changed.
 
     Args:
-        embeddings: (n, dim), on the device where the loss computes.
+        embeddings: (n, dim), on the device where the objective computes.
         size: numbers in the code (c).
         generator: draws first weights and batches, on the CPU.
     """
@@ -74,8 +74,8 @@ def train_encoder(
         for batch in class_balanced_batches(labels.cpu(), **_BATCH, generator=generator):
             decoded = functional.linear(encode(encoder, embeddings[batch]), back, back_bias) * deviation + mean
             error = ((decoded - embeddings[batch]) / deviation).square().mean()
-            objective = reconstruction * error + loss(decoded, labels[batch])
-            gradients = torch.autograd.grad(objective, parameters)  # not backward(): the loss may have parameters, too
+            loss = reconstruction * error + objective(decoded, labels[batch])
+            gradients = torch.autograd.grad(loss, parameters)  # not backward(): the loss may have parameters, too
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.protection.protection import Protection
 
 
@@ -25,8 +25,8 @@ class Strategy:
 
     protections: tuple[Protection, ...] = ()
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
-        """Once, before anything else: the model that will be trained, by this loss, on these tasks.
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
+        """Once, before anything else: the model that will be trained, for this objective, on these tasks.
 
         Raises:
             ValueError: if the strategy cannot work with them.

@@ -12,7 +12,7 @@ from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.frozen import Frozen
 
@@ -46,9 +46,9 @@ class Combine(Strategy):
         self._data = _only([n for n, part in parts.items() if _defines_data(part)], "define the training data")
         self._deploys = _only([n for n, part in parts.items() if _deploys(part)], "deploy a model of their own")
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         for part in self.parts.values():
-            part.prepare(model, loss, stream)
+            part.prepare(model, objective, stream)
         self.protections = tuple(protection for part in self.parts.values() for protection in part.protections)
 
     def training_data(self, task: Task, earlier: Sequence[Task]) -> LabelledDataset | None:

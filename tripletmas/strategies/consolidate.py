@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.recognition.heads import Recognition
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.base import Strategy
@@ -29,8 +28,7 @@ class Consolidate(Strategy):
         batch_size: samples that are read at once while importance is measured; no exact result depends on it.
         try_first: measure two samples before the first task, for an estimator that knows some kinds of layers only:
             what it says of the others then comes before the training, not after.
-        output: measure the embedding, the logits of the head of the task that was learned, or the parts of the
-            embedding that the facts of each image have.
+        output: what is measured: one of the objective's `measured`.
         shuffled: read the samples in an order drawn by torch's generator, for estimates to which batches matter.
         from_data: the importance is one of the data, so that it can be measured on others, too.
     """
@@ -45,29 +43,23 @@ class Consolidate(Strategy):
         shuffled: bool = False,
         from_data: bool = True,
     ):
-        if output not in ("embedding", "logits", "parts"):
-            raise ValueError(f"output must be 'embedding', 'logits' or 'parts', got {output!r}")
         self.protect = protect
         self.batch_size = batch_size
         self.try_first = try_first
         self.output = output
         self.shuffled = shuffled
         self.from_data = from_data
-        self._recognition: Recognition | None = None
-        self._facts: FactLoss | None = None
-        self._head = 0
+        self._objective: Objective | None = None
+        self._learned = 0
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
-        if self.output == "logits":
-            if not isinstance(loss, Recognition):
-                raise ValueError("output 'logits' needs heads: use it with --objective recognition")
-            self._recognition = loss
-        if self.output == "parts":
-            if not isinstance(loss, FactLoss):
-                raise ValueError("output 'parts' needs facts: use it with --data facts or shapes-facts")
-            self._facts = loss
-        forward = {"embedding": None, "logits": self._logits, "parts": self._parts}[self.output]
-        self.protections = (self.protect(model, forward),)
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
+        if self.output not in objective.measured:
+            raise ValueError(
+                f"output {self.output!r} is nothing that this objective measures: it has {listed(objective.measured)}; "
+                "logits are those of the heads of recognition, parts those of facts"
+            )
+        self._objective = objective
+        self.protections = (self.protect(model, None if self.output == "embedding" else self._output),)
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
         protection = self._prepared()
@@ -76,14 +68,13 @@ class Consolidate(Strategy):
             protection.estimate(model, [task.train.plain()[[0, 1]]])
 
     def after_task(self, model: nn.Module, task: Task) -> None:
-        if self._recognition:
-            self._head = self._recognition.head_for(task.classes)
+        self._learned += 1
         data = task.train.plain()
         data = data.subset(torch.randperm(len(data))) if self.shuffled else data
         self._prepared().consolidate(data.loader(self.batch_size))
 
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
-        if not self.from_data or self.shuffled or self._facts:
+        if not self.from_data or self.shuffled or self.output not in ("embedding", "logits"):
             raise ValueError(
                 "this importance is not one of unlabelled data (l2, output parts), or depends on batches: use mas"
             )
@@ -93,24 +84,18 @@ class Consolidate(Strategy):
         self._prepared().strength = strength
 
     def state_dict(self) -> Params:
-        head = {"head": torch.tensor(self._head)} if self._recognition else {}
-        return self._prepared().state_dict() | head
+        learned = {} if self.output == "embedding" else {"learned": torch.tensor(self._learned)}
+        return self._prepared().state_dict() | learned
 
     def load_state_dict(self, state: Params) -> None:
-        self._head = int(state.get("head", 0))
+        self._learned = int(state.get("learned", 0))
         self._prepared().load_state_dict(state)
 
     def _prepared(self) -> Protection:
         if not self.protections:
-            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
+            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
         return self.protections[0]
 
-    def _logits(self, model: nn.Module, batch: Any) -> Tensor:
-        assert self._recognition is not None
-        return self._recognition.logits(model(batch[0]), self._head)
-
-    def _parts(self, model: nn.Module, batch: Any) -> Tensor:
-        assert self._facts is not None
-        embeddings = model(batch[0])
-        parts = self._facts.parts_of(batch[1].to(embeddings.device))
-        return embeddings * parts.repeat_interleave(embeddings.shape[1] // parts.shape[1], dim=1)
+    def _output(self, model: nn.Module, batch: Any) -> Tensor:
+        assert self._objective is not None
+        return self._objective.output(self.output, model, batch, self._learned - 1)

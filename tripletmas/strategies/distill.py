@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.objectives.recognition.heads import Recognition
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.teacher import Teacher
 
@@ -48,26 +47,25 @@ class Distill(Strategy):
         self.strength = strength
         self.distance = distance
         self.temperature = temperature
-        self._recognition: Recognition | None = None
+        self._heads = nn.ModuleList()
         self._teacher: Teacher | None = None
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
-        heads = loss if isinstance(loss, Recognition) else None
-        self._recognition = heads if self.distance in (None, "soft_targets") else None
-        if self.distance == "soft_targets" and heads is None:
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
+        self._heads = objective.heads if self.distance in (None, "soft_targets") else nn.ModuleList()
+        if self.distance == "soft_targets" and not len(objective.heads):
             raise ValueError(
                 "distance 'soft_targets' needs heads: use it with --objective recognition, or distance 'cosine' or "
                 "'squared', which compare embeddings"
             )
-        self._teacher = Teacher(model, self._recognition)
+        self._teacher = Teacher(model, self._heads)
 
     def loss(self, model: nn.Module, inputs: Tensor, embeddings: Tensor) -> Tensor | None:
         teacher = self._prepared()
         if not self.strength or not teacher.num_tasks:
             return None
         found, wanted = embeddings.float(), teacher.embeddings(inputs)
-        if self._recognition:
-            logits = [self._recognition.logits(found, head) for head in range(teacher.num_tasks)]
+        if len(self._heads):
+            logits = [head(found) for head in self._heads[: teacher.num_tasks]]
             return self.strength * soft_target_loss(logits, teacher.logits(wanted), self.temperature)
         distance = squared_distance if self.distance == "squared" else cosine_distance
         return self.strength * distance(found, wanted)
@@ -86,7 +84,7 @@ class Distill(Strategy):
 
     def _prepared(self) -> Teacher:
         if self._teacher is None:
-            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
+            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
         return self._teacher
 
 

@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 from tripletmas.basics.weights import Params, device_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import embed
-from tripletmas.objectives.recognition.heads import Recognition
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.autoencoder import Encoder, encode, train_encoder
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.distill import soft_target_loss
@@ -53,11 +52,11 @@ class EBLL(Strategy):
         self.reconstruction, self.distillation, self.temperature = reconstruction, distillation, temperature
         self._encoders: list[Encoder] = []
         self._teacher: Teacher | None = None
-        self._loss: MetricLoss | None = None
+        self._objective: Objective | None = None
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
-        self._encoders, self._loss = [], loss
-        self._teacher = Teacher(model, loss if isinstance(loss, Recognition) else None)
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
+        self._encoders, self._objective = [], objective
+        self._teacher = Teacher(model, objective.heads)
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
         dim = embed(model, task.train.plain().subset([0])).vectors.shape[1]
@@ -71,19 +70,20 @@ class EBLL(Strategy):
         found, wanted = embeddings.float(), teacher.embeddings(inputs)
         moved = [(encode(each, found) - encode(each, wanted)).square().sum(dim=1).mean() for each in self._encoders]
         total = torch.stack(moved).sum() / 2
-        if isinstance(self._loss, Recognition):
-            logits = [self._loss.logits(found, head) for head in range(teacher.num_tasks)]
+        assert self._objective is not None
+        if len(self._objective.heads):
+            logits = [head(found) for head in self._objective.heads[: teacher.num_tasks]]
             total = total + self.distillation * soft_target_loss(logits, teacher.logits(wanted), self.temperature)
         return self.strength * total
 
     def after_task(self, model: nn.Module, task: Task) -> None:
         teacher = self._prepared()
-        assert self._loss is not None
-        embedded, device = embed(model, task.train.plain()), device_of(model)
+        assert self._objective is not None
+        embedded, device = self._objective.embed(model, task.train.plain()), device_of(model)
         encoder = train_encoder(
             embedded.vectors.to(device),
             embedded.labels.to(device),
-            self._loss,
+            self._objective,
             size=self.code or max(1, embedded.vectors.shape[1] // 4),
             epochs=self.code_epochs,
             reconstruction=self.reconstruction,
@@ -110,5 +110,5 @@ class EBLL(Strategy):
 
     def _prepared(self) -> Teacher:
         if self._teacher is None:
-            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
+            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
         return self._teacher

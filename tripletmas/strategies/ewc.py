@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.protection.importance.fisher import FisherLabels
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.base import Strategy
@@ -60,10 +60,10 @@ class ElasticWeightConsolidation(Strategy):
         self.batch_size = batch_size
         self.loss_batch_size = loss_batch_size
         self.samples_per_class = samples_per_class
-        self._loss: MetricLoss | None = None
+        self._objective: Objective | None = None
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
-        self._loss = loss
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
+        self._objective = objective
         self.protections = (Protection(model, strength=self.strength, decay=self.decay, estimate=self._estimate),)
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
@@ -83,16 +83,16 @@ class ElasticWeightConsolidation(Strategy):
 
     def _prepared(self) -> Protection:
         if not self.protections:
-            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
+            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
         return self.protections[0]
 
     def _estimate(self, model: nn.Module, tasks: Iterable[Any]) -> Params:
-        assert self._loss is not None
+        assert self._objective is not None
         (task,) = tasks
         return fisher_of_task(
             model,
             task,
-            self._loss,
+            self._objective,
             labels=self.labels,
             batch_size=self.batch_size,
             loss_batch_size=self.loss_batch_size,

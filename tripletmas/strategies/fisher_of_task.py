@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tripletmas.basics.weights import Params, device_of
 from tripletmas.data.batches import class_balanced_batches
 from tripletmas.data.tasks import Task
-from tripletmas.objectives.recognition.heads import Recognition
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.protection.importance.fisher import FisherLabels, fisher_importance, squared_gradient_importance
 
 
 def fisher_of_task(
     model: nn.Module,
     task: Task,
-    loss: MetricLoss,
+    objective: Objective,
     *,
     labels: FisherLabels = "sampled",
     batch_size: int = 256,
@@ -40,13 +39,9 @@ def fisher_of_task(
         ValueError: if nothing is important: a satisfied hinge, a saturated classifier.
     """
     data, seed = task.train.plain(), torch.initial_seed()
-    if isinstance(loss, Recognition):
-        head, device = loss.head_for(task.classes), device_of(model)
-
-        def logits(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return loss.logits(model(batch[0]), head)
-
-        batches = ((inputs, loss.positions(classes.to(device), head)) for inputs, classes in data.loader(batch_size))
+    if likelihood := objective.likelihood(task):
+        (logits, positions), device = likelihood, device_of(model)
+        batches = ((inputs, positions(classes.to(device))) for inputs, classes in data.loader(batch_size))
         return fisher_importance(model, batches, labels=labels, forward=logits, seed=seed)
     balanced = class_balanced_batches(
         data.labels,
@@ -54,4 +49,4 @@ def fisher_of_task(
         samples_per_class=samples_per_class,
         generator=torch.Generator().manual_seed(seed),
     )
-    return squared_gradient_importance(model, data.loader(batches=balanced), loss)
+    return squared_gradient_importance(model, data.loader(batches=balanced), objective)

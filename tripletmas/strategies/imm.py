@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params, load_state, snapshot, state_of, unwrap
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.fisher_of_task import fisher_of_task
 
@@ -41,16 +41,16 @@ class IMM(Strategy):
         self.num_tasks = 0
         self._merged: Params = {}
         self._fisher: Params = {}
-        self._loss: MetricLoss | None = None
+        self._objective: Objective | None = None
         self._deployed: nn.Module | None = None
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
-        self.num_tasks, self._merged, self._fisher, self._loss, self._deployed = 0, {}, {}, loss, None
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
+        self.num_tasks, self._merged, self._fisher, self._objective, self._deployed = 0, {}, {}, objective, None
 
     def after_task(self, model: nn.Module, task: Task) -> None:
-        if self._loss is None:
-            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
-        fisher = fisher_of_task(model, task, self._loss) if self.merging == "mode" else {}
+        if self._objective is None:
+            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
+        fisher = fisher_of_task(model, task, self._objective) if self.merging == "mode" else {}
         state = snapshot(state_of(model))
         merged = {name: value.to(state[name].device) for name, value in self._merged.items()} or state
         total = {name: self._fisher.get(name, torch.zeros_like(new)).to(new.device) for name, new in fisher.items()}

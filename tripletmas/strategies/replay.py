@@ -12,8 +12,7 @@ from torch.nn import functional
 from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset, concatenate
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.models.embedding import embed
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.base import Strategy
 
 
@@ -40,9 +39,10 @@ class Replay(Strategy):
             raise ValueError(f"selection must be 'herding' or 'reservoir', got {selection!r}")
         self.memory = memory
         self.selection = selection
+        self._objective: Objective | None = None
         self._forget()
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         if any(task.train.within is not None for task in stream):
             raise ValueError(
                 "replay keeps samples class by class, and an image of facts has several: it takes no facts"
@@ -53,6 +53,7 @@ class Replay(Strategy):
                 f"memory must be >= {2 * num_earlier}, two samples for each of {num_earlier} earlier classes, so that "
                 f"each has a positive pair; got {self.memory}: raise it, or learn fewer classes"
             )
+        self._objective = objective
         self._forget()
 
     def training_data(self, task: Task, earlier: Sequence[Task]) -> LabelledDataset:
@@ -72,8 +73,9 @@ class Replay(Strategy):
             self._held = reservoir(self._held, new, self._num_seen, self.memory, generator)
         else:
             old = self._held[1].unique().tolist()
+            assert self._objective is not None
             share = self.memory // (len(old) + len(task.classes))
-            vectors = functional.normalize(embed(model, task.train.plain()).vectors.double())
+            vectors = functional.normalize(self._objective.embed(model, task.train.plain()).vectors.double())
             parts = [self._held[:, self._held[1] == number][:, :share] for number in old]
             for number in new[1].unique().tolist():
                 of_class = (new[1] == number).nonzero().flatten()

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import Objective
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.path_integral import PathIntegral
@@ -42,7 +42,7 @@ class SynapticIntelligence(Strategy):
         self.decay = decay
         self._path: PathIntegral | None = None
 
-    def prepare(self, model: nn.Module, loss: MetricLoss, stream: Stream) -> None:
+    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         path = self._path = PathIntegral(model)
         self.protections = (
             Protection(
@@ -75,5 +75,5 @@ class SynapticIntelligence(Strategy):
 
     def _prepared(self) -> tuple[PathIntegral, Protection]:
         if self._path is None:
-            raise RuntimeError("call strategy.prepare(model, loss, stream) first")
+            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
         return self._path, self.protections[0]

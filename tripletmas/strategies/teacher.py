@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params, device_of, load_state, state_of, unwrap
-from tripletmas.objectives.recognition.heads import Recognition
 
 
 class Teacher:
-    """A frozen copy of the model, in eval mode, and in recognition of the heads of the tasks learned so far.
+    """A frozen copy of the model, in eval mode, and of the heads of the tasks learned so far, if there are any.
 
     It reads in full precision, also where the model is trained under autocast.
 
@@ -22,13 +21,13 @@ class Teacher:
 
     Args:
         model: the one that is trained; a copy is made on the device where it then is.
-        recognition: whose heads are copied with it; None for none.
+        heads: of the objective, one a task, which are copied with it; None for none.
     """
 
-    def __init__(self, model: nn.Module, recognition: Recognition | None = None):
+    def __init__(self, model: nn.Module, heads: nn.ModuleList | None = None):
         self.num_tasks = 0
         self._trained = model
-        self._recognition = recognition
+        self._trained_heads = nn.ModuleList() if heads is None else heads
         self._model: nn.Module | None = None
         self._heads: Sequence[nn.Module] = ()
 
@@ -69,7 +68,7 @@ class Teacher:
     def _copy(self, num_tasks: int) -> None:
         self.num_tasks = num_tasks
         self._model = _frozen(unwrap(self._trained)) if num_tasks else None
-        self._heads = [_frozen(head) for head in self._recognition.heads[:num_tasks]] if self._recognition else []
+        self._heads = [_frozen(head) for head in self._trained_heads[:num_tasks]]
 
     def _modules(self) -> dict[str, nn.Module]:
         heads = {f"heads/{number}/": head for number, head in enumerate(self._heads)}

@@ -20,9 +20,12 @@ from tripletmas.cli.main import main
 from tripletmas.models.embedding import embed
 from tripletmas.objectives.embedded import EmbeddedTasks
 from tripletmas.objectives.facts.fact import parse_fact
+from tripletmas.objectives.facts.kind import FactsKind
 from tripletmas.objectives.facts.losses import FactContrastive
-from tripletmas.objectives.facts.objective import images_once, score_embedded_facts, score_objective_alone
+from tripletmas.objectives.facts.objective import Facts
+from tripletmas.objectives.facts.shown import images_once
 from tripletmas.objectives.grid import read_found
+from tripletmas.objectives.kind import Data
 from tripletmas.objectives.metrics import chance_map
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.runs import catalog, configuration
@@ -30,7 +33,6 @@ from tripletmas.runs import task as task_training
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import build, load_trained
 from tripletmas.runs.loop import train_stream
-from tripletmas.runs.strength import held_out
 
 DATA = {"name": "shapes-facts", "images": 80, "test_images": 40, "unseen_images": 12, "size": 32, "word_dim": 16}
 SMALL: dict[str, Any] = {
@@ -43,7 +45,7 @@ OPTIONS += ["--model=mlp", "--model.hidden=[16]", "--training.epochs=2"]
 
 
 @pytest.fixture(scope="module")
-def data() -> catalog.Data:
+def data() -> Data:
     options = configuration.resolve(SMALL)["data"]
     return catalog.build_data(options.pop("name"), options)
 
@@ -85,12 +87,12 @@ def test_what_does_not_go_together(config, message):
         configuration.resolve(config)
 
 
-@pytest.mark.parametrize("loss", list(catalog.FACT_LOSSES))
+@pytest.mark.parametrize("loss", FactsKind.losses)
 @pytest.mark.parametrize("strategy", [name for name in catalog.STRATEGIES if name != "replay"])
 def test_every_strategy_learns_facts(strategy, loss, data):
     made = build({**SMALL, "strategy": strategy, "loss": loss}, data=data)
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
-    scores = train_stream(made.model, made.stream, made.strategy, made.loss, made.training, gallery=made.gallery)
+    scores = train_stream(made.model, made.stream, made.strategy, made.objective, made.training, gallery=made.gallery)
     assert any(not torch.equal(before[name], value) for name, value in made.model.state_dict().items())
     for gallery in ("seen", "task", "seen_stale", "task_stale", "seen_compensated"):
         matrix = scores.matrix("map", gallery)
@@ -103,7 +105,7 @@ def test_every_strategy_learns_facts(strategy, loss, data):
 def test_replay_says_that_it_takes_no_facts(data):
     made = build({**SMALL, "strategy": "replay"}, data=data)
     with pytest.raises(ValueError, match="replay keeps samples class by class, and an image of facts has several"):
-        train_stream(made.model, made.stream, made.strategy, made.loss, made.training)
+        train_stream(made.model, made.stream, made.strategy, made.objective, made.training)
 
 
 def test_facts_can_be_learned(data):
@@ -112,8 +114,8 @@ def test_facts_can_be_learned(data):
     training = {"epochs": 60, "lr": 0.001, "schedule": "constant"}
     made = build({**SMALL, "model": model, "strategy": "finetune", "training": training}, data=data)
     task = made.stream[0]
-    train_stream(made.model, (task,), made.strategy, made.loss, made.training)
-    found = score_objective_alone(made.loss, made.model, replace(task, query=task.train.plain()))
+    train_stream(made.model, (task,), made.strategy, made.objective, made.training)
+    found = made.objective.score_one(made.model, replace(task, query=task.train.plain()))
     by_chance = float(chance_map(task.train.truth)[list(task.classes)].nanmean())
     assert found["map"] > 0.6
     assert by_chance < 0.3
@@ -122,7 +124,7 @@ def test_facts_can_be_learned(data):
 def test_importance_of_the_parts_that_facts_have(data):
     """The masked variant: of images whose facts are all of first order, only the subject's third counts."""
     made = build({**SMALL, "strategy": {"name": "mas", "output": "parts"}}, data=data)
-    made.strategy.prepare(made.model, made.loss, made.stream)
+    made.strategy.prepare(made.model, made.objective, made.stream)
     first = [label for label, name in enumerate(made.stream[0].train.class_names) if parse_fact(name).order == 1]
     images = made.stream[0].train.of_classes(first).plain()
     protection = made.strategy.protections[0]
@@ -142,21 +144,21 @@ def test_importance_of_the_parts_that_facts_have(data):
 
 def test_output_parts_needs_facts():
     made = build({"strategy": {"name": "mas", "output": "parts"}})
-    with pytest.raises(ValueError, match="output 'parts' needs facts"):
-        made.strategy.prepare(made.model, made.loss, made.stream)
+    with pytest.raises(ValueError, match="output 'parts' is nothing that this objective measures: it has embedding;"):
+        made.strategy.prepare(made.model, made.objective, made.stream)
 
 
 def test_a_search_for_a_strength_asks_images_that_were_held_out(data):
-    task, chance = held_out(data.stream[0], 0.25, 0)
+    strategy = {"name": "mas", "strength": "auto"}
+    made = build({**SMALL, "strategy": strategy, "search": {"start": 1, "most": 2}}, data=data)
+    task, chance = made.objective.held_out(data.stream[0], 0.25, 0)
     size = len(data.stream[0].train)
     assert len(task.query) == round(size / 4)
     assert len(task.query) + len(task.train) == size
     assert set(task.query.indices.tolist()).isdisjoint(task.train.indices.tolist())
     assert 0 < chance < 1
-    strategy = {"name": "mas", "strength": "auto"}
-    made = build({**SMALL, "strategy": strategy, "search": {"start": 1, "most": 2}}, data=data)
     with pytest.raises(ValueError, match=r"finetune reaches 0.* it does not learn the task"):  # two epochs are too few
-        train_stream(made.model, made.stream, made.strategy, made.loss, made.training, search=made.search)
+        train_stream(made.model, made.stream, made.strategy, made.objective, made.training, search=made.search)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(run, tmp_path, call, monkeypatch):
@@ -183,11 +185,12 @@ def test_scores_of_tasks_are_those_of_a_literal_loop(data):
     """Images of all tasks once each; a fact of another task that holds is no error."""
     torch.manual_seed(0)
     made = build({**SMALL, "strategy": "finetune"}, data=data)
-    assert isinstance(made.loss, FactContrastive)
+    assert isinstance(made.objective, Facts)
+    assert isinstance(made.objective.loss, FactContrastive)
     seen = made.stream
     vectors = [embed(made.model, task.query) for task in seen]
     own = [torch.arange(len(each)) for each in vectors]
-    found = score_embedded_facts(made.loss, seen, EmbeddedTasks(vectors, vectors, own, 0.0))
+    found = made.objective.score(seen, EmbeddedTasks(vectors, vectors, own, 0.0))
     images: dict[int, torch.Tensor] = {}
     truths: dict[int, torch.Tensor] = {}
     for task, embedded in zip(seen, vectors, strict=True):
@@ -200,11 +203,11 @@ def test_scores_of_tasks_are_those_of_a_literal_loop(data):
     known = {label for task in seen for label in task.classes}
     for number, task in enumerate(seen):
         members = [index in set(task.query.indices.tolist()) for index in images]
-        facts = list(zip(made.loss.vectors.tolist(), made.loss.mask.tolist(), strict=True))
+        facts = list(zip(made.objective.loss.vectors.tolist(), made.objective.loss.mask.tolist(), strict=True))
         expected = oracles.score_facts(
             [[oracles.fact_score(image, parts, mask) for parts, mask in facts] for image in raw.tolist()],
             truth.tolist(),
-            made.loss.mask.sum(dim=1).tolist(),
+            made.objective.loss.mask.sum(dim=1).tolist(),
             asked=[label in task.classes for label in range(truth.shape[1])],
             candidates=[label in known for label in range(truth.shape[1])],
             of_images=members,
@@ -434,5 +437,5 @@ def test_real_facts(shared_data, tmp_path, split):
     made = build(config)
     assert sum(len(task.classes) for task in made.stream) == 39
     assert len(made.stream) == (3 if split == "order" else 4)
-    scores = train_stream(made.model, made.stream, made.strategy, made.loss, made.training)
+    scores = train_stream(made.model, made.stream, made.strategy, made.objective, made.training)
     assert not math.isnan(scores.matrix("map", "seen")[-1, 0])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.tasks import Stream, make_stream
 from tripletmas.index.drift import compensate_drift
+from tripletmas.models.embedding import Embeddings, embed
 from tripletmas.objectives.recognition.class_means import ClassMeans
 
 
@@ -63,15 +64,18 @@ def stream() -> Stream:
     return make_stream(Source(data), tasks=2)[0]
 
 
+def embedded(model: nn.Module, tasks: Stream) -> list[Embeddings]:
+    return [embed(model, task.train.plain()) for task in tasks]
+
+
 def turned_means(angle: float) -> tuple[ClassMeans, Stream, Turned]:
     """The means after the second task, during which the model turned by an angle."""
     model, tasks, means = Turned(), stream(), ClassMeans()
-    means.before_task(model, tasks[0])
-    means.after_task(model, tasks[:1])
-    means.before_task(model, tasks[1])
+    means.after_task(embedded(model, tasks[:1]), tasks[:1])
+    means.before_task(*embedded(model, tasks[1:]))
     with torch.no_grad():
         model.angle.fill_(angle)
-    means.after_task(model, tasks)
+    means.after_task(embedded(model, tasks), tasks)
     return means, tasks, model
 
 
@@ -118,12 +122,12 @@ def test_a_stream_that_has_grown_may_have_other_labels():
 
 def test_a_state_is_taken_over_in_the_middle_of_a_task():
     model, tasks, means = Turned(), stream(), ClassMeans()
-    means.after_task(model, tasks[:1])
-    means.before_task(model, tasks[1])
+    means.after_task(embedded(model, tasks[:1]), tasks[:1])
+    means.before_task(*embedded(model, tasks[1:]))
     other = ClassMeans()
     other.load_state_dict(means.state_dict(), tasks)
     with torch.no_grad():
         model.angle.fill_(0.3)
     for each in (means, other):
-        each.after_task(model, tasks)
+        each.after_task(embedded(model, tasks), tasks)
     assert all(torch.equal(means.means[kind], other.means[kind]) for kind in means.means)

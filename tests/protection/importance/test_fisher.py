@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream
 from tripletmas.models.networks import mlp
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
+from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.protection.importance.fisher import fisher_importance, squared_gradient_importance
 from tripletmas.strategies.fisher_of_task import fisher_of_task
 
@@ -188,7 +189,7 @@ def test_in_recognition_it_is_that_of_the_tasks_own_head(tiny_stream: Stream, mo
 def test_for_a_metric_loss_it_is_a_function_of_the_seed(tiny_stream: Stream):
     torch.manual_seed(0)
     model = mlp((1, 4, 4), dim=4, hidden=(8,))
-    loss = make_loss("contrastive", dim=4, num_classes=6)
+    loss = Retrieval(make_loss("contrastive", dim=4, num_classes=6))
 
     def measured(seed: int, size: int) -> Tensor:
         torch.manual_seed(seed)

@@ -14,10 +14,11 @@ from tripletmas.data.tasks import Stream
 from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.facts.fact import parse_query
 from tripletmas.objectives.facts.language import LanguageView
-from tripletmas.objectives.facts.losses import FactLoss
+from tripletmas.objectives.facts.objective import Facts
 from tripletmas.objectives.facts.scoring import fact_vectors, image_vectors
 from tripletmas.objectives.facts.shown import names_of
 from tripletmas.objectives.grid import Grid, Hit, Row
+from tripletmas.objectives.objective import Objective
 
 Embed = Callable[[LabelledDataset], Tensor]  # images -> (n, dim) raw embeddings
 
@@ -38,15 +39,15 @@ class Gallery:
     files: bool
 
 
-def language_of(loss: object) -> LanguageView:
-    """The facts that a loss is about.
+def language_of(objective: Objective) -> LanguageView:
+    """The facts that an objective is about.
 
     Raises:
         ValueError: if it is about none.
     """
-    if not isinstance(loss, FactLoss):
+    if not isinstance(objective, Facts):
         raise ValueError("this run did not learn facts: --fact is for runs on facts or shapes-facts")
-    return loss.language
+    return objective.language
 
 
 def gallery_of(learned: Stream, folder: str | None) -> Gallery:

@@ -24,7 +24,6 @@ from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.embedded import EmbeddedTasks
 from tripletmas.objectives.facts.fact import PARTS, Fact, parse_fact
 from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.facts.objective import images_once
 from tripletmas.objectives.facts.scoring import fact_vectors, image_vectors, score_facts
 from tripletmas.objectives.grid import (
     Folder,
@@ -68,18 +67,18 @@ class _Scored:
         return self.numbers[-1]
 
 
-def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks, objective: FactLoss) -> None:
+def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks, loss: FactLoss) -> None:
     """Keep what a report shows after task `number`, the last of those seen."""
     write_followed(run, number, seen, embedded)
     images = concatenate([task.query for task in seen])
     vectors = torch.cat([part.vectors for part in embedded.galleries])[images_once(seen)]
-    write_found(run, number, _found(objective, vectors, images, seen))
+    write_found(run, number, _found(loss, vectors, images, seen))
     scored = _scored(seen, [read_found(run, task) for task in range(number + 1)])
     place = {name: position for position, name in enumerate(names_of(images))}
     rows = _pictured(scored, place) if are_pictures(images) else []
     shown = dict.fromkeys(hit.name for row in rows for hits in row.found for hit in hits)
     pictures = {name: thumbnail(images[place[name]][0]) for name in shown}
-    note = f"Language view: {objective.language.words}."
+    note = f"Language view: {loss.language.words}."
     write_grid(run, Grid(("when it was learned", "now"), tuple(rows), _tables(scored), note, pictures))
 
 
@@ -171,3 +170,11 @@ def _means(groups: Mapping[str, Sequence[_Scored]]) -> tuple[tuple[str | float, 
         for name, members in groups.items()
         if members
     )
+
+
+def images_once(seen: Stream) -> Tensor:
+    """(n,) where each test image of these tasks is first, among those of all tasks one after the other."""
+    first: dict[int, int] = {}
+    for position, index in enumerate(torch.cat([task.query.indices for task in seen]).tolist()):
+        first.setdefault(index, position)
+    return torch.tensor(list(first.values()))

@@ -13,14 +13,16 @@ Source: Yu et al., Semantic Drift Compensation, CVPR 2020, of which the compensa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tripletmas.basics.weights import Params
-from tripletmas.data.tasks import Stream, Task
+from tripletmas.data.tasks import Stream
 from tripletmas.index.drift import compensate_drift
-from tripletmas.models.embedding import Embeddings, embed
+from tripletmas.models.embedding import Embeddings
 
 KINDS = ("fresh", "stale", "compensated")
 
@@ -33,26 +35,25 @@ class ClassMeans:
         means: kind -> (c, dim).
     """
 
-    def __init__(self, *, batch_size: int = 256, num_workers: int = 0):
+    def __init__(self):
         self.labels = torch.empty(0, dtype=torch.int64)
         self.means: dict[str, Tensor] = {kind: torch.empty(0, 0) for kind in KINDS}
         self._before: Tensor | None = None
-        self._batch_size, self._num_workers = batch_size, num_workers
 
-    def before_task(self, model: nn.Module, task: Task) -> None:
+    def before_task(self, embedded: Embeddings) -> None:
         """Note where the model that was deployed so far puts the data of the new task."""
-        self._before = self._embedded(model, task).vectors if len(self.labels) else None
+        self._before = _unit(embedded).vectors
 
-    def after_task(self, model: nn.Module, seen: Stream) -> None:
-        """Take in the last of the tasks seen, by the model that is deployed from now on."""
-        embedded = [self._embedded(model, task) for task in seen]
-        fresh = [_means(each, task.classes) for each, task in zip(embedded, seen, strict=True)]
+    def after_task(self, embedded: Sequence[Embeddings], seen: Stream) -> None:
+        """Take in the last of the tasks seen, given the training data of all by the model deployed from now on."""
+        units = [_unit(each) for each in embedded]
+        fresh = [_means(each, task.classes) for each, task in zip(units, seen, strict=True)]
         new = fresh[-1]
         stale = torch.cat([self.means["stale"], new]) if len(self.labels) else new
         compensated = new.clone()  # of its own, to be saved beside the stale ones
         if len(self.labels):
             assert self._before is not None
-            moved = compensate_drift(self.means["compensated"], self._before, embedded[-1].vectors)
+            moved = compensate_drift(self.means["compensated"], self._before, units[-1].vectors)
             compensated = torch.cat([moved, new])
         self.means = {"fresh": torch.cat(fresh), "stale": stale, "compensated": compensated}
         self.labels = torch.tensor([label for task in seen for label in task.classes])
@@ -66,7 +67,7 @@ class ClassMeans:
     def state_dict(self) -> Params:
         """All that resuming needs."""
         state = {f"means/{kind}": mean for kind, mean in self.means.items()}
-        return state if self._before is None else {**state, "before": self._before}
+        return state if self._before is None else {**state, "means/before": self._before}
 
     def load_state_dict(self, state: Params, stream: Stream) -> None:
         """Take over what `state_dict` gave, for the classes of the stream's first tasks.
@@ -76,11 +77,11 @@ class ClassMeans:
         self.means = {kind: state[f"means/{kind}"] for kind in KINDS}
         labels = [label for task in stream for label in task.classes]
         self.labels = torch.tensor(labels[: len(self.means["stale"])], dtype=torch.int64)
-        self._before = state.get("before")
+        self._before = state.get("means/before")
 
-    def _embedded(self, model: nn.Module, task: Task) -> Embeddings:
-        found = embed(model, task.train.plain(), batch_size=self._batch_size, num_workers=self._num_workers)
-        return Embeddings(functional.normalize(found.vectors, dim=1), found.labels)
+
+def _unit(embedded: Embeddings) -> Embeddings:
+    return Embeddings(functional.normalize(embedded.vectors, dim=1), embedded.labels)
 
 
 def _means(embedded: Embeddings, classes: tuple[int, ...]) -> Tensor:

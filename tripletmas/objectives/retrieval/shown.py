@@ -39,7 +39,7 @@ _PICTURED_IN_ALL = 120  # at least two a task
 _NEAREST = 5
 
 
-def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks, objective: object = None) -> None:
+def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks) -> None:
     """Keep what a report shows after task `number`, the last of those seen."""
     draws = write_followed(run, number, seen, embedded)
     pictured = min(_PICTURED, max(2, _PICTURED_IN_ALL // len(seen)))

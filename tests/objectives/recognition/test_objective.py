@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tripletmas.objectives.recognition.heads import Recognition
+from tripletmas.objectives.recognition.objective import Recognition
 
 NAMES = ("a", "b", "c", "d", "e")
 
