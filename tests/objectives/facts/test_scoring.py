@@ -122,45 +122,37 @@ def test_first_ranks_of_a_larger_gallery_by_hand():
     assert values["sherlock_map@100"] == pytest.approx((1 / 2 + 2 / 11) / 2)
 
 
-def test_sherlock_tolerance_by_hand():
-    # The image at 10 degrees ranks east, north, south, west. True are north, south, west, at 2, 3, 4: top@1 allows 3.
-    scores = score_facts(images_at(10), bools(".xxx"), *subjects(COMPASS))
-    assert scores.values["top@1"] == pytest.approx(2 / 3)
-    assert scores.values["hit@1"] == 0
-    assert scores.values["mrr"] == 1 / 2
+@pytest.mark.parametrize(
+    ("degrees", "truth", "options", "expected"),
+    [
+        # The image at 10 degrees ranks east, north, south, west. True at ranks 2, 3, 4: top@1 allows 3.
+        ([10], ".xxx", {}, {"top@1": 2 / 3, "hit@1": 0, "mrr": 1 / 2}),
+        # East, true but not asked, such as one of another task, is taken out: true at 1 and 3, top@1 allows 2.
+        ([10], "xxx.", {"asked": ".xxx"}, {"top@1": 1 / 2, "hit@1": 1, "mrr": 1}),
+        # Were east false, it would stand in the way, unless it is no candidate.
+        ([10], ".xx.", {"asked": ".xxx"}, {"hit@1": 0, "mrr": 1 / 2}),
+        ([10], ".xx.", {"asked": ".xxx", "candidates": ".xxx"}, {"hit@1": 1}),
+        # A single image and a single fact.
+        ([170], "x...", {"asked": "x...", "candidates": "x..."}, dict.fromkeys(["map", "map@10", "hit@1", "top@1"], 1)),
+        ([170], "x...", {"asked": "x...", "candidates": "x..."}, dict.fromkeys(["sherlock_map@100", "mrr"], 1)),
+    ],
+)
+def test_one_image_by_hand(degrees: list[float], truth: str, options: dict[str, str], expected: dict[str, float]):
+    masks = {name: bools(row)[0] for name, row in options.items()}
+    values = score_facts(images_at(*degrees), bools(truth), *subjects(COMPASS), **masks).values
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
 
 
-def test_facts_of_another_task_are_no_errors():
-    # At 10 degrees: east, north, south, west. East, true but not asked, is taken out: north is first, west third.
-    images, truth = images_at(10), bools("xxx.")
-    asked = bools(".xxx")[0]
-    scores = score_facts(images, truth, *subjects(COMPASS), asked=asked)
-    assert scores.values["hit@1"] == 1
-    assert scores.values["mrr"] == 1
-    assert scores.values["top@1"] == 1 / 2  # ranks 1 and 3 with a tolerance to 2, as if east were not there
-    # Were east false, it would stand in the way: north second, west fourth.
-    scores = score_facts(images, bools(".xx."), *subjects(COMPASS), asked=asked)
-    assert scores.values["hit@1"] == 0
-    assert scores.values["mrr"] == 1 / 2
-    # Unless it is no candidate.
-    scores = score_facts(images, bools(".xx."), *subjects(COMPASS), asked=asked, candidates=asked)
-    assert scores.values["hit@1"] == 1
-
-
-def test_facts_that_are_not_asked_for_do_not_query_images():
+def test_what_asks_and_what_is_searched():
     images, truth = images_at(10, 20, 80), bools("xx..", "..x.", "x...")
+    everything = score_facts(images, truth, *subjects(COMPASS))
     scores = score_facts(images, truth, *subjects(COMPASS), asked=bools(".x.x")[0])
     assert scores.per_fact["map"].tolist() == pytest.approx([math.nan, 1 / 3, math.nan, math.nan], nan_ok=True)
     assert (scores.num_facts, scores.num_facts_without_image) == (2, 1)
     assert (scores.num_images, scores.num_images_without_fact) == (3, 2)
     assert scores.per_image["hit@1"].isnan().tolist() == [False, True, True]
-
-
-def test_the_gallery_holds_all_images_whichever_ask():
-    images, truth = images_at(10, 20, 80), bools("xx..", "..x.", "x...")
     scores = score_facts(images, truth, *subjects(COMPASS), of_images=torch.tensor([False, True, False]))
-    everything = score_facts(images, truth, *subjects(COMPASS))
-    assert scores.values["map"] == everything.values["map"]
+    assert scores.values["map"] == everything.values["map"]  # the gallery holds all images, whichever ask
     assert scores.per_image["mrr"].tolist() == pytest.approx([math.nan, 1 / 4, math.nan], nan_ok=True)
     assert (scores.num_images, scores.num_images_without_fact) == (1, 0)
 
@@ -185,22 +177,13 @@ def test_values_by_order():
 
 def test_ties_are_ordered_by_position():
     # All embeddings are the same: the ranking is 0, 1, 2, 3, of images and (all facts equal) of facts.
-    images = images_at(30, 30, 30, 30)
-    facts = subjects(COMPASS[:1].expand(4, 2))
-    scores = score_facts(images, bools("....", "..x.", "....", "..x."), *facts)
+    truth = bools("....", "..x.", "....", "..x.")
+    scores = score_facts(images_at(30, 30, 30, 30), truth, *subjects(COMPASS[:1].expand(4, 2)))
     assert scores.per_fact["map"][2] == pytest.approx((1 / 2 + 2 / 4) / 2)
     assert scores.per_image["mrr"][1] == 1 / 3
-
-
-def test_a_collapsed_embedding_of_zeros():
+    # and in an embedding that collapsed to zeros
     scores = score_facts(torch.zeros(3, 6), bools(".x..", "....", "...."), *subjects(COMPASS))
-    assert scores.values["map"] == 1
-    assert scores.values["mrr"] == 1 / 2
-
-
-def test_a_single_image_and_a_single_fact():
-    scores = score_facts(images_at(170), bools("x"), *subjects(COMPASS[:1]))
-    assert {scores.values[name] for name in ("map", "map@10", "sherlock_map@100", "hit@1", "mrr", "top@1")} == {1.0}
+    assert (scores.values["map"], scores.values["mrr"]) == (1, 1 / 2)
 
 
 @pytest.mark.parametrize("num_images", [0, 2])
