@@ -229,7 +229,9 @@ def test_a_gallery_in_some_parts_only_is_refused(readers, monkeypatch):
     monkeypatch.setitem(READERS, "shop", lambda: with_gallery)
     with pytest.raises(ValueError, match="all parts or none must have a gallery, but of them shop have one"):
         sequence(parts=["grey", "shop"])
-    stream, _ = make_stream(sequence(parts=["shop", {"name": "shop", "as": "again"}]))
+    source = sequence(parts=["shop", {"name": "shop", "as": "again"}])
+    assert len(source.train.samples) == 24  # what the parts of a set share is there once
+    stream, _ = make_stream(source)
     assert [None if task.gallery is None else len(task.gallery) for task in stream] == [4, 4]
 
 

@@ -178,8 +178,8 @@ def test_a_test_part_gives_the_queries_and_a_gallery_is_split_with_them():
 
 
 def test_what_changes_training_samples_leaves_queries_and_gallery_alone():
-    data, parts = make([4] * 2).with_transform(lambda sample: sample + 1000), (make([2] * 2), make([2] * 2))
-    (task,), held_out = split(Source(data, *parts), tasks=1), split(data, tasks=1)[0]
+    data, test, gallery = (make([4] * 2).with_transform(lambda sample: sample + 1000) for _ in range(3))
+    (task,), held_out = split(Source(data, test, gallery), tasks=1), split(data, tasks=1)[0]
     assert float(task.train[0][0]) == 1000
     assert float(task.train.plain()[0][0]) == 0
     assert float(task.query[0][0]) == 0

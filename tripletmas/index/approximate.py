@@ -88,7 +88,7 @@ class FaissIndex:
 
     def remove(self, ids: Tensor) -> int:
         """See `Index.remove`; raises ValueError if vectors of this kind cannot be removed (HNSW)."""
-        ids = base.check_removed(ids).unique()
+        ids = base.check_removed(ids)
         self._own()
         with _clean_errors(
             f"vectors cannot be removed from an index of kind {self.kind!r}; rebuild it from those that stay"
