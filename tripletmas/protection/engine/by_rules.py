@@ -77,9 +77,12 @@ class ByRules:
         blocks = Blocks(n) if self._scalar is None else None
         trace = Trace(self._model, self._parameters, n, calls, blocks)
         try:
-            output = self._traced(trace, inputs)
+            output = self._watched(trace, inputs)
             if output is None:
                 return None
+            alone = n == 1 or is_near(output[-1:].detach(), self._alone)
+            if not alone and bool(torch.isfinite(output).all()):
+                return self._give_up("the samples of a batch influence each other")
             scalars = self._scalar(output) if self._scalar is not None else self._squared_lengths(trace, blocks)
             return self._differentiated(trace, scalars, rows(inputs, n - 1, n), totals)
         finally:
@@ -99,19 +102,6 @@ class ByRules:
         self._alone = output.detach()
         return probe.calls
 
-    def _traced(self, trace: Trace, inputs: Any) -> Tensor | None:
-        output = self._watched(trace, inputs)
-        if output is None:
-            return None
-        if trace.inputs_changed():
-            return self._give_up("an input or weight is changed in place after a layer used it")
-        if not trace.has_expected_calls():
-            return self._give_up("a batch is processed by other calls than a sample alone")
-        alone = trace.num_samples == 1 or is_near(output[-1:].detach(), self._alone)
-        if not alone and bool(torch.isfinite(output).all()):
-            return self._give_up("the samples of a batch influence each other")
-        return output
-
     def _watched(self, watch: Watch, inputs: Any) -> Tensor | None:
         """The output of a watched forward pass; None if watching is no use."""
         try:
@@ -121,6 +111,7 @@ class ByRules:
             raise  # our own words about the output; and no mistake
         except Exception as error:  # of any kind: if it is a mistake of the model's, the slow path shows it
             return self._give_up(f"watching it failed: {error}")
+        watch.ended()
         return self._give_up(watch.not_by_rules) if watch.not_by_rules else output
 
     def _squared_lengths(self, trace: Trace, blocks: Blocks | None) -> Tensor:

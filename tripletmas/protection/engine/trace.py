@@ -88,21 +88,19 @@ class Trace(Watch):
         if self._blocks is not None:
             self._blocks.passed(function, args, output)
 
+    def ended(self) -> None:
+        used = [each for use in self.uses.values() for each in use.versions]
+        if any(tensor._version != version for tensor, version in used):
+            self.not_by_rules = "an input or weight is changed in place after a layer used it"
+        elif self.num_samples > 1 and not (self._as_expected and len(self.calls) == len(self._expected)):
+            self.not_by_rules = "a batch is processed by other calls than a sample alone"
+
     def close(self) -> None:
         """Let go of the graph: its hooks know this trace, which knows the graph; nobody else ends that circle."""
         for handle in self._handles:
             handle.remove()
         self.uses, self.arrived, self._blocks = {}, None, None
         self._weights, self._constants = {}, {}
-
-    def has_expected_calls(self) -> bool:
-        """Whether the calls were those of a sample alone; if not, this pass says nothing."""
-        return self.num_samples == 1 or (self._as_expected and len(self.calls) == len(self._expected))
-
-    def inputs_changed(self) -> bool:
-        """Whether an input or weight was changed in place after its layer used it, so that its rule has lost it."""
-        used = [each for use in self.uses.values() for each in use.versions]
-        return any(tensor._version != version for tensor, version in used)
 
     # --- a call with weights: what it returns with its weights detached, and a rule to get the gradient; None without
 

@@ -98,6 +98,9 @@ class Watch(TorchFunctionMode):
     def passed(self, function: Callable, args: tuple, output: Any) -> None:
         """A call without weights was made."""
 
+    def ended(self) -> None:
+        """The forward pass is over."""
+
     def _trouble(
         self, function: Callable, args: tuple, tensors: list[Tensor], is_weighted: bool, constant: bool
     ) -> str | None:
