@@ -28,7 +28,7 @@ def make_call(model: nn.Module, layer: str | None, forward: Forward | None) -> F
     Raises:
         ValueError: for an unknown layer; when called, for an output that is no tensor of one row a sample.
     """
-    call = forward or _call
+    call = forward or (lambda model, inputs: model(**inputs) if isinstance(inputs, dict) else model(inputs))
     if layer is not None:
         call = _call_layer(model, layer, call)
 
@@ -44,10 +44,6 @@ def make_call(model: nn.Module, layer: str | None, forward: Forward | None) -> F
         return output
 
     return checked
-
-
-def _call(model: nn.Module, inputs: Any) -> Tensor:
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
 def _call_layer(model: nn.Module, layer: str, call: Forward) -> Forward:
@@ -89,7 +85,9 @@ def measuring(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
         for module in model.modules():
             undone.callback(setattr, module, "training", module.training)
             for name, value in dict(module._buffers).items():
-                undone.callback(_put_back, module, name, value, None if value is None else value.clone())
+                undone.callback(module._buffers.__setitem__, name, value)
+                if value is not None:
+                    undone.callback(_put_back, value, value.clone())
         for tensor in halves:
             undone.callback(setattr, tensor, "data", tensor.data)
             tensor.data = tensor.data.float()
@@ -115,10 +113,7 @@ def _half_precision(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in half]
 
 
-def _put_back(module: nn.Module, name: str, value: Tensor | None, before: Tensor | None) -> None:
-    module._buffers[name] = value
-    if value is None or before is None:
-        return
+def _put_back(value: Tensor, before: Tensor) -> None:
     if not torch.isclose(value, before, rtol=0, atol=0, equal_nan=True).all():
         value.copy_(before)
 

@@ -77,6 +77,8 @@ class Convolution(Rule):
         self._padding = self._per_dimension(0 if isinstance(padding, str) else padding)
         self._output_padding = self._per_dimension(output_padding)
         self._groups, self._transposed = groups, transposed
+        self._is_plain = groups == 1 and not transposed
+        self._is_pointwise = self._is_plain and not any(self._padding) and not self._added and set(self._kernel) == {1}
 
     def accepts(self, layout: Layout) -> bool:
         return layout.dim == 0 and self.input.ndim == self._weight.ndim
@@ -90,7 +92,7 @@ class Convolution(Rule):
             total.add_(magnitude_(self._grad.flatten(3).sum((1, 3)), power).sum(0))
         elif self._groups > 1 and self._weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self._transposed:
             self._add_as_groups(total, power)
-        elif self._is_pointwise() or self._has_few_positions():
+        elif self._is_pointwise or self._has_few_positions():
             self._add_products(total, power)
         else:
             for sample in range(len(self._grad)):
@@ -103,9 +105,8 @@ class Convolution(Rule):
 
     def _weight_gradient(self, grad: Tensor, images: Tensor, weight: Tensor, groups: int) -> Tensor:
         geometry = self._stride, self._padding, self._dilation, self._transposed, self._output_padding
-        return torch.ops.aten.convolution_backward(grad, images, weight, None, *geometry, groups, [False, True, False])[
-            1
-        ]
+        which = [False, True, False]
+        return torch.ops.aten.convolution_backward(grad, images, weight, None, *geometry, groups, which)[1]
 
     def _add_as_groups(self, total: Tensor, power: int) -> None:
         """Samples, in chunks, as groups of a convolution on one image with the channels of all."""
@@ -118,14 +119,9 @@ class Convolution(Rule):
             gradients = self._weight_gradient(grad, images, repeated, n * self._groups).view(n, *self._weight.shape)
             total.add_(magnitude_(gradients, power).sum(0))
 
-    def _is_pointwise(self) -> bool:
-        plain = self._groups == 1 and not self._transposed and not any(self._padding) and not self._added
-        return plain and all(size == 1 for size in self._kernel)
-
     def _has_few_positions(self) -> bool:
-        plain = self._grad.ndim == 5 and self._groups == 1 and not self._transposed
         positions = self._grad.shape[1] * self._grad.shape[3:].numel()
-        return plain and (positions < _MANY_POSITIONS or self._grad.is_cuda)
+        return self._is_plain and self._grad.ndim == 5 and (positions < _MANY_POSITIONS or self._grad.is_cuda)
 
     def _add_products(self, total: Tensor, power: int) -> None:
         """The convolution as a linear map of the unfolded input, (columns, positions) for each image."""
@@ -143,7 +139,7 @@ class Convolution(Rule):
 
     def _unfolded(self, images: Tensor) -> Tensor:
         """(n, repeats, channels, ...) -> (n, repeats, columns, positions)."""
-        if self._is_pointwise():
+        if self._is_pointwise:
             return images[(..., *(slice(None, None, step) for step in self._stride))].flatten(3)
         unfolded = F.unfold(images.flatten(0, 1), self._kernel, self._dilation, self._padding, self._stride)
         return unfolded.unflatten(0, images.shape[:2])
