@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable
+from typing import Literal
 
 import oracles
 import pytest
@@ -45,24 +47,16 @@ def squared_length(outputs: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_squares_for_fisher(name: str):
-    model, x = made(name, count=9)
-    engine = PerSampleGradients(model, squared_length, power=2)
-    engine.update(x.split(5))
-    expected = oracles.per_sample_sums(model, x.split(1), lambda f: f.square().sum(), power=2)
-    assert_same(engine.finished(), expected)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_gradient_of_each_output(name: str):
+@pytest.mark.parametrize(("scalar", "power"), [(lambda outputs: outputs.flatten(1), 1), (squared_length, 2)])
+def test_several_scalars_and_squares(name: str, scalar: Callable[[Tensor], Tensor], power: Literal[1, 2]):
     model, x = made(name, count=5)
-    found = mas_importance(model, [x], output="vector")
-    columns = model.eval()(x[:1]).numel()
+    engine = PerSampleGradients(model, scalar, power=power)
+    engine.update(x.split(3))
     total: dict[str, Tensor] = {}
-    for column in range(columns):
-        sums = oracles.per_sample_sums(model, x.split(1), lambda f, column=column: f.flatten()[column])
-        total = {key: total.get(key, 0) + value / len(x) for key, value in sums.items()}
-    assert_same(found, total)
+    for column in range(scalar(model.eval()(x[:1])).shape[1]):
+        sums = oracles.per_sample_sums(model, x.split(1), lambda f, i=column: scalar(f)[0, i], power=power)
+        total = {key: total.get(key, 0) + value for key, value in sums.items()}
+    assert_same(engine.finished(), total)
 
 
 @pytest.mark.parametrize(
