@@ -79,3 +79,14 @@ def call(capsys):
         return status, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Plots are made, but blank: for tests of what a page says."""
+    from matplotlib.figure import Figure
+
+    def blank(figure: Figure, path: Path, **options: object) -> None:
+        Image.new("RGB", (16, 16)).save(path)
+
+    monkeypatch.setattr(Figure, "savefig", blank)

@@ -6,22 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
 from report_pages import MATRIX, NAMES
 from synthetic_runs import write_run
 
 from tripletmas.report.page import write_report
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Plots are made, but blank: for tests of what a page says."""
-
-    def blank(figure: Figure, path: Path, **options: object) -> None:
-        Image.new("RGB", (16, 16)).save(path)
-
-    monkeypatch.setattr(Figure, "savefig", blank)
 
 
 @pytest.fixture(scope="session")
