@@ -101,6 +101,7 @@ def test_unreadable_images_of_a_folder(tmp_path, caplog):
         folder(root=str(tmp_path), skip_unreadable=True)
 
 
+@pytest.mark.slow
 def test_photographs_of_clothes(shared_data, caplog):
     source = folder(root=str(shared_data / "clothing" / "clothing-96.zip"), size=32)
     assert source.test is not None

@@ -17,6 +17,7 @@ from pytorch_metric_learning.datasets import CUB
 from tiny_datasets import cars, cifar, clothes, cub, flowers, house_numbers, omniglot_tree, planes, products
 from torchvision.datasets import FashionMNIST
 
+import tripletmas.data
 from tripletmas.data import datasets, photographs
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.sequences import READERS
@@ -90,7 +91,8 @@ def everything(dataset: LabelledDataset) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_reader_has_a_card_and_named_options(name):
+def test_every_reader_has_a_card_a_public_name_and_named_options(name):
+    assert getattr(tripletmas.data, READERS[name].__name__) is READERS[name]
     assert (CARDS / name / "README.md").read_text(encoding="utf-8").startswith(f"# {name}\n")
     parameters = inspect.signature(READERS[name]).parameters
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())

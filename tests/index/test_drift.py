@@ -93,7 +93,8 @@ def test_mlp_learns_what_no_linear_map_can():
     assert errors["mlp"] < 0.2 < errors["linear"]
 
 
-def test_a_map_is_a_function_of_pairs_and_seed():
+def test_a_map_is_a_function_of_pairs_and_seed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(drift, "_STEPS", 50)
     before, after, vectors = random(40, 4), random(40, 4, seed=1), random(5, 4, seed=2)
     state = torch.random.get_rng_state()
     one, other = (fit_drift("mlp", before, after, seed=3)(vectors) for _ in range(2))

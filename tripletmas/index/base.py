@@ -27,14 +27,10 @@ class Index(Protocol):
     product is the cosine, and both metrics give one order.
     """
 
-    @property
-    def dim(self) -> int: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def normalize(self) -> bool: ...
+    dim: int
+    kind: str
+    metric: str
+    normalize: bool
 
     def __len__(self) -> int: ...
 
