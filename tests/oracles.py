@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
 from itertools import permutations
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -115,30 +115,16 @@ def retrieval_metrics(ranking: Sequence[bool], ks: Sequence[int]) -> dict[str, f
 # --- facts -----------------------------------------------------------------------------------------------------------
 
 
-def mean_average_precision_of_all_orders(size: int, count: int) -> Fraction:
+def mean_average_precision_of_all_orders(size: int, count: int) -> float:
     """Over all permutations of `size` images of which the first `count` are relevant."""
-    total, number = Fraction(0), 0
-    for order in permutations(range(size)):
-        number += 1
-        hits = 0
-        for rank, item in enumerate(order, start=1):
-            if item < count:
-                hits += 1
-                total += Fraction(hits, rank * count)
-    return total / number
+    return fmean(average_precision([item < count for item in order]) for order in permutations(range(size)))
 
 
 def fact_score(image: Sequence[float], fact: Sequence[Sequence[float]], mask: Sequence[bool]) -> float:
-    """The mean over the fact's parts of the cosine; parts of a fact have unit length."""
+    """The mean over the fact's parts of the cosine."""
     dim = len(fact[0])
-    cosines = []
-    for part in range(3):
-        if mask[part]:
-            own = image[part * dim : (part + 1) * dim]
-            length = math.sqrt(math.fsum(x * x for x in own))
-            product = math.fsum(x * y for x, y in zip(own, fact[part], strict=True))
-            cosines.append(product / length if length else 0.0)
-    return sum(cosines) / len(cosines)
+    own = [image[start : start + dim] for start in range(0, len(image), dim)]
+    return fmean(cosine(mine, part) for mine, part, there in zip(own, fact, mask, strict=True) if there)
 
 
 def score_facts(

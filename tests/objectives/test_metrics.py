@@ -143,7 +143,7 @@ def test_chance_is_the_mean_over_all_permutations(size):
     chance = metrics.chance_map(torch.arange(size)[:, None] < torch.arange(size + 1))
     assert chance[0].isnan()
     assert chance[-1] == pytest.approx(1)
-    expected = [float(oracles.mean_average_precision_of_all_orders(size, count)) for count in range(1, size + 1)]
+    expected = [oracles.mean_average_precision_of_all_orders(size, count) for count in range(1, size + 1)]
     assert chance[1:].tolist() == pytest.approx(expected)
 
 

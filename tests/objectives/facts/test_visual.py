@@ -12,7 +12,7 @@ import torchvision
 from architectures import settled
 from torch import Tensor, nn
 
-from tripletmas import LocalMAS, local_mas_importance, make_model, mas_importance
+from tripletmas import local_mas_importance, make_model, mas_importance
 from tripletmas.objectives.facts import visual
 from tripletmas.objectives.facts.visual import VisualView, make_visual_view
 
@@ -368,14 +368,3 @@ def test_local_importance_is_that_of_each_part_alone():
         oracles.mas_importance(last, seen[0].split(1)),
     )
     assert all(value.any() for value in found.values())
-
-
-def test_local_mas_protects_a_view():
-    view = made("conv4", 28, options={"width": 6})
-    images = torch.rand(6, 3, 28, 28)
-    local = LocalMAS(view, 2.0)
-    assert_same(local.consolidate([images]), local_mas_importance(view, [images], relative=True))
-    assert not local.value().any()
-    with torch.no_grad():
-        next(view.subject.parameters()).add_(0.1)
-    assert local.value() > 0
