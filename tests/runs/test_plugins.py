@@ -88,7 +88,9 @@ def test_a_home_is_understood(place, monkeypatch):
 def test_two_files_of_one_name_are_two_modules(place):
     Path("other").mkdir()
     Path("other/mine.py").write_text(MINE)
-    assert find(PART, "mine.py:Mine").load() is not find(PART, "other/mine.py:Mine").load()
+    one, other = (find(PART, f"{path}:Mine").load() for path in ("mine.py", "other/mine.py"))
+    assert one is not other
+    assert all(sys.modules[each.__module__].Mine is each for each in (one, other))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_two_files_of_one_name_are_two_modules(place):
         ("./mine.txt:Mine", r"mine\.txt is no Python source"),
         ("mine:Mine", r"no module 'mine' is installed; a file is named by its path: path/to/file\.py:NAME"),
         ("torch.nonesuch:Mine", r"no module 'torch\.nonesuch' is installed"),
-        ("json.decoder.deeper:Mine", r"no module 'json\.decoder\.deeper' is installed"),
+        ("json.decoder.shlex:Mine", r"no module 'json\.decoder\.shlex' is installed"),  # json.decoder is no package
         ("sys:exit", "'sys' has no Python source"),
         ("mine.py:", r"must be written path/to/file\.py:NAME or package\.module:NAME"),
         (":Mine", "must be written"),
@@ -357,11 +359,12 @@ def test_memory_is_read_only_if_nobody_else_can_write_it(place, monkeypatch):
     assert not remembered(code)
     remember(code)
     assert remembered(code)
-    monkeypatch.setattr(os, "getuid", lambda: -1)
-    assert not remembered(code)
-    monkeypatch.undo()
-    file.rename(place / "state")
-    file.symlink_to(place / "state")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: -1)
+        assert not remembered(code)
+    assert remembered(code)
+    file.rename(place / "kept")
+    file.symlink_to(place / "kept")
     assert not remembered(code)
     file.unlink()
     file.write_text("other")
