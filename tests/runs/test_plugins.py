@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import torch
 from tripletmas.basics.files import save_tensors
 from tripletmas.index.images import ImageIndex, Settings, Transform
 from tripletmas.runs import plugins
-from tripletmas.runs.plugins import Code, find, recorded, registered, remember, remembered, trust
+from tripletmas.runs.plugins import Code, find, registered
+from tripletmas.runs.trust import accept, memory, recorded, remember, remembered
 
 PART = "strategy"
 MINE = "from __future__ import annotations\n\n\nclass Mine:\n    class Inner: ...\n\n\nexecuted = __name__\n"
@@ -232,7 +232,7 @@ def test_nothing_inside_a_run_directory(spelt):
     message = "lies inside the run directory .*/run: no code is executed from there"
     refused(message, f"{spelt}:Mine")
     with pytest.raises(ValueError, match=message):
-        trust({PART: {f"{spelt}:Mine": {"file": spelt, "sha256": ""}}})
+        accept({PART: {f"{spelt}:Mine": {"file": spelt, "sha256": ""}}})
 
 
 @pytest.mark.parametrize("mark", ["weights/", "checkpoint/", "metrics.jsonl"])
@@ -274,7 +274,7 @@ def test_what_nobody_named_is_told_before_it_is_executed():
         "training by this account has named it; read it, and add --trust-code to execute it"
     )
     refused(message, code.name, records=records_of(code))
-    trust(records_of(code))
+    accept(records_of(code))
     assert recorded(PART, code.name, records_of(code)) == code
 
 
@@ -287,8 +287,8 @@ def test_a_run_that_recorded_nothing(records):
         records = records_of(code, part="model")
     if records == {PART: {"NAME": 5}}:
         records = {PART: {code.name: 5}}
-    refused("the run has no checksum of the code of strategy '.*': train anew", code.name, records=records)
-    trust({PART: {}})
+    refused("strategy '.*' is code without a recorded checksum, so it is not executed", code.name, records=records)
+    accept({PART: {}})
 
 
 def test_code_that_has_changed():
@@ -299,7 +299,7 @@ def test_code_that_has_changed():
     message = f"/mine.py has changed since the run was trained .sha256 {code.sha256[:12]}, now {now[:12]}.: restore it"
     refused(message, code.name, records=records_of(code))
     with pytest.raises(ValueError, match=message):
-        trust(records_of(code))
+        accept(records_of(code))
     Path("mine.py").unlink()
     refused("no such file", code.name, records=records_of(code))
 
@@ -352,7 +352,7 @@ def test_memory_is_read_only_if_nobody_else_can_write_it(place, monkeypatch):
     assert not remembered(code)
     for _ in range(2):
         remember(code)
-    (file,) = plugins.memory().iterdir()
+    (file,) = memory().iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.read_text().splitlines() == [PART, code.name, f"sha256 {code.sha256}"]
     file.chmod(0o666)
@@ -372,14 +372,8 @@ def test_memory_is_read_only_if_nobody_else_can_write_it(place, monkeypatch):
 
 
 def test_where_memory_lies(monkeypatch, tmp_path):
-    assert plugins.memory() == tmp_path / "state/tripletmas/code"
+    assert memory() == tmp_path / "state/tripletmas/code"
     monkeypatch.setenv("HOME", str(tmp_path))
     for relative in ("", "state"):
         monkeypatch.setenv("XDG_STATE_HOME", relative)
-        assert plugins.memory() == tmp_path / ".local/state/tripletmas/code"
-
-
-def test_short_names():
-    assert [plugins.short(name) for name in ("/a/mine.py:Mine", "a.b:Mine", "mas")] == ["Mine", "Mine", "mas"]
-    assert [plugins.is_written_out(name) for name in ("mine.py:Mine", "mas")] == [True, False]
-    assert re.fullmatch(r"[\w-]+", plugins.short(find(PART, "mine.py:Mine").name))
+        assert memory() == tmp_path / ".local/state/tripletmas/code"

@@ -33,6 +33,15 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(known[:30]) or 'none'}{', ...' if len(known) > 30 else ''})"
 
 
+def short(name: str) -> str:
+    """What a part is called on pages and in folders: of one that says where its code lies, the last word.
+
+    >>> short("/home/me/mine.py:Mine"), short("mas+distill")
+    ('Mine', 'mas+distill')
+    """
+    return name.rpartition(":")[2]
+
+
 def refused(error: Exception) -> str:
     """What jsonargparse says of a value of a wrong type, in a sentence; other messages in one line.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tripletmas import report as reports
+from tripletmas.runs import configuration, trust
+from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 
 # options that mean the same wherever they are
 _SHARED: dict[str, dict[str, Any]] = {
     "run": {"type": str, "help": "the run directory"},
     "index": {"type": str, "help": "the index file"},
     "--run": {"type": str, "default": None, "help": "the run directory (default: the one in the index)"},
+    "--trust-code": {
+        "action": "store_true",
+        "help": "execute the run's parts of one's own, as they were recorded, though no training by you named them",
+    },
     "--after": {"type": int, "default": None, "help": "the model after this task (default: the last)"},
     "--device": {"type": str, "default": "auto", "help": "auto, cpu, cuda or cuda:NUMBER"},
     "--images": {"type": str, "required": True, "help": "a folder or zip archive of images, in any sub-folders"},
@@ -36,6 +42,21 @@ def make_parser(command: str, description: str | None, *shared: str) -> jsonargp
     for name in shared:
         parser.add_argument(name, **_SHARED[name])
     return parser
+
+
+def open_run(path: str | Path, *, trust_code: bool) -> RunDirectory:
+    """The run in a directory; its code, where it has any, is trusted from now on if that is asked for."""
+    run = RunDirectory.open(path)
+    if trust_code:
+        trust.accept(run.config().get("code"))
+    return run
+
+
+def know_kinds(directories: Iterable[Path], *, trust_code: bool) -> None:
+    """Have the kinds of task of these runs, or folders of seeds, known to reports, also those of one's own."""
+    for directory in directories:
+        for each in filter(is_run, seed_directories(directory) or [directory]):
+            configuration.admit_objective(open_run(each, trust_code=trust_code).config())
 
 
 def console() -> Console:

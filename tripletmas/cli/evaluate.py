@@ -13,22 +13,27 @@ from rich.table import Table
 from tripletmas import report as reports
 from tripletmas.basics.files import without_nan
 from tripletmas.cli import galleries
-from tripletmas.cli.console import console, make_parser, name_and_options, numbers, print_comparison
+from tripletmas.cli.console import (
+    console,
+    know_kinds,
+    make_parser,
+    name_and_options,
+    numbers,
+    open_run,
+    print_comparison,
+)
 from tripletmas.data.tasks import Stream
 from tripletmas.models.embedding import Embedder
 from tripletmas.objectives.embedded import embed_tasks
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.runs import catalog, configuration
-from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
-    parser = make_parser("evaluate", evaluate.__doc__)
-    parser.add_argument("run", type=str, help="the run directory")
+    parser = make_parser("evaluate", evaluate.__doc__, "run", "--after", "--trust-code")
     parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
-    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the scores there")
     parser.add_argument(
         "--gallery",
@@ -43,7 +48,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     own, of_data = _split_data_options(arguments)
     options = parser.parse_args(own)
-    run = RunDirectory.open(options.run)
+    run = open_run(options.run, trust_code=options.trust_code)
     experiment, after = load_trained(run, options.after)
     stream = experiment.stream[: after + 1]
     kinds = galleries.kinds_of(options.gallery, experiment.gallery.compensate)
@@ -114,7 +119,7 @@ def _cell(value: float) -> str:
 
 def compare(arguments: Sequence[str]) -> None:
     """Put runs, or folders of seeds, side by side."""
-    parser = make_parser("compare", compare.__doc__)
+    parser = make_parser("compare", compare.__doc__, "--trust-code")
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: only these seeds")
     parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
@@ -122,6 +127,7 @@ def compare(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
     directories = [Path(run) for run in options.runs]
+    know_kinds(directories, trust_code=options.trust_code)
     print_comparison(directories, markdown=options.markdown, seeds=seeds)
     if not options.markdown:
         out = Path(options.out) if options.out else directories[0].parent / "comparison"
@@ -130,9 +136,9 @@ def compare(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Write the report of a run again, from its directory alone."""
-    parser = make_parser("report", report.__doc__)
-    parser.add_argument("run", type=str, help="the run directory")
-    print(f"report: {reports.write_report(parser.parse_args(arguments).run)}")
+    options = make_parser("report", report.__doc__, "run", "--trust-code").parse_args(arguments)
+    know_kinds([Path(options.run)], trust_code=options.trust_code)
+    print(f"report: {reports.write_report(options.run)}")
 
 
 def _split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -13,11 +13,10 @@ from torch import Tensor
 from tripletmas.basics.files import atomic_write
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import state_of, weight_hash
-from tripletmas.cli.console import make_parser
+from tripletmas.cli.console import make_parser, open_run
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
 from tripletmas.models.embedding import embed
-from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 
 ENDINGS = (".parquet", ".npz")
@@ -26,7 +25,7 @@ _PARTS = ("train", "query", "gallery")
 
 def export(arguments: Sequence[str]) -> None:
     """Write the embeddings of a run's samples, with their labels, tasks and files, for other programs."""
-    parser = make_parser("export", export.__doc__, "run", "--after")
+    parser = make_parser("export", export.__doc__, "run", "--after", "--trust-code")
     parser.add_argument(
         "--embeddings", type=str, required=True, metavar="FILE", help="a .parquet or .npz file to write"
     )
@@ -35,7 +34,7 @@ def export(arguments: Sequence[str]) -> None:
     check_ending(options.embeddings)
     if options.part not in (*_PARTS, "all"):
         raise ValueError(f"--part must be one of {', '.join(_PARTS)} or all, got {options.part!r}")
-    run = RunDirectory.open(options.run)
+    run = open_run(options.run, trust_code=options.trust_code)
     experiment, after = load_trained(run, options.after)
     chosen = list(_chosen(experiment.stream[: after + 1], options.part))
     if not chosen:

@@ -11,23 +11,22 @@ import torch
 from tqdm import tqdm
 
 from tripletmas.basics.weights import Params, load_state
-from tripletmas.cli.console import console, make_parser, make_table
+from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, find_images, read_images
-from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 
 
 def importance(arguments: Sequence[str]) -> None:
     """Measure importance on unlabelled images, such as those of the place where the model is used, and add it to the
     run's protection: what these images need will be held while the next tasks are learned."""
-    shared = ("run", "--images", "--skip-unreadable", "--invert")
+    shared = ("run", "--images", "--skip-unreadable", "--invert", "--trust-code")
     parser = make_parser("importance", importance.__doc__, *shared)
     parser.add_argument("--weight", type=float, default=1.0, help="how much it counts; a task of the run counts 1")
     options = parser.parse_args(arguments)
     if options.weight <= 0:
         raise ValueError(f"--weight must be > 0, got {options.weight}")
-    run = RunDirectory.open(options.run)
+    run = open_run(options.run, trust_code=options.trust_code)
     state = run.load_checkpoint()
     if state is None or state.epoch:
         raise ValueError(f"{run.path} stopped in the middle of a task; first: tripletmas resume {run.path}")

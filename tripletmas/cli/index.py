@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from tripletmas.basics.sentences import listed, suggestion
-from tripletmas.cli.console import make_parser
+from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.index_info import check_roots, info, model_of, stale_vectors, ways_out
 from tripletmas.cli.index_refresh import refresh
 from tripletmas.data.folders import LEFT_OUT, SPLITS
@@ -42,7 +42,7 @@ def build(arguments: Sequence[str]) -> None:
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    shared = ("run", "--images", "--after", "--invert", "--skip-unreadable", "--device")
+    shared = ("run", "--images", "--after", "--invert", "--skip-unreadable", "--device", "--trust-code")
     parser = make_parser("index build", build.__doc__, *shared)
     parser.add_argument("--out", type=str, required=True, help="the index file to write")
     parser.add_argument("--kind", type=str, default="exact", help="exact, or a factory string of faiss: IVF64,Flat")
@@ -55,7 +55,9 @@ def build(arguments: Sequence[str]) -> None:
         names = find_images(options.images)  # before the model: what is not there is told at once
         if Path(options.out).exists():
             _say_that_it_exists(options.out, options.images)
-        model = load_model(RunDirectory.open(options.run), after=options.after, device=options.device)
+        model = load_model(
+            open_run(options.run, trust_code=options.trust_code), after=options.after, device=options.device
+        )
         channels, size, _ = model.sample_shape
         settings = Settings(
             dim=model.dim,
@@ -79,7 +81,8 @@ def add(arguments: Sequence[str]) -> None:
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    parser = make_parser("index add", add.__doc__, "index", "--images", "--run", "--skip-unreadable", "--device")
+    shared = ("index", "--images", "--run", "--skip-unreadable", "--device", "--trust-code")
+    parser = make_parser("index add", add.__doc__, *shared)
     options = parser.parse_args(arguments)
     with locked(options.index):
         before = ImageIndex.open(options.index)
@@ -90,7 +93,7 @@ def add(arguments: Sequence[str]) -> None:
             print(f"{options.index}: {len(found) - len(names)} of {len(found)} images are in it already and stay")
         if not names:
             return
-        model = model_of(before, options.run, options.device)
+        model = model_of(before, options)
         present = replace(before, run=os.path.abspath(model.run))
         after = _with_images(present, model, options.images, names, options.skip_unreadable)
         after.save(options.index)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from jsonargparse import Namespace
 from rich.table import Table
 
 from tripletmas.basics.sentences import listed
-from tripletmas.cli.console import console, make_parser, make_table
+from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import OtherImages, RunModel, load_model, weight_hashes
@@ -21,7 +22,7 @@ def info(arguments: Sequence[str]) -> None:
     options = make_parser("index info", info.__doc__, "index", "--run").parse_args(arguments)
     index = ImageIndex.open(options.index)
     try:
-        run = open_run(index, options.run)
+        run = run_of(index, options.run)
         hashes, missing = weight_hashes(run), ""
     except ValueError as error:
         if options.run:
@@ -83,7 +84,7 @@ def _parts(index: ImageIndex, hashes: Sequence[str]) -> Table:
 # --- shared by the commands
 
 
-def open_run(index: ImageIndex, given: str | None) -> RunDirectory:
+def run_of(index: ImageIndex, given: str | None) -> RunDirectory:
     """The run that was given, else the one that the index names.
 
     Raises:
@@ -96,21 +97,22 @@ def open_run(index: ImageIndex, given: str | None) -> RunDirectory:
         raise ValueError(f"{error}{hint}") from None
 
 
-def model_of(index: ImageIndex, given: str | None, device: str, after: int | None = None) -> RunModel:
+def model_of(index: ImageIndex, options: Namespace, after: int | None = None) -> RunModel:
     """The model of the index's run, or of the run that was given, for images as the index has them.
 
     Args:
+        options: run, device and trust_code, as a command has them.
         after: the model after this task; None: the present one.
 
     Raises:
         ValueError: if there is no run, or if it takes other images or gives vectors of another dimension.
     """
-    run = open_run(index, given)
+    run = open_run(run_of(index, options.run).path, trust_code=options.trust_code)
     transform = index.settings.transform
     other = f"the index was not made with {run.path}: name the run that made it with --run, or build another index"
     try:
         shape = (transform.channels, transform.size, transform.size)
-        model = load_model(run, after=after, sample_shape=shape, device=device)
+        model = load_model(run, after=after, sample_shape=shape, device=options.device or "auto")
     except OtherImages as error:
         raise ValueError(f"{error}; {other}") from None
     if model.dim != index.settings.dim:

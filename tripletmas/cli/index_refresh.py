@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import make_parser
-from tripletmas.cli.index_info import check_roots, model_of, open_run
+from tripletmas.cli.index_info import check_roots, model_of, run_of
 from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
 from tripletmas.index.drift import DRIFT_MAPS
@@ -24,7 +24,7 @@ from tripletmas.runs.models import RunModel, default_map, drifts_between, embed_
 
 def refresh(arguments: Sequence[str]) -> None:
     """Make stale vectors current: move them by the estimated drift, reading no image, or embed their images again."""
-    parser = make_parser("index refresh", refresh.__doc__, "index", "--run")
+    parser = make_parser("index refresh", refresh.__doc__, "index", "--run", "--trust-code")
     parser.add_argument("--compensate", action="store_true", help="move stale vectors by the drift; reads no image")
     parser.add_argument("--reembed", action="store_true", help="embed the images of stale vectors again")
     parser.add_argument(
@@ -60,7 +60,7 @@ def refresh(arguments: Sequence[str]) -> None:
 
 def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tuple[ImageIndex, str]:
     """The index with its stale parts moved, and what was done."""
-    run = open_run(index, given)
+    run = run_of(index, given)
     kind = kind or default_map(run)
     if kind not in DRIFT_MAPS:
         raise ValueError(f"--map must be one of {', '.join(DRIFT_MAPS)}, got {kind!r}")
@@ -104,7 +104,7 @@ def _last_task(index: ImageIndex, part: int, hashes: Sequence[str], run: RunDire
 
 def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]:
     """The index with the images of its stale parts embedded anew, and what was done."""
-    model = model_of(index, options.run, options.device or "auto")
+    model = model_of(index, options)
     changed = _with_run(index, RunDirectory(model.run))
     stale = index.of_parts(index.stale(model.hash))
     if not len(stale):

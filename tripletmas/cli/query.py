@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tripletmas.basics.files import atomic_write
-from tripletmas.cli.console import console, make_parser
+from tripletmas.cli.console import console, make_parser, open_run
 from tripletmas.cli.index_info import model_of, stale_vectors, ways_out
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
@@ -23,7 +23,6 @@ from tripletmas.index.images import ImageIndex
 from tripletmas.models.embedding import embed
 from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
-from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.models import embed_images
 
@@ -33,7 +32,7 @@ def query(arguments: Sequence[str]) -> None:
 
     In place of the index, a run on facts finds the images of a fact, and the facts of an image.
     """
-    parser = make_parser("query", query.__doc__)
+    parser = make_parser("query", query.__doc__, "--trust-code")
     parser.add_argument("index", type=str, help="the index file, or the directory of a run on facts")
     asks_facts = any(each.partition("=")[0] == "--fact" for each in arguments)
     parser.add_argument("images", nargs="*" if asks_facts else "+", help="image files to search with")
@@ -65,7 +64,7 @@ def query(arguments: Sequence[str]) -> None:
     index = ImageIndex.open(options.index)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
-    model = model_of(index, options.run, options.device, options.after)
+    model = model_of(index, options, options.after)
     notes = []
     if index.stale(model.hash):
         if not options.allow_stale:
@@ -98,7 +97,7 @@ def _ask(options: Namespace) -> None:
         raise ValueError("ask with image files, or with --fact, one of the two")
     if options.gallery and not options.fact:
         raise ValueError("--gallery is for --fact: an image chooses among the facts of the run")
-    run = RunDirectory.open(options.index)
+    run = open_run(options.index, trust_code=options.trust_code)
     experiment, after = load_trained(run, options.after, device=options.device)
     language, learned, notes = asking.language_of(experiment.objective), experiment.stream[: after + 1], []
     model, size = experiment.strategy.deployed(experiment.model), experiment.training.eval_batch_size

@@ -13,8 +13,9 @@ import jsonargparse
 import yaml
 
 from tripletmas import report as reports
-from tripletmas.cli.console import console, make_parser, numbers, print_comparison
-from tripletmas.runs import configuration, sweeps
+from tripletmas.basics.sentences import short
+from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
+from tripletmas.runs import configuration, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 from tripletmas.runs.experiment import run_experiment
 
@@ -43,7 +44,7 @@ def train(arguments: Sequence[str]) -> None:
     if asked:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return
-    out = Path(own["out"] or f"runs/{config['strategy']['name']}")
+    out = Path(own["out"] or f"runs/{short(config['strategy']['name'])}")
     seeds = _seeds(own["seeds"], arguments)
 
     def with_values(values: sweeps.Chosen) -> dict[str, Any]:
@@ -76,15 +77,17 @@ def search(arguments: Sequence[str]) -> None:
             raise ValueError("a search chooses the strength itself: --search.start is the first that it tries")
         config, own = configuration.parse([*arguments, "--strategy.strength=auto"], extra=extra)
     out = Path(own["out"] or "runs/search")
+    trust.accept(config.get("code"))
     _run(config, out)
     console().print(reports.search_table(reports.read_run(out).searches))
 
 
 def resume(arguments: Sequence[str]) -> None:
     """Go on with a run, or with all runs of a folder of seeds."""
-    path = Path(make_parser("resume", resume.__doc__, "run").parse_args(arguments).run)
+    options = make_parser("resume", resume.__doc__, "run", "--trust-code").parse_args(arguments)
+    path = Path(options.run)
     for each in seed_directories(path) or [path]:
-        run = RunDirectory.open(each)
+        run = open_run(each, trust_code=options.trust_code)
         _run({key: value for key, value in run.config().items() if key != "version"}, each)
 
 
@@ -118,7 +121,8 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
 def _run_seeds(
     config: dict[str, Any], out: Path, seeds: Sequence[int] | None, *, write_report: bool, is_single: bool
 ) -> None:
-    """One run, or one for each seed."""
+    """One run, or one for each seed; the code that its configuration names is trusted from now on."""
+    trust.accept(config.get("code"))
     again = "the same command, which goes on where it stopped"
     if seeds is None:
         _run(config, out, write_report=write_report, go_on=None if is_single else again)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tripletmas.basics.sentences import short
 from tripletmas.objectives.kind import Kind, Primary
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.objectives.scores import Scores, forward_transfer, last_row
@@ -81,7 +82,11 @@ class Run:
     @property
     def strategy(self) -> str:
         """The name of the strategy; "?" where the configuration has none."""
-        return str(self.section("strategy").get("name", "?"))
+        return self.called("strategy")
+
+    def called(self, part: str) -> str:
+        """What strategy, data, model or loss is called; "?" where the configuration does not name it."""
+        return short(str(self.section(part).get("name", "?")))
 
     @property
     def kind(self) -> Kind:

@@ -16,8 +16,8 @@ from tripletmas.report.read import Run
 
 def about(run: Run) -> list[str]:
     """What was run: strategy, data, model, what was minimised, number of tasks, seed."""
-    named = [f"{key} {run.section(key).get('name', '?')}" for key in ("strategy", "data", "model")]
-    minimised = f"loss {run.section('loss').get('name', '?')}"
+    named = [f"{key} {run.called(key)}" for key in ("strategy", "data", "model")]
+    minimised = f"loss {run.called('loss')}"
     if len(run.kind.losses) == 1:
         minimised = f"objective {run.kind.name}"
     return [*named, minimised, f"{len(run.task_names)} tasks", f"seed {run.config.get('seed', '?')}"]

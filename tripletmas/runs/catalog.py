@@ -1,21 +1,27 @@
 """Names -> constructors: what `--data`, `--model`, `--loss` and `--strategy` accept, and the options of each.
 
 An option is a keyword of the constructor: its type, default and help are read from the signature and the docstring.
-Which data and losses there are, and what belongs to them, each kind of task says itself (`objectives.kinds`).
+Which data and losses there are, and what belongs to them, each kind of task says itself (`objectives.kinds`). Parts of
+one's own come in by `admit`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from tripletmas.basics.options import Option, call, options_of
 from tripletmas.basics.sentences import suggestion
-from tripletmas.models.networks import model_names
+from tripletmas.data.dataset import Source
+from tripletmas.models.networks import MODELS, model_names
 from tripletmas.objectives.kind import Data, Kind
-from tripletmas.objectives.kinds import KINDS, kind_with
+from tripletmas.objectives.kinds import KINDS, kind_with, objective_of
+from tripletmas.objectives.objective import Objective
+from tripletmas.runs import plugins
+from tripletmas.runs.plugins import Code
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.combine import Combine
 from tripletmas.strategies.distill import Distill
@@ -45,6 +51,9 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "joint": Joint,
 }
 PARTS = ("data", "model", "loss", "strategy")
+METRIC = "metric"  # the kind of task that a loss of one's own is for: it compares embeddings by their labels
+OWN: dict[str, dict[str, Callable[..., Any]]] = {"data": {}, "loss": {}}  # admitted ones, which no kind lists
+_SIZES = ("dim", "num_classes")  # what a loss of one's own is told, if it has such parameters
 
 
 def names(part: str) -> tuple[str, ...]:
@@ -66,24 +75,36 @@ def options(part: str, name: str, kind: Kind | None = None) -> dict[str, Option]
     Raises:
         ValueError: for an unknown name, with the nearest known one; for a strategy that is combined with itself.
     """
-    if part == "strategy" and "+" in name:
-        found = {single: options(part, single) for single in _combined(name)}
-        return {f"{single}.{key}": option for single, listed in found.items() for key, option in listed.items()}
-    if name not in names(part):
-        raise ValueError(f"unknown {part} {name!r}{suggestion(name, names(part))}")
     if part == "strategy":
-        return options_of(STRATEGIES[name])
+        return _strategy_options(name)
+    if name not in names(part) and name not in OWN.get(part, ()):
+        raise _unknown(part, name)
     kind = kind or kind_with(part, name)
-    if part == "data":
-        functions = (kind.datasets[name], *kind.stream_options)
-        return {key: option for function in functions for key, option in options_of(function).items()}
-    return kind.model_options(name) if part == "model" else kind.loss_options(name)
+    if part == "model":
+        return kind.model_options(name)
+    if part == "loss":
+        own = OWN["loss"].get(name)
+        return options_of(own, leave_out=_SIZES) if own else kind.loss_options(name)
+    functions = (_reader(kind, name), *kind.stream_options)
+    return {key: option for function in functions for key, option in options_of(function).items()}
+
+
+def _strategy_options(name: str) -> dict[str, Option]:
+    if is_combination(name):
+        found = {single: _strategy_options(single) for single in _combined(name)}
+        return {f"{single}.{key}": option for single, listed in found.items() for key, option in listed.items()}
+    if name not in STRATEGIES:
+        raise _unknown("strategy", name)
+    return options_of(STRATEGIES[name])
 
 
 def build_data(name: str, given: Mapping[str, Any], kind: Kind | None = None) -> Data:
     """The data set `name` as the stream of a kind of task, None for the first that takes it, and what belongs to it."""
     kind = kind or kind_with("data", name)
-    return kind.data(call(kind.datasets[name], given), given)
+    source = call(_reader(kind, name), given)
+    if not isinstance(source, Source):
+        raise ValueError(f"data {name!r} gave {type(source).__name__}, not a Source")
+    return kind.data(source, given)
 
 
 def build_model(
@@ -97,7 +118,22 @@ def build_model(
 ) -> nn.Module:
     """The model `name`, as this kind needs it for data with the options `of_data`."""
     made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return kind.model(name, made, sample_shape, of_data=of_data, data=data)
+    model = kind.model(name, made, sample_shape, of_data=of_data, data=data)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r} gave {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def build_objective(kind: Kind, loss: str, given: Mapping[str, Any], *, dim: int, data: Data) -> Objective:
+    """What is learned with this loss and its options; embeddings have the length `dim`."""
+    if loss not in OWN["loss"]:
+        return kind.objective(loss, given, dim=dim, data=data)
+    sizes = {"dim": dim, "num_classes": len(data.stream[0].train.class_names)}
+    asked = inspect.signature(OWN["loss"][loss]).parameters.keys() & sizes
+    made = OWN["loss"][loss](**given, **{name: sizes[name] for name in asked})
+    if not callable(made):
+        raise ValueError(f"loss {loss!r} gave {type(made).__name__}, not a function of (embeddings, labels)")
+    return objective_of(cast(Any, made))
 
 
 def build_strategy(name: str, given: Mapping[str, Any], *, searched: str | None = None) -> Strategy:
@@ -109,15 +145,27 @@ def build_strategy(name: str, given: Mapping[str, Any], *, searched: str | None 
     Raises:
         ValueError: for an unknown name, with the nearest known one, and for strategies that do not go together.
     """
-    if "+" not in name:
-        if name not in STRATEGIES:
-            raise ValueError(f"unknown strategy {name!r}{suggestion(name, STRATEGIES)}")
-        return STRATEGIES[name](**given)
+    if not is_combination(name):
+        return _strategy(name, given)
     singles = _combined(name)
     unknown = sorted(given.keys() - set(singles))
     if unknown:
         raise ValueError(f"strategy {name!r} has no part {unknown[0]!r}{suggestion(unknown[0], singles)}")
-    return Combine({single: STRATEGIES[single](**given.get(single, {})) for single in singles}, searched=searched)
+    return Combine({single: _strategy(single, given.get(single, {})) for single in singles}, searched=searched)
+
+
+def is_combination(name: str) -> bool:
+    """Whether a strategy's name is `a+b`; what says itself where its code is stands alone."""
+    return "+" in name and not plugins.is_written_out(name)
+
+
+def _strategy(name: str, given: Mapping[str, Any]) -> Strategy:
+    if name not in STRATEGIES:
+        raise _unknown("strategy", name)
+    made = STRATEGIES[name](**given)
+    if not isinstance(made, Strategy):
+        raise ValueError(f"strategy {name!r} gave {type(made).__name__}, not a tripletmas Strategy")
+    return made
 
 
 def _combined(name: str) -> list[str]:
@@ -129,3 +177,63 @@ def _combined(name: str) -> list[str]:
         if singles.count(single) > 1:
             raise ValueError(f"strategy {single!r} is in {name!r} twice: a strategy combines with others only")
     return singles
+
+
+def _reader(kind: Kind, name: str) -> Callable[..., Source]:
+    return OWN["data"].get(name) or kind.datasets[name]
+
+
+def _unknown(part: str, name: str) -> ValueError:
+    return ValueError(f"unknown {part} {name!r}{suggestion(name, (*names(part), *plugins.registered(part)))}")
+
+
+# --- parts of one's own
+
+
+BUILT_IN = {**{part: frozenset(names(part)) for part in PARTS}, "objective": frozenset(KINDS)}
+
+
+def admit(code: Code) -> None:
+    """Enter a part of one's own under its name, as the built-in ones; its code is executed, if it was not yet.
+
+    Raises:
+        ValueError: if the code does not work, or is nothing that can be such a part.
+    """
+    made = code.load()
+    what = f"{code.part} {code.name!r}"
+    if code.part == "objective":
+        kind = made() if inspect.isclass(made) and issubclass(made, Kind) else made
+        if not isinstance(kind, Kind):
+            raise ValueError(f"{what} is of type {type(kind).__name__}, not a tripletmas Kind")
+        if kind.name in BUILT_IN["objective"]:
+            raise ValueError(f"{what} calls itself {kind.name!r}, which is built in: give it another name")
+        KINDS[code.name] = kind
+        return
+    _check_options(what, made, by_position=1 if code.part == "model" else 0)
+    tables: dict[str, dict[str, Callable[..., Any]]] = {"strategy": STRATEGIES, "model": MODELS, **OWN}
+    tables[code.part][code.name] = made
+
+
+def _check_options(what: str, made: Any, *, by_position: int) -> None:
+    """Whether a part can be called: so many arguments by position, all others are options."""
+    if not callable(made):
+        raise ValueError(f"{what} is of type {type(made).__name__}, nothing that can be called")
+    try:
+        named = options_of(made)
+        parameters = inspect.signature(made).parameters.values()
+    except Exception as error:
+        raise ValueError(f"{what}: its options cannot be read ({type(error).__name__}: {error})") from None
+    if "name" in named:
+        raise ValueError(f"{what} has an option `name`, which is what the part itself is called: give it another name")
+    needed = [
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        and each.default is each.empty
+        and each.name not in (*named, *_SIZES)
+    ]
+    if len(needed) != by_position:
+        raise ValueError(
+            f"{what} takes {', '.join(needed) or 'nothing'} by position, and is given {by_position}: options are "
+            "keyword-only, after a *"
+        )

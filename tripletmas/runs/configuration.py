@@ -22,9 +22,10 @@ from tripletmas.basics.options import Option, options_of
 from tripletmas.basics.sentences import listed, refused, suggestion
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import KINDS, kind_named, kind_with
-from tripletmas.runs import catalog
+from tripletmas.runs import catalog, plugins, trust
 from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.options import TrainConfig
+from tripletmas.runs.plugins import Code
 from tripletmas.runs.strength import SearchConfig
 
 _DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
@@ -38,21 +39,26 @@ def parse(
     extra: jsonargparse.ArgumentParser | None = None,
     program: str = "tripletmas train",
     may_search: bool = False,
+    code: object = None,
 ):
-    """(configuration, other options) of a command line.
+    """(configuration, other options) of a command line. The code of parts of one's own that it names is executed.
 
     Args:
         arguments: options of a run, `--config FILE`, and those of `extra`.
         extra: the options that the command has besides.
         may_search: options of a search are no mistake, even where no strength is `auto`.
+        code: what a run recorded of the code of its parts, where the arguments are a run's: no other is executed.
 
     Raises:
-        ValueError: for unknown names, options or keys, with the nearest known one, and for values of a wrong type.
+        ValueError: for unknown names, options or keys, with the nearest known one, and for values of a wrong type; for
+            code that may not be executed (see `plugins`).
     """
-    arguments = list(_with_files_unfolded(arguments))
-    chosen = {part: name or _DEFAULT_NAMES[part] for part, name in _part_names(arguments).items()}
+    arguments, own = _with_files_unfolded(arguments)
+    names, recorded = _admitted(_part_names(arguments), _part_names(own), code)
+    objective = names.pop("objective")
+    chosen = {part: name or _DEFAULT_NAMES[part] for part, name in names.items()}
     chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
-    kind = _kind(arguments, chosen["data"])
+    kind = _kind(objective, chosen["data"])
     chosen["loss"] = _loss_for(kind, chosen["loss"])
     parser = _parser(chosen, kind, program, extra)
     _refuse_unknown(arguments, parser, chosen)
@@ -62,14 +68,14 @@ def parse(
         raise ValueError(refused(error)) from None
     config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training", "gallery")}
     search = parsed.pop("search")
-    config |= {key: parsed.pop(key) for key in _ALONE}
+    config |= {key: parsed.pop(key) for key in _ALONE} | {"objective": objective or kind.name}
     for part in catalog.PARTS:
         config[part] = {"name": chosen[part], **{k: v for k, v in config[part].items() if k != "name"}}
     if searched(config["strategy"]) is not None:
         config["search"] = search
     elif not may_search and (unused := [each for each in arguments if each.startswith("--search.")]):
         raise ValueError(f"{unused[0].partition('=')[0]} is for a strength that is searched: set a strength to auto")
-    return _plain(config), parsed
+    return _plain(config | ({"code": recorded} if recorded else {})), parsed
 
 
 def searched(strategy: Mapping[str, Any]) -> str | None:
@@ -86,8 +92,49 @@ def searched(strategy: Mapping[str, Any]) -> str | None:
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration for a nested dict of what differs from the defaults; checked as `parse` does."""
-    return parse(list(_as_arguments(config)))[0]
+    """The whole configuration for a nested dict of what differs from the defaults; checked as `parse` does.
+
+    Code is executed as far as the configuration, under `code`, records it, as that of a run does.
+    """
+    return parse(list(_as_arguments(config)), code=config.get("code") or {})[0]
+
+
+def admit_objective(config: Mapping[str, Any]) -> None:
+    """Have the kind of task of a run known, for who reads no more of it; errors as `parse`."""
+    _admitted({"objective": str(config.get("objective", ""))}, {"objective": ""}, config.get("code") or {})
+
+
+def _admitted(
+    names: Mapping[str, str], typed: Mapping[str, str], records: object
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """(part -> name, what is to be recorded of their code), once parts of one's own are in the catalog.
+
+    Args:
+        typed: the names that the command line itself gives, not a file.
+        records: as `code` of `parse`.
+    """
+    chosen, recorded = dict(names), {}
+    for part, name in names.items():
+        for single in name.split("+") if part == "strategy" and catalog.is_combination(name) else [name]:
+            found = _code_of(part, single, is_typed=typed[part] == name, records=records)
+            if found is not None:
+                catalog.admit(found)
+                recorded.setdefault(part, {})[found.name] = found.record()
+                chosen[part] = found.name if single == name else name
+    return chosen, recorded
+
+
+def _code_of(part: str, name: str, *, is_typed: bool, records: object) -> Code | None:
+    """The code of a part of one's own; None for a part that is built in, or that there is not."""
+    if name in catalog.BUILT_IN[part]:
+        plugins.refuse_registered(part, name)
+        return None
+    if not plugins.is_written_out(name) and name not in plugins.registered(part):
+        return None
+    if records is not None:
+        return trust.recorded(part, name, records)
+    code = plugins.find(part, name)
+    return code if is_typed else trust.known(code, "read it, and name it on the command line to execute it")
 
 
 def _parser(chosen: Mapping[str, str], kind: Kind, program: str, extra) -> jsonargparse.ArgumentParser:
@@ -144,12 +191,12 @@ def _add(group, part: str, options: Mapping[str, Option]) -> None:
         )
 
 
-def _with_files_unfolded(arguments: Sequence[str]) -> Iterator[str]:
-    """`--config FILE` replaced by the options in the file, which come first.
+def _with_files_unfolded(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(all options, those that are no file's): `--config FILE` replaced by the options in the file, which come first.
 
     A part to which the command line gives another name starts from that name's defaults, not from the file's options.
     """
-    rest, files = [], []
+    unfolded, rest, files = [], [], []
     waiting = iter(arguments)
     for argument in waiting:
         if argument == "--config":
@@ -162,10 +209,11 @@ def _with_files_unfolded(arguments: Sequence[str]) -> Iterator[str]:
     for file in files:
         content = [_named(argument) for argument in _as_arguments(read_yaml(file))]
         there = _part_names(content)
-        before = {part: there[part] or _DEFAULT_NAMES[part] for part in catalog.PARTS}
-        renamed = tuple(f"--{part}." for part in catalog.PARTS if here[part] and before[part] not in ("", here[part]))
-        yield from (argument for argument in content if not argument.startswith(renamed))
-    yield from rest
+        before = {part: plugins.canonical(there[part] or _DEFAULT_NAMES[part]) for part in catalog.PARTS}
+        now = {part: plugins.canonical(here[part]) for part in catalog.PARTS}
+        renamed = tuple(f"--{part}." for part in catalog.PARTS if now[part] and before[part] not in ("", now[part]))
+        unfolded += [argument for argument in content if not argument.startswith(renamed)]
+    return unfolded + rest, rest
 
 
 def presets() -> dict[str, Path]:
@@ -192,7 +240,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
 
 def _as_arguments(config: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
     for key, value in config.items():
-        if key == "version" and prefix == "--":
+        if key in ("version", "code") and prefix == "--":
             continue
         if isinstance(value, Mapping):
             yield from _as_arguments(value, f"{prefix}{key}.")
@@ -214,18 +262,17 @@ class _First(argparse.ArgumentParser):
 
 
 def _part_names(arguments: Sequence[str]) -> dict[str, str]:
-    """The name that is asked for of each part, "" for none; the rest of the command line is not looked at."""
+    """The names that are asked for of parts and objective, "" for none; the rest of the command line is not read."""
     first = _First(add_help=False, allow_abbrev=False)
+    first.add_argument("--objective", default="")
     for part in catalog.PARTS:
         first.add_argument(f"--{part}.name", dest=part, default="")
     return vars(first.parse_known_args(list(arguments))[0])
 
 
-def _kind(arguments: Sequence[str], data: str) -> Kind:
+def _kind(objective: str, data: str) -> Kind:
     """The kind of task that is asked for; some data ask for it themselves."""
-    first = _First(add_help=False, allow_abbrev=False)
-    first.add_argument("--objective", default=kind_with("data", data).name)
-    kind = kind_named(first.parse_known_args(list(arguments))[0].objective)
+    kind = kind_named(objective or kind_with("data", data).name)
     if data in catalog.names("data") and data not in kind.datasets:
         raise ValueError(
             f"data {data!r} do not fit objective {kind.name!r}, which takes {listed(kind.datasets)}; they are for "
@@ -236,6 +283,10 @@ def _kind(arguments: Sequence[str], data: str) -> Kind:
 
 def _loss_for(kind: Kind, name: str) -> str:
     """The loss of a kind of task; a named one must fit it."""
+    if name in catalog.OWN["loss"] and kind.name != catalog.METRIC:
+        raise ValueError(
+            f"loss {name!r} compares embeddings by their labels: it fits objective {catalog.METRIC!r} only"
+        )
     if name in catalog.names("loss") and name not in kind.losses:
         raise ValueError(
             f"loss {name!r} does not fit objective {kind.name!r}, which takes {listed(kind.losses)}; it is for "

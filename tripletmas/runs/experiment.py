@@ -71,7 +71,8 @@ def build(config: Mapping[str, Any], *, data: Data | None = None) -> Experiment:
     shape = built.stream[0].train.sample_shape
     seed_everything(resolved["seed"])
     made_model = catalog.build_model(kind, *model, shape, of_data=named[1], data=built).to(device)
-    objective = kind.objective(*loss, dim=embedding_dim(made_model, shape), data=built).to(device)
+    dim = embedding_dim(made_model, shape)
+    objective = catalog.build_objective(kind, *loss, dim=dim, data=built).to(device)
     return Experiment(
         config=resolved,
         stream=built.stream,

@@ -1,13 +1,9 @@
-"""Parts of one's own: where their code lies, and when it may be executed.
+"""Parts of one's own: where their code lies, and its execution. Whose code may be executed later, `trust` decides.
 
 A part is named `path/to/file.py:name`, `package.module:name`, or by the plain name under which an installed package
 registers it, as an entry point of one of GROUPS. `find` looks where that is and executes nothing; `Code.load` executes
 the very bytes that `find` read, whatever the file or Python's cache of it holds by then. What these bytes import is
 Python's business.
-
-A run records file and SHA-256 of each such part. `train` executes what its command line names, and remembers it outside
-of any run. Whoever reads the run later executes only what `recorded` lets through: code at the same place, unchanged,
-and remembered by this account. So neither a run nor an index of somebody else brings code along.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
 from importlib import metadata
@@ -41,7 +37,6 @@ GROUPS = {
 }
 _RUN = re.compile(rb"^version:\s+tripletmas:", re.MULTILINE)  # in the config.yaml of a run that has not begun
 _INDEX = b'"tripletmas index":'  # in the header of an index file
-_SHOWN = 12  # digits of a checksum
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class Code:
 
     def _imported(self) -> ModuleType:
         digest = hashlib.sha256(self.file.encode("utf-8", "surrogateescape") + b"\0" + self.source).hexdigest()
-        module = self.module or f"{Path(self.file).stem}_{digest[:_SHOWN]}"
+        module = self.module or f"{Path(self.file).stem}_{digest[:12]}"
         loaded = sys.modules.get(module)
         if loaded is not None:
             finder = getattr(loaded.__spec__, "loader", None)
@@ -135,9 +130,14 @@ def is_written_out(name: str) -> bool:
     return ":" in name
 
 
-def short(name: str) -> str:
-    """A name as it can be part of a folder's: `path/to/file.py:Mine` as `Mine`."""
-    return name.rpartition(":")[2]
+def canonical(name: str) -> str:
+    """A name with the real path of its file; a name without a path as it is."""
+    place, _, attribute = name.rpartition(":")
+    return f"{os.path.realpath(os.path.expanduser(place))}:{attribute}" if _is_path(place) else name
+
+
+def _is_path(place: str) -> bool:
+    return place.endswith(".py") or "/" in place or os.sep in place
 
 
 def registered(part: str) -> dict[str, str]:
@@ -168,119 +168,14 @@ def find(part: str, name: str) -> Code:
     place, _, attribute = target.rpartition(":")
     if not place or not all(each.isidentifier() for each in attribute.split(".")):
         raise ValueError(f"{what} must be written path/to/file.py:NAME or package.module:NAME")
-    if place.endswith(".py") or "/" in place or os.sep in place:
+    if _is_path(place):
         module, given = None, os.path.abspath(os.path.expanduser(place))
-        file = os.path.realpath(os.path.expanduser(place))
-        name = f"{file}:{attribute}"
+        name = canonical(name)
+        file = name.rpartition(":")[0]
     else:
         module, given = place, _file_of(what, place)
         file = given
     return Code(part, name, file, attribute, _source(what, file, given), module)
-
-
-def recorded(part: str, name: str, records: object) -> Code:
-    """The code of a part that a run names, if it may be executed.
-
-    Args:
-        records: what the run says of its code: part -> name -> record.
-
-    Raises:
-        ValueError: as `find`; if the run recorded none, or the code lies elsewhere or has changed since; as `known`.
-    """
-    code = _unchanged(part, name, records)
-    return known(code, "read it, and add --trust-code to execute it")
-
-
-def known(code: Code, advice: str) -> Code:
-    """The code, if training by this account has named it.
-
-    Raises:
-        ValueError: if it has not, with what would be executed, and this advice.
-    """
-    if not remembered(code):
-        raise ValueError(
-            f"{code.part} {code.name!r} is code: {code.file} (sha256 {code.sha256[:_SHOWN]}) would be executed, and no "
-            f"training by this account has named it; {advice}"
-        )
-    return code
-
-
-def trust(records: object) -> None:
-    """Remember the parts that a run recorded, as if training by this account had named them.
-
-    Raises:
-        ValueError: for those that are not there any more as they were; OSError: where they cannot be remembered.
-    """
-    for part in GROUPS:
-        for name in _mapping(_mapping(records).get(part)):
-            remember(_unchanged(part, name, records))
-
-
-def _unchanged(part: str, name: str, records: object) -> Code:
-    """The code of a part that is the same as a run recorded."""
-    record = _mapping(_mapping(_mapping(records).get(part)).get(name))
-    if not record:
-        raise ValueError(f"the run has no checksum of the code of {part} {name!r}: train anew")
-    code = find(part, name)
-    if record.get("file") != code.file:
-        raise ValueError(f"{part} {name!r} was {record.get('file')} when the run was trained, and is {code.file} now")
-    if record.get("sha256") != code.sha256:
-        raise ValueError(
-            f"{code.file} has changed since the run was trained (sha256 {str(record.get('sha256'))[:_SHOWN]}, now "
-            f"{code.sha256[:_SHOWN]}): restore it, or train another run"
-        )
-    return code
-
-
-def _mapping(content: object) -> Mapping[str, object]:
-    """What stands in a file that anybody may have edited: a mapping, or nothing."""
-    return content if isinstance(content, Mapping) else {}
-
-
-# --- what this account has trained with
-
-
-def memory() -> Path:
-    """The folder that remembers: a file for each part, whose deletion forgets it.
-
-    Below `$XDG_STATE_HOME`, by default `~/.local/state`; a relative one is no place, as that standard says.
-    """
-    state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / "tripletmas" / "code"
-
-
-def remember(code: Code) -> None:
-    """From now on `recorded` lets this code through, as long as it is unchanged and where it is.
-
-    Raises:
-        OSError: where it cannot be written.
-    """
-    if remembered(code):
-        return
-    folder = memory()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path, content = _memory_of(code)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-    os.replace(aside, path)
-
-
-def remembered(code: Code) -> bool:
-    """Whether this account remembers exactly this code, as exactly this part; what others can write counts nothing."""
-    path, content = _memory_of(code)
-    try:
-        status = path.lstat()
-        own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
-        return own and path.read_bytes() == content
-    except OSError:
-        return False
-
-
-def _memory_of(code: Code) -> tuple[Path, bytes]:
-    text = f"{code.part}\n{code.file}:{code.attribute}\nsha256 {code.sha256}\n"
-    content = text.encode("utf-8", "surrogateescape")
-    return memory() / hashlib.sha256(content).hexdigest(), content
 
 
 # --- where code lies
