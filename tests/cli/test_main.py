@@ -158,7 +158,7 @@ REFUSED = [
     ("train --strategy replay --strategy.memory 7", "memory must be >= 16, two samples for each of 8 earlier classes"),
     ("train --strategy.strenght 1", r"did you mean 'strength'\?"),
     ("train --strategy.strength -1", "strength must be >= 0"),
-    ("train --strategy.output logits", "output 'logits' needs heads"),
+    ("train --strategy.output logits", "output 'logits' is nothing that this objective measures"),
     ("train --strategy finetune --strategy.strength auto", "strategy 'finetune' has no option 'strength'"),
     (
         "train --strategy mas+l2 --strategy.mas.strength auto --strategy.l2.strength auto",

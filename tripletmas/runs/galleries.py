@@ -79,7 +79,12 @@ class Galleries:
         """What a run directory keeps of the last task: its stored gallery, and the pairs that show the drift."""
         gallery = self.parts[STALE][-1]
         pairs = {"before": self._before, "after": self._after}
-        return {"stored": gallery.vectors, "labels": gallery.labels} | {k: v for k, v in pairs.items() if v is not None}
+        # copies: where the model has not changed, both are what was embedded once
+        return {
+            "stored": gallery.vectors,
+            "labels": gallery.labels,
+            **{name: vectors.clone() for name, vectors in pairs.items() if vectors is not None},
+        }
 
     def restore(self, run: RunDirectory, model: nn.Module, stream: Stream, done: int) -> None:
         """Have the galleries of the first `done` tasks of a run again, and what `before_task` notes for the next.
