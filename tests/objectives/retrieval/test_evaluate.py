@@ -16,7 +16,7 @@ from tripletmas import index
 from tripletmas.index import base
 from tripletmas.index.exact import ExactIndex
 from tripletmas.models.embedding import Embeddings
-from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate
+from tripletmas.objectives.retrieval.evaluate import evaluate
 
 KS = (1, 2, 4, 8)
 METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr"]
@@ -261,10 +261,6 @@ def test_nearest_is_the_nearest_other_item(separate_gallery: bool):
         expected = next(item for item in order if separate_gallery or item != q)
         assert int(result.nearest[q]) == (expected if float(result.per_query["mrr"][q]) >= 0 else -1)
     assert result.nearest[7] == -1
-
-
-def test_scores_can_be_made_without_nearest():
-    assert RetrievalScores({}, {}, 0, 0).nearest.shape == (0,)
 
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])

@@ -6,7 +6,7 @@ Shapes: q queries, g gallery vectors, k ranks, dim.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -37,10 +37,17 @@ class RetrievalScores:
     per_query: dict[str, Tensor]
     num_queries: int
     num_without_relevant: int
-    nearest: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    nearest: Tensor
 
     def __getitem__(self, metric: str) -> float:
         return self.values[metric]
+
+
+def scores_of(per_query: dict[str, Tensor], nearest: Tensor) -> RetrievalScores:
+    """The scores of queries from what is known of each."""
+    values = {name: metrics.mean_of_answered(value) for name, value in per_query.items()}
+    without = int(per_query["mrr"].isnan().sum())
+    return RetrievalScores(values, per_query, len(nearest), without, nearest)
 
 
 def evaluate(
@@ -81,11 +88,8 @@ def evaluate(
     num_relevant = _count_relevant(queries.labels, gallery.labels) - (self_positions >= 0).long()
     index = ExactIndex.over(unit(gallery.vectors).contiguous())
     search = _Search(index, queries, gallery.labels, self_positions, num_relevant)
-    per_query, nearest = _per_query(search, ks, progress)
-    values = {name: metrics.mean_of_answered(value) for name, value in per_query.items()}
-    if clustering:
-        values |= _clustering(queries)
-    return RetrievalScores(values, per_query, len(queries), int((num_relevant == 0).sum()), nearest)
+    found = scores_of(*_per_query(search, ks, progress))
+    return replace(found, values=found.values | _clustering(queries)) if clustering else found
 
 
 def _per_query(search: _Search, ks: Sequence[int], progress: bool) -> tuple[dict[str, Tensor], Tensor]:

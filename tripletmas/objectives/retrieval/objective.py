@@ -15,7 +15,7 @@ from tripletmas.models.embedding import Embedder, Embeddings
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_task, joined
 from tripletmas.objectives.grid import Folder
 from tripletmas.objectives.objective import Objective
-from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate
+from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate, scores_of
 from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.objectives.retrieval.shown import write_shown
 
@@ -118,15 +118,10 @@ def _search_joined(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list
     """One search of all queries in all parts; what each task's queries found."""
     found = evaluate(joined(embedded.queries), joined(parts), self_positions=embedded.own_in_all())
     ends = torch.tensor([len(query) for query in embedded.queries]).cumsum(0).tolist()
-    return [_of_queries(found, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _of_queries(found: RetrievalScores, rows: slice) -> RetrievalScores:
-    """What some of the queries found."""
-    per_query = {metric: values[rows] for metric, values in found.per_query.items()}
-    counted = ~per_query["mrr"].isnan()
-    values = {metric: float(each[counted].mean()) for metric, each in per_query.items()}
-    return RetrievalScores(values, per_query, len(counted), int((~counted).sum()), nearest=found.nearest[rows])
+    return [
+        scores_of({metric: values[start:end] for metric, values in found.per_query.items()}, found.nearest[start:end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
 
 
 def _search_own(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
