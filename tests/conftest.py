@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,26 @@ def call(capsys):
     return run
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Plots are made, but blank: for tests of what a page says."""
+@pytest.fixture(scope="session")
+def without_drawing() -> Callable[[], AbstractContextManager[None]]:
+    """Inside `with without_drawing():` plots are made, but blank: for tests of what a page says."""
     from matplotlib.figure import Figure
 
-    def blank(figure: Figure, path: Path, **options: object) -> None:
-        Image.new("RGB", (16, 16)).save(path)
+    def blank(figure: Figure, path: Path, *, dpi: int, pil_kwargs: dict) -> None:
+        width, height = figure.get_size_inches() * dpi
+        Image.new("RGB", (round(width), round(height))).save(path)
 
-    monkeypatch.setattr(Figure, "savefig", blank)
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Figure, "savefig", blank)
+            yield
+
+    return patched
+
+
+@pytest.fixture
+def undrawn(without_drawing):
+    """Plots are made, but blank."""
+    with without_drawing():
+        yield

@@ -1,28 +1,28 @@
-"""Writes run directories by hand, in the layout that training writes, with numbers that a test can choose."""
+"""Writes run directories by hand, with numbers that a test can choose."""
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
-from safetensors.torch import save_file
 
 from tripletmas.objectives.grid import Grid, Hit, Row, write_grid
+from tripletmas.objectives.retrieval.shown import FOLLOWED
+from tripletmas.objectives.scores import Scores
 from tripletmas.runs.directory import RunDirectory
 
 # gallery -> metric -> its score as a part of what `matrix` has
 RETRIEVAL = {"recall@1": 1.0, "recall@2": 1.02, "r_precision": 0.8, "map@r": 0.75, "mrr": 0.9}
 METRIC_LEARNING = {"seen": RETRIEVAL, "task": {metric: 1.01 * part for metric, part in RETRIEVAL.items()}}
 ACCURACIES = {"accuracy_fresh": 0.7, "accuracy_stale": 0.4, "accuracy_compensated": 0.6}
-# gallery of stored vectors -> its score as a part of the fresh one
-STORED = {"stale": 0.7, "compensated": 0.9}
 RECOGNITION = {
     "seen": {"recall@1": 0.75, "mrr": 0.8, **ACCURACIES},
     "task": {"recall@1": 0.95, "mrr": 0.97, "accuracy": 1.0},
 }
+# gallery of stored vectors -> its score as a part of the fresh one
+STORED = {"stale": 0.7, "compensated": 0.9}
 
 
 def write_run(
@@ -37,9 +37,10 @@ def write_run(
     data: dict | None = None,
     layers: tuple[str, ...] = ("stem", "block1", "block2", "block10", "head"),
     epochs: int = 4,
-    points: int = 30,
+    points: int = 4,
     decay: float = 0.05,
     objective: str = "metric",
+    search: dict | None = None,
     searches: list[dict] | None = None,
     baseline: float | None = None,
     galleries: bool = False,
@@ -51,7 +52,7 @@ def write_run(
         done: how many tasks are finished, None for all.
         points: vectors in the final index for each class.
         objective: "recognition" for a run with heads.
-        searches: the records of kind "search".
+        search: how a strength is searched; `searches` are the records of that.
         galleries: also write what is known of stored vectors: the scores on stale and compensated galleries, drift,
             unseen classes, the cost of re-embedding, the shown embeddings, neighbours, and the compatibility matrix.
         baseline: recall@1 of the untrained model on every task; each task is then 0.1 above it before it is learned.
@@ -63,16 +64,11 @@ def write_run(
     names = [f"{class_names[2 * t]},{class_names[2 * t + 1]}" for t in range(num_tasks)]
     if matrix is None:
         noise = 0.03 * torch.rand(num_tasks, num_tasks, generator=random)
-        age = torch.arange(num_tasks)[:, None] - torch.arange(num_tasks)[None]
-        matrix = [
-            [float(0.97 * (1 - decay) ** age[t, i] - noise[t, i]) for i in range(t + 1)] for t in range(num_tasks)
-        ]
-    path.mkdir(parents=True)
+        matrix = [[float(0.97 * (1 - decay) ** (t - i) - noise[t, i]) for i in range(t + 1)] for t in range(num_tasks)]
     factors = dict(RECOGNITION if objective == "recognition" else METRIC_LEARNING)
     if galleries:
-        for stored, part in STORED.items():
-            for gallery in ("seen", "task"):
-                factors[f"{gallery}_{stored}"] = {m: part * of for m, of in factors[gallery].items() if m in RETRIEVAL}
+        for gallery, (stored, part) in product(("seen", "task"), STORED.items()):
+            factors[f"{gallery}_{stored}"] = {m: part * of for m, of in factors[gallery].items() if m in RETRIEVAL}
     config = {
         "version": {"tripletmas": "0.1.0", "torch": "2.15.0", "python": "3.11.2"},
         "objective": objective,
@@ -81,83 +77,61 @@ def write_run(
         "loss": {"name": "triplet", "mining": "batch_hard", "margin": 0.2},
         "strategy": strategy,
         "training": {"epochs": epochs, "lr": 0.001, "optimizer": "adamw"},
+        "gallery": {"compensate": "linear"},
+        **({"search": search} if search else {}),
         "seed": seed,
         "device": "cpu",
     }
-    if galleries:
-        config["gallery"] = {"compensate": "linear"}
-    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-
-    def cut(value: float, row: list[float]) -> list[float]:
-        return [min(1.0, score * value) for score in row]
-
-    records, state = list(searches or ()), _weights(layers, random)
-    (path / "weights").mkdir()
-    save_file(state, path / "weights" / "start.safetensors", metadata={"order": json.dumps(list(state))})
+    run, scores = RunDirectory.create(path, config), Scores(tuple(names))
+    for record in searches or ():
+        run.append(record)
+    state = _weights(layers, random)
+    run.keep_start_weights(state)
     importance = {name: torch.zeros_like(value) for name, value in state.items() if "running" not in name}
     penalised = strategy["name"] == "mas"
     for task in range(done):
         for epoch in range(epochs):
             loss = 0.5 * 0.6**epoch + 0.03 * float(torch.rand((), generator=random))
             penalty = 0.02 * task * (1 - 0.5**epoch) if penalised else 0.0
-            record = {"kind": "epoch", "task": task, "epoch": epoch, "loss": loss, "penalty": penalty}
-            records.append(record | {"rate": 0.001, "steps": 9, "seconds": 0.1})
-        row = matrix[task]
-        scores = {
-            gallery: {metric: cut(factor, row) for metric, factor in metrics.items()}
+            numbers = {"loss": loss, "penalty": penalty, "rate": 0.001, "steps": 9, "seconds": 0.1}
+            run.append({"kind": "epoch", "task": task, "epoch": epoch, **numbers})
+        measured = {
+            gallery: {metric: [min(1.0, part * score) for score in matrix[task]] for metric, part in metrics.items()}
             for gallery, metrics in factors.items()
         }
-        heads = [f"heads.{i}.{kind}" for i in range(num_tasks) for kind in ("weight", "bias")]
-        unprotected = {
-            "buffers": ["stem.running_mean"],
-            "frozen parameters": [],
-            "replaced or new": [],
-            "loss parameters": heads if objective == "recognition" else [],
-            "layers": {layer: [9 * (layer == "block2"), 36] for layer in layers},
-        }
-        record = {"kind": "task", "task": task, "name": names[task], "seconds": 2.5, "scores": scores}
+        for gallery, metrics in measured.items():
+            for metric, row in metrics.items():
+                for on_task, score in enumerate(row):
+                    scores.record(gallery, metric, task, on_task, score)
+        record = {"kind": "task", "task": task, "name": names[task], "seconds": 2.5, "scores": measured}
+        record["unprotected"] = _unprotected(layers, num_tasks if objective == "recognition" else 0)
         if galleries:
             record["drift"] = [drift(task, i) for i in range(task)]
             record["unseen"] = {"recall@1": 0.5 + 0.02 * task, "mrr": 0.6}
             record["reembed"] = {"images": 200 * task, "seconds": 0.25 * task}
-        records.append(
-            record | {"queries": [108] * (task + 1), "without_relevant": [0] * (task + 1), "unprotected": unprotected}
-        )
-        state = {
-            n: v + 0.1 / (i + 1) * torch.randn(v.shape, generator=random) for i, (n, v) in enumerate(state.items())
-        }
-        save_file(state, path / "weights" / f"task{task:02}.safetensors", metadata={"order": json.dumps(list(state))})
+        run.append(record)
+        for i, name in enumerate(state):
+            state[name] = state[name] + 0.1 / (i + 1) * torch.randn(state[name].shape, generator=random)
+        run.weights.write(task, state)
         if penalised:
-            (path / "importance").mkdir(exist_ok=True)
             for i, name in enumerate(importance):
                 importance[name] = importance[name] + 10.0**-i * torch.rand(importance[name].shape, generator=random)
-            order = {"order": json.dumps(list(importance))}
-            save_file(importance, path / "importance" / f"task{task:02}.safetensors", metadata=order)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    padded = {
-        gallery: {
-            metric: [
-                (cut(factor, matrix[t]) if t < done else []) + [None] * (num_tasks - (t + 1 if t < done else 0))
-                for t in range(num_tasks)
-            ]
-            for metric, factor in metrics.items()
-        }
-        for gallery, metrics in factors.items()
-    }
-    content = {"task_names": names, "matrices": padded, "baseline": {}}
+            run.importance().write(task, importance)
     if baseline is not None:
-        for t in range(min(done, num_tasks - 1)):
-            padded["task"]["recall@1"][t][t + 1] = baseline + 0.1
-        content["baseline"] = {"task": {"recall@1": [baseline] * num_tasks}}
-    (path / "scores.json").write_text(json.dumps(content), encoding="utf-8")
+        for task in range(num_tasks):
+            scores.record_baseline("task", "recall@1", task, baseline)
+            if 0 < task <= done:
+                scores.record("task", "recall@1", task - 1, task, baseline + 0.1)
+    run.keep_scores(scores.to_json())
     if done == num_tasks:
-        _write_index(path / "index", class_names, num_tasks, points, random)
+        vectors, labels = _clusters(2 * num_tasks, points, 1.0, random)
+        tasks = [[2 * task, 2 * task + 1] for task in range(num_tasks)]
+        run.keep_embedding({"vectors": vectors, "labels": labels}, class_names, tasks)
     if galleries and done:
-        write_shown(path / "gallery", done, random)
+        _write_followed(run, done, random)
         if done > 1:
             write_neighbours(path, done)
-        compatibility = [[matrix[t][k] if k <= t else None for k in range(done)] for t in range(done)]
-        (path / "compatibility.json").write_text(json.dumps({"metric": "recall@1", "matrix": compatibility}))
+        run.keep_compatibility("recall@1", [[*matrix[t], *[float("nan")] * (done - 1 - t)] for t in range(done)])
     return path
 
 
@@ -166,23 +140,10 @@ def drift(after_task: int, of_task: int) -> list[float]:
     return [0.05 * (after_task - of_task), 0.1 * (after_task - of_task)]
 
 
-def write_shown(path: Path, done: int, random: torch.Generator, *, each: int = 6, dim: int = 16) -> None:
-    """The embeddings of `each` queries of each class after each task: they start near their class and drift."""
-    path.mkdir(exist_ok=True)
-    labels = torch.arange(2 * done).repeat_interleave(each)
-    centres = 2 * torch.randn(2 * done, dim, generator=random)
-    vectors = centres[labels] + 0.5 * torch.randn(len(labels), dim, generator=random)
-    for task in range(done):
-        seen = labels < 2 * (task + 1)
-        vectors = vectors + 0.5 * torch.randn(2 * done, dim, generator=random)[labels]
-        tensors = {"vectors": vectors[seen], "tasks": labels[seen] // 2, "labels": labels[seen]}
-        save_file(tensors | {"queries": seen.nonzero().flatten()}, path / f"shown{task:02}.safetensors")
-
-
 def write_neighbours(path: Path, done: int, *, size: int = 28, channels: int = 1, each: int = 6) -> None:
-    """`each` queries a task; picture p shows class p // 5 as that many bars. Every third query forgot its class."""
+    """`each` queries a task; a class is shown as that many bars. Every third query forgot its class."""
     names = [f"class {label}" for label in range(2 * done)]
-    pictures = {}
+    pictures: dict[str, Any] = {}
     for label, place in product(range(2 * done), range(5)):
         picture = torch.zeros(channels, size, size, dtype=torch.uint8)
         for bar in range(label % 6 + 1):
@@ -192,15 +153,8 @@ def write_neighbours(path: Path, done: int, *, size: int = 28, channels: int = 1
 
     def hits(query: int, label: int, *, forgot: bool) -> tuple[Hit, ...]:
         found = [(label + (forgot and rank % 2 == 0)) % len(names) for rank in range(5)]
-        return tuple(
-            Hit(
-                f"{found[rank]}/{rank}",
-                0.98 - 0.03 * rank - 0.001 * (query % 9),
-                names[found[rank]],
-                found[rank] == label,
-            )
-            for rank in range(5)
-        )
+        scores = [0.98 - 0.03 * rank - 0.001 * (query % 9) for rank in range(5)]
+        return tuple(Hit(f"{found[i]}/{i}", scores[i], names[found[i]], found[i] == label) for i in range(5))
 
     rows = []
     for query in range(each * done):
@@ -212,19 +166,36 @@ def write_neighbours(path: Path, done: int, *, size: int = 28, channels: int = 1
     write_grid(RunDirectory(path), Grid(moments, tuple(rows), pictures=pictures))
 
 
+def _write_followed(run: RunDirectory, done: int, random: torch.Generator) -> None:
+    """The embeddings of six queries of each class after each task: they start near their class and drift."""
+    vectors, labels = _clusters(2 * done, 6, 0.5, random)
+    for task in range(done):
+        seen = labels < 2 * (task + 1)
+        vectors = vectors + 0.5 * torch.randn(2 * done, vectors.shape[1], generator=random)[labels]
+        tensors = {"vectors": vectors[seen], "tasks": labels[seen] // 2, "labels": labels[seen]}
+        run.of_tasks(FOLLOWED).write(task, tensors)
+
+
+def _clusters(classes: int, each: int, spread: float, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors of 16 dimensions and their labels: so many around the centre of each class."""
+    labels = torch.arange(classes).repeat_interleave(each)
+    centres = 2 * torch.randn(classes, 16, generator=random)
+    return centres[labels] + spread * torch.randn(len(labels), 16, generator=random), labels
+
+
 def _weights(layers: tuple[str, ...], random: torch.Generator) -> dict[str, torch.Tensor]:
     state = {}
     for layer in layers:
-        state[f"{layer}.weight"] = torch.randn(6, 5, generator=random)
-        state[f"{layer}.bias"] = torch.zeros(6)
+        state |= {f"{layer}.weight": torch.randn(6, 5, generator=random), f"{layer}.bias": torch.zeros(6)}
     return state | {"stem.running_mean": torch.zeros(6)}
 
 
-def _write_index(path: Path, class_names: list[str], num_tasks: int, points: int, random: torch.Generator) -> None:
-    path.mkdir()
-    labels = torch.arange(2 * num_tasks).repeat_interleave(points)
-    centres = 2 * torch.randn(2 * num_tasks, 16, generator=random)
-    vectors = centres[labels] + torch.randn(len(labels), 16, generator=random)
-    save_file({"vectors": vectors, "labels": labels}, path / "final.safetensors")
-    tasks = [[2 * task, 2 * task + 1] for task in range(num_tasks)]
-    (path / "final.json").write_text(json.dumps({"class_names": class_names, "tasks": tasks}), encoding="utf-8")
+def _unprotected(layers: tuple[str, ...], heads: int) -> dict[str, Any]:
+    """The buffer is not held, the heads are not; a quarter of the weights of block2 have importance 0."""
+    return {
+        "buffers": ["stem.running_mean"],
+        "frozen parameters": [],
+        "replaced or new": [],
+        "loss parameters": [f"heads.{i}.{kind}" for i in range(heads) for kind in ("weight", "bias")],
+        "layers": {layer: [9 * (layer == "block2"), 36] for layer in layers},
+    }

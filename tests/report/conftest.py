@@ -15,13 +15,13 @@ from tripletmas.report.page import write_report
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Path:
     """A finished run, nothing of whose stored vectors was measured."""
-    return write_report(write_run(tmp_path_factory.mktemp("runs") / "mas", matrix=MATRIX)).parents[1]
+    return write_report(write_run(tmp_path_factory.mktemp("runs") / "mas", matrix=MATRIX, points=30)).parents[1]
 
 
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory) -> Path:
     """A finished run with everything that is recorded of stored vectors."""
-    path = write_run(tmp_path_factory.mktemp("runs") / "stored", matrix=MATRIX, galleries=True, points=10)
+    path = write_run(tmp_path_factory.mktemp("runs") / "stored", matrix=MATRIX, galleries=True)
     return write_report(path).parents[1]
 
 
@@ -36,11 +36,11 @@ def recognition(tmp_path_factory) -> Path:
 def oddly_named(tmp_path_factory) -> Path:
     """A finished run of four tasks; the names of its classes hold markup, TeX, an unknown script."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    return write_report(write_run(path, num_tasks=4, class_names=NAMES, galleries=True, points=8)).parents[1]
+    return write_report(write_run(path, num_tasks=4, class_names=NAMES, galleries=True)).parents[1]
 
 
 @pytest.fixture(scope="session")
-def unfinished(tmp_path_factory) -> Path:
+def unfinished(tmp_path_factory, without_drawing) -> Path:
     """A run with 3 of 4 tasks, whose map begins after the second, without a drift map."""
     path = write_run(tmp_path_factory.mktemp("runs") / "unfinished", num_tasks=4, done=3, galleries=True)
     (path / "gallery" / "shown00.safetensors").unlink()
@@ -50,4 +50,5 @@ def unfinished(tmp_path_factory) -> Path:
         del content["matrices"][gallery]
     (path / "scores.json").write_text(json.dumps(content))
     (path / "compatibility.json").write_text('{"metric": "recall@1", "matrix": [[0.9, null], [0.8, 0.9]]}')
-    return write_report(path).parents[1]
+    with without_drawing():
+        return write_report(path).parents[1]

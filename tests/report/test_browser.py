@@ -164,7 +164,7 @@ def test_a_phone_of_380_pixels_has_no_sideways_scrolling(page: Path, tmp_path: P
 def test_a_long_stream_with_large_pictures_stays_small(tmp_path: Path):
     """10 tasks, colour pictures of 96 pixels."""
     names = [f"a rather long name of class {i}" for i in range(20)]
-    path = write_run(tmp_path / "run", num_tasks=10, class_names=names, galleries=True, points=20)
+    path = write_run(tmp_path / "run", num_tasks=10, class_names=names, galleries=True)
     write_neighbours(path, 10, size=96, channels=3)
     page = write_report(path)
     assert page.stat().st_size < 10e6
@@ -173,9 +173,7 @@ def test_a_long_stream_with_large_pictures_stays_small(tmp_path: Path):
 
 
 def test_a_comparison_in_the_browser(tmp_path: Path):
-    runs = [
-        write_run(tmp_path / name, strategy={"name": name}, galleries=True, points=8) for name in ("finetune", "mas")
-    ]
+    runs = [write_run(tmp_path / name, strategy={"name": name}, galleries=True) for name in ("finetune", "mas")]
     found = _probe(write_comparison(runs, tmp_path / "out"), tmp_path, dark=True)
     assert (found["broken"], found["unnamed"], found["requests"]) == (0, 0, 0)
     assert found["overflow"] <= 0

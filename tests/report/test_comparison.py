@@ -6,10 +6,10 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import yaml
 from matplotlib.image import imread
 from report_pages import MATRIX, NAMES, Page, ink, terminal
 from synthetic_runs import write_run
@@ -19,10 +19,6 @@ from tripletmas.report.page import write_comparison, write_report
 from tripletmas.report.read import read_group, read_run
 from tripletmas.report.sensitivity import Curve, Panel, draw_sensitivity
 from tripletmas.report.tables import comparison_markdown
-
-
-def labels(*runs: Path) -> list[str]:
-    return [method.label for method in comparison(runs).methods]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +50,7 @@ def test_names_are_shown_as_they_are(oddly_named: Path):
 def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path, undrawn):
     """Averages 0.8, 0.7, 0.6: mean 0.7, deviation sqrt((0.01 + 0 + 0.01) / 2) = 0.1; forgetting 0.1, 0.3, 0.5."""
     for seed, last in enumerate((0.8, 0.6, 0.4)):
-        write_run(tmp_path / f"mas/seed{seed}", seed=seed, num_tasks=2, matrix=[[0.9], [last, 0.8]], points=8)
+        write_run(tmp_path / f"mas/seed{seed}", seed=seed, num_tasks=2, matrix=[[0.9], [last, 0.8]])
     row = comparison([tmp_path / "mas"]).methods[0]
     assert row.average.text() == "0.700 ± 0.100"
     assert row.forgetting.text() == "0.300 ± 0.200"
@@ -71,55 +67,57 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path, undraw
 
 def test_some_seeds_of_a_group(tmp_path: Path):
     for seed in (0, 3):
-        write_run(tmp_path / f"seed{seed}", seed=seed, num_tasks=2)
-    assert [run.config["seed"] for run in read_group(tmp_path)] == [0, 3]
-    assert [run.config["seed"] for run in comparison([tmp_path], seeds=[3]).methods[0].runs] == [3]
-    with pytest.raises(ValueError, match=r"no run of seed 1; it has \[0, 3\]"):
-        read_group(tmp_path, seeds=[0, 1])
-    with pytest.raises(ValueError, match=r"single run with seed 3, not one of \[0\]"):
-        read_group(tmp_path / "seed3", seeds=[0])
+        write_run(tmp_path / "same" / f"seed{seed}", seed=seed, num_tasks=2)
+        write_run(tmp_path / "other" / f"seed{seed}", seed=seed, strategy={"name": "mas", "strength": seed})
+    assert [run.config["seed"] for run in read_group(tmp_path / "same")] == [0, 3]
+    assert [run.config["seed"] for run in comparison([tmp_path / "same"], seeds=[3]).methods[0].runs] == [3]
+    for path, seeds, message in (
+        ("same", [0, 1], r"no run of seed 1; it has \[0, 3\]"),
+        ("same/seed3", [0], r"single run with seed 3, not one of \[0\]"),
+        ("other", None, r"seed0 and seed3 differ in strategy\.strength"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_group(tmp_path / path, seeds=seeds)
 
 
-def test_a_group_of_different_configurations_is_an_error(tmp_path: Path):
-    for seed, strength in enumerate((0.3, 1.0)):
-        write_run(tmp_path / f"seed{seed}", seed=seed, strategy={"name": "mas", "strength": strength})
-    with pytest.raises(ValueError, match=r"seed0 and seed1 differ in strategy\.strength"):
-        read_group(tmp_path)
-
-
-def test_a_single_run_shows_no_deviation_and_labels_tell_methods_apart(tmp_path: Path):
-    runs = [
-        write_run(tmp_path / "a", matrix=MATRIX, strategy={"name": "finetune"}),
-        write_run(tmp_path / "b", matrix=MATRIX, strategy={"name": "mas", "strength": 0.3}),
-        write_run(tmp_path / "c", matrix=MATRIX, strategy={"name": "mas", "strength": 1.0}),
-    ]
-    assert labels(*runs) == ["finetune", "mas, strength=0.3", "mas, strength=1.0"]
-    assert labels(*runs[:2]) == ["finetune", "mas"]
-    markdown = comparison_markdown(comparison(runs[:1]))
+def test_a_single_run_shows_no_deviation(finetune: Path):
+    markdown = comparison_markdown(comparison([finetune]))
     head = "| method | average | forgetting | backward transfer | learning | seconds | class 0,class… |"
     assert markdown.splitlines()[0].startswith(head)
-    assert markdown.splitlines()[2] == "| finetune | 0.750 | 0.200 | -0.200 | 0.883 | 8.7 | 0.600 | 0.700 | 0.950 |"
+    assert markdown.splitlines()[2] == "| finetune | 0.600 | 0.400 | -0.400 | 0.867 | 8.7 | 0.400 | 0.500 | 0.900 |"
     assert "±" not in markdown
 
 
-def test_labels_fall_back_on_other_options_then_seed_then_directory(tmp_path: Path):
-    short, long = (write_run(tmp_path / f"epochs{n}", epochs=n, num_tasks=2) for n in (2, 3))
-    assert labels(short, long) == ["mas, epochs=2", "mas, epochs=3"]
-    assert labels(short, write_run(tmp_path / "7", epochs=2, num_tasks=2, seed=7)) == ["mas, seed=0", "mas, seed=7"]
-    assert labels(short, short) == [f"mas ({short})"] * 2
+def mas(**options: Any) -> dict:
+    return {"strategy": {"name": "mas", **options}}
 
 
-def test_how_a_strength_was_searched_tells_searches_apart_only(tmp_path: Path):
-    def searched(name: str, drop: float) -> Path:
-        path = write_run(tmp_path / name, num_tasks=2, strategy={"name": "mas", "strength": "auto"})
-        config = yaml.safe_load((path / "config.yaml").read_text())
-        (path / "config.yaml").write_text(yaml.safe_dump({**config, "search": {"start": None, "drop": drop}}))
-        return path
+AUTO = mas(strength="auto")
 
-    fixed = write_run(tmp_path / "fixed", num_tasks=2, strategy={"name": "mas", "strength": 0.3})
-    first, second = searched("first", 0.2), searched("second", 0.1)
-    assert labels(fixed, first) == ["mas, strength=0.3", "mas, strength=auto"]
-    assert labels(first, second) == ["mas, drop=0.2", "mas, drop=0.1"]
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([{"strategy": {"name": "finetune"}}, mas(strength=0.3)], ["finetune", "mas"]),
+        ([mas(strength=0.3), mas(strength=1.0)], ["mas, strength=0.3", "mas, strength=1.0"]),
+        ([{"epochs": 2}, {"epochs": 3}], ["mas, epochs=2", "mas, epochs=3"]),
+        ([{"seed": 0}, {"seed": 7}], ["mas, seed=0", "mas, seed=7"]),
+        ([{}, {}], ["mas ({path}/0)", "mas ({path}/1)"]),
+        # how a strength was searched tells searches apart only
+        ([mas(strength=0.3), {**AUTO, "search": {"drop": 0.2}}], ["mas, strength=0.3", "mas, strength=auto"]),
+        (
+            [{**AUTO, "search": {"start": None, "drop": drop}} for drop in (0.2, 0.1)],
+            ["mas, drop=0.2", "mas, drop=0.1"],
+        ),
+        (
+            [{"strategy": {"name": "mas+distill", "mas": {"strength": s}, "distill": {"weight": 1}}} for s in (0.3, 1)],
+            ["mas+distill, mas.strength=0.3", "mas+distill, mas.strength=1"],
+        ),
+    ],
+)
+def test_rows_are_called_by_what_tells_them_apart(rows, labels, tmp_path: Path):
+    runs = [write_run(tmp_path / f"{i}", num_tasks=2, **{"epochs": 1, **row}) for i, row in enumerate(rows)]
+    assert [method.label for method in comparison(runs).methods] == [each.format(path=tmp_path) for each in labels]
 
 
 def test_what_cannot_be_compared(recognition: Path, run: Path, tmp_path: Path):
@@ -148,7 +146,6 @@ def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path, undrawn):
 def test_comparison_of_recognition_says_what_it_compares(recognition: Path, tmp_path: Path, undrawn):
     strategy = {"name": "mas+distill", "mas": {"strength": 1.0}, "distill": {"weight": 1.0}}
     other = write_run(tmp_path / "other", matrix=MATRIX, objective="recognition", strategy=strategy)
-    assert labels(recognition, other) == [f"mas+distill, mas.strength={strength}" for strength in (0.3, 1.0)]
     table = terminal(comparison([recognition, other]))
     assert "task-incremental accuracy" in table
     assert "recall" not in table
@@ -187,7 +184,7 @@ def test_what_was_never_learned_is_compared_where_it_was_measured(finetune: Path
 def _two_tasks(path: Path, strategy: str, scores: dict[int, tuple[float, float, float]]) -> Path:
     for seed, (learned, kept, second) in scores.items():
         given = {"matrix": [[learned], [kept, second]], "strategy": {"name": strategy}}
-        write_run(path / strategy / f"seed{seed}", seed=seed, num_tasks=2, points=8, **given)
+        write_run(path / strategy / f"seed{seed}", seed=seed, num_tasks=2, **given)
     return path / strategy
 
 

@@ -32,24 +32,9 @@ from tripletmas.report.tables import comparison_markdown
 from tripletmas.runs.directory import RunDirectory
 
 
-def test_the_galleries_are_compared(stored: Path, run: Path):
-    """Of the fresh average 0.75, stale has 0.7, 0.525, compensated 0.9, 0.675. Images: 200 + 400; seconds: 0.25 + 0.5.
-
-    On the task's own gallery 1.01 of it, at most 1: (0.606 + 0.707 + 0.9595) / 3 = 0.7575.
-    """
-    text = Page(stored / "report" / "report.html").text
-    assert "fresh embedded again by the present model after every task 0.750 100 % 0.757 100 % 600 0.75" in text
-    assert "never again 0.525 70 % 0.530 70 % 0 0" in text
-    assert "moved by a linear map fitted on the new task's images alone 0.675 90 % 0.682 90 % 0 0" in text
-    for name in ("galleries_seen", "galleries_task", "scores_seen_stale", "scores_task_compensated", "unseen"):
-        assert 0.003 < ink(stored / "report" / f"{name}.png") < 0.9
-    assert "Stored vectors were not measured" in Page(run / "report" / "report.html").text
-    assert gallery_rows(read_run(run)) == []
-
-
-def test_a_run_without_a_map_has_no_compensated_gallery(unfinished: Path):
-    assert [row.kind for row in gallery_rows(read_run(unfinished))] == ["fresh", "stale"]
-    assert "ompensated gallery" not in Page(unfinished / "report" / "report.html").text
+def test_the_kinds_of_galleries_that_a_run_has(run: Path, stored: Path, unfinished: Path):
+    kinds = [[row.kind for row in gallery_rows(read_run(path))] for path in (run, unfinished, stored)]
+    assert kinds == [[], ["fresh", "stale"], ["fresh", "stale", "compensated"]]
 
 
 def test_drift_by_task_and_by_class(stored: Path):
@@ -94,9 +79,7 @@ def test_queries_whose_answer_changed_come_first(stored: Path):
     assert not any(row.found[0][1] for row in last.rows)
     alt = first.rows[0].found[1][1][0].alt
     assert re.fullmatch(r"rank 1: class 1, wrong, score 0\.9\d\d", alt)
-    page = stored / "report" / "report.html"
-    assert "✗" in Page(page).text
-    assert page.read_text(encoding="utf-8").count(alt) >= 1
+    assert alt in (stored / "report" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -177,26 +160,6 @@ def test_names_cannot_leave_the_data_of_the_map(oddly_named: Path):
     assert set(json.loads(found.json)["classes"]) == set(NAMES)
 
 
-def test_compatibility_is_shown_with_its_numbers(stored: Path):
-    """C[1, 0] = 0.85 < 0.9, C[2, 0] = 0.6 < 0.9, C[2, 1] = 0.7 < 0.8: no pair of 3. Backward: (-0.3 - 0.1) / 2."""
-    text = Page(stored / "report" / "report.html").text
-    assert "Average compatibility: in 0 % of the pairs" in text
-    assert "Backward compatibility: -0.200" in text
-
-
-def test_compatibility_of_an_earlier_stream_is_not_shown(unfinished: Path):
-    text = Page(unfinished / "report" / "report.html").text
-    assert "measured over 2 tasks, and 3 are finished: run `tripletmas evaluate RUN --compatibility` again." in text
-    assert "Average compatibility" not in text
-
-
-def test_weights_are_counted_by_layer(stored: Path):
-    """Each layer has 36 weights; 9 of block2 have importance 0."""
-    text = Page(stored / "report" / "report.html").text
-    for row in ("block1 36 0 100 %", "block2 36 9 75 %", "all layers 180 9 95 %"):
-        assert row in text
-
-
 def test_tables_and_pictures_say_what_they_are(stored: Path):
     page = (stored / "report" / "report.html").read_text(encoding="utf-8")
     assert page.count("<table>") == page.count("<caption>")
@@ -235,9 +198,3 @@ def test_a_comparison_has_the_galleries_that_all_runs_have(stored: Path, run: Pa
     assert "| finetune | 0.750 | 0.525 | 0.675 |" in comparison_markdown(compared)
     assert re.search(row, Page(write_comparison([stored, other], tmp_path / "out")).text)
     assert comparison([run, other]).galleries == ()
-
-
-def test_an_unfinished_run_has_no_class_names_and_a_report(unfinished: Path):
-    text = Page(unfinished / "report" / "report.html").text
-    assert "Tasks finished: 3 of 4" in text
-    assert "Queries and what they find" in text
