@@ -24,7 +24,7 @@ from tripletmas.report.compare import comparison
 from tripletmas.report.drift import ClassDrift, draw_class_drift, drift_by_class, drift_by_task, most_and_least
 from tripletmas.report.embedding_map import read_map
 from tripletmas.report.galleries import gallery_rows
-from tripletmas.report.grid import groups, thumbnail
+from tripletmas.report.grid import groups, thumbnail, verdict
 from tripletmas.report.page import write_comparison
 from tripletmas.report.read import Classes, read_run
 from tripletmas.report.style import DARK, LIGHT, Theme, canvas, contrast
@@ -70,16 +70,14 @@ def test_queries_whose_answer_changed_come_first(stored: Path):
     assert first.title.split() == ["Task", "1", "class", "0,class", "1"]
     assert first.note == "4 of 6 queries; the first answer turned right or wrong for 2 of 6"
     assert last.note == "4 of 6 queries"
-    assert [row.said for row in first.rows] == ["now wrong", "now wrong", "still right", "still right"]
-    assert [[card.right for card in row.found[1][1]] for row in first.rows[:2]] == [
-        [False, True, False, True, False]
-    ] * 2
-    assert all(card.right for row in second.rows for card in row.found[0][1])
-    assert [row.said for row in last.rows] == ["right"] * 4
-    assert not any(row.found[0][1] for row in last.rows)
-    alt = first.rows[0].found[1][1][0].alt
-    assert re.fullmatch(r"rank 1: class 1, wrong, score 0\.9\d\d", alt)
-    assert alt in (stored / "report" / "report.html").read_text(encoding="utf-8")
+    assert [verdict(row)[0] for row in first.rows] == ["now wrong", "now wrong", "still right", "still right"]
+    assert [[hit.right for hit in row.found[1]] for row in first.rows[:2]] == [[False, True, False, True, False]] * 2
+    assert all(hit.right for row in second.rows for hit in row.found[0])
+    assert [verdict(row) for row in last.rows] == [("right", True)] * 4
+    assert not any(row.found[0] for row in last.rows)
+    page = (stored / "report" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r'alt="rank 1: class 1, wrong, score 0\.9\d\d"', page)
+    assert page.count("nothing: the task was not learned yet") == 4
 
 
 @pytest.mark.parametrize(

@@ -57,15 +57,17 @@ def query(arguments: Sequence[str]) -> None:
     for option, path in (("--html", options.html), ("--json", options.json)):
         if path is not None and os.path.realpath(path) in map(os.path.realpath, (options.index, *options.images)):
             raise ValueError(f"{option} {path} would overwrite what is searched: name another file")
-    if Path(options.index).is_dir():
-        return _ask(options)
+    (_ask if Path(options.index).is_dir() else _search)(options)
+
+
+def _search(options: Namespace) -> None:
+    """Search an index."""
     if options.fact or options.gallery:
         raise ValueError("--fact and --gallery are for the directory of a run on facts; an index takes images")
     index = ImageIndex.open(options.index)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
-    model = model_of(index, options, options.after)
-    notes = []
+    model, notes = model_of(index, options, options.after), []
     if index.stale(model.hash):
         if not options.allow_stale:
             raise ValueError(
@@ -75,12 +77,12 @@ def query(arguments: Sequence[str]) -> None:
         notes.append(f"{stale_vectors(index, model)}: scores with them do not compare")
     if options.k > len(index):
         notes.append(f"the index holds {len(index)} vectors, fewer than the {options.k} that are asked for")
-    transform = index.settings.transform
+    k, transform = min(options.k, len(index)), index.settings.transform
     images = ImageFiles.at(options.images, size=transform.size, channels=transform.channels)
     vectors, _ = embed_images(model, images, invert=transform.invert, option=None)
-    found = neighbours(index, options.images, *index.search(vectors, min(options.k, len(index))))
+    found = neighbours(index, options.images, *index.search(vectors, k))
     fewest = min(len(row.found[0]) for row in found.rows)
-    if fewest < min(options.k, len(index)):
+    if fewest < k:
         notes.append(
             f"an approximate index of kind {index.settings.kind} may find fewer than asked for (here {fewest} of "
             f"{options.k}): build it with a larger --nprobe or --ef-search"

@@ -119,22 +119,26 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
     for runs in groups[1:]:
         _check_comparable(first, runs[0])
     task_names = max((run.task_names for runs in groups for run in runs), key=len)
-    done = [_done(runs, len(task_names)) for runs in groups]
-    labels = _labels(groups, directories)
-    trained_jointly = [i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and done[i]]
-    joint = trained_jointly[0] if trained_jointly else None
-    methods = []
-    for i, (label, runs, finished) in enumerate(zip(labels, groups, done, strict=True)):
-        reference = [] if joint in (None, i) else done[joint]
-        methods.append(_method(label, runs, finished, len(task_names), {_seed(run): m for run, m in reference}))
+    done, labels = [_done(runs, len(task_names)) for runs in groups], _labels(groups, directories)
+    joint = _joint(groups, done)
+    reference = {} if joint is None else {_seed(run): matrix for run, matrix in done[joint]}
+    methods = tuple(
+        _method(labels[i], runs, done[i], len(task_names), {} if i == joint else reference)
+        for i, runs in enumerate(groups)
+    )
     paired = tuple(_paired(method, methods[0]) for method in methods[1:])
     return Comparison(
         task_names=task_names,
-        methods=tuple(methods),
+        methods=methods,
         kind=first.kind,
         paired=paired if any(each.seeds > 1 for each in paired) else (),
         joint=None if joint is None else labels[joint],
     )
+
+
+def _joint(groups: Sequence[tuple[Run, ...]], done: Sequence[Sequence[tuple[Run, Tensor]]]) -> int | None:
+    """Which row is the joint training that others are measured against."""
+    return next((i for i, runs in enumerate(groups) if runs[0].strategy == "joint" and done[i]), None)
 
 
 def _seed(run: Run) -> int | None:
@@ -156,12 +160,6 @@ def _method(
 ) -> Method:
     """One row; `joint` has the matrix of each seed of joint training, {} for none."""
     seeds = tuple(_seed(run) for run, _ in done)
-    lost = len(runs) - len(done)
-    alone = [seed for seed in seeds if joint and seed not in joint]
-    notes = {
-        f"{lost} of {len(runs)} runs did not finish and are left out": lost,
-        f"intransigence of {len(alone)} of {len(seeds)} runs is against the mean of joint's seeds": alone,
-    }
 
     def over_runs(measure: Callable[[Run, Tensor], float]) -> Spread:
         return Spread(tuple(measure(run, matrix) for run, matrix in done))
@@ -189,8 +187,18 @@ def _method(
         seconds=over_runs(lambda run, _: run.seconds()),
         curves=torch.tensor(curves, dtype=torch.float64),
         galleries=_galleries([run for run, _ in done]),
-        note="; ".join(note for note, true in notes.items() if true),
+        note=_note(len(runs), seeds, joint),
     )
+
+
+def _note(num_runs: int, seeds: Sequence[int | None], joint: Mapping[int | None, Tensor]) -> str:
+    """What was left out of a row whose finished runs have these seeds, and why."""
+    lost, alone = num_runs - len(seeds), [seed for seed in seeds if joint and seed not in joint]
+    notes = {
+        f"{lost} of {num_runs} runs did not finish and are left out": lost,
+        f"intransigence of {len(alone)} of {len(seeds)} runs is against the mean of joint's seeds": alone,
+    }
+    return "; ".join(note for note, applies in notes.items() if applies)
 
 
 def _galleries(runs: Sequence[Run]) -> dict[str, Spread]:

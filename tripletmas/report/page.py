@@ -13,7 +13,7 @@ from tripletmas.report.comparison_plots import draw_average, draw_embeddings, dr
 from tripletmas.report.embedding_map import read_map
 from tripletmas.report.embedding_plot import final_picture
 from tripletmas.report.galleries import gallery_rows
-from tripletmas.report.grid import groups
+from tripletmas.report.grid import digits, groups, thumbnail, verdict
 from tripletmas.report.html import Plot, make_plot, render
 from tripletmas.report.read import read_run
 from tripletmas.report.run_plots import map_plot, run_plots
@@ -54,6 +54,9 @@ def write_report(run_directory: Path | str) -> Path:
         "shown": run.kind.wording.shown,
         "grid": grid,
         "groups": groups(grid, run),
+        "thumbnail": thumbnail,
+        "verdict": verdict,
+        "digits": digits,
         "map": found,
         "map_plot": found and map_plot(found, out),
         "galleries": gallery_rows(run),

@@ -48,8 +48,13 @@ def run_plots(run: Run, out: Path) -> Sections:
         [*_galleries(run, out, stored), *_compatibility(run, out)],
         list(_drift(run, out)),
     ]
-    shown = ([each for each in found if isinstance(each, Plot)] for found in sections)
-    return Sections(*shown, absent=[each for found in sections for each in found if isinstance(each, str)])
+    return Sections(
+        *map(_plots, sections), absent=[each for found in sections for each in found if isinstance(each, str)]
+    )
+
+
+def _plots(found: Sequence[Plot | str]) -> list[Plot]:
+    return [each for each in found if isinstance(each, Plot)]
 
 
 def map_plot(found: EmbeddingMap, out: Path) -> Plot:
@@ -116,10 +121,12 @@ def _galleries(run: Run, out: Path, stored: Stored) -> Found:
         yield make_plot(out / f"galleries_{scope}.png", f"Average {label}, {SCOPES[scope]}", text, draw, alt=alt)
     # the map of what the run is judged by has the shorter name
     name = "scores" if run.primary.metric == run.primary.searched else "recall_scores"
-    for kind, scope in ((kind, scope) for kind in KINDS for scope in stored if kind in stored[scope]):
-        title = f"{kind.capitalize()} gallery, {SCOPES[scope]}"
+    for kind, ending in KINDS.items():
         text = texts.GALLERY_MAP.format(metric=label) if kind == "fresh" else "The same scale, the same queries."
-        yield _score_map(run, out / f"{name}_{scope}{KINDS[kind]}.png", title, text, stored[scope][kind], low)
+        for scope, matrices in stored.items():
+            if kind in matrices:
+                title = f"{kind.capitalize()} gallery, {SCOPES[scope]}"
+                yield _score_map(run, out / f"{name}_{scope}{ending}.png", title, text, matrices[kind], low)
 
 
 def _score_map(run: Run, path: Path, title: str, text: str, matrix: Tensor, low: float) -> Plot:

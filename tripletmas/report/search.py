@@ -78,7 +78,7 @@ def draw_search(figure: Figure, theme: Theme, records: Sequence[Record]) -> None
     names = short_names([f"{record['task'] + 1}  {record.get('name', '')}" for record in records], 16)
     colours = theme.in_order(len(records)) if many else theme.series
     tried = sorted({trial["strength"] for record in records for trial in record["trials"]}, reverse=True)
-    scores = [trial["score"] for record in records for trial in record["trials"] if trial["score"] is not None]
+    scores = [score for record in records for score in (record["floor"], *_scores(record)) if not math.isnan(score)]
     axes = figure.add_subplot()
     ends = [
         (_draw_trials(axes, record, colour), name, colour)
@@ -90,7 +90,6 @@ def draw_search(figure: Figure, theme: Theme, records: Sequence[Record]) -> None
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(tried[-1] / 1.6, tried[0] * 1.3)
     axes.set_xlabel("strength")
-    scores += [record["floor"] for record in records]
     score_axis(axes, lower_end([torch.tensor(scores, dtype=torch.float64)]), str(records[0]["metric"]))
     label_line_ends(axes, [ends[0], ends[-1]] if many else ends, theme, x=tried[0] * 1.3)
 
@@ -98,7 +97,7 @@ def draw_search(figure: Figure, theme: Theme, records: Sequence[Record]) -> None
 def _draw_trials(axes: Axes, record: Record, colour: str) -> float:
     """The trials of one task; the height of the first that did not diverge, where the name belongs."""
     strengths = [trial["strength"] for trial in record["trials"]]
-    scores = [math.nan if trial["score"] is None else trial["score"] for trial in record["trials"]]  # diverged
+    scores = _scores(record)
     axes.plot(strengths, scores, color=colour, linewidth=1.2, marker="o", markersize=3.5)
     reach = (min(strengths) / 1.3, max(strengths) * 1.3)  # so that a single trial has a line, too
     axes.hlines(record["floor"], *reach, color=colour, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -106,3 +105,8 @@ def _draw_trials(axes: Axes, record: Record, colour: str) -> float:
         ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.4}
         axes.plot(strengths[-1], scores[-1], color=colour, **ring)
     return next((score for score in scores if not math.isnan(score)), record["floor"])
+
+
+def _scores(record: Record) -> list[float]:
+    """The score of each trial; nan where it diverged."""
+    return [math.nan if trial["score"] is None else trial["score"] for trial in record["trials"]]

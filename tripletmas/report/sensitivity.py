@@ -60,11 +60,8 @@ def draw_sensitivity(
     """
     if not panels:
         raise ValueError("nothing to draw: give at least one panel")
-    for panel in panels:
-        for label, curve in panel.curves.items():
-            _check(f"{panel.title}, {label}", curve)
-    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
     last = {label: i for i, panel in enumerate(panels) for label in panel.curves}
+    labels = list(last)  # in the order in which they come first
     with canvas(path) as figure:
         figure.set_figwidth(min(11.8, 1.6 + 3.6 * len(panels)))
         columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -79,6 +76,8 @@ def draw_sensitivity(
 
 def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     base, spread = panel.finetune
+    for label, curve in panel.curves.items():
+        _check(f"{panel.title}, {label}", curve)
     axes.set_title(panel.title)
     axes.axhspan(-spread, spread, color=LIGHT.rule, alpha=0.6, linewidth=0)
     axes.axhline(0, color=LIGHT.muted, linewidth=1)
