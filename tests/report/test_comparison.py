@@ -125,7 +125,7 @@ def test_what_cannot_be_compared(recognition: Path, run: Path, tmp_path: Path):
     two = write_run(tmp_path / "two", data={"name": "digits", "tasks": 5, "order_seed": None})
     for runs, message in (
         ([one, two], r"different streams .*\(data\.tasks: 3 and 5\)"),
-        ([run, recognition], r"mas \(metric learning\) and .*rec \(recognition\) had different objectives"),
+        ([run, recognition], r"mas \(metric\) and .*rec \(recognition\) had different objectives"),
         ([], "at least one run directory"),
     ):
         with pytest.raises(ValueError, match=message):
