@@ -9,6 +9,7 @@ import torch
 
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.embedding import Embedder
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.embedded import embed_tasks
 from tripletmas.objectives.grid import read_found, read_grid
@@ -27,7 +28,7 @@ def shown(tiny_stream, tmp_path) -> tuple[RunDirectory, Stream]:
     run = RunDirectory.create(tmp_path / "run", {})
     for number in range(2):
         seen = tiny_stream[: number + 1]
-        write_shown(run, number, seen, embed_tasks(model(number), seen))
+        write_shown(run, number, seen, embed_tasks(model(number), seen, Embedder()))
     return run, tiny_stream[:2]
 
 
@@ -38,7 +39,7 @@ def test_the_same_queries_are_followed_from_task_to_task(shown):
     for name in ("tasks", "labels", "queries"):
         assert torch.equal(second[name][:size], first[name])
     assert first["queries"].sort().values.tolist() == list(range(len(stream[0].query)))
-    embedded = embed_tasks(model(1), stream)
+    embedded = embed_tasks(model(1), stream, Embedder())
     for task, query, vector in zip(second["tasks"], second["queries"], second["vectors"], strict=True):
         assert torch.equal(embedded.queries[int(task)].vectors[int(query)], vector)
 
@@ -87,7 +88,7 @@ def test_a_gallery_of_its_own(tiny_stream, tmp_path):
     """Nothing is left out, and pictures of queries and of gallery items are told apart."""
     stream = tuple(replace(task, gallery=task.train.plain()) for task in tiny_stream)
     run = RunDirectory.create(tmp_path / "run", {})
-    write_shown(run, 0, stream[:1], embed_tasks(model(0), stream[:1]))
+    write_shown(run, 0, stream[:1], embed_tasks(model(0), stream[:1], Embedder()))
     grid = read_grid(run)
     assert grid is not None
     row = grid.rows[0]
@@ -101,6 +102,6 @@ def test_fewer_than_five_items_and_samples_that_are_no_images(tmp_path):
     data = LabelledDataset(torch.rand(4, 3), torch.tensor([0, 0, 1, 1]), ["a", "b"])
     task = Task("t", (0, 1), data, data)
     run = RunDirectory.create(tmp_path / "run", {})
-    write_shown(run, 0, (task,), embed_tasks(torch.nn.Linear(3, 2), (task,)))
+    write_shown(run, 0, (task,), embed_tasks(torch.nn.Linear(3, 2), (task,), Embedder()))
     assert [len(row.found[0]) for row in read_found(run, 0).values()] == [3] * 4
     assert read_grid(run) is None
