@@ -11,10 +11,10 @@ import hashlib
 import math
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,20 +27,18 @@ CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # no text has these; fou
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")
 
 
-class WordVectors(Protocol):
-    """What gives words vectors."""
+@dataclass(frozen=True)
+class WordVectors:
+    """What gives words vectors.
 
-    @property
-    def name(self) -> str:
-        """What the vectors are, for configurations and reports."""
-        ...
+    Attributes:
+        name: what they are, for configurations and reports.
+        vector: word -> float32 (dim,), or None for an unknown word.
+    """
 
-    @property
-    def dim(self) -> int: ...
-
-    def vector(self, word: str) -> Tensor | None:
-        """float32 (dim,), or None for an unknown word."""
-        ...
+    name: str
+    dim: int
+    vector: Callable[[str], Tensor | None] = field(repr=False)
 
 
 def phrase_vector(phrase: str, words: WordVectors) -> tuple[Tensor | None, tuple[str, ...]]:
@@ -72,7 +70,7 @@ def hashed_words(dim: int = 64, *, seed: int = 0) -> WordVectors:
     """
     if dim < 4:
         raise ValueError(f"dim must be >= 4 for hashed words to differ, got {dim}")
-    return _HashedWords(dim, seed)
+    return WordVectors(f"hashed character n-grams, dim {dim}, seed {seed}", dim, partial(_hashed, dim, seed))
 
 
 def read_word_vectors(path: str | Path) -> WordVectors:
@@ -109,50 +107,35 @@ def make_words(*, words: str | None = None, word_dim: int = 64, word_seed: int =
     return hashed_words(word_dim, seed=word_seed) if words is None else read_word_vectors(words)
 
 
-@dataclass(frozen=True)
-class _HashedWords:
-    dim: int
-    seed: int
+def _hashed(dim: int, seed: int, word: str) -> Tensor:
+    if not word:
+        raise ValueError("a word must have letters to have a vector, got ''")
 
-    @property
-    def name(self) -> str:
-        return f"hashed character n-grams, dim {self.dim}, seed {self.seed}"
+    def signs(kind: str, text: str) -> np.ndarray:
+        digest = hashlib.shake_256(f"{seed} {kind} {text}".encode()).digest(math.ceil(dim / 8))
+        return 2.0 * np.unpackbits(np.frombuffer(digest, dtype=np.uint8), count=dim) - 1
 
-    def vector(self, word: str) -> Tensor:
-        if not word:
-            raise ValueError("a word must have letters to have a vector, got ''")
-        marked = f"<{word}>"
-        ngrams = {marked[at : at + size] for size in NGRAMS for at in range(len(marked) - size + 1)} - {marked}
-        total = WHOLE_WORD * self._signs("word", marked)
-        if ngrams:  # a word of one letter has none
-            total += sum(self._signs("n-gram", ngram) for ngram in ngrams) / math.sqrt(len(ngrams))
-        return torch.from_numpy((total / math.sqrt(math.fsum(total * total))).astype(np.float32))
-
-    def _signs(self, kind: str, text: str) -> np.ndarray:
-        digest = hashlib.shake_256(f"{self.seed} {kind} {text}".encode()).digest(math.ceil(self.dim / 8))
-        return 2.0 * np.unpackbits(np.frombuffer(digest, dtype=np.uint8), count=self.dim) - 1
+    marked = f"<{word}>"
+    ngrams = {marked[at : at + size] for size in NGRAMS for at in range(len(marked) - size + 1)} - {marked}
+    total = WHOLE_WORD * signs("word", marked)
+    if ngrams:  # a word of one letter has none
+        total += sum(signs("n-gram", ngram) for ngram in ngrams) / math.sqrt(len(ngrams))
+    return torch.from_numpy((total / math.sqrt(math.fsum(total * total))).astype(np.float32))
 
 
-@dataclass(frozen=True, eq=False)
-class _FileWords:
-    file: str
-    dim: int
-    content: bytes | bytearray = field(repr=False)
-    place: dict[str, int] = field(repr=False)  # where in the content the float32 values of each word begin
+def _of_file(name: str, dim: int, content: bytes | bytearray, place: dict[str, int]) -> WordVectors:
+    """`place` says where in the content the float32 values of each word begin."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.file}, {len(self.place)} words, dim {self.dim}"
-
-    def vector(self, word: str) -> Tensor | None:
+    def vector(word: str) -> Tensor | None:
         for spelled in (word, word.lower(), word.capitalize()):
-            if spelled in self.place:
-                values = np.frombuffer(self.content, "<f4", self.dim, self.place[spelled])
-                return torch.from_numpy(values.astype(np.float32))
+            if spelled in place:
+                return torch.from_numpy(np.frombuffer(content, "<f4", dim, place[spelled]).astype(np.float32))
         return None
 
+    return WordVectors(f"{name}, {len(place)} words, dim {dim}", dim, vector)
 
-def _read(path: Path) -> _FileWords:
+
+def _read(path: Path) -> WordVectors:
     """Errors do not name the file."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         start = file.read(1 << 16)
@@ -175,7 +158,7 @@ def _read(path: Path) -> _FileWords:
         return _read_binary(path.name, file.read(), count, dim)
 
 
-def _read_binary(name: str, content: bytes, count: int, dim: int) -> _FileWords:
+def _read_binary(name: str, content: bytes, count: int, dim: int) -> WordVectors:
     """A word, a space, its values in little-endian float32, and with most writers a line end; and so on."""
     place: dict[str, int] = {}
     end = 0
@@ -187,10 +170,10 @@ def _read_binary(name: str, content: bytes, count: int, dim: int) -> _FileWords:
         if not _fits_float32(np.frombuffer(content, "<f4", dim, space + 1)):
             raise ValueError(f"the vector of {word.decode()!r} has values that are not finite")
         place.setdefault(word.decode(), space + 1)
-    return _FileWords(name, dim, content, place)
+    return _of_file(name, dim, content, place)
 
 
-def _read_text(name: str, lines: Iterable[bytes], count: int | None = None, dim: int = 0) -> _FileWords:
+def _read_text(name: str, lines: Iterable[bytes], count: int | None = None, dim: int = 0) -> WordVectors:
     """Lines of a word and its values, after the header if there was one."""
     place: dict[str, int] = {}
     content = bytearray()
@@ -205,7 +188,7 @@ def _read_text(name: str, lines: Iterable[bytes], count: int | None = None, dim:
             content += row.astype("<f4").tobytes()
     if count not in (None, number):
         raise ValueError(f"{'it is cut short: ' * (number < count)}its header says {count} words, but it has {number}")
-    return _FileWords(name, dim, content, place)
+    return _of_file(name, dim, content, place)
 
 
 def _parsed(parts: list[str], dim: int) -> tuple[str, np.ndarray]:
