@@ -460,11 +460,14 @@ def test_importance_is_summed_over_tasks_and_the_reference_moves_along(decay: fl
 
 
 def test_consolidate_that_fails_changes_nothing():
-    _, mas = protected()
+    _, mas = protected(decay=0.5)
     before = {name: value.clone() for name, value in mas.state_dict().items()}
     for broken in ([], [torch.full((2, 4), torch.nan).double()]):
         with pytest.raises(ValueError):
             mas.consolidate(broken)
+    mas.estimate = lambda model, batches: {"proxies": torch.ones(2)}
+    with pytest.raises(ValueError, match="unexpected: proxies"):
+        mas.consolidate([])
     assert before.keys() == mas.state_dict().keys()
     assert all(torch.equal(value, before[name]) for name, value in mas.state_dict().items())
 

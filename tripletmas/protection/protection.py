@@ -143,11 +143,9 @@ class Protection:
 
     def value(self) -> Tensor:
         """The penalty now, `strength * sum importance * (theta - reference)^2`: a differentiable scalar."""
-        held = self._present()
-        importance = {name: each.importance for name, each in held.items()}
-        return self.strength * quadratic_penalty(
-            self.model, {n: each.reference for n, each in held.items()}, importance
-        )
+        held = self._present().items()
+        importance, reference = {n: each.importance for n, each in held}, {n: each.reference for n, each in held}
+        return self.strength * quadratic_penalty(self.model, reference, importance)
 
     # --- after a task
 
@@ -161,18 +159,18 @@ class Protection:
             The importance of this task alone, by canonical name.
         """
         importance = self.estimate(self.model, batches)
-        self._held = {name: held._replace(importance=held.importance * self.decay) for name, held in self._held.items()}
-        self.add(importance)
+        self.add(importance, decay=self.decay)
         self.anchor()
         return importance
 
-    def add(self, importance: Params, *, weight: float = 1.0) -> None:
-        """Add `weight * importance` to what is protected; the reference of a weight that has one stays.
+    def add(self, importance: Params, *, weight: float = 1.0, decay: float = 1.0) -> None:
+        """Add `weight * importance` to `decay` times what is protected; the reference of a weight that has one stays.
 
         Raises:
             ValueError: if the model lacks a parameter that has importance, or has it in another shape.
         """
-        current, held = matching_parameters(self.model, importance), self._present()
+        current = matching_parameters(self.model, importance)
+        held = {name: each._replace(importance=each.importance * decay) for name, each in self._present().items()}
         for name, value in importance.items():
             parameter = current[name]
             value = value.detach().to(parameter.device) * weight
