@@ -95,25 +95,13 @@ class Layout:
         return tensor.unflatten(self.dim, (num_samples, repeats)).movedim((self.dim, self.dim + 1), (0, 1))
 
 
-def find_layout(alone: Tensor, batched: Tensor, num_samples: int) -> Layout | None:
-    """The layout in which `batched` has `alone` as its last sample; None if there is none, or two.
-
-    Shapes say along which dimension the samples are, values in which order, and that the other samples of the batch
-    have no influence.
+def layouts_by_shape(alone: torch.Size, batched: torch.Size, num_samples: int) -> list[Layout]:
+    """The layouts that the shapes allow: none, one, or the two orders of a merged dimension.
 
     Args:
-        alone: what a layer returns for the sample alone.
-        batched: what it returns for the whole batch.
+        alone: of what a layer returns for one sample alone.
+        batched: of what it returns for the whole batch.
     """
-    candidates = layouts_by_shape(alone.shape, batched.shape, num_samples)
-    near = [
-        each for each in candidates if is_near(each.by_sample(batched, num_samples)[-1], alone.movedim(each.dim, 0))
-    ]
-    return near[0] if len(near) == 1 else None
-
-
-def layouts_by_shape(alone: torch.Size, batched: torch.Size, num_samples: int) -> list[Layout]:
-    """The layouts that the shapes allow: none, one, or the two orders of a merged dimension."""
     if len(alone) != len(batched):
         return []
     differing = [dim for dim in range(len(alone)) if alone[dim] != batched[dim]]

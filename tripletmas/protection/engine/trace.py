@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tripletmas.protection.engine.blocks import Blocks
-from tripletmas.protection.engine.rule import Layout, Rule, find_layout, layouts_by_shape
+from tripletmas.protection.engine.rule import Layout, Rule, is_near, layouts_by_shape
 from tripletmas.protection.engine.rules import RULES, Copies
 from tripletmas.protection.engine.watch import EXPANDING, Call, Watch, Weight, tensors_in
 
@@ -66,6 +66,7 @@ class Trace(Watch):
         self.uses: dict[int, Use] = {}
         self.without_rule: set[str] = set()
         self.arrived: Callable[[int, Tensor], None] | None = None
+        self._alone: Tensor | None = None  # what the present call returned for the last sample alone
         self._as_expected = True
         self._anchor: Tensor | None = None  # a zero on which everything watched depends, so that its graph has a leaf
         self._handles: list[RemovableHandle] = []
@@ -78,6 +79,7 @@ class Trace(Watch):
             return call.function(*args, **kwargs)
         if constant:
             return self._derived(call, args, kwargs)
+        self._alone = self._expected[number].alone if self.num_samples > 1 else None
         output = self._measured(call.function, args, kwargs)
         if output is None:
             self.without_rule.update(call.parameters)
@@ -147,7 +149,7 @@ class Trace(Watch):
     def _by_broadcasting(self, function: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         tensors = list(tensors_in(args, kwargs))
         shape = torch.broadcast_shapes(*(each.shape for each in tensors))
-        layout = self._layout_by_shape(shape)
+        layout = next(iter(self._layouts(shape)), None)
         weights = {id(each): self._weights[id(each)] for each in tensors if id(each) in self._weights}
         rules = {key: Copies(weight.tensor, shape) for key, weight in weights.items()}
         if layout is None or not all(rule.accepts(layout) for rule in rules.values()):
@@ -185,17 +187,19 @@ class Trace(Watch):
         return self._anchor.to(like.dtype)
 
     def _layout(self, output: Tensor) -> Layout | None:
-        if self.num_samples == 1:
-            return Layout(0)
-        alone = self._expected[len(self.calls) - 1].alone
-        return None if alone is None else find_layout(alone, output.detach(), self.num_samples)
+        """Where the samples are in what the present call returned: values tell in which order, and that the other
+        samples have no influence on the last; None if nowhere, or if two orders are possible."""
+        candidates, alone, n = self._layouts(output.shape), self._alone, self.num_samples
+        if alone is not None:
+            found = ((each, each.by_sample(output.detach(), n)[-1]) for each in candidates)
+            candidates = [each for each, last in found if is_near(last, alone.movedim(each.dim, 0))]
+        return candidates[0] if len(candidates) == 1 else None
 
-    def _layout_by_shape(self, shape: torch.Size) -> Layout | None:
-        """One of those in which an output of this shape may be; all have the same dimension."""
+    def _layouts(self, shape: torch.Size) -> list[Layout]:
+        """Those in which a tensor of this shape may have the samples; all are along the same dimension."""
         if self.num_samples == 1:
-            return Layout(0)
-        alone = self._expected[len(self.calls) - 1].alone
-        return next(iter(layouts_by_shape(alone.shape, shape, self.num_samples)), None) if alone is not None else None
+            return [Layout(0)]
+        return [] if self._alone is None else layouts_by_shape(self._alone.shape, shape, self.num_samples)
 
 
 def _called(function: Callable, args: tuple, kwargs: dict, instead: dict[int, Tensor]) -> Tensor:

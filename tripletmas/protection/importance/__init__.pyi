@@ -5,3 +5,4 @@ from .fisher import fisher_importance as fisher_importance
 from .fisher import squared_gradient_importance as squared_gradient_importance
 from .local_mas import local_mas_importance as local_mas_importance
 from .mas import mas_importance as mas_importance
+from .uniform import uniform_importance as uniform_importance
