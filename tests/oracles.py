@@ -256,6 +256,29 @@ def mas_importance(
     return {name: value / len(samples) for name, value in sums.items()}
 
 
+def fisher_importance(
+    model: nn.Module, samples: Tensor, labels: list[int], mode: str, seed: int = 0
+) -> dict[str, Tensor]:
+    """(1/n) sum_k of p_y (d log p_y(x_k) / d theta)^2: a backward pass for each sample, and for each class in "all"."""
+    model.eval()
+    draws = torch.rand(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, label, draw in zip(samples, labels, draws, strict=True):
+        numbers = model(x[None])[0].tolist()
+        chances = [math.exp(value) / sum(map(math.exp, numbers)) for value in numbers]
+        if mode == "sampled":
+            label = next(y for y in range(len(chances)) if draw < sum(chances[: y + 1]))
+        for y in range(len(chances)) if mode == "all" else [label]:
+            weight = chances[y] if mode == "all" else 1.0
+
+            def log_probability(logits: Tensor, y: int = y) -> Tensor:
+                return logits[0, y] - logits[0].exp().sum().log()
+
+            for name, squares in per_sample_sums(model, [x[None]], log_probability, power=2).items():
+                total[name] += weight * squares
+    return {name: value / len(samples) for name, value in total.items()}
+
+
 # --- drift -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+import oracles
 import pytest
 import torch
 from architectures import made
 from importance_cases import assert_same
-from oracles import per_sample_sums
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params
-from tripletmas.data.tasks import Stream
-from tripletmas.models.networks import mlp
-from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
-from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.protection.importance.fisher import fisher_importance, squared_gradient_importance
-from tripletmas.strategies.fisher_of_task import fisher_of_task
 
 MODES = ("sampled", "true", "all")
-
-
-class Double(nn.Module):
-    """A model in float64 that takes the float32 of a data set."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.double())
-
-
-def literal_fisher(model: nn.Module, samples: Tensor, labels: list[int], mode: str, seed: int = 0) -> Params:
-    """(1/n) sum_k of p_y (d log p_y(x_k) / d theta)^2: a backward pass for each sample, and for each class in "all"."""
-    model.eval()
-    draws = torch.rand(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for x, label, draw in zip(samples, labels, draws, strict=True):
-        numbers = model(x[None])[0].tolist()
-        chances = [math.exp(value) / sum(map(math.exp, numbers)) for value in numbers]
-        if mode == "sampled":
-            label = next(y for y in range(len(chances)) if draw < sum(chances[: y + 1]))
-        for y in range(len(chances)) if mode == "all" else [label]:
-            weight = chances[y] if mode == "all" else 1.0
-
-            def log_probability(logits: Tensor, y: int = y) -> Tensor:
-                return logits[0, y] - logits[0].exp().sum().log()
-
-            for name, squares in per_sample_sums(model, [x[None]], log_probability, power=2).items():
-                total[name] += weight * squares
-    return {name: value / len(samples) for name, value in total.items()}
 
 
 def in_batches(samples: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -67,7 +28,7 @@ def test_it_is_the_loop_over_samples(name: str, mode):
     model, samples = made(name)
     labels = torch.arange(len(samples)) % 3
     found = fisher_importance(model.train(), in_batches(samples, labels, 4), labels=mode, seed=3)
-    assert_same(found, literal_fisher(model, samples, labels.tolist(), mode, seed=3))
+    assert_same(found, oracles.fisher_importance(model, samples, labels.tolist(), mode, seed=3))
 
 
 def test_draws_follow_the_probabilities():
@@ -162,40 +123,3 @@ def test_a_satisfied_hinge_is_an_error():
         squared_gradient_importance(
             model, [(inputs, torch.tensor([0, 0, 1, 1]))], make_loss("triplet", dim=2, num_classes=2)
         )
-
-
-# --- of a task
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_in_recognition_it_is_that_of_the_tasks_own_head(tiny_stream: Stream, mode):
-    torch.manual_seed(0)
-    model = mlp((1, 4, 4), dim=4, hidden=(8,)).double()
-    task = tiny_stream[1]
-    loss = Recognition(4, [each.classes for each in tiny_stream], task.train.class_names).double()
-    as_double = task.train.with_transform(torch.Tensor.double)
-    samples, labels = as_double[list(range(len(as_double)))]
-    whole = nn.Sequential(model, loss.heads[1])
-    torch.manual_seed(11)
-    found = {  # inputs are read as float32
-        size: fisher_of_task(Double(model), task, loss, labels=mode, batch_size=size) for size in (3, 256)
-    }
-    expected = literal_fisher(whole, samples, (labels - task.classes[0]).tolist(), mode, seed=11)
-    expected = {f"model.{name[2:]}": value for name, value in expected.items() if name.startswith("0.")}
-    assert_same(found[3], expected)
-    assert_same(found[256], expected)
-
-
-def test_for_a_metric_loss_it_is_a_function_of_the_seed(tiny_stream: Stream):
-    torch.manual_seed(0)
-    model = mlp((1, 4, 4), dim=4, hidden=(8,))
-    loss = Retrieval(make_loss("contrastive", dim=4, num_classes=6))
-
-    def measured(seed: int, size: int) -> Tensor:
-        torch.manual_seed(seed)
-        values = fisher_of_task(model, tiny_stream[0], loss, loss_batch_size=size, samples_per_class=2)
-        return torch.cat([value.flatten() for value in values.values()])
-
-    assert torch.equal(measured(0, 4), measured(0, 4))
-    assert not torch.allclose(measured(0, 4), measured(1, 4))
-    assert not torch.allclose(measured(0, 4), measured(0, 8))
