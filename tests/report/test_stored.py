@@ -33,7 +33,7 @@ from tripletmas.runs.directory import RunDirectory
 
 
 def test_the_kinds_of_galleries_that_a_run_has(run: Path, stored: Path, unfinished: Path):
-    kinds = [[row.kind for row in gallery_rows(read_run(path))] for path in (run, unfinished, stored)]
+    kinds = [[row[0] for row in gallery_rows(read_run(path))] for path in (run, unfinished, stored)]
     assert kinds == [[], ["fresh", "stale"], ["fresh", "stale", "compensated"]]
 
 

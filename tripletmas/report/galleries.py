@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,23 +24,6 @@ _MAPS = {
     "linear": "by a linear map",
     "mlp": "by a small network",
 }
-
-
-@dataclass(frozen=True)
-class GalleryRow:
-    """One kind of gallery after the last finished task.
-
-    Attributes:
-        meaning: what it is.
-        scores: of each scope its average, and the share of the fresh average that it keeps.
-        images, seconds: what embedding earlier images again, after every task, took in all; a dash if not recorded.
-    """
-
-    kind: str
-    meaning: str
-    scores: tuple[str, ...]
-    images: str
-    seconds: str
 
 
 def stored_matrices(run: Run, scope: str) -> dict[str, Tensor]:
@@ -62,30 +44,28 @@ def meaning(run: Run, kind: str) -> str:
     return f"the stale vectors, moved {how} fitted on the new task's images alone"
 
 
-def gallery_rows(run: Run) -> list[GalleryRow]:
-    """A row for each kind of gallery that was measured; [] where only the fresh one was."""
+def gallery_rows(run: Run) -> list[list[str]]:
+    """A row for each kind of gallery that was measured; [] where only the fresh one was.
+
+    Its cells: the kind; what it is; of each scope the average after the last finished task, and the share of the fresh
+    average that it keeps; the images and seconds that embedding again took after every task, in all.
+    """
     by_scope = [stored_matrices(run, scope) for scope in SCOPES]
-    kinds = [kind for kind in KINDS if any(kind in matrices for matrices in by_scope)]
-    return [GalleryRow(kind, meaning(run, kind), _shares(by_scope, kind), *_cost(run, kind)) for kind in kinds]
+    rows = []
+    for kind in KINDS:
+        if any(kind in matrices for matrices in by_scope):
+            again = [task["reembed"] for task in run.tasks if kind == "fresh"]  # only the fresh one needs it
+            images, seconds = (sum(record[what] for record in again) for what in ("images", "seconds"))
+            kept = (cell for matrices in by_scope for cell in _kept(matrices, kind))
+            rows.append([kind, meaning(run, kind), *kept, f"{images:,}", f"{seconds:.3g}"])
+    return rows
 
 
-def _shares(by_scope: Sequence[Mapping[str, Tensor]], kind: str) -> tuple[str, ...]:
-    """Of each scope the average, and the share of the fresh average that it is."""
-    cells = []
-    for matrices in by_scope:
-        mean, fresh = (average(matrices[each]) if each in matrices else math.nan for each in (kind, "fresh"))
-        share = 100 * mean / fresh if fresh else math.nan
-        cells += [number(mean), "–" if math.isnan(share) else f"{share:.0f} %"]
-    return tuple(cells)
-
-
-def _cost(run: Run, kind: str) -> tuple[str, str]:
-    """The images and the seconds of embedding again, which only the fresh gallery needs; dashes if not recorded."""
-    records = [task["reembed"] for task in run.tasks if task.get("reembed")]
-    if not records:
-        return "–", "–"
-    images, seconds = (sum(record[key] for record in records) * (kind == "fresh") for key in ("images", "seconds"))
-    return f"{images:,}", f"{seconds:.3g}"
+def _kept(matrices: Mapping[str, Tensor], kind: str) -> tuple[str, str]:
+    """The average on one kind of gallery, and the share of the fresh average that it is."""
+    mean, fresh = (average(matrices[each]) if each in matrices else math.nan for each in (kind, "fresh"))
+    share = 100 * mean / fresh if fresh else math.nan
+    return number(mean), "–" if math.isnan(share) else f"{share:.0f} %"
 
 
 def draw_galleries(figure: Figure, theme: Theme, curves: Mapping[str, Sequence[float]], low: float, label: str) -> None:

@@ -72,8 +72,8 @@ def query_page(grid: Grid, *, about: str, measure: str, notes: Sequence[str] = (
     """
     title = f"Nearest images of {len(grid.rows)} queries" if len(grid.rows) != 1 else "Nearest images"
     said = f"{about}; scores: {measure}, larger is nearer"
-    values = {"title": title, "about": [said], "grid": grid, "notes": notes, "versions": {}, "thumbnail": thumbnail}
-    return render("query.html.j2", {**values, "side": QUERY_PIXELS})
+    values = {"title": title, "about": [said], "grid": grid, "notes": notes, "versions": {}, "side": QUERY_PIXELS}
+    return render("query.html.j2", {**values, **GRID_TOOLS})
 
 
 def thumbnail(picture: Tensor, side: int = 64) -> Thumbnail:
@@ -126,3 +126,6 @@ def _note(rows: Sequence[Row], chosen: int) -> str:
         return note
     turned = sum(_changed(row) == 0 for row in rows)
     return f"{note}; the first answer turned right or wrong for {turned} of {len(rows)}"
+
+
+GRID_TOOLS = {"thumbnail": thumbnail, "verdict": verdict, "digits": digits}  # what `grid.html.j2` calls

@@ -13,7 +13,7 @@ from tripletmas.report.comparison_plots import draw_average, draw_embeddings, dr
 from tripletmas.report.embedding_map import read_map
 from tripletmas.report.embedding_plot import final_picture
 from tripletmas.report.galleries import gallery_rows
-from tripletmas.report.grid import digits, groups, thumbnail, verdict
+from tripletmas.report.grid import GRID_TOOLS, groups
 from tripletmas.report.html import Plot, make_plot, render
 from tripletmas.report.read import read_run
 from tripletmas.report.run_plots import map_plot, run_plots
@@ -44,29 +44,21 @@ def write_report(run_directory: Path | str) -> Path:
     values = {
         "title": run.name,
         "about": rows.about(run),
+        "run": run,
         "primary": run.primary,
         "wording": run.kind.wording,
-        "headline": rows.headline(run),
-        "metrics": rows.metric_rows(run),
-        "tasks": rows.task_rows(run),
+        "rows": rows,
         "plots": run_plots(run, out),
-        "missing": run.missing,
-        "shown": run.kind.wording.shown,
         "grid": grid,
         "groups": groups(grid, run),
-        "thumbnail": thumbnail,
-        "verdict": verdict,
-        "digits": digits,
+        **GRID_TOOLS,
         "map": found,
         "map_plot": found and map_plot(found, out),
         "galleries": gallery_rows(run),
-        "layers": rows.layer_rows(run),
         "search_head": search.HEAD,
         "searches": search.search_rows(run.searches, limit=60),
-        "coverage": rows.coverage_lines(run),
         "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
         "versions": run.section("version"),
-        "duration": rows.duration(run.seconds()),
     }
     return _write(out / "report.html", "run.html.j2", values)
 
@@ -92,16 +84,9 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "about": rows.about(first)[:-1] if links else rows.about(first)[1:-1],
         "primary": compared.kind.primary,
         "wording": compared.kind.wording,
+        "compared": compared,
         "methods": compared.methods,
-        "forward": any(method.forward_transfer.measured for method in compared.methods),
-        "unseen": any(method.unseen.measured for method in compared.methods),
-        "joint": compared.joint if len(compared.methods) > 1 else None,
-        "galleries": compared.galleries,
-        "paired": compared.paired,
-        "left_out": tables.left_out(compared),
         "tables": tables,
-        "task_names": compared.task_names,
-        "seeds": max(len(method.runs) for method in compared.methods),
         "plots": _comparison_plots(compared, page.parent),
         "links": links,
         "versions": first.section("version"),
