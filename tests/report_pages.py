@@ -17,7 +17,7 @@ MATRIX = [[0.9], [0.85, 0.8], [0.6, 0.7, 0.95]]
 
 # Names that a page must show as they are: markup, TeX, a script that fonts lack, a long one.
 EVIL = '<script>document.title = "broken"</script>'
-NAMES = [EVIL, "</script><b>", "a & b", "$\\frac$", "木", "[red]", "&amp;", "<!-- ]]> " + "a" * 200]
+NAMES = [EVIL, "</script><b>", "[red] a & b", "$\\frac$", "木 &amp;", "<!-- ]]> " + "a" * 200]
 
 
 class Page(HTMLParser):

@@ -20,9 +20,9 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory) -> Path:
-    """A finished run with everything that is recorded of stored vectors."""
-    path = write_run(tmp_path_factory.mktemp("runs") / "stored", matrix=MATRIX, galleries=True)
-    return write_report(path).parents[1]
+    """A finished run with everything that is recorded of stored vectors, and with odd names of classes."""
+    path = tmp_path_factory.mktemp("runs") / "stored"
+    return write_report(write_run(path, matrix=MATRIX, galleries=True, class_names=NAMES)).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +30,6 @@ def recognition(tmp_path_factory) -> Path:
     strategy = {"name": "mas+distill", "mas": {"strength": 0.3}, "distill": {"weight": 1.0}}
     path = write_run(tmp_path_factory.mktemp("runs") / "rec", matrix=MATRIX, objective="recognition", strategy=strategy)
     return write_report(path).parents[1]
-
-
-@pytest.fixture(scope="session")
-def oddly_named(tmp_path_factory) -> Path:
-    """A finished run of four tasks; the names of its classes hold markup, TeX, an unknown script."""
-    path = tmp_path_factory.mktemp("runs") / "run"
-    return write_report(write_run(path, num_tasks=4, class_names=NAMES, galleries=True)).parents[1]
 
 
 @pytest.fixture(scope="session")

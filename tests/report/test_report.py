@@ -58,7 +58,7 @@ SAID = {
         # C[1, 0] = 0.85 < 0.9, C[2, 0] = 0.6 < 0.9, C[2, 1] = 0.7 < 0.8: no pair of 3; backward: (-0.3 - 0.1) / 2
         *("Average compatibility: in 0 % of the pairs", "Backward compatibility: -0.200"),
         *("block1 36 0 100 %", "block2 36 9 75 %", "all layers 180 9 95 %"),
-        "✗",
+        *("✗", *NAMES),
     ],
     # the primary score is the accuracy on the gallery "task"; recall@1 lies 5 % below it and must not be what is shown
     "recognition": [
@@ -79,7 +79,6 @@ SAID = {
         "Queries and what they find",
         "measured over 2 tasks, and 3 are finished: run `tripletmas evaluate RUN --compatibility` again.",
     ],
-    "oddly_named": NAMES,
 }
 UNSAID = {
     "run": ["Not in this report", "forward transfer", "Strength", "ask-incremental"],
@@ -154,8 +153,8 @@ def test_a_second_report_is_the_same_and_drops_plots_without_data(run: Path):
     assert not (run / "report" / "stale.png").exists()
 
 
-def test_names_are_escaped(oddly_named: Path):
-    content = (oddly_named / "report" / "report.html").read_text(encoding="utf-8")
+def test_names_are_escaped(stored: Path):
+    content = (stored / "report" / "report.html").read_text(encoding="utf-8")
     assert content.count("<script") == content.count("</script>") == 2  # the map's data and the map's script
 
 
