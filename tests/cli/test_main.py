@@ -22,6 +22,7 @@ from tripletmas.basics.weights import load_state, state_of
 from tripletmas.cli.main import COMMANDS, main
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.recognition.objective import Recognition
+from tripletmas.runs import catalog
 from tripletmas.runs import task as task_training
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.strategies.consolidate import Consolidate
@@ -105,6 +106,21 @@ def test_the_package_can_be_run_and_its_status_is_the_exit_code():
 )
 def test_arguments_that_do_not_fit_are_told_in_one_line(arguments, message, call):
     assert call(*arguments) == (2, "", f"tripletmas: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "part"), [("strategies", "strategy"), ("losses", "loss"), ("models", "model"), ("data", "data")]
+)
+def test_what_there_is_is_listed_a_line_each(what, part, call):
+    lines = [line.split(maxsplit=1) for line in call("list", what)[1].splitlines()]
+    assert {name for name, _ in lines} == catalog.BUILT_IN[part]
+    assert len(lines) == len(catalog.BUILT_IN[part])
+    assert all(len(text) > 10 and "http" not in text for _, text in lines)
+
+
+def test_kinds_of_task_are_listed(call):
+    assert call("list", "objectives")[1].splitlines()[0] == "metric       a metric loss"
+    failed(call("list", "modles"), r"there is no list of 'modles' \(did you mean 'models'\?\)")
 
 
 # --- train

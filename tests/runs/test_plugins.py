@@ -244,15 +244,21 @@ def test_what_a_run_directory_is(mark):
     refused("lies inside the run directory")
 
 
-def test_nothing_beside_an_index(install):
+def test_an_index_brings_no_code_along(install):
+    """Unless training has named it: one's own code may lie where one's own index does."""
     save_tensors("weights.safetensors", {"vectors": torch.zeros(2)}, {"other": "tripletmas index"})
     os.mkfifo("pipe")  # which nobody writes to: to open it would wait for ever
-    find(PART, "mine.py:Mine")
-    ImageIndex.empty(Settings(dim=2, transform=Transform(8, 1))).save("shop.index")
-    refused("lies beside the index .*/shop.index: no code is executed from there")
     site = install("theirs", {"theirs.py": MINE})
-    Path("shop.index").rename(site / "shop.index")
-    refused("lies beside the index", "theirs:Mine")
+    for name, folder in (("mine.py:Mine", Path()), ("theirs:Mine", site)):
+        code = find(PART, name)
+        ImageIndex.empty(Settings(dim=2, transform=Transform(8, 1))).save(folder / "shop.index")
+        with pytest.raises(
+            ValueError, match=r"lies beside the index .*/shop\.index: training must have named it itself"
+        ):
+            accept(records_of(code), unseen=True)
+        accept(records_of(code))
+        accept(records_of(code), unseen=True)
+        assert recorded(PART, code.name, records_of(code)) == code
 
 
 # --- later

@@ -37,6 +37,10 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     for number, image in enumerate(load_digits().images[:40]):
         Image.fromarray((image * 255 / 16).astype("uint8")).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for block in PYTHON:
+        if named := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / named[1]).write_text(block)
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]

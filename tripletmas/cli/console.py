@@ -48,7 +48,7 @@ def open_run(path: str | Path, *, trust_code: bool) -> RunDirectory:
     """The run in a directory; its code, where it has any, is trusted from now on if that is asked for."""
     run = RunDirectory.open(path)
     if trust_code:
-        trust.accept(run.config().get("code"))
+        trust.accept(run.config().get("code"), unseen=True)
     return run
 
 

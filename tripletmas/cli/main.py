@@ -23,6 +23,7 @@ COMMANDS = {
     "index": ("index.index", "keep an index of images: build, add, remove, info, refresh"),
     "query": ("query.query", "find the images of an index that are nearest to others"),
     "export": ("export.export", "write the embeddings of a run for other programs"),
+    "list": ("listing.print_list", "what there is, a line each: strategies, losses, models, data, objectives"),
     "doctor": ("doctor.doctor", "versions, devices, OpenMP runtimes, and what is missing for which feature"),
 }
 

@@ -140,6 +140,10 @@ class Kind:
         """The tasks of what was read, with the options that are given."""
         raise NotImplementedError
 
+    def says_of(self, loss: str) -> str:
+        """What one of `losses` is, in a line."""
+        return self.says
+
     def loss_options(self, name: str) -> dict[str, Option]:
         """The options of one of `losses`."""
         return {}

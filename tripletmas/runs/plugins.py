@@ -36,7 +36,6 @@ GROUPS = {
     "objective": "tripletmas.objectives",
 }
 _RUN = re.compile(rb"^version:\s+tripletmas:", re.MULTILINE)  # in the config.yaml of a run that has not begun
-_INDEX = b'"tripletmas index":'  # in the header of an index file
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def find(part: str, name: str) -> Code:
 
     Raises:
         ValueError: if there is no such file, module or entry point; if it is not Python source; if it lies inside a run
-            directory or beside an index, which may come from somebody else.
+            directory, which may come from somebody else.
     """
     what = f"{part} {name!r}"
     target = name if is_written_out(name) else _value(part, name)
@@ -216,7 +215,7 @@ def _file_of(what: str, module: str) -> str:
 
 
 def _source(what: str, file: str, given: str) -> bytes:
-    """What a file holds, given as it was named, too; refused where it may come with a run or an index."""
+    """What a file holds, given as it was named, too; refused where it may come with a run."""
     if not os.path.isfile(file):
         raise ValueError(f"{what}: {file} is no file" if os.path.exists(file) else f"{what}: no such file: {file}")
     if not file.endswith(".py"):
@@ -224,8 +223,6 @@ def _source(what: str, file: str, given: str) -> bytes:
     for each in map(Path, dict.fromkeys((given, os.path.realpath(file)))):
         if inside := next(filter(_is_run, each.parents), None):
             raise ValueError(f"{what} lies inside the run directory {inside}: no code is executed from there")
-        if beside := next(filter(_is_index, each.parent.iterdir()), None):
-            raise ValueError(f"{what} lies beside the index {beside}: no code is executed from there")
     return Path(file).read_bytes()
 
 
@@ -237,16 +234,4 @@ def _is_run(folder: Path) -> bool:
             or _RUN.search(config.read_bytes()) is not None
         )
     except OSError:  # what cannot be read is no run that could be used
-        return False
-
-
-def _is_index(path: Path) -> bool:
-    """Whether a file is a safetensors file whose header is that of an index."""
-    try:
-        if not path.is_file():
-            return False
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
-            return file.read(1) == b"{" and size <= 10**8 and _INDEX in file.read(size - 1)
-    except OSError:
         return False

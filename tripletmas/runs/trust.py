@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tripletmas.runs.plugins import GROUPS, Code, find
 
+_INDEX = b'"tripletmas index":'  # in the header of an index file
 _SHOWN = 12  # digits of a checksum
 
 
@@ -44,15 +45,21 @@ def known(code: Code, advice: str) -> Code:
     return code
 
 
-def accept(records: object) -> None:
-    """Remember the parts that a run recorded, as if training by this account had named them.
+def accept(records: object, *, unseen: bool = False) -> None:
+    """Remember the parts that a run recorded, as those that training by this account named.
+
+    Args:
+        unseen: training did not name them. They must not lie beside an index then, with which they may have come.
 
     Raises:
         ValueError: for those that are not there any more as they were; OSError: where they cannot be remembered.
     """
     for part in GROUPS:
         for name in _mapping(_mapping(records).get(part)):
-            remember(_unchanged(part, name, records))
+            code = _unchanged(part, name, records)
+            if unseen and not remembered(code):
+                _refuse_beside_index(code)
+            remember(code)
 
 
 def _unchanged(part: str, name: str, records: object) -> Code:
@@ -77,6 +84,24 @@ def _unchanged(part: str, name: str, records: object) -> Code:
 def _mapping(content: object) -> Mapping[str, object]:
     """What stands in a file that anybody may have edited: a mapping, or nothing."""
     return content if isinstance(content, Mapping) else {}
+
+
+def _refuse_beside_index(code: Code) -> None:
+    index = next(filter(_is_index, Path(code.file).resolve().parent.iterdir()), None)
+    if index is not None:
+        raise ValueError(f"{code.part} {code.name!r} lies beside the index {index}: training must have named it itself")
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is a safetensors file whose header is that of an index."""
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
+            return file.read(1) == b"{" and size <= 10**8 and _INDEX in file.read(size - 1)
+    except OSError:
+        return False
 
 
 def memory() -> Path:

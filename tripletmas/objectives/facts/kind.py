@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,9 @@ class FactsKind(Kind):
         language = language_view([parse_fact(each) for each in source.train.class_names], call(make_words, given))
         stream, unseen = call(make_fact_stream, given, source, language)
         return Data(stream, unseen, language)
+
+    def says_of(self, loss: str) -> str:
+        return str(inspect.getdoc(_LOSSES[loss])).partition("\n")[0]
 
     def loss_options(self, name: str) -> dict[str, Option]:
         return options_of(_LOSSES[name])

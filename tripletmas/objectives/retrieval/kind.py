@@ -74,6 +74,9 @@ class RetrievalKind(Kind):
     def data(self, source: Source, given: Mapping[str, Any]) -> Data:
         return class_data(source, given)
 
+    def says_of(self, loss: str) -> str:
+        return f"{losses.LOSSES[loss].constructor.__name__} of pytorch-metric-learning"
+
     def loss_options(self, name: str) -> dict[str, Option]:
         mining = Option(Literal[losses.MININGS], losses.default_mining(name), "which pairs or triplets the loss sees")
         return {"mining": mining} | {
