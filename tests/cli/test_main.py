@@ -16,7 +16,6 @@ from commands import SMALL, failed, interrupt_after
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from tripletmas import report as reports
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import load_state, state_of
 from tripletmas.cli.main import COMMANDS, main
@@ -271,7 +270,7 @@ def test_mean_and_deviation_over_seeds(trained, call):
 
 def test_ctrl_c_says_how_to_go_on(call, tmp_path, trained, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(reports, "write_report", lambda path: path)
+    monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=1)
         status, text, complaint = call("train", "--out", out, "--report", "false", *SMALL)
@@ -290,7 +289,7 @@ def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("tripletmas.runs.catalog.build_data", interrupt)
         assert call("train", "--out", tmp_path / "new", *SMALL) == (130, "", "\ninterrupted\n")
-    monkeypatch.setattr(reports, "write_report", interrupt)
+    monkeypatch.setattr("tripletmas.report.page.write_report", interrupt)
     assert call("report", runs / "mas") == (130, "", "\ninterrupted\n")
 
 
@@ -300,7 +299,7 @@ def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, mon
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=4)  # the three tasks of the first seed, and one of the second
         assert call("train", "--out", out, "--seeds", "0,1", "--report", "false", *SMALL)[0] == 130
-        patch.setattr(reports, "write_report", lambda path: f"{path}/report.html")
+        patch.setattr("tripletmas.report.page.write_report", lambda path: f"{path}/report.html")
         patch.setattr(task_training, "_train_epoch", real)
         status, text, _ = call("resume", out)
     assert status == 0
@@ -337,7 +336,7 @@ def task_folders(write_images, tmp_path):
 
 
 def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(reports, "write_report", lambda path: path)
+    monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     add, options = task_folders
     add("b", "c")
     out = tmp_path / "run"
@@ -518,7 +517,7 @@ def test_compare_writes_where_it_is_told(call, runs, tmp_path, monkeypatch):
         asked.append((directories, out, seeds))
         return out / "page.html"
 
-    monkeypatch.setattr(reports, "write_comparison", write_comparison)
+    monkeypatch.setattr("tripletmas.report.page.write_comparison", write_comparison)
     status, text, _ = call("compare", runs / "seeds", "--out", tmp_path / "elsewhere", "--seeds", "0,1")
     assert status == 0
     assert asked == [([runs / "seeds"], tmp_path / "elsewhere", [0, 1])]
@@ -602,7 +601,7 @@ def test_importance_is_added_to_the_protection(weight, invert, call, runs, photo
 
 
 def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
-    monkeypatch.setattr(reports, "write_report", lambda path: path)
+    monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     assert call("importance", runs / "mas", "--images", photos)[0] == 0
     with open(runs / "mas" / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "importance", "samp')  # of a measurement that was killed
@@ -780,7 +779,7 @@ def test_a_sweep_outlives_a_value_that_diverges(call, tmp_path):
 
 def test_a_run_of_an_older_version_is_gone_on_with(call, runs, monkeypatch):
     """It lacks the options that were not there yet; they had what is the default now."""
-    monkeypatch.setattr(reports, "write_report", lambda path: path)
+    monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     path = runs / "mas" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     for part, option in (

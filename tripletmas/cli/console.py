@@ -12,7 +12,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tripletmas import report as reports
 from tripletmas.runs import configuration, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 
@@ -75,11 +74,14 @@ def make_table(title: str, *columns: str, show_header: bool = True) -> Table:
 def print_comparison(
     directories: Sequence[Path], *, markdown: bool = False, seeds: Sequence[int] | None = None
 ) -> None:
-    found = reports.comparison(directories, seeds=seeds)
+    from tripletmas.report.compare import comparison  # a report draws, and that takes a while to import
+    from tripletmas.report.tables import comparison_markdown, comparison_table
+
+    found = comparison(directories, seeds=seeds)
     if markdown:
-        print(reports.comparison_markdown(found))
+        print(comparison_markdown(found))
     else:
-        console().print(reports.comparison_table(found))
+        console().print(comparison_table(found))
 
 
 def numbers(text: str, option: str) -> list[int]:

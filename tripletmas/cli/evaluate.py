@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tripletmas import report as reports
 from tripletmas.basics.files import without_nan
 from tripletmas.cli import galleries
 from tripletmas.cli.console import (
@@ -130,15 +129,19 @@ def compare(arguments: Sequence[str]) -> None:
     know_kinds(directories, trust_code=options.trust_code)
     print_comparison(directories, markdown=options.markdown, seeds=seeds)
     if not options.markdown:
+        from tripletmas.report.page import write_comparison  # it draws, and that takes a while to import
+
         out = Path(options.out) if options.out else directories[0].parent / "comparison"
-        print(f"page: {reports.write_comparison(directories, out, seeds=seeds)}")
+        print(f"page: {write_comparison(directories, out, seeds=seeds)}")
 
 
 def report(arguments: Sequence[str]) -> None:
     """Write the report of a run again, from its directory alone."""
+    from tripletmas.report.page import write_report  # it draws, and that takes a while to import
+
     options = make_parser("report", report.__doc__, "run", "--trust-code").parse_args(arguments)
     know_kinds([Path(options.run)], trust_code=options.trust_code)
-    print(f"report: {reports.write_report(options.run)}")
+    print(f"report: {write_report(options.run)}")
 
 
 def _split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

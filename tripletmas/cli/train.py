@@ -12,7 +12,6 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from tripletmas import report as reports
 from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
 from tripletmas.runs import configuration, sweeps, trust
@@ -79,7 +78,10 @@ def search(arguments: Sequence[str]) -> None:
     out = Path(own["out"] or "runs/search")
     trust.accept(config.get("code"))
     _run(config, out)
-    console().print(reports.search_table(reports.read_run(out).searches))
+    from tripletmas.report.read import read_run  # a report draws, and that takes a while to import
+    from tripletmas.report.search import search_table
+
+    console().print(search_table(read_run(out).searches))
 
 
 def resume(arguments: Sequence[str]) -> None:
@@ -115,7 +117,9 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
         raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: {go_on}") from None
     print_comparison([out])
     if write_report:
-        print(f"report: {reports.write_report(out)}")
+        from tripletmas.report import page  # it draws, and that takes a while to import
+
+        print(f"report: {page.write_report(out)}")
 
 
 def _run_seeds(
@@ -156,6 +160,8 @@ def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runne
 
 def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configured, run: _Runner) -> None:
     """Runs with the values that optuna chooses."""
+    from tripletmas.report.compare import comparison  # a report draws, and that takes a while to import
+
     lowest = {option: f"{low:g}" for option, (low, _) in sweeps.ranges(texts).items()}
     _say_what_chooses(configured(lowest))
 
@@ -166,7 +172,7 @@ def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configure
         except FloatingPointError as error:
             print(f"{folder} failed: {error}", file=sys.stderr)
             return -1.0  # below every score
-        return reports.comparison([folder]).methods[0].average.mean
+        return comparison([folder]).methods[0].average.mean
 
     best, value = sweeps.guided(texts, trials, score)
     folders = [out / f"trial{number:03d}" for number in range(trials)]

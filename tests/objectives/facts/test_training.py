@@ -18,7 +18,6 @@ import torch
 from commands import failed, interrupt_after
 from PIL import Image
 
-from tripletmas import report as reports
 from tripletmas.cli.main import main
 from tripletmas.models.embedding import embed
 from tripletmas.objectives.embedded import EmbeddedTasks
@@ -174,7 +173,7 @@ def test_a_search_for_a_strength_asks_images_that_were_held_out(data):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(run, tmp_path, call, monkeypatch):
-    monkeypatch.setattr(reports, "write_report", lambda path: path)
+    monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=3)  # two of the first task, one of the second
         assert call("train", "--out", tmp_path / "mas", *OPTIONS)[0] == 130
