@@ -122,7 +122,7 @@ def run_seed(source: Source, setting: Setting, strengths: list[float], seed: int
     config = tm.TrainConfig(epochs=setting.old_epochs, batch_size=setting.batch_size, freeze_batchnorm=True, seed=seed)
     images, queries = concatenate([first.train, second.train]), concatenate([first.query, second.query])
     old = tm.Task("old", tuple(sorted(first.classes + second.classes)), images, queries)
-    tm.train_stream(model, (old,), tm.Finetune(), loss, config)
+    tm.train_stream(model, (old,), tm.strategies.Finetune(), loss, config)
 
     few = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: len(images) // 2]
     measured_on = (images, images.subset(few), first.train, second.train)

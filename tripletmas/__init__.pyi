@@ -1,3 +1,11 @@
+from . import data as data
+from . import index as index
+from . import models as models
+from . import objectives as objectives
+from . import protection as protection
+from . import report as report
+from . import runs as runs
+from . import strategies as strategies
 from .data.dataset import LabelledDataset as LabelledDataset
 from .data.dataset import Source as Source
 from .data.tasks import Stream as Stream
@@ -46,16 +54,5 @@ from .runs.loop import train_stream as train_stream
 from .runs.options import TrainConfig as TrainConfig
 from .runs.strength import SearchConfig as SearchConfig
 from .strategies.base import Strategy as Strategy
-from .strategies.combine import Combine as Combine
-from .strategies.consolidate import Consolidate as Consolidate
-from .strategies.distill import Distill as Distill
-from .strategies.ebll import EBLL as EBLL
-from .strategies.ewc import ElasticWeightConsolidation as ElasticWeightConsolidation
-from .strategies.finetune import Finetune as Finetune
-from .strategies.frozen import Frozen as Frozen
-from .strategies.imm import IMM as IMM
-from .strategies.joint import Joint as Joint
-from .strategies.replay import Replay as Replay
-from .strategies.si import SynapticIntelligence as SynapticIntelligence
 
 __version__: str

@@ -24,7 +24,7 @@ from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.runs import catalog
 from tripletmas.runs import task as task_training
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.strategies.consolidate import Consolidate
+from tripletmas.strategies.mas import MAS
 
 
 @pytest.fixture(scope="module")
@@ -726,7 +726,7 @@ def test_a_sweep_on_validation_data_with_seeds(call, tmp_path):
     ("options", "message"),
     [
         (["--strategy", "ewc", "--objective", "recognition"], "does not measure importance on unlabelled data"),
-        (["--strategy", "si"], "SynapticIntelligence does not measure importance on unlabelled data"),
+        (["--strategy", "si"], "SI does not measure importance on unlabelled data"),
         (["--strategy", "l2"], "this importance is not one of unlabelled data"),
         (["--strategy.batch_gradients", "8"], "or depends on batches: use mas"),
         (["--strategy", "mas+l2"], "importance is measured for one protecting strategy, not for mas, l2"),
@@ -756,9 +756,9 @@ def test_importance_is_measured_on_the_weights_that_are_trained(call, tmp_path, 
     checkpoint = RunDirectory.open(out).load_checkpoint()
     assert checkpoint is not None
     seen = []
-    real = Consolidate.measure
+    real = MAS.measure
     monkeypatch.setattr(
-        Consolidate, "measure", lambda self, model, data: seen.append(state_of(model)) or real(self, model, data)
+        MAS, "measure", lambda self, model, data: seen.append(state_of(model)) or real(self, model, data)
     )
     assert call("importance", out, "--images", photos)[0] == 0
     assert all(torch.equal(value, seen[0][name]) for name, value in checkpoint.model.items())

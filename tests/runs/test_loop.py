@@ -31,7 +31,7 @@ from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
 from tripletmas.strategies.joint import Joint
-from tripletmas.strategies.mas import mas
+from tripletmas.strategies.mas import MAS
 
 SMALL = TrainConfig(epochs=2, batch_size=8, samples_per_class=2)
 
@@ -266,7 +266,7 @@ def test_joint_takes_all_data_so_far(tiny_stream, tmp_path):
 
 def test_mas_penalty_and_importance_are_recorded(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
-    strategy = mas(strength=2.0)
+    strategy = MAS(strength=2.0)
     train_stream(perceptron(), tiny_stream, strategy, triplet(), SMALL, run)
     penalties = {(r["task"], r["epoch"]): r["penalty"] for r in run.records() if r["kind"] == "epoch"}
     assert penalties[0, 0] == penalties[0, 1] == 0  # nothing is protected yet
@@ -329,17 +329,17 @@ def failing_at(step: int, value: float = math.nan):
 def test_a_loss_that_is_not_finite_stops_and_nothing_is_overwritten(value, tiny_stream, tmp_path):
     """2 steps an epoch, 2 epochs a task: step 7 is task 1, epoch 1, step 1."""
     whole = perceptron()
-    train_stream(whole, tiny_stream, mas(), triplet(), SMALL)
+    train_stream(whole, tiny_stream, MAS(), triplet(), SMALL)
     run = RunDirectory.create(tmp_path / "run", {})
     place = r"the loss is (nan|inf) in task 1 \(c2,c3\), epoch 1, step 1: lower lr"
     with pytest.raises(FloatingPointError, match=place):
-        train_stream(perceptron(), tiny_stream, mas(), failing_at(7, value), SMALL, run)
+        train_stream(perceptron(), tiny_stream, MAS(), failing_at(7, value), SMALL, run)
     saved = run.load_checkpoint()
     assert saved is not None
     assert (saved.task, saved.epoch) == (1, 1)
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
     again = perceptron()
-    train_stream(again, tiny_stream, mas(), triplet(), SMALL, run)
+    train_stream(again, tiny_stream, MAS(), triplet(), SMALL, run)
     assert same(again, whole)
 
 
@@ -401,7 +401,7 @@ def test_a_task_of_one_class(name, class_images):
     """A triplet finds no negative in it, which is no error."""
     stream = make_stream(Source(class_images(3)), tasks=[2, 1])[0]
     scores = train_stream(
-        perceptron(), stream, mas(), make_loss(name, dim=4, num_classes=3), replace(SMALL, batch_size=16)
+        perceptron(), stream, MAS(), make_loss(name, dim=4, num_classes=3), replace(SMALL, batch_size=16)
     )
     assert scores.matrix()[1].isfinite().all()
 
@@ -411,15 +411,15 @@ def test_a_task_of_one_class(name, class_images):
 
 def test_tasks_that_are_added_at_the_end_are_learned_and_earlier_ones_stay(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
-    train_stream(perceptron(), tiny_stream[:2], mas(), triplet(), SMALL, run)
+    train_stream(perceptron(), tiny_stream[:2], MAS(), triplet(), SMALL, run)
     records = run.records()
     weights = (run.path / "weights" / "task00.safetensors").stat().st_mtime_ns
     again, whole = perceptron(), perceptron()
-    scores = train_stream(again, tiny_stream, mas(), triplet(), SMALL, run)
+    scores = train_stream(again, tiny_stream, MAS(), triplet(), SMALL, run)
     assert run.records()[: len(records)] == records
     assert {record["task"] for record in run.records()[len(records) :]} == {2}
     assert (run.path / "weights" / "task00.safetensors").stat().st_mtime_ns == weights
-    expected = train_stream(whole, tiny_stream, mas(), triplet(), SMALL)
+    expected = train_stream(whole, tiny_stream, MAS(), triplet(), SMALL)
     assert same(again, whole)
     assert scores.to_json() == expected.to_json() == run.read_json("scores.json")
 
@@ -427,14 +427,14 @@ def test_tasks_that_are_added_at_the_end_are_learned_and_earlier_ones_stay(tiny_
 def test_a_finished_run_is_not_trained_again(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     model = perceptron()
-    scores = train_stream(model, tiny_stream, mas(), triplet(), SMALL, run)
+    scores = train_stream(model, tiny_stream, MAS(), triplet(), SMALL, run)
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
     again = perceptron()
 
     def never(embeddings, labels):
         raise AssertionError("a finished run was trained")
 
-    assert train_stream(again, tiny_stream, mas(), never, SMALL, run).to_json() == scores.to_json()
+    assert train_stream(again, tiny_stream, MAS(), never, SMALL, run).to_json() == scores.to_json()
     assert same(again, model)
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
 
@@ -485,7 +485,7 @@ def test_a_checkpoint_of_another_model(tiny_stream, tmp_path):
 def test_what_is_recorded(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     model = perceptron()
-    scores = train_stream(model, tiny_stream, mas(), triplet(), SMALL, run)
+    scores = train_stream(model, tiny_stream, MAS(), triplet(), SMALL, run)
     epochs, tasks = ([r for r in run.records() if r["kind"] == kind] for kind in ("epoch", "task"))
     assert [(r["task"], r["epoch"]) for r in epochs] == [(task, epoch) for task in range(3) for epoch in range(2)]
     assert {"loss", "penalty", "rate", "steps", "seconds"} <= epochs[0].keys()
@@ -520,7 +520,7 @@ def test_what_is_left_unprotected_is_recorded(class_images, tmp_path):
     stream = make_stream(Source(class_images(2, side=16)), tasks=1)[0]
     run = RunDirectory.create(tmp_path / "run", {})
     proxies = make_loss("proxy_anchor", dim=4, num_classes=2)
-    train_stream(conv4((1, 16, 16), dim=4, width=4), stream, mas(), proxies, replace(SMALL, epochs=1), run)
+    train_stream(conv4((1, 16, 16), dim=4, width=4), stream, MAS(), proxies, replace(SMALL, epochs=1), run)
     unprotected = run.records()[-1]["unprotected"]
     assert "block1.norm.running_mean" in unprotected["buffers"]
     assert unprotected["loss parameters"] == ["loss.proxies"]
@@ -553,7 +553,7 @@ def test_a_task_where_nothing_can_be_found_is_null_in_strict_json(class_images, 
 
 def test_without_a_run_directory_nothing_is_written(tiny_stream, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    scores = train_stream(linear(), tiny_stream, mas(), triplet(), SMALL)
+    scores = train_stream(linear(), tiny_stream, MAS(), triplet(), SMALL)
     assert scores.matrix().tril().isfinite().all()
     assert list(tmp_path.iterdir()) == []
 
@@ -564,11 +564,11 @@ class Terminal(io.StringIO):
 
 
 def test_bars_are_for_terminals_only(tiny_stream, monkeypatch, capsys):
-    train_stream(linear(), tiny_stream[:1], mas(), triplet(), SMALL)
+    train_stream(linear(), tiny_stream[:1], MAS(), triplet(), SMALL)
     assert capsys.readouterr().err == ""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    train_stream(linear(), tiny_stream[:1], mas(), triplet(), SMALL)
+    train_stream(linear(), tiny_stream[:1], MAS(), triplet(), SMALL)
     shown = terminal.getvalue()
     assert "task c0,c1 epoch 1/2" in shown
     for word in ("loss=", "penalty=", "rate="):
@@ -589,7 +589,7 @@ def test_workers_change_nothing(augment, workers, write_images, tmp_path):
         assert not isinstance(source.train.samples, Tensor)
         stream, _ = make_stream(source, augment=augment, test_share=0.5)
         model = perceptron()
-        train_stream(model, stream, mas(), triplet(), replace(SMALL, epochs=1, num_workers=num_workers))
+        train_stream(model, stream, MAS(), triplet(), replace(SMALL, epochs=1, num_workers=num_workers))
         results.append(model)
     assert same(*results)
 
@@ -619,7 +619,7 @@ def test_recognition_runs_through_the_same_loop(tiny_stream, tmp_path):
     torch.manual_seed(0)
     loss = Recognition(4, [task.classes for task in tiny_stream], tiny_stream[0].train.class_names)
     config = replace(SMALL, epochs=60, lr=0.01, sampler="shuffled")
-    scores = train_stream(perceptron(), tiny_stream, mas(output="logits"), loss, config, run)
+    scores = train_stream(perceptron(), tiny_stream, MAS(output="logits"), loss, config, run)
     accuracy = scores.matrix("accuracy", "task")
     assert accuracy.diagonal().mean() > 0.8  # two classes each: guessing gives 0.5
     for kind in ("fresh", "stale", "compensated"):
@@ -635,7 +635,7 @@ def test_recognition_runs_through_the_same_loop(tiny_stream, tmp_path):
 def test_importance_of_the_logits_is_that_of_the_head_that_was_learned(tiny_stream):
     torch.manual_seed(0)
     loss = Recognition(4, [task.classes for task in tiny_stream], tiny_stream[0].train.class_names)
-    model, strategy = perceptron(), mas(output="logits", relative=False)
+    model, strategy = perceptron(), MAS(output="logits", relative=False)
     train_stream(model, tiny_stream[:1], strategy, loss, SMALL)
     whole = nn.Sequential(model, loss.heads[0])
     samples, _ = tiny_stream[0].train.plain()[list(range(len(tiny_stream[0].train)))]
@@ -646,7 +646,7 @@ def test_importance_of_the_logits_is_that_of_the_head_that_was_learned(tiny_stre
 
 def test_logits_need_heads(tiny_stream):
     with pytest.raises(ValueError, match="output 'logits' needs heads: use it with --objective recognition"):
-        train_stream(perceptron(), tiny_stream, mas(output="logits"), triplet(), SMALL)
+        train_stream(perceptron(), tiny_stream, MAS(output="logits"), triplet(), SMALL)
 
 
 def test_scores_before_a_task_is_learned(tiny_stream, tmp_path):

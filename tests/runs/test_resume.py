@@ -42,9 +42,9 @@ from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
 from tripletmas.strategies.joint import Joint
-from tripletmas.strategies.mas import mas
+from tripletmas.strategies.mas import MAS
 
-STRATEGIES = {"finetune": Finetune, "frozen": Frozen, "mas": lambda: mas(strength=1.0), "joint": Joint}
+STRATEGIES = {"finetune": Finetune, "frozen": Frozen, "mas": lambda: MAS(strength=1.0), "joint": Joint}
 
 
 @pytest.fixture

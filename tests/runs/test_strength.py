@@ -27,7 +27,7 @@ from tripletmas.runs.strength import SearchConfig, find_strength
 from tripletmas.runs.task import Learner, train_task
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.finetune import Finetune
-from tripletmas.strategies.mas import mas
+from tripletmas.strategies.mas import MAS
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.005)
 
@@ -67,7 +67,7 @@ def with_scores(monkeypatch, scores: dict[float, float]) -> list[float]:
 
 def test_the_first_strength_that_leaves_room_is_taken(monkeypatch):
     stream = make_stream()
-    learner = make_learner(stream, mas())
+    learner = make_learner(stream, MAS())
     # floor (1 - 0.25) * 0.8 = 0.6: 8 and 4 are below, 2 is above, 1 is not tried
     tried = with_scores(monkeypatch, {0.0: 0.8, 8.0: 0.55, 4.0: 0.59, 2.0: 0.61})
     found = find_strength(learner, stream[1], stream[:1], SearchConfig(start=8.0, drop=0.25))
@@ -84,7 +84,7 @@ def test_the_first_strength_that_leaves_room_is_taken(monkeypatch):
 
 def test_where_none_leaves_room_the_task_is_learned_without(monkeypatch, caplog):
     stream = make_stream()
-    learner = make_learner(stream, mas())
+    learner = make_learner(stream, MAS())
     with_scores(monkeypatch, {0.0: 0.9, 4.0: 0.5, 2.0: 0.5, 1.0: 0.5})
     with caplog.at_level(logging.WARNING, "tripletmas.runs.strength"):
         found = find_strength(learner, stream[1], stream[:1], SearchConfig(start=4.0, most=3))
@@ -94,7 +94,7 @@ def test_where_none_leaves_room_the_task_is_learned_without(monkeypatch, caplog)
 
 def test_a_floor_that_guessing_reaches_is_told(monkeypatch, caplog):
     stream = make_stream()
-    learner = make_learner(stream, mas())
+    learner = make_learner(stream, MAS())
     with_scores(monkeypatch, {0.0: 0.6, 4.0: 0.5})  # 0.8 * 0.6 = 0.48, and guessing gives 0.5
     with caplog.at_level(logging.WARNING, "tripletmas.runs.strength"):
         find_strength(learner, stream[1], stream[:1], SearchConfig(start=4.0))
@@ -103,7 +103,7 @@ def test_a_floor_that_guessing_reaches_is_told(monkeypatch, caplog):
 
 def test_a_strength_at_which_training_diverges_is_halved_like_others(monkeypatch):
     stream = make_stream()
-    learner = make_learner(stream, mas())
+    learner = make_learner(stream, MAS())
 
     def trial(learner, start, task, earlier, strength):
         if strength > 4:
@@ -119,7 +119,7 @@ def test_a_strength_at_which_training_diverges_is_halved_like_others(monkeypatch
 
 def test_a_finetune_that_does_not_learn_is_an_error(monkeypatch):
     stream = make_stream()
-    learner = make_learner(stream, mas())
+    learner = make_learner(stream, MAS())
     with_scores(monkeypatch, {0.0: 0.52})  # two classes of equal size: guessing gives 0.5
     with pytest.raises(ValueError, match=r"finetune reaches 0\.520 on validation data of task 'c,d', where guessing"):
         find_strength(learner, stream[1], stream[:1], SearchConfig(start=1.0))
@@ -128,7 +128,7 @@ def test_a_finetune_that_does_not_learn_is_an_error(monkeypatch):
 @pytest.mark.parametrize("recognition", [False, True])
 def test_a_search_leaves_the_learner_as_it_was(recognition):
     stream = make_stream()
-    learner = make_learner(stream, mas(), recognition=recognition)
+    learner = make_learner(stream, MAS(), recognition=recognition)
     parts = (learner.model, learner.objective)
     before = [snapshot(state_of(part)) for part in parts if isinstance(part, nn.Module)]
     held = snapshot(learner.strategy.state_dict())
@@ -142,9 +142,9 @@ def test_a_search_leaves_the_learner_as_it_was(recognition):
 
 def test_a_trial_is_training_with_that_strength_on_the_part_that_is_not_held_out():
     stream = make_stream()
-    learner = make_learner(stream, mas())
+    learner = make_learner(stream, MAS())
     found = find_strength(learner, stream[1], stream[:1], SearchConfig(start=10.0, drop=0.9))
-    other = make_learner(stream, mas())
+    other = make_learner(stream, MAS())
     task, _ = samples_held_out(stream[1], 0.2, CONFIG.seed)
     other.strategy.set_strength(10.0)
     train_task(other, task, stream[:1])
@@ -202,7 +202,7 @@ def test_a_searched_run_is_recorded_and_goes_on_with_what_was_found(tmp_path, mo
 
     def run(name: str) -> RunDirectory:
         torch.manual_seed(0)
-        model, strategy = mlp((8,), dim=6, hidden=(16,)), mas()
+        model, strategy = mlp((8,), dim=6, hidden=(16,)), MAS()
         directory = RunDirectory.create(tmp_path / name, {})
         loss = make_loss("triplet", dim=6, num_classes=6)
         train_stream(model, stream, strategy, loss, CONFIG, directory, SearchConfig(start=5.0))

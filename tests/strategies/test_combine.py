@@ -16,14 +16,14 @@ from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
 from tripletmas.strategies.imm import IMM
 from tripletmas.strategies.joint import Joint
-from tripletmas.strategies.l2 import l2
-from tripletmas.strategies.mas import mas
+from tripletmas.strategies.l2 import L2
+from tripletmas.strategies.mas import MAS
 from tripletmas.strategies.replay import Replay
 
 
 def test_frozen_combines_with_nothing():
     with pytest.raises(ValueError, match="'frozen' combines with nothing: its model learns the first task only"):
-        Combine({"frozen": Frozen(), "mas": mas()})
+        Combine({"frozen": Frozen(), "mas": MAS()})
 
 
 class Recorder(Strategy):
@@ -65,7 +65,7 @@ def test_losses_are_added(terms, expected):
 
 
 def test_protections_and_states_are_those_of_all_parts(tiny_stream):
-    parts = {"mas": mas(), "l2": l2(), "distill": Distill()}
+    parts = {"mas": MAS(), "l2": L2(), "distill": Distill()}
     model, strategy = make_model(), Combine(parts)
     strategy.prepare(model, make_metric(), tiny_stream)
     strategy.before_task(model, tiny_stream[0], torch.optim.SGD(model.parameters(), lr=0.1))
@@ -74,7 +74,7 @@ def test_protections_and_states_are_those_of_all_parts(tiny_stream):
     state = strategy.state_dict()
     expected = [f"{name}/{key}" for name, part in parts.items() for key in part.state_dict()]
     assert list(state) == expected
-    other = Combine({"mas": mas(), "l2": l2(), "distill": Distill()})
+    other = Combine({"mas": MAS(), "l2": L2(), "distill": Distill()})
     change(model)
     other.prepare(model, make_metric(), tiny_stream)
     other.load_state_dict(state)
@@ -83,7 +83,7 @@ def test_protections_and_states_are_those_of_all_parts(tiny_stream):
 
 
 def test_a_name_that_ends_another_is_no_prefix_of_it(tiny_stream):
-    model, strategy = make_model(), Combine({"l2": l2(), "my_l2": l2()})
+    model, strategy = make_model(), Combine({"l2": L2(), "my_l2": L2()})
     strategy.prepare(model, make_metric(), tiny_stream)
     strategy.after_task(model, tiny_stream[0])
     state = {key: value * (2 if key.startswith("my_l2/") else 1) for key, value in strategy.state_dict().items()}
@@ -92,7 +92,7 @@ def test_a_name_that_ends_another_is_no_prefix_of_it(tiny_stream):
 
 
 def test_data_and_deployed_model_are_those_of_the_part_that_has_them(tiny_stream):
-    strategy = Combine({"l2": l2(), "joint": Joint(), "imm": IMM()})
+    strategy = Combine({"l2": L2(), "joint": Joint(), "imm": IMM()})
     model = make_model()
     strategy.prepare(model, make_metric(), tiny_stream)
     data = strategy.training_data(tiny_stream[1], tiny_stream[:1])
@@ -102,13 +102,13 @@ def test_data_and_deployed_model_are_those_of_the_part_that_has_them(tiny_stream
     for task in tiny_stream[:2]:
         strategy.after_task(model, task)
     assert strategy.deployed(model) is strategy.parts["imm"].deployed(model) is not model
-    plain = Combine({"l2": l2(), "distill": Distill()})
+    plain = Combine({"l2": L2(), "distill": Distill()})
     assert plain.training_data(tiny_stream[1], tiny_stream[:1]) is tiny_stream[1].train
     assert plain.deployed(model) is model
 
 
 def test_the_strength_that_is_searched_is_that_of_the_named_part(tiny_stream):
-    strategy = Combine({"mas": mas(), "distill": Distill(strength=2.0)}, searched="mas")
+    strategy = Combine({"mas": MAS(), "distill": Distill(strength=2.0)}, searched="mas")
     strategy.prepare(make_model(), make_metric(), tiny_stream)
     strategy.set_strength(0.125)
     assert strategy.protections[0].strength == 0.125
@@ -116,13 +116,13 @@ def test_the_strength_that_is_searched_is_that_of_the_named_part(tiny_stream):
     assert isinstance(distill, Distill)
     assert distill.strength == 2.0
     with pytest.raises(ValueError, match=r"Combine\(\.\.\., searched='mas'\)"):
-        Combine({"mas": mas(), "distill": Distill()}).set_strength(0.1)
+        Combine({"mas": MAS(), "distill": Distill()}).set_strength(0.1)
 
 
 def test_what_cannot_go_together_is_refused():
     same = Finetune()
     refused = [
-        ({"joint": Joint(), "mas": mas(), "replay": Replay()}, "'joint' and 'replay' .* both define the training data"),
+        ({"joint": Joint(), "mas": MAS(), "replay": Replay()}, "'joint' and 'replay' .* both define the training data"),
         ({"joint": Joint(), "replay": Replay()}, "'joint' and 'replay' .* both define the training data"),
         ({"a": IMM(), "b": IMM()}, "'a' and 'b' cannot be combined: they both deploy a model of their own"),
         ({"a": same, "b": same}, "the same strategy object"),
@@ -132,4 +132,4 @@ def test_what_cannot_go_together_is_refused():
         with pytest.raises(ValueError, match=message):
             Combine(parts)
     with pytest.raises(ValueError, match=r"searched must be one of \['mas'\], got 'distill'"):
-        Combine({"mas": mas()}, searched="distill")
+        Combine({"mas": MAS()}, searched="distill")

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tripletmas.models.embedding import embed
 from tripletmas.objectives.recognition.objective import Recognition
-from tripletmas.strategies.autoencoder import Encoder, encode, train_encoder
-from tripletmas.strategies.ebll import EBLL
+from tripletmas.strategies.ebll import EBLL, Encoder, encode, train_encoder
 
 
 def literal_code(embedding: list[float], encoder: Encoder) -> list[float]:

@@ -16,7 +16,7 @@ from tripletmas.objectives.retrieval.losses import MetricLoss, make_loss
 from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
-from tripletmas.strategies.ewc import ElasticWeightConsolidation
+from tripletmas.strategies.ewc import EWC
 from tripletmas.strategies.fisher_of_task import fisher_of_task
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, samples_per_class=2)
@@ -39,9 +39,7 @@ def contrastive(stream: Stream) -> MetricLoss:
 OBJECTIVES = {"recognition": recognition, "metric": contrastive}
 
 
-def prepared(
-    stream: Stream, make: Callable[[Stream], MetricLoss], strategy: ElasticWeightConsolidation
-) -> tuple[nn.Module, MetricLoss]:
+def prepared(stream: Stream, make: Callable[[Stream], MetricLoss], strategy: EWC) -> tuple[nn.Module, MetricLoss]:
     model, loss = perceptron(), make(stream)
     strategy.prepare(model, loss, stream)
     return model, loss
@@ -59,7 +57,7 @@ def moved(model: nn.Module, by: float) -> Params:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_penalty_is_the_formula(objective: str, tiny_stream: Stream):
     """strength * sum (decay * F1 + F2) (theta - theta2)^2, and its gradient 2 * strength * (...) * (theta - theta2)."""
-    strategy = ElasticWeightConsolidation(strength=5.0, decay=0.5, loss_batch_size=8)
+    strategy = EWC(strength=5.0, decay=0.5, loss_batch_size=8)
     model, loss = prepared(tiny_stream, OBJECTIVES[objective], strategy)
     measured = []
     for number in range(2):
@@ -83,7 +81,7 @@ def test_the_penalty_is_the_formula(objective: str, tiny_stream: Stream):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_it_changes_later_tasks_only_and_strength_0_is_finetune(objective: str, tiny_stream: Stream):
     def weights(strength: float | None, tasks: int) -> Tensor:
-        strategy = ElasticWeightConsolidation(strength=strength or 0.0, loss_batch_size=8)
+        strategy = EWC(strength=strength or 0.0, loss_batch_size=8)
         model, loss = perceptron(), OBJECTIVES[objective](tiny_stream)
         train_stream(model, tiny_stream[:tasks], strategy, loss, CONFIG)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -94,7 +92,7 @@ def test_it_changes_later_tasks_only_and_strength_0_is_finetune(objective: str, 
 
 def test_each_task_is_measured_by_its_own_head(tiny_stream: Stream):
     """Heads of weight 0 give the trunk no gradient: where only head 1 is not 0, only task 1 has importance."""
-    strategy = ElasticWeightConsolidation()
+    strategy = EWC()
     model, loss = prepared(tiny_stream, recognition, strategy)
     assert isinstance(loss, Recognition)
     for number in (0, 2):
@@ -107,7 +105,7 @@ def test_each_task_is_measured_by_its_own_head(tiny_stream: Stream):
 
 def test_a_satisfied_hinge_says_so(tiny_stream: Stream):
     """With a margin of -2 no triplet is violated: distances of unit vectors are at most 2."""
-    strategy = ElasticWeightConsolidation()
+    strategy = EWC()
     satisfied = Retrieval(make_loss("triplet", dim=4, num_classes=6, options={"margin": -2.0}))
     with pytest.raises(ValueError, match=r"zero everywhere.*larger margin"):
         train_stream(perceptron(), tiny_stream, strategy, satisfied, CONFIG)
@@ -115,6 +113,6 @@ def test_a_satisfied_hinge_says_so(tiny_stream: Stream):
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="labels must be"):
-        ElasticWeightConsolidation(labels="own")  # pyright: ignore[reportArgumentType]
+        EWC(labels="own")  # pyright: ignore[reportArgumentType]
     with pytest.raises(RuntimeError, match="prepare"):
-        ElasticWeightConsolidation().state_dict()
+        EWC().state_dict()

@@ -10,7 +10,7 @@ from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.protection.importance.uniform import uniform_importance
 from tripletmas.protection.protection import Protection
-from tripletmas.strategies.l2 import l2
+from tripletmas.strategies.l2 import L2
 
 
 def make_model() -> nn.Module:
@@ -29,7 +29,7 @@ def test_every_trainable_weight_counts_the_same():
 @pytest.mark.parametrize(("decay", "weights"), [(1.0, (1, 2, 3)), (0.0, (1, 1, 1)), (0.5, (1, 1.5, 1.75))])
 def test_the_penalty(decay, weights, tiny_stream):
     """strength * (1 + decay + decay^2 + ...) * sum (theta - theta*)^2, around the weights of the last task."""
-    model, strategy = make_model(), l2(strength=0.3, decay=decay)
+    model, strategy = make_model(), L2(strength=0.3, decay=decay)
     strategy.prepare(model, Retrieval(make_loss("triplet", dim=3, num_classes=6)), tiny_stream)
     for task, weight in zip(tiny_stream, weights, strict=True):
         strategy.after_task(model, task)
@@ -45,7 +45,7 @@ def test_the_penalty(decay, weights, tiny_stream):
 
 
 def test_its_protection_is_saved_and_loaded(tiny_stream, tmp_path):
-    model, strategy = make_model(), l2(strength=0.3)
+    model, strategy = make_model(), L2(strength=0.3)
     strategy.prepare(model, Retrieval(make_loss("triplet", dim=3, num_classes=6)), tiny_stream)
     strategy.after_task(model, tiny_stream[0])
     strategy.protections[0].save(tmp_path / "l2.safetensors")

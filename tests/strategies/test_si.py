@@ -15,8 +15,7 @@ from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
-from tripletmas.strategies.path_integral import PathIntegral
-from tripletmas.strategies.si import SynapticIntelligence
+from tripletmas.strategies.si import SI, PathIntegral
 
 CONFIG = TrainConfig(epochs=3, batch_size=8, samples_per_class=2, lr=0.01)
 
@@ -120,7 +119,7 @@ def test_it_is_the_literal_loop(tiny_stream: Stream, clip: float | None):
     loss = Retrieval(make_loss("contrastive", dim=4, num_classes=6))
     strength, damping = 20.0, 0.01
 
-    strategy = SynapticIntelligence(strength=strength, damping=damping)
+    strategy = SI(strength=strength, damping=damping)
     model = perceptron()
     strategy.prepare(model, loss, tiny_stream)
     for number in range(2):
@@ -167,8 +166,8 @@ def test_it_is_the_literal_loop(tiny_stream: Stream, clip: float | None):
         torch.testing.assert_close(found[name], importance[name], rtol=1e-3, atol=1e-5 * float(importance[name].max()))
 
 
-def trained(stream: Stream, strength: float = 10.0) -> tuple[nn.Module, SynapticIntelligence]:
-    strategy = SynapticIntelligence(strength=strength)
+def trained(stream: Stream, strength: float = 10.0) -> tuple[nn.Module, SI]:
+    strategy = SI(strength=strength)
     model = perceptron()
     train_stream(model, stream, strategy, make_loss("contrastive", dim=4, num_classes=6), CONFIG)
     return model, strategy
@@ -207,11 +206,11 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_task_ends_the_same(tiny_stream
     monkeypatch.setattr(RunDirectory, "save_checkpoint", stops)
     run = RunDirectory(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train_stream(perceptron(), tiny_stream, SynapticIntelligence(strength=10.0), loss, CONFIG, run)
+        train_stream(perceptron(), tiny_stream, SI(strength=10.0), loss, CONFIG, run)
     start = run.load_checkpoint()
     assert start is not None
     assert (start.task, start.epoch) == (1, 2)
-    resumed, model = SynapticIntelligence(strength=10.0), perceptron()
+    resumed, model = SI(strength=10.0), perceptron()
     train_stream(model, tiny_stream, resumed, loss, CONFIG, RunDirectory(tmp_path))
     assert torch.equal(weights(model), weights(whole))
     found, expected = resumed.state_dict(), strategy.state_dict()
@@ -220,20 +219,20 @@ def test_a_run_that_is_resumed_in_the_middle_of_a_task_ends_the_same(tiny_stream
 
 
 def test_recognition_leaves_the_heads_out(tiny_stream: Stream):
-    strategy, model = SynapticIntelligence(), perceptron()
+    strategy, model = SI(), perceptron()
     loss = Recognition(4, [task.classes for task in tiny_stream], tiny_stream[0].train.class_names)
     train_stream(model, tiny_stream, strategy, loss, CONFIG)
     assert strategy.protections[0].importance.keys() == trainable(model).keys()
 
 
 def test_without_a_loss_it_says_so(tiny_stream: Stream):
-    strategy, model = SynapticIntelligence(), perceptron()
+    strategy, model = SI(), perceptron()
     with pytest.raises(ValueError, match="no step of this task lowered its loss"):
         train_stream(model, tiny_stream, strategy, lambda embeddings, labels: 0 * embeddings.sum(), CONFIG)
 
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="damping must be > 0"):
-        SynapticIntelligence(damping=0.0)
+        SI(damping=0.0)
     with pytest.raises(RuntimeError, match="prepare"):
-        SynapticIntelligence().state_dict()
+        SI().state_dict()

@@ -358,7 +358,7 @@ def test_mas_measures_plain_samples_and_no_labels():
 
 def test_mas_must_be_prepared():
     strategy, task = build_strategy("mas", {}), make_stream(1)[0]
-    with pytest.raises(RuntimeError, match=r"call strategy\.prepare\(model, loss, stream\) first"):
+    with pytest.raises(RuntimeError, match=r"call strategy\.prepare\(model, objective, stream\) first"):
         strategy.after_task(make_model(), task)
 
 

@@ -1,1 +1,9 @@
+from .facts.losses import FactContrastive as FactContrastive
+from .facts.losses import FactDistance as FactDistance
+from .facts.objective import Facts as Facts
+from .kind import Kind as Kind
+from .objective import Objective as Objective
+from .recognition.objective import Recognition as Recognition
+from .retrieval.losses import make_loss as make_loss
+from .retrieval.objective import Retrieval as Retrieval
 from .scores import Scores as Scores

@@ -26,24 +26,24 @@ from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.combine import Combine
 from tripletmas.strategies.distill import Distill
 from tripletmas.strategies.ebll import EBLL
-from tripletmas.strategies.ewc import ElasticWeightConsolidation
+from tripletmas.strategies.ewc import EWC
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
 from tripletmas.strategies.imm import IMM
 from tripletmas.strategies.joint import Joint
-from tripletmas.strategies.l2 import l2
-from tripletmas.strategies.mas import local_mas, mas
+from tripletmas.strategies.l2 import L2
+from tripletmas.strategies.mas import MAS, LocalMAS
 from tripletmas.strategies.replay import Replay
-from tripletmas.strategies.si import SynapticIntelligence
+from tripletmas.strategies.si import SI
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": Finetune,
     "frozen": Frozen,
-    "mas": mas,
-    "local_mas": local_mas,
-    "l2": l2,
-    "ewc": ElasticWeightConsolidation,
-    "si": SynapticIntelligence,
+    "mas": MAS,
+    "local_mas": LocalMAS,
+    "l2": L2,
+    "ewc": EWC,
+    "si": SI,
     "distill": Distill,
     "ebll": EBLL,
     "imm": IMM,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,7 +12,9 @@ from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.objective import Objective
-from tripletmas.protection.protection import Protection
+
+if TYPE_CHECKING:
+    from tripletmas.protection.protection import Protection
 
 
 class Strategy:

@@ -33,7 +33,7 @@ class Combine(Strategy):
 
     def __init__(self, parts: Mapping[str, Strategy], *, searched: str | None = None):
         if not parts:
-            raise ValueError("Combine needs at least one strategy, by name: Combine({'mas': mas(), ...})")
+            raise ValueError("Combine needs at least one strategy, by name: Combine({'mas': MAS(), ...})")
         if len({id(part) for part in parts.values()}) < len(parts):
             raise ValueError(f"the same strategy object is in {list(parts)} twice: make one for each name")
         if searched is not None and searched not in parts:

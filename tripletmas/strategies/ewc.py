@@ -6,18 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from tripletmas.basics.weights import Params
-from tripletmas.data.tasks import Stream, Task
+from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.protection.importance.fisher import FisherLabels
 from tripletmas.protection.protection import Protection
-from tripletmas.strategies.base import Strategy
+from tripletmas.strategies.consolidate import Consolidate
 from tripletmas.strategies.fisher_of_task import fisher_of_task
 
 
-class ElasticWeightConsolidation(Strategy):
+class EWC(Consolidate):
     """Elastic weight consolidation: importance is the Fisher information of what was learned; it needs labels.
 
     Penalty: strength * sum_i F_i (theta_i - theta*_i)^2. In recognition F is the exact diagonal Fisher information of
@@ -60,41 +59,21 @@ class ElasticWeightConsolidation(Strategy):
         self.batch_size = batch_size
         self.loss_batch_size = loss_batch_size
         self.samples_per_class = samples_per_class
-        self._objective: Objective | None = None
 
-    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
-        self._objective = objective
-        self.protections = (Protection(model, strength=self.strength, decay=self.decay, estimate=self._estimate),)
+    def make_protection(self, model: nn.Module, objective: Objective) -> Protection:
+        def estimate(model: nn.Module, tasks: Iterable[Any]) -> Params:
+            (task,) = tasks
+            return fisher_of_task(
+                model,
+                task,
+                objective,
+                labels=self.labels,
+                batch_size=self.batch_size,
+                loss_batch_size=self.loss_batch_size,
+                samples_per_class=self.samples_per_class,
+            )
 
-    def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
-        self._prepared().attach(optimizer)
+        return Protection(model, strength=self.strength, decay=self.decay, estimate=estimate)
 
-    def after_task(self, model: nn.Module, task: Task) -> None:
-        self._prepared().consolidate([task])
-
-    def set_strength(self, strength: float) -> None:
-        self._prepared().strength = strength
-
-    def state_dict(self) -> Params:
-        return self._prepared().state_dict()
-
-    def load_state_dict(self, state: Params) -> None:
-        self._prepared().load_state_dict(state)
-
-    def _prepared(self) -> Protection:
-        if not self.protections:
-            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
-        return self.protections[0]
-
-    def _estimate(self, model: nn.Module, tasks: Iterable[Any]) -> Params:
-        assert self._objective is not None
-        (task,) = tasks
-        return fisher_of_task(
-            model,
-            task,
-            self._objective,
-            labels=self.labels,
-            batch_size=self.batch_size,
-            loss_batch_size=self.loss_batch_size,
-            samples_per_class=self.samples_per_class,
-        )
+    def measured_on(self, task: Task) -> Iterable[Any]:
+        return (task,)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from tripletmas.objectives.objective import Objective
 from tripletmas.protection.importance.uniform import uniform_importance
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.consolidate import Consolidate
 
 
-def l2(*, strength: float = 0.01, decay: float = 1.0) -> Consolidate:
+class L2(Consolidate):
     """Hold every weight where the last task left it: what importance adds shows in the difference to this.
 
     Penalty: strength * t * sum_i (theta_i - theta*_i)^2 after t tasks, since each adds an importance of 1 to every
@@ -20,6 +23,9 @@ def l2(*, strength: float = 0.01, decay: float = 1.0) -> Consolidate:
 
     Source: the baseline "L2" of Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 2017.
     """
-    return Consolidate(
-        lambda model, _: Protection(model, strength=strength, decay=decay, estimate=uniform_importance), from_data=False
-    )
+
+    def __init__(self, *, strength: float = 0.01, decay: float = 1.0):
+        self.strength, self.decay = strength, decay
+
+    def make_protection(self, model: nn.Module, objective: Objective) -> Protection:
+        return Protection(model, strength=self.strength, decay=self.decay, estimate=uniform_importance)

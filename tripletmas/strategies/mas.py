@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from tripletmas.protection.batches import Forward
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.weights import Params
+from tripletmas.data.tasks import Task
+from tripletmas.objectives.objective import Objective
+from tripletmas.protection import protection
 from tripletmas.protection.importance.mas import mas_importance
-from tripletmas.protection.protection import MAS, LocalMAS, Protection
 from tripletmas.strategies.consolidate import Consolidate
 
 
-def mas(
-    *,
-    strength: float = 0.3,
-    decay: float = 1.0,
-    relative: bool = True,
-    output: Literal["embedding", "logits", "parts"] = "embedding",
-    batch_gradients: int | None = None,
-) -> Consolidate:
+class MAS(Consolidate):
     """Memory Aware Synapses: importance is how much the length of the output reacts to a weight, without labels.
 
     Penalty: strength * sum_i Omega_i (theta_i - theta*_i)^2, Omega = (1/n) sum_k |d ||F(x_k)||^2 / d theta|.
@@ -38,21 +37,64 @@ def mas(
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018; the relative unit is ours.
     """
-    if batch_gradients is None:
-        return Consolidate(
-            lambda model, forward: MAS(model, strength, decay=decay, relative=relative, forward=forward), output=output
-        )
 
-    def protect(model: nn.Module, forward: Forward | None) -> Protection:
-        estimate = partial(mas_importance, relative=relative, forward=forward, approximate="batch")
-        return Protection(model, strength=strength, decay=decay, estimate=estimate)
+    def __init__(
+        self,
+        *,
+        strength: float = 0.3,
+        decay: float = 1.0,
+        relative: bool = True,
+        output: Literal["embedding", "logits", "parts"] = "embedding",
+        batch_gradients: int | None = None,
+    ):
+        self.strength, self.decay, self.relative = strength, decay, relative
+        self.output: str = output
+        self.batch_gradients = batch_gradients
+        self._objective: Objective | None = None
+        self._learned = 0
 
-    return Consolidate(protect, output=output, batch_size=batch_gradients, shuffled=True)
+    def make_protection(self, model: nn.Module, objective: Objective) -> protection.Protection:
+        if self.output not in objective.measured:
+            raise ValueError(
+                f"output {self.output!r} is nothing that this objective measures: it has {listed(objective.measured)}; "
+                "logits are those of the heads of recognition, parts those of facts"
+            )
+        self._objective = objective
+        forward = None if self.output == "embedding" else self._output
+        if self.batch_gradients is None:
+            return protection.MAS(model, self.strength, decay=self.decay, relative=self.relative, forward=forward)
+        estimate = partial(mas_importance, relative=self.relative, forward=forward, approximate="batch")
+        return protection.Protection(model, strength=self.strength, decay=self.decay, estimate=estimate)
+
+    def measured_on(self, task: Task) -> Iterable[Any]:
+        data = task.train.plain()
+        if self.batch_gradients is None:
+            return data.loader()
+        return data.subset(torch.randperm(len(data))).loader(self.batch_gradients)
+
+    def after_task(self, model: nn.Module, task: Task) -> None:
+        self._learned += 1
+        self.prepared().consolidate(self.measured_on(task))
+
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
+        if self.batch_gradients is not None or self.output == "parts":
+            raise ValueError("this importance depends on batches, or on the facts of images: it needs more than images")
+        return self.prepared().estimate(model, batches)
+
+    def state_dict(self) -> Params:
+        learned = {} if self.output == "embedding" else {"learned": torch.tensor(self._learned)}
+        return self.prepared().state_dict() | learned
+
+    def load_state_dict(self, state: Params) -> None:
+        self._learned = int(state.get("learned", 0))
+        self.prepared().load_state_dict(state)
+
+    def _output(self, model: nn.Module, batch: Any) -> Tensor:
+        assert self._objective is not None
+        return self._objective.output(self.output, model, batch, self._learned - 1)
 
 
-def local_mas(
-    *, strength: float = 0.3, decay: float = 1.0, relative: bool = True, left_out: tuple[str, ...] = ()
-) -> Consolidate:
+class LocalMAS(Consolidate):
     """Local MAS: importance of each layer by itself, without a backward pass; on ReLU layers it is Hebb's rule.
 
     Penalty and memory are those of mas; costs a forward pass over the data after each task.
@@ -66,6 +108,26 @@ def local_mas(
 
     Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the local version; the relative unit is ours.
     """
-    return Consolidate(
-        lambda model, _: LocalMAS(model, strength, decay=decay, relative=relative, left_out=left_out), try_first=True
-    )
+
+    def __init__(
+        self,
+        *,
+        strength: float = 0.3,
+        decay: float = 1.0,
+        relative: bool = True,
+        left_out: tuple[str, ...] = (),
+    ):
+        self.strength, self.decay, self.relative, self.left_out = strength, decay, relative, left_out
+
+    def make_protection(self, model: nn.Module, objective: Objective) -> protection.Protection:
+        return protection.LocalMAS(
+            model, self.strength, decay=self.decay, relative=self.relative, left_out=self.left_out
+        )
+
+    def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
+        self.prepared().attach(optimizer)
+        if not self.prepared().importance:  # what it says of layers that it does not know comes before the training
+            self.prepared().estimate(model, [task.train.plain()[[0, 1]]])
+
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
+        return self.prepared().estimate(model, batches)

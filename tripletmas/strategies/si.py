@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from tripletmas.basics.weights import Params
-from tripletmas.data.tasks import Stream, Task
+from tripletmas.basics.weights import Params, snapshot, trainable
+from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
+from tripletmas.protection.hooks import is_registered
 from tripletmas.protection.protection import Protection
-from tripletmas.strategies.base import Strategy
-from tripletmas.strategies.path_integral import PathIntegral
+from tripletmas.strategies.consolidate import Consolidate
 
 
-class SynapticIntelligence(Strategy):
+class SI(Consolidate):
     """Synaptic intelligence: importance is what each weight contributed to the fall of the loss, summed while training.
 
     Penalty: strength * sum_i Omega_i (theta_i - theta*_i)^2. Each task adds max(omega_i, 0) / (change_i^2 + damping) to
@@ -42,38 +48,116 @@ class SynapticIntelligence(Strategy):
         self.decay = decay
         self._path: PathIntegral | None = None
 
-    def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
+    def make_protection(self, model: nn.Module, objective: Objective) -> Protection:
         path = self._path = PathIntegral(model)
-        self.protections = (
-            Protection(
-                model, strength=self.strength, decay=self.decay, estimate=lambda model, batches: path.end(self.damping)
-            ),
-        )
+
+        def estimate(model: nn.Module, nothing: Iterable[Any]) -> Params:
+            return path.end(self.damping)  # measured on the way
+
+        return Protection(model, strength=self.strength, decay=self.decay, estimate=estimate)
+
+    def measured_on(self, task: Task) -> Iterable[Any]:
+        return ()
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
-        path, protection = self._prepared()
-        path.begin(optimizer)
-        protection.attach(optimizer)
+        self._way().begin(optimizer)
+        self.prepared().attach(optimizer)
 
     def after_step(self, model: nn.Module) -> None:
-        self._prepared()[0].after_step()
-
-    def after_task(self, model: nn.Module, task: Task) -> None:
-        self._prepared()[1].consolidate(())
-
-    def set_strength(self, strength: float) -> None:
-        self._prepared()[1].strength = strength
+        self._way().after_step()
 
     def state_dict(self) -> Params:
-        path, protection = self._prepared()
-        return path.state_dict() | protection.state_dict()
+        return self._way().state_dict() | self.prepared().state_dict()
 
     def load_state_dict(self, state: Params) -> None:
-        path, protection = self._prepared()
-        path.load_state_dict(state)
-        protection.load_state_dict(state)
+        self._way().load_state_dict(state)
+        self.prepared().load_state_dict(state)
 
-    def _prepared(self) -> tuple[PathIntegral, Protection]:
-        if self._path is None:
-            raise RuntimeError("call strategy.prepare(model, objective, stream) first")
-        return self._path, self.protections[0]
+    def _way(self) -> PathIntegral:
+        self.prepared()
+        assert self._path is not None
+        return self._path
+
+
+class _Before(NamedTuple):
+    parameter: nn.Parameter
+    gradient: Tensor
+    weights: Tensor
+
+
+class PathIntegral:
+    """omega_i = - sum over steps of g_i * (change of theta_i), g the gradient before any hook of the optimizer.
+
+    To first order, the sum over all weights is the fall of the loss. Stores two copies of the trainable parameters
+    during a task, and two more during a step.
+
+    Attributes:
+        omega: so far, by canonical name; empty between tasks.
+        start: the weights at the task's start, by canonical name.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.omega: Params = {}
+        self.start: Params = {}
+        self._step: dict[str, _Before] = {}
+        self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Begin a task, in which this optimizer steps; what its other hooks add to gradients does not count."""
+        self.start = snapshot(trainable(self.model))
+        self.omega = {name: torch.zeros_like(value) for name, value in self.start.items()}
+        if not is_registered(self._handles.get(optimizer), optimizer):
+            handle = self._handles[optimizer] = optimizer.register_step_pre_hook(self._before_step)
+            hooks = optimizer._optimizer_step_pre_hooks  # they run in this order: ours before all penalties
+            hooks.update({number: hooks.pop(number) for number in list(hooks) if number != handle.id})
+
+    def after_step(self) -> None:
+        """Add the step that was just made; nothing if the optimizer left it out, as a GradScaler may make it do."""
+        for name, (parameter, gradient, weights) in self._step.items():
+            self.omega[name].addcmul_(gradient, torch.sub(parameter.detach(), weights, out=weights), value=-1)
+        self._step = {}
+
+    def end(self, damping: float) -> Params:
+        """End the task: max(omega, 0) / ((change since its start)^2 + damping), by canonical name.
+
+        Raises:
+            ValueError: if it is zero everywhere.
+        """
+        importance = {
+            name: self.omega[name].clamp(min=0) / ((parameter.detach() - self.start[name]).square() + damping)
+            for name, parameter in trainable(self.model).items()
+        }
+        if not any(bool(value.any()) for value in importance.values()):
+            raise ValueError(
+                "the importance is zero everywhere: no step of this task lowered its loss. A metric loss with a "
+                "margin: all triplets or pairs satisfied it from the start; take a larger margin, a loss without a "
+                "hinge, or mas, which measures the embedding, not the loss. Else the loss only rose: lower lr"
+            )
+        self.omega, self.start = {}, {}
+        return importance
+
+    def state_dict(self) -> Params:
+        """`path/NAME` and `start/NAME`; empty between tasks."""
+        return {f"path/{name}": value for name, value in self.omega.items()} | {
+            f"start/{name}": value for name, value in self.start.items()
+        }
+
+    def load_state_dict(self, state: Params) -> None:
+        """Take over a state that `state_dict` gave; other names are left alone."""
+        current = trainable(self.model)
+        self.omega, self.start = (
+            {
+                name: torch.empty_like(parameter).copy_(state[f"{part}/{name}"]).detach()
+                for name, parameter in current.items()
+                if f"{part}/{name}" in state
+            }
+            for part in ("path", "start")
+        )
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self._step = {
+            name: _Before(parameter, parameter.grad.to_dense().clone(), parameter.detach().clone())
+            for name, parameter in trainable(self.model).items()
+            if parameter.grad is not None and name in self.omega
+        }
