@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tripletmas.basics.files import without_nan
@@ -16,6 +16,7 @@ from tripletmas.cli.console import (
     console,
     know_kinds,
     make_parser,
+    make_table,
     name_and_options,
     numbers,
     open_run,
@@ -24,9 +25,11 @@ from tripletmas.cli.console import (
 from tripletmas.data.tasks import Stream
 from tripletmas.models.embedding import Embedder
 from tripletmas.objectives.embedded import embed_tasks
+from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.runs import catalog, configuration
-from tripletmas.runs.experiment import load_trained
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import Experiment, load_trained
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -49,61 +52,66 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parser.parse_args(own)
     run = open_run(options.run, trust_code=options.trust_code)
     experiment, after = load_trained(run, options.after)
-    stream = experiment.stream[: after + 1]
     kinds = galleries.kinds_of(options.gallery, experiment.gallery.compensate)
-    objective = experiment.objective
-    if options.compatibility and not experiment.kind.finds_items:
-        raise ValueError(f"--compatibility is for images that search images, not for objective {experiment.kind.name}")
-    if of_data and not experiment.kind.takes_other_data:
-        raise ValueError(f"a run of objective {experiment.kind.name} is scored on its own data: leave --data out")
-    if of_data and (len(kinds) > 1 or options.compatibility):
-        raise ValueError("stale galleries and compatibility are those of the run's own data: leave --data out")
-    if of_data:
-        config, _ = configuration.parse(of_data, program="tripletmas evaluate")
-        stream = catalog.build_data(*name_and_options(config["data"]), kind_of(config)).stream
-        if stream[0].query.sample_shape != experiment.stream[0].query.sample_shape:
-            raise ValueError(
-                f"the model of {run.path} takes samples of shape {experiment.stream[0].query.sample_shape}, the data "
-                f"have {stream[0].query.sample_shape}: set --data.size or --data.channels"
-            )
+    _check(experiment.kind, of_data, stored=len(kinds) > 1, compatibility=options.compatibility)
+    stream = _other_data(run, experiment, of_data) if of_data else experiment.stream[: after + 1]
     chosen = _chosen(stream, options.task)
-    model = experiment.strategy.deployed(experiment.model)
+    objective = experiment.objective
     objective.embed = Embedder(experiment.training.eval_batch_size, experiment.training.num_workers)
-    embedded = embed_tasks(model, stream, objective.embed)
-    stored = {} if len(kinds) == 1 else galleries.stored_of(run, experiment, after, kinds)
+    embedded = embed_tasks(experiment.strategy.deployed(experiment.model), stream, objective.embed)
+    stored = galleries.stored_of(run, experiment, after, kinds) if len(kinds) > 1 else {}
     found = objective.score_other(stream, embedded) if of_data else objective.score(stream, embedded, stored)
-    names = [stream[number].name for number in chosen]
-    values = {
+    title, names = f"{run.path}, model after task {after}", [stream[number].name for number in chosen]
+    content: dict[str, Any] = {"tasks": names, "after": after} | {
         gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
         for gallery, metrics in found.values.items()
     }
     for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
-        table = Table(title=f"{run.path}, model after task {after}: {text}", title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("task")
-        main = experiment.kind.main_metrics
-        shown = {metric: each for metric, each in values[gallery].items() if not main or metric in main}
-        for metric in shown:
-            table.add_column(metric, justify="right")
-        for row, name in enumerate(names):
-            table.add_row(name, *(_cell(per_task[row]) for per_task in shown.values()))
-        if len(names) > 1:
-            table.add_row("mean", *(_cell(_mean(per_task)) for per_task in shown.values()), style="bold")
-        console().print(table)
-    extra = {}
+        console().print(_table(f"{title}: {text}", names, content[gallery], experiment.kind.main_metrics))
     if stored:
-        compared = galleries.compare(run, experiment, embedded, stored, found, chosen)
-        console().print(
-            galleries.table(compared, f"{run.path}, model after task {after}", experiment.kind.primary.searched)
-        )
-        extra["galleries"] = compared
+        content["galleries"] = galleries.compare(run, experiment, embedded, stored, found, chosen)
+        console().print(galleries.table(content["galleries"], title, experiment.kind.primary.searched))
     if options.compatibility:
         galleries.print_compatibility(run, experiment, after)
-    left_out = sum(found.without_relevant[number] for number in chosen)
-    if left_out:
+    if left_out := sum(found.without_relevant[number] for number in chosen):
         print(f"{left_out} {experiment.kind.wording.left_out}")
     if options.json:
-        content = without_nan({"tasks": names, "after": after, **values, **extra})
-        Path(options.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(without_nan(content), indent=1, allow_nan=False)
+        Path(options.json).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _check(kind: Kind, of_data: Sequence[str], *, stored: bool, compatibility: bool) -> None:
+    """Whether a run of this kind can be scored so."""
+    if compatibility and not kind.finds_items:
+        raise ValueError(f"--compatibility is for images that search images, not for objective {kind.name}")
+    if of_data and not kind.takes_other_data:
+        raise ValueError(f"a run of objective {kind.name} is scored on its own data: leave --data out")
+    if of_data and (stored or compatibility):
+        raise ValueError("stale galleries and compatibility are those of the run's own data: leave --data out")
+
+
+def _other_data(run: RunDirectory, experiment: Experiment, of_data: Sequence[str]) -> Stream:
+    """The tasks that these options describe, if the model takes their samples."""
+    config, _ = configuration.parse(of_data, program="tripletmas evaluate")
+    stream = catalog.build_data(*name_and_options(config["data"]), kind_of(config)).stream
+    own, other = (each[0].query.sample_shape for each in (experiment.stream, stream))
+    if own != other:
+        raise ValueError(
+            f"the model of {run.path} takes samples of shape {own}, the data have {other}: set --data.size or "
+            "--data.channels"
+        )
+    return stream
+
+
+def _table(title: str, names: Sequence[str], values: Mapping[str, Sequence[float]], main: Sequence[str]) -> Table:
+    """A row for each task, a column for each metric, or for the main ones, where a kind names them; and the means."""
+    shown = {metric: per_task for metric, per_task in values.items() if not main or metric in main}
+    table = make_table(title, "task", *(f">{metric}" for metric in shown))
+    for row, name in enumerate(names):
+        table.add_row(name, *(_cell(per_task[row]) for per_task in shown.values()))
+    if len(names) > 1:
+        table.add_row("mean", *(_cell(_mean(per_task)) for per_task in shown.values()), style="bold")
+    return table
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tripletmas.basics.sentences import suggestion
-from tripletmas.cli.console import console
+from tripletmas.cli.console import console, make_table
 from tripletmas.index.drift import DRIFT_MAPS
 from tripletmas.models.embedding import Embeddings
-from tripletmas.objectives.compatibility import average_compatibility, backward_compatibility
+from tripletmas.objectives.compatibility import Flips, average_compatibility, backward_compatibility
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment
@@ -21,6 +20,7 @@ from tripletmas.runs.resume import earlier_scores
 from tripletmas.runs.updates import compatibility_matrix, flips_of_update
 
 FRESH = "fresh"
+_UNKNOWN = Flips(math.nan, math.nan, math.nan)
 
 
 def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
@@ -70,13 +70,11 @@ def compare(
     for name in (FRESH, *stored):
         suffix = "" if name == FRESH else f"_{name}"
         seen, own = (_mean(found.values[scope + suffix][metric], chosen) for scope in ("seen", "task"))
-        numbers[name] = {f"seen {metric}": seen, f"task {metric}": own}
-        flipped = changed.get(name)
-        numbers[name] |= dict.fromkeys(("negative", "positive", "agreement"), math.nan)
-        if flipped:
-            numbers[name] |= flipped._asdict()
         images = experiment.objective.num_stored(earlier) if name != FRESH else 0
-        numbers[name] |= {
+        numbers[name] = {
+            f"seen {metric}": seen,
+            f"task {metric}": own,
+            **changed.get(name, _UNKNOWN)._asdict(),
             "images saved": images,
             "seconds saved": embedded.seconds if images else 0.0,
         }
@@ -85,16 +83,13 @@ def compare(
 
 def table(numbers: Mapping[str, Mapping[str, float]], title: str, metric: str) -> Table:
     """The numbers of `compare` for the terminal."""
-    table = Table(title=f"{title}: galleries", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("gallery")
-    heads = [metric, "of fresh", "own gallery", "negative flips", "positive flips", "same nearest"]
-    for head in (*heads, "not embedded again"):
-        table.add_column(head, justify="right")
+    heads = (metric, "of fresh", "own gallery", "negative flips", "positive flips", "same nearest")
+    table = make_table(f"{title}: galleries", "gallery", *(f">{head}" for head in (*heads, "not embedded again")))
     fresh = numbers[FRESH][f"seen {metric}"]
     for name, each in numbers.items():
-        shares = [each[f"seen {metric}"] / fresh if fresh else math.nan]
-        cells = [f"{each[f'seen {metric}']:.3f}", f"{shares[0]:.1%}", f"{each[f'task {metric}']:.3f}"]
-        cells += ["-" if math.isnan(each[key]) else f"{each[key]:.1%}" for key in ("negative", "positive", "agreement")]
+        share = each[f"seen {metric}"] / fresh if fresh else math.nan
+        cells = [f"{each[f'seen {metric}']:.3f}", f"{share:.1%}", f"{each[f'task {metric}']:.3f}"]
+        cells += ["-" if math.isnan(each[key]) else f"{each[key]:.1%}" for key in Flips._fields]
         saved = f"{each['images saved']:.0f} images, {each['seconds saved']:.1f} s" if each["images saved"] else "-"
         table.add_row(name, *cells, saved)
     table.caption = (
@@ -111,10 +106,8 @@ def print_compatibility(run: RunDirectory, experiment: Experiment, after: int) -
     earlier_scores(run, experiment.stream[: after + 1])
     embed = experiment.objective.embed
     matrix = compatibility_matrix(run, experiment.model, experiment.stream, after + 1, embed=embed)
-    shown = Table(title="recall@1 by query model and gallery model, all tasks", title_justify="left", box=SIMPLE_HEAD)
-    shown.add_column("queries after task")
-    for old in range(after + 1):
-        shown.add_column(f"gallery {old}", justify="right")
+    title, columns = "recall@1 by query model and gallery model, all tasks", range(after + 1)
+    shown = make_table(title, "queries after task", *(f">gallery {old}" for old in columns))
     for number, row in enumerate(matrix.tolist()):
         shown.add_row(str(number), *("" if math.isnan(value) else f"{value:.3f}" for value in row))
     console().print(shown)
