@@ -132,7 +132,7 @@ def test_a_strategy_goes_all_the_way(call, place, monkeypatch):
         interrupt_after(patch, epochs=1)
         assert call(*TRAIN, "--out=stopped")[0] == 130
     monkeypatch.chdir("/")
-    monkeypatch.setattr("tripletmas.report.write_report", lambda path: path)
+    monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     assert call("resume", place / "stopped")[0] == 0
     run, stopped = (RunDirectory(place / name) for name in ("run", "stopped"))
     assert run.scores() == stopped.scores()
@@ -203,7 +203,7 @@ def test_commands_execute_nothing_of_others(line, call, monkeypatch):
     """One sentence says what would be executed; with --trust-code it is."""
     failed(call(*line.split()), r"is code: .*/others\.py .* would be executed, .* add --trust-code to execute it")
     assert not executed()
-    monkeypatch.setattr("tripletmas.report.write_report", lambda path: path)
+    monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     result = call(*line.split(), "--trust-code")
     assert result[0] == 0 or "protects no weights" in result[2]
     assert call("evaluate", "run")[0] == 0  # from now on
