@@ -36,8 +36,8 @@ from tripletmas.basics.weights import Params
 from tripletmas.data.batches import seed_everything
 from tripletmas.data.dataset import LabelledDataset, Source, concatenate
 from tripletmas.models.embedding import Embedder
+from tripletmas.objectives.classes import DATASETS
 from tripletmas.objectives.embedded import embed_tasks
-from tripletmas.objectives.retrieval.kind import DATASETS
 from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.objectives.retrieval.objective import score_embedded
 

@@ -15,10 +15,10 @@ from tripletmas.basics.options import Option
 from tripletmas.data.dataset import Source
 from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.classes import DATASETS, class_data
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_task, joined
 from tripletmas.objectives.kind import Data, Kind, Map, Primary, Wording
 from tripletmas.objectives.objective import Objective
-from tripletmas.objectives.retrieval.kind import DATASETS, class_data
 from tripletmas.objectives.retrieval.objective import samples_held_out
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -11,8 +12,7 @@ import torch
 
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
-from tripletmas.cli.index_info import check_roots, info, model_of, stale_vectors, ways_out
-from tripletmas.cli.index_refresh import refresh
+from tripletmas.cli.index_info import check_roots, model_of, stale_vectors, ways_out
 from tripletmas.data.folders import LEFT_OUT, SPLITS
 from tripletmas.data.images import ImageFiles, find_images, missing_images
 from tripletmas.index.changes import add_images, remove_images
@@ -34,7 +34,7 @@ def index(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     if name not in _ACTIONS:
         raise ValueError(f"unknown command 'index {name}'{suggestion(name, _ACTIONS)}; see: tripletmas index --help")
-    _ACTIONS[name](rest)
+    getattr(importlib.import_module(f"tripletmas.cli.{_ACTIONS[name]}"), name)(rest)
 
 
 def build(arguments: Sequence[str]) -> None:
@@ -171,13 +171,7 @@ def _class_names(names: Sequence[str]) -> list[str | None]:
     return ["/".join(parts) or None for parts in folders]
 
 
-_ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {
-    "build": build,
-    "add": add,
-    "remove": remove,
-    "info": info,
-    "refresh": refresh,
-}
+_ACTIONS = {"build": "index", "add": "index", "remove": "index", "info": "index_info", "refresh": "index_refresh"}
 _HELP = """usage: tripletmas index build|add|remove|info|refresh ...
 
 {text}

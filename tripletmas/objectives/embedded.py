@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder, Embeddings
-from tripletmas.objectives.retrieval.evaluate import RetrievalScores
+
+if TYPE_CHECKING:
+    from tripletmas.objectives.retrieval.evaluate import RetrievalScores
 
 
 @dataclass(frozen=True)

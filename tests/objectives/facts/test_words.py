@@ -111,11 +111,11 @@ FORMATS = {
     "glove.txt": LINES,
     "word2vec.txt": "3 2\n" + LINES,
     "by the C tool.txt": "3 2\n" + LINES.replace("\n", " \n"),
-    "glove.txt.gz": gzip.compress(LINES.encode()),
-    "word2vec.txt.gz": gzip.compress(b"3 2\n" + LINES.encode()),
+    "glove.txt.gz": gzip.compress(LINES.encode(), mtime=0),
+    "word2vec.txt.gz": gzip.compress(b"3 2\n" + LINES.encode(), mtime=0),
     "word2vec.bin": BINARY,
     "without line ends.bin": BINARY.replace(b"\nof", b"of").replace(b"\nParis", b"Paris")[:-1],
-    "word2vec.bin.gz": gzip.compress(BINARY),
+    "word2vec.bin.gz": gzip.compress(BINARY, mtime=0),
 }
 
 
@@ -184,7 +184,7 @@ def test_a_word_is_looked_up_as_it_is_then_lower_then_capitalised(tmp_path):
         (b"1 2\nw " + struct.pack("<2f", 1.0, float("inf")), "the vector of 'w' has values that are not finite"),
         (b"1 2\nw " + struct.pack("<2f", float("-inf"), 1.0), "the vector of 'w' has values that are not finite"),
         (pickle.dumps(ROWS), r"it is a pickle, .* can run any code .*save_word2vec_format\(\"words.txt\"\)"),
-        (gzip.compress(LINES.encode()), "line 1: .* codec can't decode"),  # without .gz
+        (gzip.compress(LINES.encode(), mtime=0), "line 1: .* codec can't decode"),  # without .gz
     ],
     ids=range(24),
 )
@@ -198,7 +198,7 @@ def test_a_file_that_is_not_well_is_an_error_that_names_it(tmp_path, content, me
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cut.gz", gzip.compress(LINES.encode())[:-10], r"cut\.gz cannot .* vectors: Compressed file ended"),
+        ("cut.gz", gzip.compress(LINES.encode(), mtime=0)[:-10], r"cut\.gz cannot .* vectors: Compressed file ended"),
         ("plain.gz", LINES.encode(), r"plain\.gz cannot .* vectors: Not a gzipped file"),
     ],
 )

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from tripletmas.data.dataset import Source
-from tripletmas.data.tasks import make_stream
+from tripletmas.objectives import classes
 from tripletmas.objectives.kind import Data, Kind, Map, Primary, Wording
 from tripletmas.objectives.recognition.objective import Recognition
-from tripletmas.objectives.retrieval import kind as retrieval
 
 DEFINITIONS = {
     "accuracy": "the task's own head names the query's class, told which task it is",
     "accuracy_fresh": "the nearest class mean is the query's; means re-computed by the present model",
     "accuracy_stale": "the same with each mean as it was when its class was learned",
     "accuracy_compensated": "the same with the old means moved by the drift that new tasks' data show (SDC)",
-    **retrieval.DEFINITIONS,
+    **classes.DEFINITIONS,
 }
 WORDING = Wording(
     average="After the last task, the share of queries that their task's own head recognises, told which task it is; "
@@ -65,12 +64,12 @@ class RecognitionKind(Kind):
         "accuracy", "task", "task-incremental accuracy", "task-incremental accuracy: each task by its own head"
     )
     wording = WORDING
-    datasets = retrieval.DATASETS
-    stream_options = (make_stream,)
+    datasets = classes.DATASETS
+    stream_options = classes.STREAM_OPTIONS
     losses = ("cross_entropy",)
 
     def data(self, source: Source, given: Mapping[str, Any]) -> Data:
-        return retrieval.class_data(source, given)
+        return classes.class_data(source, given)
 
     def objective(self, loss: str, given: Mapping[str, Any], *, dim: int, data: Data) -> Recognition:
         return Recognition(dim, [task.classes for task in data.stream], data.stream[0].train.class_names)

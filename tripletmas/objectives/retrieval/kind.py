@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tripletmas.basics.options import Option, call
+from tripletmas.basics.options import Option
 from tripletmas.data.dataset import Source
-from tripletmas.data.sequences import READERS, sequence
-from tripletmas.data.tasks import make_stream
+from tripletmas.objectives.classes import DATASETS, DEFINITIONS, STREAM_OPTIONS, class_data
 from tripletmas.objectives.kind import Data, Kind, Map, Primary, Wording
 from tripletmas.objectives.retrieval import losses
 from tripletmas.objectives.retrieval.objective import Retrieval
 
-DEFINITIONS = {
-    "recall@1": "the nearest item is of the query's class",
-    "recall@2": "at least one of the 2 nearest is",
-    "recall@4": "at least one of the 4 nearest is",
-    "recall@8": "at least one of the 8 nearest is",
-    "r_precision": "share of the class among the R nearest, R being its size",
-    "map@r": "the same, weighted to the front: the mean of precision at each hit within R",
-    "mrr": "one over the rank of the first item of the class",
-}
 WORDING = Wording(
     average="After the last task, the share of queries whose nearest neighbour in the gallery of everything seen is of "
     "their own class; mean over the tasks.",
@@ -59,8 +49,6 @@ WORDING = Wording(
     definitions=DEFINITIONS,
 )
 
-DATASETS = {**READERS, "sequence": sequence}
-
 
 class RetrievalKind(Kind):
     name = "metric"
@@ -68,7 +56,7 @@ class RetrievalKind(Kind):
     primary = Primary("recall@1", "seen", "recall@1", "recall@1 on the gallery of all tasks seen")
     wording = WORDING
     datasets = DATASETS
-    stream_options = (make_stream,)
+    stream_options = STREAM_OPTIONS
     losses = tuple(losses.LOSSES)
 
     def data(self, source: Source, given: Mapping[str, Any]) -> Data:
@@ -89,8 +77,3 @@ class RetrievalKind(Kind):
         num_classes = len(data.stream[0].train.class_names)
         made = losses.make_loss(loss, dim=dim, num_classes=num_classes, mining=given.get("mining"), options=rest)
         return Retrieval(made)
-
-
-def class_data(source: Source, given: Mapping[str, Any]) -> Data:
-    """The tasks of a data set of classes."""
-    return Data(*call(make_stream, given, source))
