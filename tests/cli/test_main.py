@@ -727,8 +727,11 @@ def test_a_sweep_on_validation_data_with_seeds(call, tmp_path):
     [
         (["--strategy", "ewc", "--objective", "recognition"], "does not measure importance on unlabelled data"),
         (["--strategy", "si"], "SI does not measure importance on unlabelled data"),
-        (["--strategy", "l2"], "this importance is not one of unlabelled data"),
-        (["--strategy.batch_gradients", "8"], "or depends on batches: use mas"),
+        (["--strategy", "l2"], "L2 does not measure importance on unlabelled data"),
+        (
+            ["--strategy.batch_gradients", "8"],
+            "this importance depends on batches, or on the facts of images: it needs more than images",
+        ),
         (["--strategy", "mas+l2"], "importance is measured for one protecting strategy, not for mas, l2"),
     ],
 )
