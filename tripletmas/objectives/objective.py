@@ -6,7 +6,7 @@ One final subclass a kind of task, in the folder of the kind. A strategy or the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,8 +14,10 @@ from tripletmas.basics.weights import Params, load_state, state_of
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder, Embeddings
-from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
 from tripletmas.objectives.grid import Folder
+
+if TYPE_CHECKING:
+    from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
 
 # (what to call on a batch of a data set: (n, c) logits, labels -> (n,) which of the c is right)
 Likelihood = tuple[Callable[[nn.Module, Any], Tensor], Callable[[Tensor], Tensor]]
