@@ -55,27 +55,32 @@ def parse(
     """
     arguments, own = _with_files_unfolded(arguments)
     names, recorded = _admitted(_part_names(arguments), _part_names(own), code)
-    objective = names.pop("objective")
-    chosen = {part: name or _DEFAULT_NAMES[part] for part, name in names.items()}
-    chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
-    kind = _kind(objective, chosen["data"])
-    chosen["loss"] = _loss_for(kind, chosen["loss"])
+    chosen, kind = _chosen(names)
     parser = _parser(chosen, kind, program, extra)
     _refuse_unknown(arguments, parser, chosen)
     try:
         parsed = parser.parse_args(arguments).as_dict()
     except argparse.ArgumentError as error:
         raise ValueError(refused(error)) from None
-    config = {part: parsed.pop(part) for part in (*catalog.PARTS, "training", "gallery")}
+    config = {key: parsed.pop(key) for key in (*catalog.PARTS, "training", "gallery", *_ALONE)}
+    for part, name in chosen.items():
+        config[part] = {"name": name, **{key: value for key, value in config[part].items() if key != "name"}}
+    config["objective"] = names["objective"] or kind.name
     search = parsed.pop("search")
-    config |= {key: parsed.pop(key) for key in _ALONE} | {"objective": objective or kind.name}
-    for part in catalog.PARTS:
-        config[part] = {"name": chosen[part], **{k: v for k, v in config[part].items() if k != "name"}}
     if searched(config["strategy"]) is not None:
         config["search"] = search
     elif not may_search and (unused := [each for each in arguments if each.startswith("--search.")]):
         raise ValueError(f"{unused[0].partition('=')[0]} is for a strength that is searched: set a strength to auto")
     return _plain(config | ({"code": recorded} if recorded else {})), parsed
+
+
+def _chosen(names: Mapping[str, str]) -> tuple[dict[str, str], Kind]:
+    """(part -> its name, the kind of task) with the defaults of what is not named."""
+    chosen = {part: names[part] or default for part, default in _DEFAULT_NAMES.items()}
+    chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
+    kind = _kind(names["objective"], chosen["data"])
+    chosen["loss"] = _loss_for(kind, chosen["loss"])
+    return chosen, kind
 
 
 def searched(strategy: Mapping[str, Any]) -> str | None:
@@ -196,24 +201,27 @@ def _with_files_unfolded(arguments: Sequence[str]) -> tuple[list[str], list[str]
 
     A part to which the command line gives another name starts from that name's defaults, not from the file's options.
     """
-    unfolded, rest, files = [], [], []
+    rest, files = [], []
     waiting = iter(arguments)
     for argument in waiting:
-        if argument == "--config":
-            files.append(next(waiting, ""))
-        elif argument.startswith("--config="):
-            files.append(argument.partition("=")[2])
+        option, equals, value = argument.partition("=")
+        if option == "--config":
+            files.append(value if equals else next(waiting, ""))
         else:
             rest.append(_named(argument))
     here = _part_names(rest)
-    for file in files:
-        content = [_named(argument) for argument in _as_arguments(read_yaml(file))]
-        there = _part_names(content)
-        before = {part: plugins.canonical(there[part] or _DEFAULT_NAMES[part]) for part in catalog.PARTS}
-        now = {part: plugins.canonical(here[part]) for part in catalog.PARTS}
-        renamed = tuple(f"--{part}." for part in catalog.PARTS if now[part] and before[part] not in ("", now[part]))
-        unfolded += [argument for argument in content if not argument.startswith(renamed)]
-    return unfolded + rest, rest
+    return [argument for file in files for argument in _content(file, here)] + rest, rest
+
+
+def _content(file: str, here: Mapping[str, str]) -> list[str]:
+    """The options in a configuration file, without those of parts to which the command line gives another name."""
+    content = [_named(argument) for argument in _as_arguments(read_yaml(file))]
+    there, renamed = _part_names(content), []
+    for part, default in _DEFAULT_NAMES.items():
+        before, now = plugins.canonical(there[part] or default), plugins.canonical(here[part])
+        if now and before not in ("", now):
+            renamed.append(f"--{part}.")
+    return [argument for argument in content if not argument.startswith(tuple(renamed))]
 
 
 def presets() -> dict[str, Path]:
