@@ -235,12 +235,15 @@ def test_nothing_inside_a_run_directory(spelt):
         accept({PART: {f"{spelt}:Mine": {"file": spelt, "sha256": ""}}})
 
 
-@pytest.mark.parametrize("mark", ["weights/", "checkpoint/", "metrics.jsonl"])
+@pytest.mark.parametrize("mark", ["weights/task00.safetensors", "checkpoint/task0000-epoch000001/place.json"])
 def test_what_a_run_directory_is(mark):
-    """A configuration for `--config` beside one's own code makes none."""
+    """A configuration for `--config` beside one's own code makes none, nor do weights of another program."""
     Path("config.yaml").write_text("strategy: {name: mine.py:Mine}\nversion: 3\n")
+    Path("weights").mkdir()
+    Path("weights/best.pt").write_text("")
     find(PART, "mine.py:Mine")
-    Path(mark).mkdir() if mark.endswith("/") else Path(mark).write_text("")
+    Path(mark).parent.mkdir(parents=True, exist_ok=True)
+    Path(mark).write_text("")
     refused("lies inside the run directory")
 
 

@@ -35,7 +35,8 @@ GROUPS = {
     "strategy": "tripletmas.strategies",
     "objective": "tripletmas.objectives",
 }
-_RUN = re.compile(rb"^version:\s+tripletmas:", re.MULTILINE)  # in the config.yaml of a run that has not begun
+_OF_RUNS = ("weights/task*.safetensors", "checkpoint/task*")  # also of one that hides what wrote it
+_RUN = re.compile(rb"^version:\s+tripletmas:", re.MULTILINE)  # in config.yaml
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,7 @@ def _is_run(folder: Path) -> bool:
     config = folder / "config.yaml"
     try:
         return config.is_file() and (
-            any((folder / name).exists() for name in ("metrics.jsonl", "weights", "checkpoint"))
-            or _RUN.search(config.read_bytes()) is not None
+            any(any(folder.glob(pattern)) for pattern in _OF_RUNS) or _RUN.search(config.read_bytes()) is not None
         )
     except OSError:  # what cannot be read is no run that could be used
         return False
