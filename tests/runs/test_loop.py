@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import snapshot, state_of
+from tripletmas.basics.weights import snapshot, state_of, weight_hash
 from tripletmas.data.dataset import Source
 from tripletmas.data.folders import folder
 from tripletmas.data.tasks import Stream, Task, make_stream
@@ -28,10 +28,12 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.base import Strategy
+from tripletmas.strategies.ebll import EBLL
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
 from tripletmas.strategies.joint import Joint
 from tripletmas.strategies.mas import MAS
+from tripletmas.strategies.replay import Replay
 
 SMALL = TrainConfig(epochs=2, batch_size=8, samples_per_class=2)
 
@@ -696,3 +698,25 @@ def test_a_frozen_model_learns_heads(tiny_stream):
     assert torch.equal(matrix[2], matrix.diagonal())  # nothing is forgotten
     for task in tiny_stream[1:]:
         assert loss.accuracy(task, embed(model, task.train.plain())) > 0.85  # of what it was trained on
+
+
+@pytest.mark.parametrize(("strategy", "recognition"), [(EBLL(), True), (MAS(), True), (Replay(), False)])
+def test_no_sample_is_embedded_twice_by_the_same_weights(strategy, recognition, tiny_stream):
+    """By strategy, class means, galleries, scores and what comes before the next task together."""
+    model, seen, twice = perceptron(), set(), []
+
+    def note(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        if not torch.is_inference_mode_enabled():
+            return
+        weights = weight_hash(state_of(module))
+        for sample in inputs[0]:
+            key = (weights, sample.numpy().tobytes())
+            twice.extend([key] if key in seen else [])
+            seen.add(key)
+
+    model.register_forward_hook(note)
+    classes = [task.classes for task in tiny_stream]
+    loss = Recognition(4, classes, tiny_stream[0].train.class_names) if recognition else triplet()
+    train_stream(model, tiny_stream, strategy, loss, SMALL)
+    assert seen
+    assert not twice

@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tripletmas.report.numbers import averages, lower_end, number, short_names
-from tripletmas.report.read import Record
 from tripletmas.report.style import Theme, label_line_ends, score_axis, task_axis
 
 _MAX_LABELLED = 8  # more lines than this are coloured by their order, and only the first and last are named
@@ -75,7 +74,9 @@ def draw_unseen(figure: Figure, theme: Theme, values: Sequence[float], label: st
     draw_lines(figure, theme, [line], f"{label} on unseen classes", low)
 
 
-def draw_loss(figure: Figure, theme: Theme, epochs: Sequence[Record], task_names: Sequence[str], name: str) -> None:
+def draw_loss(
+    figure: Figure, theme: Theme, epochs: Sequence[dict[str, Any]], task_names: Sequence[str], name: str
+) -> None:
     """The loss of each epoch over all tasks; below it the penalty, where there is one. Lines show where tasks begin."""
     tasks = [int(record.get("task", 0)) for record in epochs]
     edges = [i for i in range(len(tasks)) if i == 0 or tasks[i] != tasks[i - 1]] + [len(tasks)]
@@ -118,6 +119,6 @@ def _name_tasks(
         axes.annotate(text, ((start + end + 1) / 2, 1), ha="center", va="top", fontsize=8, color=theme.muted, **place)
 
 
-def _values(records: Sequence[Record], key: str) -> list[float]:
+def _values(records: Sequence[dict[str, Any]], key: str) -> list[float]:
     values = (record.get(key) for record in records)
     return [math.nan if value is None else float(value) for value in values]

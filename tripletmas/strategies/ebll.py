@@ -69,6 +69,8 @@ class EBLL(Strategy):
         self._teacher = Teacher(model, objective.heads)
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
+        if not self.code:
+            return
         dim = embed(model, task.train.plain().subset([0])).vectors.shape[1]
         if self.code >= dim:
             raise ValueError(f"code must be < {dim}, the length of the embedding, to leave anything out: {self.code}")
