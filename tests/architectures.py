@@ -378,6 +378,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "conv2d circular": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding=1, padding_mode="circular"), images),
     "conv2d same": Architecture(lambda: convolution("Conv2d", 2, 3, (4, 3), padding="same", dilation=2), images),
+    "conv2d same, one zero more at the end": Architecture(
+        lambda: convolution("Conv2d", 2, 3, (4, 2), padding="same"), images
+    ),
     "conv2d valid": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding="valid"), images),
     "conv2d channels last": Architecture(
         lambda: convolution("Conv2d", 2, 3, 3).to(memory_format=torch.channels_last), images

@@ -113,32 +113,43 @@ class Trap(NamedTuple):
     says: str = ""  # of the slow path
 
 
+NO_RULE, OTHER_GRADIENTS = "no rule for how it is used", "a sample has other gradients in a batch than alone"
+READS_DATA = "the model reads values off its data"
 TRAPS: dict[str, Trap] = {
     "a slow layer first": Trap(
         lambda s, x: s.b(s.a(x)[0][:, -1]),
         lambda: square(a=nn.LSTM(3, 4, batch_first=True)),
         lambda: torch.randn(6, 5, 3),
+        says=NO_RULE,
     ),
     "a bag of words first": Trap(
-        lambda s, x: s.b(s.a(x)), lambda: square(a=nn.EmbeddingBag(7, 4)), lambda: torch.randint(7, (6, 3))
+        lambda s, x: s.b(s.a(x)),
+        lambda: square(a=nn.EmbeddingBag(7, 4)),
+        lambda: torch.randint(7, (6, 3)),
+        says=NO_RULE,
     ),
     "clipped words first": Trap(
         lambda s, x: s.b(s.a(x).sum(1)),
         lambda: square(a=nn.Embedding(7, 4, scale_grad_by_freq=True)),
         lambda: torch.randint(7, (6, 1)),
+        says=NO_RULE,
     ),
     "a leaf inside": Trap(wakes_up, lambda: square(c=L(4, 4))),
-    "gradients inside": Trap(with_forces, lambda: square(b=nn.Sequential(L(4, 5), nn.Tanh(), L(5, 1)))),
-    "coupled in the gradient only": Trap(only_the_gradient),
-    "coupled but for the last": Trap(all_but_the_last),
-    "a hook on the gradient": Trap(hooked),
-    "weakly coupled": Trap(lambda s, x: s.b(s.a(x) - 0.02 * s.a(x).mean(0))),
-    "unpadded": Trap(unpadded, samples=lambda: torch.randn(6, 3, 4)),
-    "experts": Trap(experts, lambda: square(gate=L(4, 2))),
-    "a computed weight changed in place": Trap(changed_weight),
-    "a branch by torch.is_nonzero": Trap(lambda s, x: s.a(x) if torch.is_nonzero(x.sum() > 0) else s.b(x)),
-    "a branch by numpy": Trap(lambda s, x: s.a(x) if np.asarray(x.detach()).sum() > 0 else s.b(x)),
-    "a branch on a constant with data": Trap(written_through_a_view),
+    "gradients inside": Trap(
+        with_forces, lambda: square(b=nn.Sequential(L(4, 5), nn.Tanh(), L(5, 1))), says="differentiates in its forward"
+    ),
+    "coupled in the gradient only": Trap(only_the_gradient, says=OTHER_GRADIENTS),
+    "coupled but for the last": Trap(all_but_the_last, says=OTHER_GRADIENTS),
+    "a hook on the gradient": Trap(hooked, says=OTHER_GRADIENTS),
+    "weakly coupled": Trap(lambda s, x: s.b(s.a(x) - 0.02 * s.a(x).mean(0)), says="influence each other"),
+    "unpadded": Trap(unpadded, samples=lambda: torch.randn(6, 3, 4), says=READS_DATA),
+    "experts": Trap(experts, lambda: square(gate=L(4, 2)), says=READS_DATA),
+    "a computed weight changed in place": Trap(changed_weight, says="changed in place after a layer used it"),
+    "a branch by torch.is_nonzero": Trap(
+        lambda s, x: s.a(x) if torch.is_nonzero(x.sum() > 0) else s.b(x), says=READS_DATA
+    ),
+    "a branch by numpy": Trap(lambda s, x: s.a(x) if np.asarray(x.detach()).sum() > 0 else s.b(x), says=READS_DATA),
+    "a branch on a constant with data": Trap(written_through_a_view, says=READS_DATA),
     "a branch on the number of samples": Trap(one_alone, says="by other calls than a sample alone"),
     "an order that cannot be told": Trap(
         windows_of_constants,
