@@ -22,6 +22,7 @@ from tripletmas.protection.engine.trace import Trace
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's
 ONE_BY_ONE = "one sample at a time"
 
 
