@@ -626,6 +626,7 @@ def test_query_images_that_cannot_be_read(place, call):
     failed(call("query", "old.index", "bad.png", "--allow-stale"), r"bad\.png cannot be read: not an image$")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_dim_or_size_is_refused(place, call):
     other = {"dim": (8, 5), "size": (6, 8)}
     for name, (size, dim) in other.items():

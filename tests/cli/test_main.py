@@ -266,6 +266,7 @@ def test_mean_and_deviation_over_seeds(trained, call):
 # --- resume
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(call, tmp_path, trained, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
@@ -291,6 +292,7 @@ def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
     assert call("report", runs / "mas") == (130, "", "\ninterrupted\n")
 
 
+@pytest.mark.slow
 def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, monkeypatch):
     out = tmp_path / "seeds"
     real = task_training._train_epoch
@@ -646,6 +648,7 @@ def test_importance_names_an_unreadable_image(call, runs, photos, caplog):
 # --- rivals, recognition, searches, sweeps
 
 
+@pytest.mark.slow
 def test_a_combination_has_the_options_of_its_parts(call, tmp_path):
     out = tmp_path / "both"
     options = ("--strategy", "mas+distill", "--strategy.mas.strength", "2", "--strategy.distill.distance", "squared")
@@ -701,6 +704,7 @@ def test_an_auto_strength_starts_at_32_times_the_default(call, tmp_path):
     assert trials[0]["trials"][0]["strength"] == 32 * 0.3
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_a_run_for_each_value(call, tmp_path):
     sweep = ("--sweep", "strategy.strength=0.1,1", "--sweep", "training.lr=0.001,0.01")
     status, text, complaint = call("train", "--out", tmp_path / "sweep", *sweep, "--report", "false", *SMALL)
@@ -728,7 +732,7 @@ def test_a_sweep_on_validation_data_with_seeds(call, tmp_path):
         (["--strategy", "l2"], "L2 does not measure importance on unlabelled data"),
         (
             ["--strategy.batch_gradients", "8"],
-            "this importance depends on batches, or on the facts of images: it needs more than images",
+            "this importance depends on batches, or on the facts of images: use mas with its defaults",
         ),
         (["--strategy", "mas+l2"], "importance is measured for one protecting strategy, not for mas, l2"),
     ],
@@ -768,6 +772,7 @@ def test_importance_is_measured_on_the_weights_that_are_trained(call, tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore:rate . strength . importance reaches")
+@pytest.mark.slow
 def test_a_sweep_outlives_a_value_that_diverges(call, tmp_path):
     sgd = ("--training.optimizer", "sgd", "--training.lr", "0.1", "--training.epochs", "3")
     options = ("--strategy", "l2", "--sweep", "strategy.strength=1e9,0.01", "--report", "false")

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from commands import failed, interrupt_after
 
+from tripletmas.objectives import kinds
+from tripletmas.runs import catalog
 from tripletmas.runs.directory import RunDirectory
 
 STRATEGY = """
@@ -86,6 +88,17 @@ SMALL = (
 OWN = ("--strategy=mine.py:Anchored", "--data=others.py:squares", "--data.tasks=2", "--model=mlp")
 OWN = (*OWN, "--training.epochs=1")
 TRAIN = ("train", *OWN, "--report=false", "--out=run")
+
+
+@pytest.fixture(autouse=True)
+def tables() -> Iterator[None]:
+    """The tables of parts, which training enters one's own into, as they were before the test."""
+    tables = (catalog.STRATEGIES, catalog.MODELS, kinds.KINDS, *catalog.OWN.values())
+    before = [dict(table) for table in tables]
+    yield
+    for table, was in zip(tables, before, strict=True):
+        table.clear()
+        table.update(was)
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +223,7 @@ def test_commands_execute_nothing_of_others(line, call, monkeypatch):
 
 
 @pytest.mark.usefixtures("by_somebody_else")
+@pytest.mark.slow
 def test_what_needs_no_code_asks_for_none(call):
     for line in ("report run", "compare run --markdown", "index info indexes/shop.index"):
         assert call(*line.split())[0] == 0

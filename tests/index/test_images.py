@@ -377,6 +377,7 @@ def test_a_link_stays_one_and_shares_the_lock_of_its_file(tmp_path):
     assert len(ImageIndex.open(path)) == 80
 
 
+@pytest.mark.slow
 def test_another_process_waits_for_a_writer(tmp_path):
     path = saved(tmp_path / "shop.index")
     script = "import sys; from tripletmas.index.file import locked\nwith locked(sys.argv[1]): print('through')"

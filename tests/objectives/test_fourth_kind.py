@@ -54,6 +54,7 @@ def test_it_is_trained_evaluated_compared_and_reported(call, tmp_path):
     assert "nearest code" in call("compare", run, str(tmp_path / "other"), "--markdown")[1]
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(call, tmp_path):
     whole, stopped = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "stopped")
     call("train", *OPTIONS, "--report=false", f"--out={whole.path}")

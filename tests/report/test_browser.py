@@ -174,6 +174,7 @@ def test_a_long_stream_with_large_pictures_stays_small(tmp_path: Path):
     assert found["broken"] == 0
 
 
+@pytest.mark.slow
 def test_a_comparison_in_the_browser(tmp_path: Path):
     runs = [write_run(tmp_path / name, strategy={"name": name}, galleries=True) for name in ("finetune", "mas")]
     found = _probe(write_comparison(runs, tmp_path / "out"), tmp_path, dark=True)

@@ -47,6 +47,7 @@ def test_names_are_shown_as_they_are(stored: Path):
     assert comparison_markdown(comparison([stored])).splitlines()[2].startswith("| mas | ")
 
 
+@pytest.mark.slow
 def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path, undrawn):
     """Averages 0.8, 0.7, 0.6: mean 0.7, deviation sqrt((0.01 + 0 + 0.01) / 2) = 0.1; forgetting 0.1, 0.3, 0.5."""
     for seed, last in enumerate((0.8, 0.6, 0.4)):

@@ -146,6 +146,7 @@ def test_the_page_is_self_contained(run: Path):
     assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
 
 
+@pytest.mark.slow
 def test_a_second_report_is_the_same_and_drops_plots_without_data(run: Path):
     page = (run / "report" / "report.html").read_bytes()
     (run / "report" / "stale.png").write_bytes(b"")
@@ -276,6 +277,7 @@ def test_small_and_flat_embeddings_have_a_picture(count: int, dim: int):
     assert picture.groups.by == ("task" if count >= 20 else "class")
 
 
+@pytest.mark.slow
 def test_thirty_tasks_and_sixty_layers(tmp_path: Path, undrawn):
     layers = ("stem", *(f"layer{i}" for i in range(58)), "head")
     path = write_run(tmp_path / "run", num_tasks=30, layers=layers, epochs=1)
@@ -294,6 +296,7 @@ def test_texts_of_numbers():
 # --- tasks that were scored before they were learned
 
 
+@pytest.mark.slow
 def test_forward_transfer_is_shown_where_it_was_measured(tmp_path: Path, run: Path):
     """Each task is 0.1 above the untrained model, 0.01, before it is learned: a forward transfer of 0.1.
 

@@ -84,6 +84,7 @@ def test_folder_and_csv_are_built(write_images, tmp_path):
     assert by_folder[0].train.sample_shape == (1, 8, 8)
 
 
+@pytest.mark.slow
 def test_omniglot_is_built(shared_data):
     archive = next((shared_data / "omniglot").rglob("*.zip"), None)
     if archive is None:

@@ -579,6 +579,7 @@ def test_bars_are_for_terminals_only(tiny_stream, monkeypatch, capsys):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize(("augment", "workers"), [("none", (0, 2)), ("flip", (2, 2))])
+@pytest.mark.slow
 def test_workers_change_nothing(augment, workers, write_images, tmp_path):
     """Images are decoded in worker processes, forked while faiss is in use; augmentation depends on their number."""
     if hasattr(os, "sched_getaffinity"):
@@ -616,6 +617,7 @@ def test_every_epoch_draws_anew_and_the_seed_decides(tiny_stream):
 # --- recognition, and scores on tasks to come
 
 
+@pytest.mark.slow
 def test_recognition_runs_through_the_same_loop(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     torch.manual_seed(0)
@@ -627,10 +629,12 @@ def test_recognition_runs_through_the_same_loop(tiny_stream, tmp_path):
     for kind in ("fresh", "stale", "compensated"):
         assert not scores.matrix(f"accuracy_{kind}").tril().isnan().any()
     assert scores.matrix("accuracy_fresh")[0, 0] == scores.matrix("accuracy_stale")[0, 0]  # nothing has moved yet
-    heads = run.read_tensors("recognition/task00.safetensors")
-    assert list(heads) == [f"heads.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
+    learned = run.objectives.read(0)
+    heads = [name for name in learned if name.startswith("heads.")]
+    assert heads == [f"heads.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
+    assert learned.keys() - set(heads) == {f"means/{kind}" for kind in ("fresh", "stale", "compensated")}
     last = [record for record in run.records() if record["kind"] == "task"][-1]
-    assert last["unprotected"]["loss parameters"] == list(heads)  # heads are never penalised, and that is said
+    assert last["unprotected"]["loss parameters"] == heads  # heads are never penalised, and that is said
     assert not any(name.startswith("heads") for name in run.read_tensors("importance/task02.safetensors"))
 
 
@@ -647,7 +651,7 @@ def test_importance_of_the_logits_is_that_of_the_head_that_was_learned(tiny_stre
 
 
 def test_logits_need_heads(tiny_stream):
-    with pytest.raises(ValueError, match="output 'logits' needs heads: use it with --objective recognition"):
+    with pytest.raises(ValueError, match="output 'logits' is nothing that this objective measures: it has embedding;"):
         train_stream(perceptron(), tiny_stream, MAS(output="logits"), triplet(), SMALL)
 
 

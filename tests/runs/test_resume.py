@@ -155,7 +155,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert first is not None
     assert second is not None
     assert (first.task, first.epoch, first.record_bytes) == (second.task, second.epoch, second.record_bytes)
-    for part in ("model", "strategy", "loss", "means"):
+    for part in ("model", "strategy", "objective"):
         assert_same_tensors(getattr(first, part), getattr(second, part))
 
 
@@ -282,6 +282,7 @@ def wait_for(reached, process: subprocess.Popen) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_a_killed_process(tmp_path):
     """Killed in the first task, while the importance of the second is measured or it is scored, and in the third."""
     config = {

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_retrieval.py"
 SMALL = ["--dim", "8", "--rounds", "1", "--threads", "1"]
 
@@ -16,6 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_bench_retrieval(tmp_path: Path):
     ran = run("--sizes", "300x300", "400x50", *SMALL, "--clock", "cpu", "--json", str(tmp_path / "retrieval.json"))
     assert ran.returncode == 0, ran.stderr
@@ -32,6 +35,7 @@ def test_bench_retrieval(tmp_path: Path):
         assert name in ran.stdout
 
 
+@pytest.mark.slow
 def test_bench_retrieval_says_what_it_cannot_do():
     ran = run("--sizes", "300")
     assert ran.returncode == 2

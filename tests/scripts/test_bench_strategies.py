@@ -20,6 +20,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("objective", ["metric", "recognition"])
+@pytest.mark.slow
 def test_every_strategy_has_a_row(objective: str, tmp_path: Path):
     ran = run(*SMALL, "--objective", objective, "--device", "cpu", "--json", str(tmp_path / "found.json"))
     assert ran.returncode == 0, ran.stderr
@@ -35,6 +36,7 @@ def test_every_strategy_has_a_row(objective: str, tmp_path: Path):
     assert copies == {"finetune": 0, "mas": 2, "ewc": 2, "si": 4}
 
 
+@pytest.mark.slow
 def test_it_says_what_it_cannot_do():
     ran = run("--batch-size", "4")
     assert ran.returncode == 2

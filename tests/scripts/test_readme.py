@@ -31,6 +31,7 @@ def test_python_block_runs(block, tmp_path, monkeypatch):
     exec(compile(PYTHON[block], f"README.md, python block {block}", "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")

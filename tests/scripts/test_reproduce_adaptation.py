@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import reproduce_adaptation as script
 import torch
 
@@ -18,6 +19,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "reproduce_adaptation
 ROWS = ["all", "all, half as many", "first", "second"]
 
 
+@pytest.mark.slow
 def test_the_command_and_that_it_goes_on(tmp_path: Path):
     found = tmp_path / "some" / "digits.json"
     command = [sys.executable, SCRIPT, "digits", "--epochs", "1", "--strengths", "0.5,2", "--json", found]

@@ -17,6 +17,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("model", ["mlp", "conv4"])
+@pytest.mark.slow
 def test_bench_training_step(model: str, tmp_path: Path):
     small = ["--model", model, "--size", "16", "--batch", "8", "--steps", "1", "--repeats", "2", "--threads", "1"]
     ran = run("bench_training_step.py", *small, "--device", "cpu", "--json", str(tmp_path / "step.json"))
@@ -35,6 +36,7 @@ def test_bench_training_step_says_what_it_cannot_do():
     assert "--batch must be >= 8 to form a negative pair, got 4" in ran.stderr
 
 
+@pytest.mark.slow
 def test_bench_importance(tmp_path: Path):
     small = ["--models", "mlp", "conv4", "--batch", "4", "--rounds", "1", "--threads", "1", "--device", "cpu"]
     ran = run("bench_importance.py", *small, "--json", str(tmp_path / "importance.json"))

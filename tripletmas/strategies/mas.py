@@ -78,7 +78,7 @@ class MAS(Consolidate):
 
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
         if self.batch_gradients is not None or self.output == "parts":
-            raise ValueError("this importance depends on batches, or on the facts of images: it needs more than images")
+            raise ValueError("this importance depends on batches, or on the facts of images: use mas with its defaults")
         return self.prepared().estimate(model, batches)
 
     def state_dict(self) -> Params:

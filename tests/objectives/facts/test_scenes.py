@@ -72,6 +72,7 @@ def test_an_unknown_part():
         draw_scenes(1, seed=0, part="validation")
 
 
+@pytest.mark.slow
 def test_held_out_facts_are_only_in_unseen_scenes(train: list[Scene]):
     held_out = set(HELD_OUT)
     assert len(held_out) == 24

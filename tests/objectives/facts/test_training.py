@@ -149,7 +149,7 @@ def test_importance_of_the_parts_that_facts_have(data):
     expected = mas_importance(made.model, images.loader(16), relative=True, forward=subjects)
     for name, value in importance.items():
         assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-7), name
-    with pytest.raises(ValueError, match="is not one of unlabelled data"):
+    with pytest.raises(ValueError, match="depends on batches, or on the facts of images: use mas with its defaults"):
         made.strategy.measure(made.model, images.loader(7))
 
 
@@ -172,6 +172,7 @@ def test_a_search_for_a_strength_asks_images_that_were_held_out(data):
         train_stream(made.model, made.stream, made.strategy, made.objective, made.training, search=made.search)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_weights(run, tmp_path, call, monkeypatch):
     monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     with monkeypatch.context() as patch:
@@ -243,6 +244,7 @@ def learned(tmp_path, call):
     return make
 
 
+@pytest.mark.slow
 def test_a_new_task_whose_facts_come_first_by_name_is_learned_by_resume(learned, call, undrawn):
     """The first task has two test images, fewer than the report shows; the second one's facts move all columns."""
     out = learned({"1": ["moon"]}, "--data.word_dim=8")
