@@ -38,7 +38,7 @@ from tripletmas.data.dataset import LabelledDataset, Source, concatenate
 from tripletmas.models.embedding import Embedder
 from tripletmas.objectives.classes import DATASETS
 from tripletmas.objectives.embedded import embed_tasks
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import MetricLoss
 from tripletmas.objectives.retrieval.objective import score_embedded
 
 HALVES = ("first", "second")

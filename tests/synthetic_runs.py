@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from tripletmas.objectives.grid import Grid, Hit, Row, write_grid
-from tripletmas.objectives.retrieval.shown import FOLLOWED
+from tripletmas.objectives.grid import FOLLOWED, Grid, Hit, Row, write_grid
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs.directory import RunDirectory
 

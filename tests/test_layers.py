@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,14 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def at_the_top(path: Path) -> set[str]:
+    """The modules of ours that are imported with this one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    names = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+    return {name.removeprefix("tripletmas.") for name in names if name.startswith("tripletmas.")}
+
+
 def own_imports(path: Path) -> set[str]:
     """The modules of ours that a file imports, as `package.module`."""
     return {name.removeprefix("tripletmas.") for name in imports(path) if name.startswith("tripletmas.")}
@@ -102,6 +112,35 @@ def test_no_circle():
         free = {module for module, others in needs.items() if not others & needs.keys()}
         assert free, f"a circle among {sorted(needs)}"
         needs = {module: others for module, others in needs.items() if module not in free}
+
+
+def test_a_kind_of_task_is_known_to_its_folder_alone():
+    """And to `kinds`, which lists them; what commands and updates measure of retrieval and ask of facts is theirs."""
+    of_kinds = ("objectives.retrieval.", "objectives.recognition.", "objectives.facts.")
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in files()
+        if unit(path) != "objectives" and any(name.startswith(of_kinds) for name in own_imports(path))
+    }
+    assert users == {"runs/updates.py", "cli/query.py"}
+    for path in files():
+        if unit(path) != "objectives":
+            asked = re.findall(
+                r"isinstance\([^)]*\b(?:Retrieval|Recognition|Facts?|FactLoss)\b", path.read_text("utf-8")
+            )
+            assert not asked, f"{path.name} asks which kind it has"
+
+
+def test_no_chain_of_imports_is_longer_than_16():
+    """Of imports at the top of modules, without those for types alone."""
+    imported = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): at_the_top(path) for path in files()}
+
+    @cache
+    def depth(module: str) -> int:
+        needs = {other for each in imported[module] for other in (each, each.rpartition(".")[0]) if other in imported}
+        return 1 + max(map(depth, needs - {module}), default=0)
+
+    assert max(map(depth, imported)) <= 16
 
 
 @pytest.mark.parametrize("package", ONLY_IN)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import Params, trainable
 from tripletmas.data.tasks import Stream
 from tripletmas.models.networks import mlp
+from tripletmas.objectives.objective import MetricLoss
 from tripletmas.objectives.recognition.objective import Recognition
-from tripletmas.objectives.retrieval.losses import MetricLoss, make_loss
+from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig

@@ -81,3 +81,8 @@ def embed_task(model: nn.Module, task: Task, embed: Embedder) -> tuple[Embedding
 def joined(parts: Sequence[Embeddings]) -> Embeddings:
     """One after the other."""
     return Embeddings(torch.cat([part.vectors for part in parts]), torch.cat([part.labels for part in parts]))
+
+
+def one_label(labels: Tensor) -> Tensor:
+    """(n,) the labels; of samples with several (n, classes), the first of each."""
+    return labels.long().argmax(dim=1) if labels.ndim == 2 else labels

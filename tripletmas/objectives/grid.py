@@ -26,6 +26,9 @@ class TaskFiles(Protocol):
     def write(self, number: int, tensors: Params) -> None: ...
 
 
+FOLLOWED = "gallery/shown"  # the name that a run directory keeps them under, task by task
+
+
 class Folder(Protocol):
     """Where a run keeps its files under the names of others, such as a `RunDirectory`."""
 

@@ -10,10 +10,9 @@ from tripletmas.objectives.facts.kind import FactsKind
 from tripletmas.objectives.facts.losses import FactLoss
 from tripletmas.objectives.facts.objective import Facts
 from tripletmas.objectives.kind import Kind
-from tripletmas.objectives.objective import Objective
+from tripletmas.objectives.objective import MetricLoss, Objective
 from tripletmas.objectives.recognition.kind import RecognitionKind
 from tripletmas.objectives.retrieval.kind import RetrievalKind
-from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.objectives.retrieval.objective import Retrieval
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (RetrievalKind(), RecognitionKind(), FactsKind())}

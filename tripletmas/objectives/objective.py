@@ -19,6 +19,7 @@ from tripletmas.objectives.grid import Folder
 if TYPE_CHECKING:
     from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
 
+MetricLoss = Callable[[Tensor, Tensor], Tensor]  # raw embeddings (batch, dim), labels (batch,) -> scalar
 # (what to call on a batch of a data set: (n, c) logits, labels -> (n,) which of the c is right)
 Likelihood = tuple[Callable[[nn.Module, Any], Tensor], Callable[[Tensor], Tensor]]
 

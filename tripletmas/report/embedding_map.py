@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tripletmas.objectives.retrieval.shown import FOLLOWED
+from tripletmas.objectives.grid import FOLLOWED
 from tripletmas.report import texts
 from tripletmas.report.embedding_plot import Groups, grouped
 from tripletmas.report.read import Run

@@ -11,8 +11,7 @@ from torch import nn
 from tripletmas.basics.weights import state_of
 from tripletmas.data.batches import seed_everything
 from tripletmas.data.tasks import Stream, Task, fingerprint
-from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks
-from tripletmas.objectives.retrieval.shown import one_label
+from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, one_label
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, drift_by_class, named

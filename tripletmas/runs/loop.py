@@ -13,8 +13,7 @@ from tripletmas.basics.weights import load_state, state_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder
 from tripletmas.objectives.kinds import objective_of
-from tripletmas.objectives.objective import Objective
-from tripletmas.objectives.retrieval.losses import MetricLoss
+from tripletmas.objectives.objective import MetricLoss, Objective
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs.after_task import AfterTask
 from tripletmas.runs.checkpoint import Checkpoint

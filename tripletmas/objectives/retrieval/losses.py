@@ -9,7 +9,7 @@ reducer, a regularizer) is passed to it as it is.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,8 +18,6 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
 from tripletmas.basics.sentences import suggestion
-
-MetricLoss = Callable[[Tensor, Tensor], Tensor]
 
 # What a miner may leave to the loss: see make_loss.
 MININGS = ("none", "all", "semihard", "hard", "batch_hard", "multi_similarity", "distance_weighted")

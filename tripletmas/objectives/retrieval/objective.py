@@ -14,9 +14,8 @@ from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder, Embeddings
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_task, joined
 from tripletmas.objectives.grid import Folder
-from tripletmas.objectives.objective import Objective
+from tripletmas.objectives.objective import MetricLoss, Objective
 from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate, scores_of
-from tripletmas.objectives.retrieval.losses import MetricLoss
 from tripletmas.objectives.retrieval.shown import write_shown
 
 

@@ -19,8 +19,9 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import thumbnail
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.making import make_index
-from tripletmas.objectives.embedded import EmbeddedTasks, joined
+from tripletmas.objectives.embedded import EmbeddedTasks, joined, one_label
 from tripletmas.objectives.grid import (
+    FOLLOWED,
     Folder,
     Grid,
     Hit,
@@ -30,8 +31,6 @@ from tripletmas.objectives.grid import (
     write_found,
     write_grid,
 )
-
-FOLLOWED = "gallery/shown"  # the name that a run directory keeps them under, task by task
 
 _FOLLOWED = 100  # queries of each task in the map
 _PICTURED = 8  # of these, in the grid
@@ -66,11 +65,6 @@ def write_followed(run: Folder, number: int, seen: Stream, embedded: EmbeddedTas
     }
     run.of_tasks(FOLLOWED).write(number, shown)
     return draws
-
-
-def one_label(labels: Tensor) -> Tensor:
-    """(n,) the labels; of samples with several (n, classes), the first of each."""
-    return labels.long().argmax(dim=1) if labels.ndim == 2 else labels
 
 
 def followed(task: Task) -> Tensor:
