@@ -11,8 +11,6 @@ import pytest
 import yaml
 from commands import failed, interrupt_after
 
-from tripletmas.objectives import kinds
-from tripletmas.runs import catalog
 from tripletmas.runs.directory import RunDirectory
 
 STRATEGY = """
@@ -88,17 +86,6 @@ SMALL = (
 OWN = ("--strategy=mine.py:Anchored", "--data=others.py:squares", "--data.tasks=2", "--model=mlp")
 OWN = (*OWN, "--training.epochs=1")
 TRAIN = ("train", *OWN, "--report=false", "--out=run")
-
-
-@pytest.fixture(autouse=True)
-def tables() -> Iterator[None]:
-    """The tables of parts, which training enters one's own into, as they were before the test."""
-    tables = (catalog.STRATEGIES, catalog.MODELS, kinds.KINDS, *catalog.OWN.values())
-    before = [dict(table) for table in tables]
-    yield
-    for table, was in zip(tables, before, strict=True):
-        table.clear()
-        table.update(was)
 
 
 @pytest.fixture(autouse=True)
