@@ -92,11 +92,11 @@ TRAIN = ("train", *OWN, "--report=false", "--out=run")
 def place(tmp_path, monkeypatch) -> Path:
     """The working directory, with files of one's own; what this account trained with is remembered beside it."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     Path("mine.py").write_text(STRATEGY)
     Path("others.py").write_text(OTHERS)
-    return tmp_path / "work"
+    return tmp_path / "here"
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_memory_that_cannot_be_written(call, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "content", "message"),
     [
-        ("--strategy=x.py:X", None, r"strategy 'x\.py:X': no such file: .*/work/x\.py"),
+        ("--strategy=x.py:X", None, r"strategy 'x\.py:X': no such file: .*/here/x\.py"),
         ("--strategy=x.py:X", "Y = 1", r"x\.py has no 'X' \(known: Y\)"),
         ("--strategy=x.py:X", "1 / 0", r"x\.py cannot be imported, line 1 \(ZeroDivisionError: division by zero\)"),
         ("--strategy=x.py:X", "X = 1", r"strategy '.*x\.py:X' is of type int, nothing that can be called"),

@@ -24,10 +24,10 @@ MINE = "from __future__ import annotations\n\n\nclass Mine:\n    class Inner: ..
 def place(tmp_path, monkeypatch) -> Path:
     """The working directory, with `mine.py`; what is remembered lies in `state`."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     Path("mine.py").write_text(MINE)
-    return tmp_path / "work"
+    return tmp_path / "here"
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def refused(message: str, name: str = "mine.py:Mine", *, records: object = None)
 # --- finding and executing
 
 
-@pytest.mark.parametrize("spelt", ["mine.py", "./mine.py", "../work/mine.py", "link.py", "/absolute"])
+@pytest.mark.parametrize("spelt", ["mine.py", "./mine.py", "../here/mine.py", "link.py", "/absolute"])
 def test_a_file_is_named_by_its_real_path(spelt, place):
     Path("link.py").symlink_to("mine.py")
     code = find(PART, f"{spelt if spelt != '/absolute' else place / 'mine.py'}:Mine")
@@ -96,7 +96,7 @@ def test_two_files_of_one_name_are_two_modules(place):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.py:Mine", r"strategy 'none\.py:Mine': no such file: .*/work/none\.py"),
+        ("none.py:Mine", r"strategy 'none\.py:Mine': no such file: .*/here/none\.py"),
         ("folder.py:Mine", r"folder\.py is no file"),
         ("./mine:Mine", "no such file"),
         ("mine.txt:Mine", r"no module 'mine\.txt' is installed; a file is named by its path: path/to/file\.py:NAME"),
@@ -329,7 +329,7 @@ def test_code_that_lies_elsewhere(install, tmp_path, place, monkeypatch):
     (planted / "part.py").symlink_to(site / "theirs/part.py")
     monkeypatch.syspath_prepend(place)
     message = (
-        "'theirs.part:Mine' was .*/site-theirs/theirs/part.py when the run was trained, and is .*/work/theirs/part.py"
+        "'theirs.part:Mine' was .*/site-theirs/theirs/part.py when the run was trained, and is .*/here/theirs/part.py"
     )
     refused(message, code.name, records=records_of(code))
 

@@ -67,7 +67,7 @@ class Part:
     """Where some of the vectors come from.
 
     Args:
-        model: hash of the weights that embedded the images (`params.weight_hash`).
+        model: hash of the weights that embedded the images (`basics.weights.weight_hash`).
         after_task: after which task of its run that model was, from 0.
         moved_to: hash of the weights whose space the vectors lie in now; `model` itself unless they were compensated.
         maps: the kind of drift map of each refresh that moved them, in order; one refresh may span several tasks.
