@@ -22,7 +22,7 @@ from tripletmas.strategies.replay import Replay
 
 
 def test_frozen_combines_with_nothing():
-    with pytest.raises(ValueError, match="'frozen' combines with nothing: its model learns the first task only"):
+    with pytest.raises(ValueError, match="'frozen' combines with nothing: its model stands still"):
         Combine({"frozen": Frozen(), "mas": MAS()})
 
 

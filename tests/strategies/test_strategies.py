@@ -36,11 +36,14 @@ COMBINED = ("mas+distill", "distill+replay", "mas+imm")
 ALL = (*STRATEGIES, *COMBINED)
 # In recognition with what only that has; else the defaults.
 OPTIONS = {"recognition": {"distill": {"distance": "soft_targets"}, "imm": {"merging": "mode"}}}
+STILL = ("pretrained", "frozen")  # learn nothing in later tasks
+LEARNERS = [name for name in ALL if name != "pretrained"]
 DIFFERENT = [name for name in ALL if name != "finetune"]
 WITH_STRENGTH = [name for name in STRATEGIES if "strength" in options("strategy", name)]
 # Bytes of the state after all tasks, given those of the weights, as the docstrings state; a counter has 8.
 MEMORY: dict[str, Callable[[int], int]] = {
     "finetune": lambda weights: 0,
+    "pretrained": lambda weights: 0,
     "frozen": lambda weights: 0,
     "joint": lambda weights: 0,
     "mas": lambda weights: 2 * weights,
@@ -149,7 +152,7 @@ class Killed(BaseException):
 
 
 def test_the_baselines_are_in_the_table():
-    assert {"finetune", "frozen", "joint"} <= STRATEGIES.keys()  # every method is reported beside them
+    assert {"finetune", "pretrained", "frozen", "joint"} <= STRATEGIES.keys()  # every method is reported beside them
     assert MEMORY.keys() == STRATEGIES.keys()
 
 
@@ -161,7 +164,7 @@ def test_every_listed_option_is_accepted(name: str):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_the_first_task_is_learned_as_by_finetune(name: str, objective: str):
     assert torch.equal(trained(name, objective, 1).weights(), trained("finetune", objective, 1).weights())
 
@@ -172,12 +175,12 @@ def test_later_tasks_are_learned_in_another_way(name: str, objective: str):
     assert (trained(name, objective).weights() - trained("finetune", objective).weights()).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns(name: str):
     run = trained(name)
     recall = run.scores.matrix("recall@1", "task")
     assert recall[0, 0] > 0.9
-    if name != "frozen":
+    if name not in STILL:
         assert recall[2, 2] > 0.9
         loss, start, last = make_objective(), make_model(), make_stream()[2]
         samples, labels = last.train[list(range(len(last.train)))]
@@ -254,7 +257,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(name: str, objective: s
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "save_checkpoint", save_and_die)
-        for _ in range(1 if name == "frozen" else 3):  # which has no epochs in a later task
+        for _ in range(1 if name in STILL else 3):  # which have no epochs in a later task
             with pytest.raises(Killed):
                 train_on()
         strategy, model = train_on()
@@ -301,6 +304,28 @@ def test_frozen_learns_the_first_task_only():
     assert torch.equal(weights(first), weights(last))
     recall = scores.matrix("recall@1", "task")
     assert recall[0, 0] == recall[1, 0] == recall[2, 0]
+
+
+def test_frozen_learns_as_many_tasks_as_it_is_told():
+    learned = weights(trained("finetune", tasks=2).model)
+    assert torch.equal(weights(train(build_strategy("frozen", {"tasks": 2}), make_stream())[0]), learned)
+    with pytest.raises(ValueError, match="tasks must be >= 0, got -1"):
+        build_strategy("frozen", {"tasks": -1})
+
+
+def test_pretrained_is_the_model_as_it_came():
+    run = trained("pretrained")
+    assert torch.equal(weights(run.model), weights(make_model()))
+    embedded = run.scores.matrix("recall@1", "task")
+    assert embedded[0, 0] == embedded[1, 0] == embedded[2, 0]
+    assert torch.equal(run.scores.matrix("recall@1", "seen_stale")[2], run.scores.matrix("recall@1", "seen")[2])
+
+
+def test_pretrained_has_heads_that_know_their_tasks():
+    """Of an untrained model: the tasks are told apart by two lines through its six dimensions, or nearly."""
+    accuracy = trained("pretrained", "recognition").scores.matrix("accuracy", "task")
+    assert accuracy.diagonal().min() > 0.9
+    assert torch.equal(accuracy[2], accuracy.diagonal())
 
 
 def test_joint_trains_on_everything_so_far():

@@ -28,7 +28,7 @@ from tripletmas.strategies.distill import Distill
 from tripletmas.strategies.ebll import EBLL
 from tripletmas.strategies.ewc import EWC
 from tripletmas.strategies.finetune import Finetune
-from tripletmas.strategies.frozen import Frozen
+from tripletmas.strategies.frozen import Frozen, pretrained
 from tripletmas.strategies.imm import IMM
 from tripletmas.strategies.joint import Joint
 from tripletmas.strategies.l2 import L2
@@ -38,6 +38,7 @@ from tripletmas.strategies.si import SI
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "finetune": Finetune,
+    "pretrained": pretrained,
     "frozen": Frozen,
     "mas": MAS,
     "local_mas": LocalMAS,

@@ -40,7 +40,7 @@ class Combine(Strategy):
             raise ValueError(f"searched must be one of {list(parts)}, got {searched!r}")
         frozen = [name for name, part in parts.items() if isinstance(part, Frozen)]
         if frozen and len(parts) > 1:
-            raise ValueError(f"{frozen[0]!r} combines with nothing: its model learns the first task only")
+            raise ValueError(f"{frozen[0]!r} combines with nothing: its model stands still")
         self.parts = dict(parts)
         self.searched = searched
         self._data = _only([n for n, part in parts.items() if _defines_data(part)], "define the training data")
