@@ -37,6 +37,7 @@ from .objectives.retrieval.evaluate import evaluate as evaluate
 from .objectives.retrieval.losses import make_loss as make_loss
 from .objectives.scores import Scores as Scores
 from .protection.coverage import Coverage as Coverage
+from .protection.guard import Guard as Guard
 from .protection.importance.accumulator import ImportanceAccumulator as ImportanceAccumulator
 from .protection.importance.accumulator import merge_importance as merge_importance
 from .protection.importance.fisher import fisher_importance as fisher_importance
@@ -46,6 +47,7 @@ from .protection.penalty import quadratic_penalty as quadratic_penalty
 from .protection.protection import MAS as MAS
 from .protection.protection import LocalMAS as LocalMAS
 from .protection.protection import Protection as Protection
+from .protection.structured.gram import Gram as Gram
 from .runs.directory import RunDirectory as RunDirectory
 from .runs.experiment import run_experiment as run_experiment
 from .runs.galleries import Galleries as Galleries

@@ -30,6 +30,7 @@ class Coverage:
         loss_parameters: names of what the metric loss trains beside the model (proxies); a training loop knows them.
         layers: the trainable weights by layer, in network order; empty where they were not counted. A layer is a
             module: the parameters `conv1.weight` and `conv1.bias` make the layer `conv1`.
+        alone: names of the parameters that no layer explains, each held by its own length (`Gram`).
     """
 
     buffers: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class Coverage:
     new: tuple[str, ...] = ()
     loss_parameters: tuple[str, ...] = ()
     layers: Mapping[str, LayerWeights] = field(default_factory=dict)
+    alone: tuple[str, ...] = ()
 
     @property
     def num_weights(self) -> int:
@@ -67,19 +69,22 @@ class Coverage:
         for names, (one, many) in zip(self._names().values(), _KINDS.values(), strict=True):
             if names:
                 sentences.append(f"Not held: {len(names)} {one if len(names) == 1 else many}: {listed(names)}.")
+        if self.alone:
+            sentences.append(f"Held by their own length, since no layer explains them: {listed(self.alone)}.")
         return sentences
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads: names by kind, and `layers` as {name: [zero, weights]}."""
         names = {kind: list(names) for kind, names in self._names().items()}
-        return {**names, "layers": {name: list(layer) for name, layer in self.layers.items()}}
+        layers = {name: list(layer) for name, layer in self.layers.items()}
+        return {**names, "layers": layers, **({"held alone": list(self.alone)} if self.alone else {})}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Coverage:
         """The coverage that `to_json` gave; what a record of an earlier version lacks is empty."""
         names = (tuple(record.get(kind, ())) for kind in _KINDS)
         layers = {name: LayerWeights(*counts) for name, counts in record.get("layers", {}).items()}
-        return cls(*names, layers=layers)
+        return cls(*names, layers=layers, alone=tuple(record.get("held alone", ())))
 
     def _names(self) -> dict[str, tuple[str, ...]]:
         return dict(zip(_KINDS, (self.buffers, self.frozen, self.new, self.loss_parameters), strict=True))

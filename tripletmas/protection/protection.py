@@ -1,31 +1,26 @@
 """Protection: importance and reference of every weight, and the penalty that holds important weights in place.
 
 The penalty is `strength * sum importance * (theta - reference)^2`, without a hidden 1/2. It goes into the gradient, as
-`2 * strength * importance * (theta - reference)`, in a hook that runs when an optimizer steps: then it works in any
-training loop, fires once a step whatever the gradient accumulation, and needs no second backward pass.
+`2 * strength * importance * (theta - reference)`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from tripletmas.basics.weights import Params, differing_names, named_parameters, trainable
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import described, read_protection, write_protection
-from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
+from tripletmas.protection.guard import Guard
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
@@ -49,7 +44,7 @@ class _Held(NamedTuple):
     reference: Tensor
 
 
-class Protection:
+class Protection(Guard):
     """Holds the weights of a model in place, each as firmly as it is important to what was learned so far.
 
     Memory: two copies of the trainable parameters, `importance` and `reference`, from the first `consolidate` on, and
@@ -67,26 +62,10 @@ class Protection:
     """
 
     def __init__(self, model: nn.Module, *, strength: float, decay: float = 1.0, estimate: Estimator):
-        if strength < 0:
-            raise ValueError(f"strength must be >= 0, got {strength}")
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay must lie in [0, 1], got {decay}")
-        half = [name for name, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)]
-        if half:
-            raise ValueError(
-                f"weights in half precision cannot be protected ({half[0]}): keep them in float32 and "
-                "train under torch.autocast"
-            )
-        self.model = model
-        self.strength = strength
-        self.decay = decay
+        super().__init__(model, strength=strength, decay=decay)
         self.estimate = estimate
         self._held: dict[str, _Held] = {}  # by name; what the model has replaced since is still in it
         self._buffers: Buffers = {}
-        self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
-        self._checked_rates: WeakSet[Optimizer] = WeakSet()
-        self._num_protected_steps = 0
-        self._protecting = False
 
     @property
     def importance(self) -> Params:
@@ -97,49 +76,6 @@ class Protection:
     def reference(self) -> Params:
         """The weights that it is held at (theta*), by canonical name."""
         return {name: held.reference for name, held in self._held.items()}
-
-    # --- in a training loop
-
-    def attach(self, optimizer: Optimizer) -> RemovableHandle:
-        """Add the penalty's gradient whenever this optimizer steps; nothing until the first `consolidate`.
-
-        Attaching an optimizer again changes nothing. The handle's `remove()` detaches it.
-
-        Raises:
-            ValueError: if the optimizer holds no parameter of the model.
-        """
-        own = {id(parameter) for parameter in named_parameters(self.model).values()}
-        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
-        if not is_registered(self._handles.get(optimizer), optimizer):
-            self._handles[optimizer] = optimizer.register_step_pre_hook(self._make_hook())
-        return self._handles[optimizer]
-
-    @contextmanager
-    def protect(self) -> Iterator[Protection]:
-        """Protect in every optimizer that steps inside the `with` block, for frameworks that build their own.
-
-        Warns at the end of the block if there was something to protect but no optimizer stepped on it.
-        """
-        if self._protecting:  # within another `protect()` of this protection: once is enough
-            yield self
-            return
-        num_steps_before, has_importance = self._num_protected_steps, bool(self._held)
-        add_penalty = self._make_hook()
-
-        def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
-            attached = is_registered(self._handles.get(optimizer), optimizer)
-            return None if attached else add_penalty(optimizer, args, kwargs)  # its own hook adds the penalty
-
-        handle = register_optimizer_step_pre_hook(before_step)
-        self._protecting = True
-        try:
-            yield self
-        finally:
-            self._protecting = False
-            handle.remove()
-        if has_importance and self._num_protected_steps == num_steps_before:
-            warnings.warn("no optimizer stepped on the protected model inside protect()", stacklevel=3)
 
     def value(self) -> Tensor:
         """The penalty now, `strength * sum importance * (theta - reference)^2`: a differentiable scalar."""
@@ -246,12 +182,10 @@ class Protection:
 
     # --- at an optimizer's step
 
-    def _make_hook(self) -> StepHook:
-        return make_step_hook(self._add_gradients, self.value)
+    def _holds(self) -> bool:
+        return bool(self._held)
 
-    def _add_gradients(self, optimizer: Optimizer) -> None:
-        if not self._held:
-            return
+    def _add_gradients(self, optimizer: Optimizer) -> bool:
         if any(held.parameter.device != held.reference.device for held in self._held.values()):
             self._hold(self._present())
         self._warn_if_unstable(optimizer)
@@ -260,7 +194,7 @@ class Protection:
         pulled = [Pulled(h.parameter, dense_gradient(h.parameter), h.reference, h.importance) for h in stepped if h]
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
         add_penalty_gradient(pulled, self.strength, self._buffers, scale=scale)
-        self._num_protected_steps += bool(pulled)
+        return bool(pulled)
 
     def _present(self) -> dict[str, _Held]:
         """What is held, where the model is now, without parameters that it has replaced by others (a new head)."""

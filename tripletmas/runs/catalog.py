@@ -29,6 +29,7 @@ from tripletmas.strategies.ebll import EBLL
 from tripletmas.strategies.ewc import EWC
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen, pretrained
+from tripletmas.strategies.gram import Gram
 from tripletmas.strategies.imm import IMM
 from tripletmas.strategies.joint import Joint
 from tripletmas.strategies.l2 import L2
@@ -42,6 +43,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "frozen": Frozen,
     "mas": MAS,
     "local_mas": LocalMAS,
+    "gram": Gram,
     "l2": L2,
     "ewc": EWC,
     "si": SI,

@@ -6,6 +6,7 @@ from .ebll import EBLL as EBLL
 from .ewc import EWC as EWC
 from .finetune import Finetune as Finetune
 from .frozen import Frozen as Frozen
+from .gram import Gram as Gram
 from .imm import IMM as IMM
 from .joint import Joint as Joint
 from .l2 import L2 as L2

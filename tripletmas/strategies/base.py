@@ -14,7 +14,7 @@ from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.objective import Objective
 
 if TYPE_CHECKING:
-    from tripletmas.protection.protection import Protection
+    from tripletmas.protection.guard import Guard
 
 
 class Strategy:
@@ -25,7 +25,7 @@ class Strategy:
             importance, and reports what they leave unprotected.
     """
 
-    protections: tuple[Protection, ...] = ()
+    protections: tuple[Guard, ...] = ()
 
     def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         """Once, before anything else: the model that will be trained, for this objective, on these tasks.

@@ -14,16 +14,16 @@ from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from tripletmas.protection.protection import Protection
+    from tripletmas.protection.guard import Guard
 
 
 class Consolidate(Strategy):
-    """Train under a `Protection`, which takes in each task at its end. Concrete ones say which.
+    """Train under a `Guard`, which takes in each task at its end. Concrete ones say which.
 
     Stores two copies of the trainable parameters.
     """
 
-    def make_protection(self, model: nn.Module, objective: Objective) -> Protection:
+    def make_protection(self, model: nn.Module, objective: Objective) -> Guard:
         """What holds the weights of this model, trained for this objective."""
         raise NotImplementedError
 
@@ -49,7 +49,7 @@ class Consolidate(Strategy):
     def load_state_dict(self, state: Params) -> None:
         self.prepared().load_state_dict(state)
 
-    def prepared(self) -> Protection:
+    def prepared(self) -> Guard:
         """The protection, once `prepare` was called."""
         if not self.protections:
             raise RuntimeError("call strategy.prepare(model, objective, stream) first")

@@ -29,7 +29,7 @@ class Linear(Rule):
     """
 
     def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False):
-        self.input, self.weights, self._transposed = input, _present(weight, bias), transposed
+        self.input, self.weights, self.transposed = input, _present(weight, bias), transposed
 
     def accepts(self, layout: Layout) -> bool:
         return layout.dim < self.input.ndim - 1
@@ -37,7 +37,7 @@ class Linear(Rule):
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
         self._grad = _positions_and_channels(layout.by_sample(grad, num_samples))
         input = _positions_and_channels(layout.by_sample(self.input, num_samples))
-        self._left, self._right = (input, self._grad) if self._transposed else (self._grad, input)
+        self._left, self._right = (input, self._grad) if self.transposed else (self._grad, input)
 
     def add(self, role: str, total: Tensor, power: int) -> None:
         if role == "bias":
@@ -71,26 +71,26 @@ class Convolution(Rule):
         output_padding: Any = 0,
     ):
         self.input, self.weights = input, _present(weight, bias)
-        self._weight, self._kernel = weight.detach(), tuple(weight.shape[2:])
-        self._stride, self._dilation = self._per_dimension(stride), self._per_dimension(dilation)
-        self._added = self._zeros_around(padding) if isinstance(padding, str) else []
-        self._padding = self._per_dimension(0 if isinstance(padding, str) else padding)
-        self._output_padding = self._per_dimension(output_padding)
-        self._groups, self._transposed = groups, transposed
+        self._weight, self.kernel = weight.detach(), tuple(weight.shape[2:])
+        self.stride, self.dilation = self._per_dimension(stride), self._per_dimension(dilation)
+        self.added = self._zeros_around(padding) if isinstance(padding, str) else []
+        self.padding = self._per_dimension(0 if isinstance(padding, str) else padding)
+        self.output_padding = self._per_dimension(output_padding)
+        self.groups, self.transposed = groups, transposed
         self._is_plain = groups == 1 and not transposed
-        self._is_pointwise = self._is_plain and not any(self._padding) and not self._added and set(self._kernel) == {1}
+        self._is_pointwise = self._is_plain and not any(self.padding) and not self.added and set(self.kernel) == {1}
 
     def accepts(self, layout: Layout) -> bool:
         return layout.dim == 0 and self.input.ndim == self._weight.ndim
 
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
         self._grad = layout.by_sample(grad, num_samples)  # (n, repeats, channels, ...)
-        self._input = layout.by_sample(F.pad(self.input, self._added) if self._added else self.input, num_samples)
+        self._input = layout.by_sample(F.pad(self.input, self.added) if self.added else self.input, num_samples)
 
     def add(self, role: str, total: Tensor, power: int) -> None:
         if role == "bias":
             total.add_(magnitude_(self._grad.flatten(3).sum((1, 3)), power).sum(0))
-        elif self._groups > 1 and self._weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self._transposed:
+        elif self.groups > 1 and self._weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self.transposed:
             self._add_as_groups(total, power)
         elif self._is_pointwise or self._has_few_positions():
             self._add_products(total, power)
@@ -101,10 +101,10 @@ class Convolution(Rule):
     def of_sample(self, role: str, sample: int) -> Tensor:
         if role == "bias":
             return self._grad[sample].flatten(2).sum((0, 2))
-        return self._weight_gradient(self._grad[sample], self._input[sample], self._weight, self._groups)
+        return self._weight_gradient(self._grad[sample], self._input[sample], self._weight, self.groups)
 
     def _weight_gradient(self, grad: Tensor, images: Tensor, weight: Tensor, groups: int) -> Tensor:
-        geometry = self._stride, self._padding, self._dilation, self._transposed, self._output_padding
+        geometry = self.stride, self.padding, self.dilation, self.transposed, self.output_padding
         which = [False, True, False]
         return torch.ops.aten.convolution_backward(grad, images, weight, None, *geometry, groups, which)[1]
 
@@ -116,7 +116,7 @@ class Convolution(Rule):
             n = len(grad)
             grad, images = (each.flatten(0, 2).unsqueeze(0) for each in (grad, images))
             repeated = self._weight.repeat(n, *(1,) * (self._weight.ndim - 1))
-            gradients = self._weight_gradient(grad, images, repeated, n * self._groups).view(n, *self._weight.shape)
+            gradients = self._weight_gradient(grad, images, repeated, n * self.groups).view(n, *self._weight.shape)
             total.add_(magnitude_(gradients, power).sum(0))
 
     def _has_few_positions(self) -> bool:
@@ -140,19 +140,19 @@ class Convolution(Rule):
     def _unfolded(self, images: Tensor) -> Tensor:
         """(n, repeats, channels, ...) -> (n, repeats, columns, positions)."""
         if self._is_pointwise:
-            return images[(..., *(slice(None, None, step) for step in self._stride))].flatten(3)
-        unfolded = F.unfold(images.flatten(0, 1), self._kernel, self._dilation, self._padding, self._stride)
+            return images[(..., *(slice(None, None, step) for step in self.stride))].flatten(3)
+        unfolded = F.unfold(images.flatten(0, 1), self.kernel, self.dilation, self.padding, self.stride)
         return unfolded.unflatten(0, images.shape[:2])
 
     def _per_dimension(self, value: Any) -> tuple[int, ...]:
         values = tuple(value) if isinstance(value, (tuple, list)) else (int(value),)
-        return values * len(self._kernel) if len(values) == 1 else values
+        return values * len(self.kernel) if len(values) == 1 else values
 
     def _zeros_around(self, padding: str) -> list[int]:
         """As `F.pad` takes them: "same" may need one more at the end than at the start, which one number cannot say."""
         if padding == "valid":
             return []
-        amounts = [step * (size - 1) for size, step in zip(self._kernel, self._dilation, strict=True)]
+        amounts = [step * (size - 1) for size, step in zip(self.kernel, self.dilation, strict=True)]
         return [side for amount in reversed(amounts) for side in (amount // 2, amount - amount // 2)]
 
 
@@ -171,22 +171,22 @@ class Scale(SmallWeights):
         scaled: Callable[[Tensor], Tensor],
         along: Literal["last", "channels", "nothing"],
     ):
-        self.input, self.weights, self._scaled, self._along = input, weights, scaled, along
+        self.input, self.weights, self.scaled, self.along = input, weights, scaled, along
 
     def accepts(self, layout: Layout) -> bool:
-        if self._along == "channels":
+        if self.along == "channels":
             return layout.dim == 0 and self.input.ndim > 1
-        return self._along == "nothing" or layout.dim < self.input.ndim - next(iter(self.weights.values())).ndim
+        return self.along == "nothing" or layout.dim < self.input.ndim - next(iter(self.weights.values())).ndim
 
     def gradients(self, role: str, start: int, stop: int) -> Tensor:
         grad = self._grad[start:stop]  # (samples, repeats, ...)
         if role == "weight":
             images = self._input[start:stop]
-            grad = self._scaled(images.flatten(0, 1)).view_as(images).mul_(grad)
+            grad = self.scaled(images.flatten(0, 1)).view_as(images).mul_(grad)
         shape = self.weights[role].shape
-        if self._along == "nothing":
+        if self.along == "nothing":
             return grad.flatten(1).sum(1).view(-1, *shape)
-        if self._along == "last":
+        if self.along == "last":
             return grad.flatten(1, grad.ndim - len(shape) - 1).sum(1)
         return grad.flatten(3).sum((1, 3)) if grad.ndim > 3 else grad.sum(1)
 
@@ -195,7 +195,7 @@ class Embedding(Rule):
     """weight (words, dim), looked up at `input`, integers of any shape."""
 
     def __init__(self, input: Tensor, weight: Tensor, padding_index: int | None):
-        self.input, self.weights, self._padding_index = input, {"weight": weight}, padding_index
+        self.input, self.weights, self.padding_index = input, {"weight": weight}, padding_index
 
     def accepts(self, layout: Layout) -> bool:
         return layout.dim < self.input.ndim
@@ -204,8 +204,8 @@ class Embedding(Rule):
         grad = _positions_and_channels(layout.by_sample(grad, num_samples))
         words = layout.by_sample(self.input, num_samples).flatten(1).long()
         num_words = len(self.weights["weight"])
-        if self._padding_index is not None:  # its row has no gradient
-            grad = grad.masked_fill((words == self._padding_index % num_words).unsqueeze(-1), 0)
+        if self.padding_index is not None:  # its row has no gradient
+            grad = grad.masked_fill((words == self.padding_index % num_words).unsqueeze(-1), 0)
         # a word that occurs several times in a sample has one gradient in it: its sum
         sample = torch.arange(num_samples, device=words.device).unsqueeze(1)
         pairs, place = (sample * num_words + words).unique(return_inverse=True)

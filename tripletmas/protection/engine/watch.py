@@ -53,7 +53,7 @@ class Weight(NamedTuple):
 
 
 class Watch(TorchFunctionMode):
-    """Finds the calls that are given weights. Abstract: a `Probe` or a `Trace`.
+    """Finds the calls that are given weights. Abstract: a `Probe`, a `Trace` or `LayerInputs`.
 
     Args:
         parameters: those of the model's that are measured, by name.
@@ -80,7 +80,7 @@ class Watch(TorchFunctionMode):
         tensors = list(tensors_in(args, kwargs))
         weights = [self._weights[id(each)] for each in tensors if id(each) in self._weights]
         constant = all(id(each) in self._weights or self._is_constant(each) for each in tensors)
-        is_weighted = bool(weights) and torch.is_grad_enabled()
+        is_weighted = bool(weights) and self.counts()
         self.not_by_rules = self._trouble(func, args, tensors, is_weighted, constant) or self.not_by_rules
         if is_weighted:
             call = Call(func, tuple(sorted({name for each in weights for name in each.parameters})))
@@ -90,6 +90,10 @@ class Watch(TorchFunctionMode):
         if constant:
             self._keep_constants(tensors_in((output,), {}))
         return output
+
+    def counts(self) -> bool:
+        """Whether what is called now is looked at."""
+        return torch.is_grad_enabled()
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
         """A call with weights; `constant`: it has no other arguments that may depend on the samples."""

@@ -1,0 +1,164 @@
+"""Guard: what holds a model's weights while it goes on learning, in any training loop.
+
+Its penalty goes into the gradient, in a hook that runs when an optimizer steps: then it works in any training loop,
+fires once a step whatever the gradient accumulation, and needs no second backward pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from tripletmas.basics.weights import Params, named_parameters, trainable
+from tripletmas.protection.coverage import Coverage
+from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
+
+
+class Guard:
+    """A penalty on a model's weights, felt at every step of an optimizer. Abstract.
+
+    Concrete ones say what is held: each weight by its importance (`Protection`), or what each layer answers (`Gram`).
+
+    Args:
+        model: the model that is trained; parameters are matched by identity in memory and by canonical name on disk.
+        strength: weight of the penalty (lambda).
+        decay: what is left of earlier tasks' part when a task is added; 1 sums all tasks.
+
+    Raises:
+        ValueError: for a negative strength, a decay outside [0, 1], or half-precision weights, which are too coarse
+            to be held in place (keep float32 weights and train under autocast).
+    """
+
+    def __init__(self, model: nn.Module, *, strength: float, decay: float):
+        if not strength >= 0:
+            raise ValueError(f"strength must be >= 0, got {strength}")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {decay}")
+        half = [name for name, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)]
+        if half:
+            raise ValueError(
+                f"weights in half precision cannot be protected ({half[0]}): keep them in float32 and "
+                "train under torch.autocast"
+            )
+        self.model = model
+        self.strength = strength
+        self.decay = decay
+        self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+        self._checked_rates: WeakSet[Optimizer] = WeakSet()
+        self._num_protected_steps = 0
+        self._protecting = False
+
+    @property
+    def importance(self) -> Params:
+        """Of every weight that is held, by canonical name; empty before the first `consolidate`."""
+        raise NotImplementedError
+
+    # --- in a training loop
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Add the penalty's gradient whenever this optimizer steps; nothing until the first `consolidate`.
+
+        Attaching an optimizer again changes nothing. The handle's `remove()` detaches it.
+
+        Raises:
+            ValueError: if the optimizer holds no parameter of the model.
+        """
+        own = {id(parameter) for parameter in named_parameters(self.model).values()}
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
+        if not is_registered(self._handles.get(optimizer), optimizer):
+            self._handles[optimizer] = optimizer.register_step_pre_hook(self._make_hook())
+        return self._handles[optimizer]
+
+    @contextmanager
+    def protect(self) -> Iterator[Guard]:
+        """Protect in every optimizer that steps inside the `with` block, for frameworks that build their own.
+
+        Warns at the end of the block if there was something to protect but no optimizer stepped on it.
+        """
+        if self._protecting:  # within another `protect()` of this guard: once is enough
+            yield self
+            return
+        num_steps_before, has_something = self._num_protected_steps, self._holds()
+        add_penalty = self._make_hook()
+
+        def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
+            attached = is_registered(self._handles.get(optimizer), optimizer)
+            return None if attached else add_penalty(optimizer, args, kwargs)  # its own hook adds the penalty
+
+        handle = register_optimizer_step_pre_hook(before_step)
+        self._protecting = True
+        try:
+            yield self
+        finally:
+            self._protecting = False
+            handle.remove()
+        if has_something and self._num_protected_steps == num_steps_before:
+            warnings.warn("no optimizer stepped on the protected model inside protect()", stacklevel=3)
+
+    def value(self) -> Tensor:
+        """The penalty now: a differentiable scalar."""
+        raise NotImplementedError
+
+    # --- after a task
+
+    def consolidate(self, batches: Iterable[Any]) -> Params:
+        """Measure what was just learned, add it to what is held, and re-anchor.
+
+        Args:
+            batches: unlabelled data (labels are ignored): an iterable of tensors, (inputs, ...) tuples or dicts.
+
+        Returns:
+            The importance of this task alone, by canonical name.
+        """
+        raise NotImplementedError
+
+    def coverage(self) -> Coverage:
+        """What the penalty holds of the model as it is now, and what it leaves free."""
+        raise NotImplementedError
+
+    # --- on disk
+
+    def state_dict(self) -> Params:
+        """All that is held, as tensors by name; empty before the first `consolidate`."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Params) -> None:
+        """Take over a state that `state_dict` gave, for the present model.
+
+        Raises:
+            ValueError: if the state has parameters that the model lacks, or has in other shapes; all names that do not
+                match are listed. Parameters that only the model has are not held, as `coverage` says.
+        """
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write state and settings to one safetensors file (settings as JSON in its header)."""
+        raise NotImplementedError
+
+    # --- at an optimizer's step
+
+    def _holds(self) -> bool:
+        """Whether there is anything to hold yet."""
+        raise NotImplementedError
+
+    def _add_gradients(self, optimizer: Optimizer) -> bool:
+        """Add the penalty's gradient to those of this optimizer's parameters; whether any of them is held."""
+        raise NotImplementedError
+
+    def _make_hook(self) -> StepHook:
+        def add(optimizer: Optimizer) -> None:
+            if self._holds():
+                self._num_protected_steps += self._add_gradients(optimizer)
+
+        return make_step_hook(add, self.value)

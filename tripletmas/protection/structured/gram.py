@@ -1,0 +1,292 @@
+"""Gram: what each layer answers to the inputs it had is held, not each weight by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tripletmas.basics.weights import Params, differing_names, named_parameters, snapshot, trainable
+from tripletmas.protection.batches import Forward
+from tripletmas.protection.coverage import Coverage, measure_coverage
+from tripletmas.protection.file import read_protection, write_protection
+from tripletmas.protection.guard import Guard
+from tripletmas.protection.penalty import dense_gradient
+from tripletmas.protection.structured.budget import START, next_multipliers
+from tripletmas.protection.structured.linear_map import LinearMap
+from tripletmas.protection.structured.moments import Grams, relative_grams
+from tripletmas.protection.structured.quadratic import Quadratic
+
+BUDGET = 0.05
+
+
+@final
+class Gram(Guard):
+    """Holds what every layer answers: the input Gram penalty, exact for changes of any size of a linear layer.
+
+    The share of a layer's response that changed, E||response now - response then||^2 / E||response then||^2 on the
+    inputs then, biases included, is tr(dW A dW^T) with A = E[a a^T] / E||W a||^2, a the layer's inputs. Each task is
+    held to its own weights, since these made the vectors that an index has of it. What old inputs do not reach is free.
+
+    With a `budget` every layer may change that share of its response, on the average over earlier tasks: a multiplier
+    for each layer rises where it is over the budget and falls where it is under it. With a `strength` the penalty is
+    strength * sum over layers and tasks of these shares. Needs forward passes only and no label.
+
+    Memory: two copies of the trainable parameters, and a square matrix of its inputs for each layer.
+
+    Args:
+        budget: the share of each layer's response that may change, in (0, 1]; None where there is a strength.
+        strength: weight of the penalty; None where there is a budget.
+        reference: own, each task is held to the weights that it was learned with; last, all to the last task's.
+        decay: what is left of earlier tasks when a task is added; 1 keeps all.
+        exact: count every position of the inputs (see `relative_grams`).
+        forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
+
+    Raises:
+        ValueError: for a budget outside (0, 1], or a budget and a strength together; and as `Guard` says.
+
+    Source: ours; the soft form of null-space methods (OWM, GPM, Adam-NSCL), by the Gram matrices with which RegMean
+    (Jin et al., ICLR 2023) merges models.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 2.0)
+    >>> gram = Gram(layer, strength=1.0)
+    >>> _ = gram.consolidate([torch.tensor([[1.0], [3.0]])])
+    >>> _ = nn.init.constant_(layer.weight, 3.0)              # the answer is half as long again: (1 / 2)^2
+    >>> gram.value().item()
+    0.25
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        budget: float | None = None,
+        *,
+        strength: float | None = None,
+        reference: Literal["own", "last"] = "own",
+        decay: float = 1.0,
+        exact: bool = False,
+        forward: Forward | None = None,
+    ):
+        if budget is not None and strength is not None:
+            raise ValueError("give a budget or a strength, not both: a budget finds the strength of each layer itself")
+        budget = BUDGET if budget is None and strength is None else budget
+        if budget is not None and not 0 < budget <= 1:
+            raise ValueError(
+                f"budget must lie in (0, 1], the share of each layer's response that may change, got {budget}"
+            )
+        if reference not in ("own", "last"):
+            raise ValueError(f"reference must be 'own' or 'last', got {reference!r}")
+        super().__init__(model, strength=1.0 if strength is None else strength, decay=decay)
+        self.budget = budget
+        self.anchors: Literal["own", "last"] = reference
+        self.exact = exact
+        self.forward = forward
+        self._forms: dict[LinearMap, Quadratic] = {}
+        self._multipliers: dict[LinearMap, Tensor] = {}  # scalars; of a budget
+        self._reference: Params = {}
+        self._parameters: dict[str, nn.Parameter] = {}  # of what is held, to see what the model has replaced since
+
+    @property
+    def importance(self) -> Params:
+        """Of every weight by itself, by canonical name: the diagonal of the forms, the second moment of its input."""
+        found: Params = {}
+        like = named_parameters(self.model)
+        for each, form in self._present().items():
+            diagonal = form.gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
+            matrices = diagonal.expand(each.matrices(like).shape)
+            for name, part in each.spread(matrices, like):
+                if name in self._reference:
+                    total = found.setdefault(name, torch.zeros_like(self._reference[name]))
+                    total[each.start : each.stop] += part
+        return found
+
+    def shares(self) -> dict[str, float]:
+        """The share of each map's response that has changed by now, on the average over the tasks that are held."""
+        with torch.no_grad():
+            found = {each: form.of(self._change(each))[0] / form.tasks for each, form in self._present().items()}
+        return {each.name: float(share) for each, share in found.items()}
+
+    def set_strength(self, strength: float) -> None:
+        """From now on hold with this strength, without a budget."""
+        self.strength, self.budget = strength, None
+
+    # --- in a training loop
+
+    def value(self) -> Tensor:
+        """The penalty now: strength times the sum of the shares over layers and tasks, or each layer's multiplier times
+        its share; a differentiable scalar."""
+        parameters = named_parameters(self.model)
+        terms = []
+        for each, form in self._present().items():
+            now, then = each.matrices(parameters), each.matrices({**parameters, **self._reference})
+            terms.append(self._weight(each, form) * form.of(now - then)[0])
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def _holds(self) -> bool:
+        return bool(self._forms)
+
+    @torch.no_grad()
+    def _add_gradients(self, optimizer: Optimizer) -> bool:
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        parameters = named_parameters(self.model)
+        stepped = {name for name in self._reference if id(parameters.get(name)) in own}
+        forms = {each: form for each, form in self._present().items() if not stepped.isdisjoint(each.parameters)}
+        scale = getattr(optimizer, "grad_scale", None)
+        shares = []
+        for each, form in forms.items():
+            value, half = form.of(self._change(each))
+            shares.append(value / form.tasks)
+            weight = 2 * self._weight(each, form) * (1 if scale is None else scale)
+            for name, part in each.spread(half.mul_(weight), parameters):
+                if name in stepped:
+                    dense_gradient(parameters[name])[each.start : each.stop].add_(part)
+        if forms and self.budget is not None:
+            before = torch.stack([self._multipliers[each] for each in forms])
+            after = next_multipliers(before, torch.stack(shares), self.budget)
+            self._multipliers |= dict(zip(forms, after.unbind(), strict=True))
+        return bool(forms)
+
+    # --- after a task
+
+    @torch.no_grad()
+    def consolidate(self, batches: Iterable[Any]) -> Params:
+        """Measure the input Grams of what was just learned, add them to what is held, and re-anchor.
+
+        Args:
+            batches: unlabelled data (labels are ignored): an iterable of tensors, (inputs, ...) tuples or dicts.
+
+        Returns:
+            The diagonal of this task's forms alone, by canonical name.
+        """
+        grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
+        self.add(grams)
+        return self.importance
+
+    @torch.no_grad()
+    def add(self, grams: Grams) -> None:
+        """Add a task with these Grams, learned with the present weights."""
+        forms = {}
+        for each, form in self._present().items():
+            forms[each] = form.anchored(self._change(each), own=self.anchors == "own")
+        for each, gram in grams.items():
+            empty = Quadratic(torch.zeros_like(gram), None, gram.new_zeros(()), 0.0)
+            forms[each] = forms.get(each, empty).with_task(gram, self.decay)
+        self._hold(forms)
+        self._reference = snapshot({name: self._parameters[name] for name in self._parameters})
+
+    def coverage(self) -> Coverage:
+        """What is held of the model as it is now, and what is left free."""
+        whole = [each.weight for each in self._present() if each.kind == "whole" and each.weight]
+        return replace(measure_coverage(self.model, self.importance), alone=tuple(sorted(whole)))
+
+    # --- on disk
+
+    def state_dict(self) -> Params:
+        """Of each map `gram/KEY`, `offset/KEY` and `scalars/KEY` (value, tasks, multiplier); `reference/NAME`."""
+        state: Params = {}
+        for each, form in self._present().items():
+            state[f"gram/{each.key}"] = form.gram
+            if form.offset is not None:
+                state[f"offset/{each.key}"] = form.offset.contiguous()
+            multiplier = self._multipliers.get(each, form.value.new_tensor(START))
+            scalars = [form.value, form.value.new_tensor(form.tasks), multiplier]
+            state[f"scalars/{each.key}"] = torch.stack([one.double() for one in scalars])
+        return state | {f"reference/{name}": value for name, value in self._reference.items()}
+
+    def load_state_dict(self, state: Params) -> None:
+        current = named_parameters(self.model)
+        parts: dict[str, dict[str, Tensor]] = {"gram": {}, "offset": {}, "scalars": {}, "reference": {}}
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            parts[kind][name] = value
+        reference = parts["reference"]
+        if any(name not in current or current[name].shape != value.shape for name, value in reference.items()):
+            raise ValueError(f"saved for another model: {differing_names(trainable(self.model), reference)}")
+        forms, multipliers = {}, {}
+        for key, gram in parts["gram"].items():
+            each = LinearMap.from_key(key)
+            device, (value, tasks, multiplier) = current[each.parameters[0]].device, parts["scalars"][key].unbind()
+            offset = parts["offset"].get(key)
+            forms[each] = Quadratic(
+                gram.to(device),
+                None if offset is None else offset.to(device),
+                value.to(gram.dtype).to(device),
+                float(tasks),
+            )
+            multipliers[each] = multiplier.to(gram.dtype).to(device)
+        self._hold(forms)
+        self._multipliers = multipliers
+        self._reference = {name: value.to(current[name].device) for name, value in reference.items()}
+
+    def save(self, path: str | Path) -> None:
+        settings = {
+            "holds": "gram",
+            "budget": self.budget,
+            "strength": self.strength,
+            "reference": self.anchors,
+            "decay": self.decay,
+            "exact": self.exact,
+        }
+        write_protection(path, self.state_dict(), settings)
+
+    @staticmethod
+    def load(path: str | Path, model: nn.Module, *, forward: Forward | None = None) -> Gram:
+        """The Gram saved at `path`, for `model`.
+
+        Raises:
+            ValueError: if the file is no saved Gram or was cut short; if it was saved for another model.
+        """
+        state, settings = read_protection(path)
+        if settings.get("holds") != "gram":
+            raise ValueError(f"{path} holds weights one by one: Protection.load reads it")
+        gram = Gram(
+            model,
+            settings["budget"],
+            strength=None if settings["budget"] is not None else settings["strength"],
+            reference=settings["reference"],
+            decay=settings["decay"],
+            exact=settings["exact"],
+            forward=forward,
+        )
+        gram.load_state_dict(state)
+        return gram
+
+    # --- inside
+
+    def _weight(self, each: LinearMap, form: Quadratic) -> Tensor | float:
+        """What the form of a map is multiplied with in the penalty."""
+        return self.strength if self.budget is None else self._multipliers[each] / form.tasks
+
+    def _change(self, each: LinearMap) -> Tensor:
+        """Of a map's weights since the reference, as matrices."""
+        parameters = named_parameters(self.model)
+        held = {name: parameters[name].detach() for name in each.parameters}
+        change: Mapping[str, Tensor] = {
+            name: value - self._reference[name] if name in self._reference else torch.zeros_like(value)
+            for name, value in held.items()
+        }
+        return each.matrices(change)
+
+    def _present(self) -> dict[LinearMap, Quadratic]:
+        """What is held, without maps of which the model has replaced a parameter by another (a new head)."""
+        current = named_parameters(self.model)
+
+        def is_here(each: LinearMap) -> bool:
+            return all(current.get(name) is self._parameters.get(name, current.get(name)) for name in each.parameters)
+
+        return {each: form for each, form in self._forms.items() if is_here(each)}
+
+    def _hold(self, forms: dict[LinearMap, Quadratic]) -> None:
+        current = trainable(self.model)
+        self._forms = forms
+        names = {name for each in forms for name in each.parameters}
+        self._parameters = {name: value for name, value in current.items() if name in names}
+        for each, form in forms.items():
+            self._multipliers.setdefault(each, form.value.new_tensor(START))
+        self._checked_rates.clear()

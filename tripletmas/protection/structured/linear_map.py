@@ -1,0 +1,102 @@
+"""A linear map inside a model: its weight and bias as matrices that are applied to the inputs it sees.
+
+A convolution is a linear map of the patches of its input, a normalisation's scale and shift are one of each normalised
+channel, a table of embeddings is one of the words' one-hot vectors. Groups are maps side by side.
+
+Shapes: matrices (groups, rows, columns), a row for each output; where there is a bias, the last column is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor
+
+Kind = Literal["linear", "transposed", "convolution", "transposed convolution", "scale", "table", "whole"]
+
+
+class LinearMap(NamedTuple):
+    """Which parameters it is made of, and how they lie in its matrices.
+
+    Attributes:
+        weight, bias: canonical names; None where it has none.
+        kind: linear (out, in); transposed (in, out); convolution (out, in / groups, *kernel); transposed convolution
+            (in, out / groups, *kernel); scale, a number for each channel; table (words, dim). whole: a parameter that
+            no layer explains is a response of its own, a column of all its numbers.
+        groups: maps side by side: of a convolution, channels of a scale, words of a table.
+        start, stop: the rows of weight and bias that belong to it; stop None for all. Attention packs three maps.
+    """
+
+    weight: str | None
+    bias: str | None
+    kind: Kind
+    groups: int = 1
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the map, unique in a model: the weight's, with the rows or the use where it has others, too."""
+        rows = "" if self.stop is None else f"[{self.start}:{self.stop}]"
+        use = f" ({self.kind})" if self.kind in ("table", "transposed", "transposed convolution") else ""
+        return f"{self.weight or self.bias}{rows}{use}"
+
+    @property
+    def key(self) -> str:
+        """All of it as text, for files: no parameter's name has two dots in a row."""
+        stop = "" if self.stop is None else self.stop
+        return "..".join(map(str, (self.kind, self.weight or "", self.bias or "", self.groups, self.start, stop)))
+
+    @staticmethod
+    def from_key(key: str) -> LinearMap:
+        """The map with this key."""
+        kind, weight, bias, groups, start, stop = key.split("..")
+        assert kind in get_args(Kind), kind
+        return LinearMap(
+            weight or None, bias or None, cast(Kind, kind), int(groups), int(start), int(stop) if stop else None
+        )
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of its weight and bias, as far as it has them."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    def matrices(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The matrices (groups, rows, columns) of these values of its parameters."""
+        parts = []
+        if self.weight is not None:
+            parts.append(self._weight_matrices(values[self.weight][self.start : self.stop]))
+        if self.bias is not None:
+            bias = values[self.bias][self.start : self.stop]
+            parts.append(bias.reshape(self.groups, -1, 1))
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+    def spread(self, matrices: Tensor, like: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The matrices as parts of its parameters, (name, rows `start` to `stop` of a tensor like it)."""
+        if self.weight is not None:
+            shape = like[self.weight][self.start : self.stop].shape
+            yield self.weight, self._weight_like(matrices[..., :-1] if self.bias else matrices, shape)
+        if self.bias is not None:
+            yield self.bias, matrices[..., -1].reshape(like[self.bias][self.start : self.stop].shape)
+
+    def _weight_matrices(self, weight: Tensor) -> Tensor:
+        if self.kind == "linear":
+            return weight.unsqueeze(0)
+        if self.kind == "transposed":
+            return weight.t().unsqueeze(0)
+        if self.kind == "convolution":
+            return weight.reshape(self.groups, len(weight) // self.groups, -1)
+        if self.kind == "transposed convolution":
+            return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(2)
+        if self.kind == "table":
+            return weight.unsqueeze(2)
+        return weight.reshape(self.groups, -1, 1)  # scale, whole
+
+    def _weight_like(self, matrices: Tensor, shape: torch.Size) -> Tensor:
+        if self.kind == "transposed":
+            return matrices[0].t()
+        if self.kind == "transposed convolution":
+            return matrices.unflatten(2, (-1, *shape[2:])).transpose(1, 2).reshape(shape)
+        return matrices.reshape(shape)

@@ -1,0 +1,117 @@
+"""The input Gram of every linear map of a model, on data: A = E[a a^T], in the unit of the map's own response.
+
+Shapes: Grams (groups, columns, columns).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.weights import named_parameters, trainable, unwrap
+from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
+from tripletmas.protection.engine.inputs import LayerInputs
+from tripletmas.protection.structured.linear_map import LinearMap
+from tripletmas.protection.structured.quadratic import energy
+
+Grams = dict[LinearMap, Tensor]
+
+# A map with more columns, or that has seen more rows, counts so many rows of a pass, drawn at random, for all.
+_EXACT_COLUMNS, _EXACT_ROWS, _DRAWN_ROWS = 1024, 10**6, 20_000
+
+
+@torch.no_grad()
+def relative_grams(
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, exact: bool = False
+) -> Grams:
+    """A / E||W a||^2 of every linear map: tr(dW A dW^T) of it is the share of the map's response that dW changes.
+
+    E is over samples and positions, a 1 is appended to the input where there is a bias. The model is in eval mode, so
+    that a batch norm is a scale and a shift of each normalised channel. Trainable parameters that no map explains (a
+    class token, positions) are a response of their own, with A = 1: ||dp||^2 / ||p||^2. It takes forward passes only.
+
+    Args:
+        batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
+        forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
+        exact: count every position; else of maps with more than 1024 inputs, or that saw 10^6, up to 20,000 a batch.
+
+    Raises:
+        ValueError: with no trainable parameter or no sample; where the inputs of a layer are not finite; where nothing
+            answers: all inputs or weights are zero. A single map of which that is true is left out, with a warning.
+    """
+    model = unwrap(model)
+    wanted = trainable(model)
+    if not wanted:
+        raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to hold")
+    parameters = named_parameters(model)
+    moments = _moments(model, batches, forward, exact)
+    found: Grams = {}
+    for each, moment in moments.items():
+        if not moment.isfinite().all():
+            raise ValueError(f"the inputs of {each.name!r} are not finite on these data: NaN or infinity before it")
+        found[each] = moment
+    explained = {name for each in found for name in each.parameters}
+    for name in wanted.keys() - explained:
+        found[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
+    silent = []
+    for each in sorted(found, key=lambda one: list(parameters).index(one.parameters[0])):
+        gram = found.pop(each)  # in the order of the model
+        response = float(energy(each.matrices(parameters), gram))
+        if response > 0 and math.isfinite(response):
+            found[each] = gram / response
+        else:
+            silent.append(each.name)
+    if not found:
+        raise ValueError("no layer answers anything on these data: all inputs or all weights are zero")
+    if silent:
+        warnings.warn(f"nothing to hold of {listed(silent)}: inputs or weights are all zero there", stacklevel=3)
+    return found
+
+
+def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, exact: bool) -> Grams:
+    call = make_call(model, None, forward)
+    moments: Grams = {}
+    seen: dict[LinearMap, int] = {}
+    total = 0
+
+    def most_rows(each: LinearMap, columns: int) -> int:
+        is_small = columns <= _EXACT_COLUMNS and seen.get(each, 0) <= _EXACT_ROWS
+        return 2**62 if exact or is_small else _DRAWN_ROWS
+
+    def take(each: LinearMap, moment: Tensor, rows: int) -> None:
+        seen[each] = seen.get(each, 0) + rows
+        if each in moments:
+            moments[each].add_(moment)
+        else:
+            moments[each] = moment
+
+    with measuring(model) as moved, torch.no_grad(), _without_fused_attention():
+        for batch in batches:
+            inputs = moved(inputs_of(batch, forward))
+            count = num_samples(inputs)
+            if not count:
+                continue
+            total += count
+            with LayerInputs(model, named_parameters(model), frozenset(trainable(model)), most_rows, take):
+                call(model, inputs)
+    if not total:
+        raise ValueError("a Gram needs at least one sample, and the batches were empty")
+    return moments
+
+
+@contextmanager
+def _without_fused_attention():
+    """In eval mode without gradients, attention takes a path on which nothing inside it can be seen."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)

@@ -1,0 +1,61 @@
+"""The quadratic form of a linear map: how much of its response a change of its weights is, over several tasks.
+
+A stored vector of task t was made by the weights W_t of its time, so what an old index needs is
+
+    sum_t tr((W - W_t) A_t (W - W_t)^T),   A_t the input Gram of task t in the unit of the map's response then.
+
+Around the last weights R it is tr(D A D^T) + 2 tr(D C^T) + T, with D = W - R, A = sum_t A_t, C = sum_t (R - W_t) A_t
+and T its value at R: its memory does not grow with the tasks. Its gradient is 2 (D A + C).
+
+Shapes: matrices D, C (groups, rows, columns); Grams A (groups, columns, columns).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Quadratic(NamedTuple):
+    """Attributes:
+    gram: A.
+    offset: C; None where all tasks have the same reference.
+    value: T, a scalar.
+    tasks: how many tasks are in it, each with what `decay` left of it.
+    """
+
+    gram: Tensor
+    offset: Tensor | None
+    value: Tensor
+    tasks: float
+
+    def of(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """(the form, a scalar; half its gradient, like `change`) at a change D of the weights."""
+        product = times(change, self.gram)
+        if self.offset is None:
+            return (change * product).sum() + self.value, product
+        return (change * (product + 2 * self.offset)).sum() + self.value, product + self.offset
+
+    def anchored(self, change: Tensor, *, own: bool) -> Quadratic:
+        """The same form around the weights after a change D; unless `own`, every task has its reference there."""
+        if not own:
+            return self._replace(offset=None, value=torch.zeros_like(self.value))
+        value, half = self.of(change)
+        return self._replace(offset=half, value=value)
+
+    def with_task(self, gram: Tensor, decay: float) -> Quadratic:
+        """`decay` times the form, and a task that was learned at the reference."""
+        offset = None if self.offset is None else self.offset * decay
+        return Quadratic(self.gram * decay + gram, offset, self.value * decay, self.tasks * decay + 1)
+
+
+def times(matrices: Tensor, gram: Tensor) -> Tensor:
+    """D A; a Gram of one column is a number for each group."""
+    return matrices * gram if gram.shape[-1] == 1 else matrices @ gram
+
+
+def energy(matrices: Tensor, gram: Tensor) -> Tensor:
+    """tr(W A W^T), over groups: what the map answers, squared, where A is the second moment of its inputs."""
+    return (matrices * times(matrices, gram.to(matrices.dtype))).sum()
