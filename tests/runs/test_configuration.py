@@ -72,6 +72,14 @@ def test_the_command_line_counts_more_than_the_file_wherever_it_stands(file):
         assert found["strategy"]["strength"] == 2
 
 
+@pytest.mark.parametrize(("given", "found"), [("0.01x", "0.01x"), ("1e-5", 1e-5), ("null", None)])
+def test_a_rate_of_the_backbone_is_a_number_or_a_multiple(given, found, file):
+    assert config("--training.backbone_lr", given)["training"]["backbone_lr"] == found
+    assert config("--config", file(f"training: {{backbone_lr: {given}}}"))["training"]["backbone_lr"] == found
+    whole = yaml.safe_load(yaml.safe_dump(config("--training.backbone_lr", given)))
+    assert resolve(whole)["training"]["backbone_lr"] == found
+
+
 def test_another_name_starts_from_its_own_defaults(file):
     path = file("strategy: {name: mas, strength: 2}\nloss: {name: triplet, margin: 0.5}")
     found = config("--config", path, "--strategy", "finetune", "--loss", "contrastive")

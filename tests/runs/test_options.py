@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from tripletmas.runs.options import TrainConfig, make_optimizer, set_rate
+from tripletmas.models.networks import make_model
+from tripletmas.runs.options import TrainConfig, make_optimizer, set_rate, split_backbone
 
 
 def rate(progress: float, **options) -> float:
@@ -33,6 +35,13 @@ def test_the_rate_is_a_function_of_the_share_of_the_task():
         ({"schedule": "steps"}, "schedule must be one of constant, cosine, step, got 'steps'"),
         ({"step_at": 1.0}, r"step_at must lie between 0 and 1, got 1\.0"),
         ({"sampler": "shuffled", "batch_size": 1}, "batch_size must be >= 2, got 1"),
+        ({"backbone_lr": "0.01y"}, "backbone_lr must be a rate > 0 .* multiple of lr such as 0.01x, got '0.01y'"),
+        ({"backbone_lr": "x"}, "backbone_lr must be a rate > 0 .*, got 'x'"),
+        ({"backbone_lr": "nanx"}, "backbone_lr must be a rate > 0 .*, got 'nanx'"),
+        ({"backbone_lr": "0x"}, "backbone_lr must be a rate > 0 .*, got '0x'"),
+        ({"backbone_lr": 0.0}, r"backbone_lr must be a rate > 0 .*, got '0\.0'"),
+        ({"backbone_lr": -0.1}, r"backbone_lr must be a rate > 0 .*, got '-0\.1'"),
+        ({"backbone_lr": math.inf}, "backbone_lr must be a rate > 0 .*, got 'inf'"),
         ({"batch_size": 7}, r"batch_size must be >= 2 \* samples_per_class"),
     ],
 )
@@ -43,3 +52,88 @@ def test_what_cannot_be(options, message):
 
 def test_a_shuffled_batch_needs_no_pairs():
     assert TrainConfig(sampler="shuffled", batch_size=3).batch_size == 3
+
+
+# --- a backbone with a rate of its own
+
+
+def names_of(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
+    ids = {id(parameter) for parameter in parameters}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "last"),
+    [
+        ("mlp", {}, "embedding"),
+        ("conv4", {"width": 4}, "embedding"),
+        ("resnet18", {"dim": 4}, "fc"),
+        ("squeezenet1_1", {"dim": 4}, "classifier.1"),
+        ("vit_b_32", {"dim": 4}, "heads.head"),
+    ],
+)
+def test_the_last_layer_of_models_is_their_projection(name, options, last):
+    model = make_model(name, (3, 32, 32), options=options)
+    projection, backbone = split_backbone(model)
+    assert names_of(model, projection) == {f"{last}.weight", f"{last}.bias"}
+    assert len(projection) + len(backbone) == len(list(model.parameters()))
+
+
+def test_without_a_projection_all_is_backbone():
+    """A network that was cut off ends in batch norm."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU())
+    assert split_backbone(model) == ([], list(model.parameters()))
+    config = TrainConfig(lr=0.5, backbone_lr="0.01x")
+    optimizer = make_optimizer(model, nn.Linear(2, 2), config)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.5]
+
+
+def test_frozen_weights_are_in_neither_part():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    for frozen in (model[0].bias, model[2].weight):
+        frozen.requires_grad_(False)
+    last, backbone = split_backbone(model)
+    assert names_of(model, last) == {"2.bias"}
+    assert names_of(model, backbone) == {"0.weight", "1.weight", "1.bias"}
+
+
+def test_a_weight_that_the_last_layer_shares_is_not_slow():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].weight = model[1].weight
+    assert names_of(model, split_backbone(model)[1]) == {"0.bias"}
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))]
+)
+def test_a_model_without_a_backbone(model):
+    what = "Linear" if isinstance(model, nn.Linear) else "1"
+    with pytest.raises(ValueError, match=f"all but the last layer, and this model has only '{what}' to train: set lr"):
+        make_optimizer(model, nn.TripletMarginLoss(), TrainConfig(backbone_lr=1e-4))
+    make_optimizer(model, nn.TripletMarginLoss(), TrainConfig())
+
+
+@pytest.mark.parametrize(("given", "slow"), [(0.002, 0.002), ("0.002", 0.002), ("0.01x", 0.005), (None, 0.5)])
+def test_a_rate_or_a_multiple(given, slow):
+    """Every schedule scales both; the rate that is shown is that of the last layer."""
+    config = TrainConfig(lr=0.5, backbone_lr=given, schedule="cosine")
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    optimizer = make_optimizer(model, nn.TripletMarginLoss(), config)
+    for progress in (0.0, 0.25):
+        factor = (1 + math.cos(math.pi * progress)) / 2
+        assert set_rate(optimizer, config, progress) == 0.5 * factor
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert rates[id(model[1].weight)] == rates[id(model[1].bias)] == 0.5 * factor
+        assert rates[id(model[0].weight)] == pytest.approx(slow * factor)
+
+
+def test_steps_of_sgd_are_smaller_in_the_backbone():
+    """By hand: loss = sum of all weights, gradient 1, so one step is the rate."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    config = TrainConfig(optimizer="sgd", lr=0.5, backbone_lr="0.01x")
+    optimizer = make_optimizer(model, nn.TripletMarginLoss(), config)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    moved = [float((old - new.detach()).mean()) for old, new in zip(before, model.parameters(), strict=True)]
+    assert moved == pytest.approx([0.005, 0.005, 0.5, 0.5], abs=1e-6)

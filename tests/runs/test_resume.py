@@ -200,6 +200,7 @@ def test_killed_at_any_point(tiny_stream, scratch):
         optimizer="sgd",
         schedule="cosine",
         clip=1.0,
+        backbone_lr="0.1x",
         epochs=2,
     )
     assert points > 80  # 8 steps, 4 epochs and 2 tasks with their files: see `dying`

@@ -25,7 +25,7 @@ from tripletmas.runs import catalog, configuration
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.loop import train_stream
-from tripletmas.runs.options import TrainConfig
+from tripletmas.runs.options import TrainConfig, split_backbone
 from tripletmas.runs.resume import changed_tasks, check_identities
 from tripletmas.runs.strength import SearchConfig
 from tripletmas.strategies.base import Strategy
@@ -71,6 +71,8 @@ def build(config: Mapping[str, Any], *, data: Data | None = None) -> Experiment:
     shape = built.stream[0].train.sample_shape
     seed_everything(resolved["seed"])
     made_model = catalog.build_model(kind, *model, shape, of_data=named[1], data=built).to(device)
+    if training.backbone_lr is not None:
+        split_backbone(made_model)  # whether there is one is told before anything is written
     dim = embedding_dim(made_model, shape)
     objective = catalog.build_objective(kind, *loss, dim=dim, data=built).to(device)
     return Experiment(

@@ -29,6 +29,8 @@ class TrainConfig:
         samples_per_class: K, at least; a class with fewer samples gives all it has. Not for shuffled.
         optimizer: how gradients become steps.
         lr: learning rate of the model.
+        backbone_lr: learning rate of all of the model but its last layer, from the first task on: a rate, or a multiple
+            of lr such as 0.01x; null is lr. A model that ends in a normalisation is backbone as a whole.
         loss_lr: learning rate of the loss's own parameters (proxies); null is that of the model.
         momentum: for sgd.
         weight_decay: decay of all weights of the model at every step; it also moves protected weights.
@@ -50,6 +52,7 @@ class TrainConfig:
     samples_per_class: int = 4
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
+    backbone_lr: float | str | None = None
     loss_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -97,11 +100,43 @@ class TrainConfig:
             )
         if self.lr <= 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(f"lr and clip must be > 0, got lr={self.lr}, clip={self.clip}")
+        rate_of_backbone(self)
+
+
+def rate_of_backbone(config: TrainConfig) -> float:
+    """The learning rate of the backbone in numbers.
+
+    Raises:
+        ValueError: if it is neither a rate nor a multiple of one.
+    """
+    given = config.backbone_lr
+    if given is None:
+        return config.lr
+    text = str(given)
+    try:
+        rate = float(text.removesuffix("x")) * (config.lr if text.endswith("x") else 1)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(
+            f"backbone_lr must be a rate > 0 such as 1e-5, or a multiple of lr such as 0.01x, got {text!r}"
+        )
+    return rate
 
 
 def make_optimizer(model: nn.Module, objective: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimizer of one task: the model's trainable weights, and the objective's own at their own rate."""
-    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    """The optimizer of one task: the model's trainable weights, and the objective's own at their own rate.
+
+    Raises:
+        ValueError: for a rate of the backbone where the model has none.
+    """
+    groups: list[dict[str, Any]]
+    if config.backbone_lr is None:
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    else:
+        last, backbone = split_backbone(model)
+        groups = [{"params": last}] if last else []
+        groups.append({"params": backbone, "lr": rate_of_backbone(config)})
     if own := list(objective.parameters()):
         rate = config.lr if config.loss_lr is None else config.loss_lr
         groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
@@ -114,8 +149,39 @@ def make_optimizer(model: nn.Module, objective: nn.Module, config: TrainConfig) 
     return optimizer
 
 
+def split_backbone(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(the trainable weights of the last layer, those of the backbone, which is all the rest).
+
+    The last layer is the last module, in the order in which the model registers them, that has weights of its own;
+    the projection that makes the embedding. Where this module has vectors only, as a normalisation has, there is no
+    projection, and the backbone is the whole model (a network cut off before its classifier). Of several branches the
+    last layer is that of the last one alone.
+
+    Raises:
+        ValueError: if there is nothing but the last layer.
+
+    Source: the slow backbone of Zhang et al., SLCA, ICCV 2023, where all but the classifier learns at a hundredth.
+    """
+    path, last = "", []
+    for name, module in model.named_modules():
+        if own := list(module.parameters(recurse=False)):
+            path, last = name, own
+    if all(parameter.ndim < 2 for parameter in last):
+        last = []
+    of_last = {id(parameter) for parameter in last}
+    backbone = [p for p in model.parameters() if p.requires_grad and id(p) not in of_last]
+    if not backbone:
+        what = repr(path or type(model).__name__)
+        raise ValueError(f"backbone_lr is for all but the last layer, and this model has only {what} to train: set lr")
+    return [parameter for parameter in last if parameter.requires_grad], backbone
+
+
 def set_rate(optimizer: Optimizer, config: TrainConfig, progress: float) -> float:
-    """Set each group's rate for this share of the task; a function of it alone, so there is nothing to resume."""
+    """Set each group's rate for this share of the task; a function of it alone, so there is nothing to resume.
+
+    Returns:
+        The rate of the model; of its last layer where the backbone has a rate of its own.
+    """
     factor = {
         "constant": 1.0,
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
