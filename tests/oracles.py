@@ -294,6 +294,44 @@ def compensated(
     return [v + m / total for v, m in zip(vector, moved, strict=True)]
 
 
+def rotated(x: Tensor, y: Tensor, vectors: Tensor, held: float, *, shift: bool) -> Tensor:
+    """Procrustes by Newton's iteration R <- (R + R^-T) / 2, whose limit is the orthogonal factor of where it starts."""
+    centre, target = (x.mean(dim=0), y.mean(dim=0)) if shift else (0 * x[0], 0 * x[0])
+    dim = x.shape[1]
+    scale = float((x - centre).square().sum()) / dim
+    rotation = held * scale * torch.eye(dim, dtype=x.dtype)
+    for a, b in zip(x - centre, y - target, strict=True):
+        rotation = rotation + torch.outer(a, b)
+    for _ in range(200):
+        rotation = (rotation + torch.linalg.inv(rotation).T) / 2
+    return torch.stack([(vector - centre) @ rotation + target for vector in vectors])
+
+
+def shrunk_drift(x: Tensor, y: Tensor, vectors: Tensor, ridge: float, alpha: float) -> Tensor:
+    """The ridge solution on rows appended for the ridge, column by column, then w of each vector as it was."""
+    size, dim = x.shape
+    rows = torch.cat([x, math.sqrt(ridge * float(x.square().sum()) / dim) * torch.eye(dim, dtype=x.dtype)])
+    columns = [torch.linalg.lstsq(rows, torch.cat([y[:, [i]], torch.zeros(dim, 1).to(y)])).solution for i in range(dim)]
+    weight = math.exp(-size / (alpha * dim))
+    return torch.stack([(1 - weight) * (v @ torch.cat(columns, dim=1)) + weight * v for v in vectors])
+
+
+def held_out_cosine(
+    before: Tensor, after: Tensor, fit: Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+) -> float:
+    """The mean cosine of pairs moved by maps fitted without their fold, one pair after the other; at least five."""
+    total, size = 0.0, len(before)
+    for fold in range(5):
+        outside = [i for i in range(size) if 5 * i // size == fold]
+        inside = [i for i in range(size) if i not in outside]
+        moved = fit(before[inside], after[inside])(before[outside]).tolist()
+        for one, i in zip(moved, outside, strict=True):
+            other = after[i].tolist()
+            lengths = math.hypot(*one) * math.hypot(*other)
+            total += sum(a * b for a, b in zip(one, other, strict=True)) / lengths
+    return total / size
+
+
 def ridge_drift(x: Tensor, y: Tensor, vectors: Tensor, ridge: float) -> Tensor:
     """Least squares on rows appended for the ridge, in place of normal equations."""
     centre, shift = x.mean(dim=0), y.mean(dim=0)

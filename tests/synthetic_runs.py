@@ -108,6 +108,9 @@ def write_run(
             record["drift"] = [drift(task, i) for i in range(task)]
             record["unseen"] = {"recall@1": 0.5 + 0.02 * task, "mrr": 0.6}
             record["reembed"] = {"images": 200 * task, "seconds": 0.25 * task}
+            if task:
+                cosines = {"none": 0.5, "procrustes": 0.75 + 0.1 * task, "linear": None}
+                record["compensated_by"] = {"map": "procrustes", "pairs": 1200, "held_out_cosine": cosines}
         run.append(record)
         for i, name in enumerate(state):
             state[name] = state[name] + 0.1 / (i + 1) * torch.randn(state[name].shape, generator=random)

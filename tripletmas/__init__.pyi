@@ -13,6 +13,8 @@ from .data.tasks import Task as Task
 from .data.tasks import make_stream as make_stream
 from .index.approximate import FaissIndex as FaissIndex
 from .index.base import Index as Index
+from .index.choice import Choice as Choice
+from .index.choice import choose_drift as choose_drift
 from .index.drift import compensate_drift as compensate_drift
 from .index.drift import fit_drift as fit_drift
 from .index.exact import ExactIndex as ExactIndex

@@ -20,7 +20,9 @@ from PIL import Image
 
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.main import main
+from tripletmas.index import drift
 from tripletmas.index.base import unit
+from tripletmas.index.choice import choose_drift
 from tripletmas.index.drift import fit_drift
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex
@@ -200,7 +202,9 @@ REFUSED = [
     ("index remove old.index ''", "a path to remove is empty"),  # which would be the working directory: everything
     ("index refresh old.index", "say how: --compensate moves the stale vectors, --reembed"),
     ("index refresh old.index --compensate --reembed", "give one of the two: --compensate moves"),
-    ("index refresh old.index --compensate --map cubic", "--map must be one of sdc, linear"),
+    ("index refresh old.index --compensate --map cubic", "the map must be one of sdc, linear, .*auto, got 'cubic'"),
+    ("index refresh old.index --compensate cubic", "the map must be one of sdc, linear, .*auto, got 'cubic'"),
+    ("index refresh old.index --compensate auto --map sdc", "--compensate auto names a map, and --map sdc too"),
     ("index refresh old.index --reembed --map sdc", "--map is for --compensate"),
     ("index refresh old.index --compensate --images images", "--images is for --reembed"),
     ("index refresh old.index --compensate --drop-missing", "--drop-missing is for --reembed"),
@@ -449,7 +453,7 @@ def with_pairs(run: str) -> tuple[torch.Tensor, torch.Tensor]:
     return pairs["before"], pairs["after"]
 
 
-@pytest.mark.parametrize("name", ["linear", "sdc", "mlp", None])
+@pytest.mark.parametrize("name", ["linear", "sdc", "mlp", "procrustes", None])
 def test_compensate_moves_stale_vectors_and_reads_no_image(name, place, call):
     before, after = with_pairs("run")
     assert call("index", "add", "old.index", "--images", "images/b")[0] == 0
@@ -474,6 +478,27 @@ def test_compensate_moves_stale_vectors_and_reads_no_image(name, place, call):
     text = call("index", "info", "old.index")[1]
     assert "all vectors are current" in text
     assert kind in text
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_map_that_chooses_itself(normalize, place, call, monkeypatch):
+    monkeypatch.setattr(drift, "_STEPS", 5)
+    before, after = with_pairs("run")
+    options = () if normalize else ("--no-normalize", "--metric", "l2")
+    assert (
+        call("index", "build", "run", "--images", "images/a", "--out", "auto.index", "--after", "0", *options)[0] == 0
+    )
+    old = ImageIndex.open("auto.index").vectors.clone()
+    status, text, complaint = call("index", "refresh", "auto.index", "--compensate", "auto")
+    assert (status, complaint) == (0, "")
+    pairs = (unit(before), unit(after)) if normalize else (before, after)
+    choice = choose_drift(*pairs, normalize=normalize)
+    assert f"task 1: {choice.sentence()}" in text
+    assert "12 vectors moved by the map auto to the model after task 1" in text
+    moved = fit_drift(choice.name, *pairs)(old)
+    new = ImageIndex.open("auto.index")
+    assert torch.allclose(new.vectors, unit(moved) if normalize else moved, atol=1e-5)
+    assert new.parts[0].maps == ("auto",)
 
 
 def test_compensation_of_raw_vectors_is_that_of_raw_pairs(place, call):

@@ -452,7 +452,7 @@ def test_evaluate_one_task_by_number_and_by_name(call, runs, tmp_path):
 
 def test_evaluate_galleries(call, runs, tmp_path):
     file = tmp_path / "scores.json"
-    names = ["fresh", "stale", "compensated", "sdc", "linear", "mlp"]
+    names = ["fresh", "stale", "compensated", "sdc", "linear", "mlp", "procrustes", "shrunk", "auto"]
     status, text, _ = call("evaluate", runs / "mas", "--gallery", ",".join(names), "--compatibility", "--json", file)
     assert status == 0
     found = json.loads(file.read_text())["galleries"]
@@ -462,7 +462,12 @@ def test_evaluate_galleries(call, runs, tmp_path):
     for name, gallery in (("fresh", "seen"), ("stale", "seen_stale"), ("compensated", "seen_compensated")):
         last = matrices[gallery]["recall@1"][-1]
         assert found[name]["seen recall@1"] == pytest.approx(sum(last) / len(last))
-    assert all(name in text for name in (*names, "average compatibility", "negative flips"))
+    assert all(name in text for name in (*names, "average compatibility", "negative flips", "map chosen when each"))
+    chosen = re.findall(r"^ *(?:2,3|4,5,6,7,8,9) +(\w+) +\d+ +(-?0\.\d+) ", text, re.MULTILINE)
+    assert len(chosen) == 2  # the maps of the second and the third task, and how near stored vectors are without
+    maps = {name for name, _ in chosen}
+    if len(maps) == 1 and maps <= {*names}:
+        assert found["auto"] == found[maps.pop()]
     kept = json.loads((runs / "mas" / "compatibility.json").read_text())["matrix"]
     assert [sum(value is not None for value in row) for row in kept] == list(range(1, len(kept) + 1))
 

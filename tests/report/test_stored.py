@@ -23,7 +23,7 @@ from tripletmas.objectives.grid import read_grid
 from tripletmas.report.compare import comparison
 from tripletmas.report.drift import ClassDrift, draw_class_drift, drift_by_class, drift_by_task, most_and_least
 from tripletmas.report.embedding_map import read_map
-from tripletmas.report.galleries import gallery_rows
+from tripletmas.report.galleries import choice_rows, gallery_rows
 from tripletmas.report.grid import groups, thumbnail, verdict
 from tripletmas.report.page import write_comparison
 from tripletmas.report.read import Classes, read_run
@@ -35,6 +35,18 @@ from tripletmas.runs.directory import RunDirectory
 def test_the_kinds_of_galleries_that_a_run_has(run: Path, stored: Path, unfinished: Path):
     kinds = [[row[0] for row in gallery_rows(read_run(path))] for path in (run, unfinished, stored)]
     assert kinds == [[], ["fresh", "stale"], ["fresh", "stale", "compensated"]]
+
+
+def test_the_maps_that_chose_themselves(run: Path, stored: Path):
+    assert choice_rows(read_run(run)) == ([], [])
+    candidates, rows = choice_rows(read_run(stored))
+    assert candidates == ["none", "procrustes", "linear"]
+    assert [row[1:] for row in rows] == [
+        ["procrustes", "1,200", "0.5000", "0.8500", "–"],
+        ["procrustes", "1,200", "0.5000", "0.9500", "–"],
+    ]
+    assert "The map that chose itself" in (stored / "report" / "report.html").read_text(encoding="utf-8")
+    assert "The map that chose itself" not in (run / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_drift_by_task_and_by_class(stored: Path):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from tripletmas.cli import galleries as command
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.index import drift
 from tripletmas.index.base import unit
+from tripletmas.index.choice import choose_drift
 from tripletmas.index.drift import fit_drift
 from tripletmas.models.embedding import Embedder, Embeddings, embed
 from tripletmas.models.networks import mlp
@@ -93,6 +95,62 @@ def test_compensated_parts_are_moved_by_each_update_since(tiny_stream, name):
         vectors = unit(fit_drift(name, before, after)(vectors))
     torch.testing.assert_close(found[0].vectors, vectors)
     assert [len(part) for part in found] == [len(task.query) for task in tiny_stream]
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Of the map mlp, which takes the most of a choice."""
+    monkeypatch.setattr(drift, "_STEPS", 5)
+
+
+def test_auto_moves_by_the_map_that_was_chosen_at_each_task(tiny_stream, few_steps):
+    """By hand: the choice on a task's pairs, and the first task's vectors through the maps that were chosen."""
+    galleries, model = followed(Linear(), tiny_stream, ("linear", "auto")), Linear()
+    model.turn(0)
+    vectors = unit(embed(model, tiny_stream[0].query).vectors)
+    choices = []
+    for number, task in enumerate(tiny_stream[1:], start=1):
+        before = unit(embed(model, task.train).vectors)
+        model.turn(number)
+        after = unit(embed(model, task.train).vectors)
+        choices.append(choose_drift(before, after))
+        vectors = unit(fit_drift(choices[-1].name, before, after)(vectors))
+    assert galleries.choices == [None, *choices]
+    torch.testing.assert_close(galleries.parts["auto"][0].vectors, vectors)
+
+
+def test_pairs_lie_class_by_class(tiny_stream):
+    """Whatever the order of a task's samples; held-out pairs are then of other classes."""
+    mixed = tuple(
+        replace(task, train=task.train.subset(torch.randperm(len(task.train), generator=torch.Generator())))
+        for task in tiny_stream
+    )
+    assert not torch.equal(mixed[1].train.labels, mixed[1].train.labels.sort().values)
+    found = followed(Linear(), mixed, ()).last()["after"]
+    model = Linear()
+    for number in range(3):
+        model.turn(number)
+    by_class = [embed(model, mixed[2].train.of_classes([label])).vectors for label in mixed[2].classes]
+    torch.testing.assert_close(found, torch.cat(by_class))
+
+
+def test_a_record_says_which_map_was_chosen_and_why(tiny_stream, tmp_path, few_steps):
+    run = RunDirectory.create(tmp_path / "run", {})
+    loss, gallery = make_loss("triplet", dim=4, num_classes=6), GalleryConfig(compensate="auto")
+    train_stream(perceptron(), tiny_stream, Finetune(), loss, SMALL, run, gallery=gallery)
+    records = run.records("task")
+    assert "compensated_by" not in records[0]
+    for number in (1, 2):
+        kept = run.galleries.read(number)
+        choice = choose_drift(unit(kept["before"]), unit(kept["after"]))
+        expected = {"map": choice.name, "pairs": 14, "held_out_cosine": pytest.approx(choice.scores)}
+        assert records[number]["compensated_by"] == expected
+    again = Galleries(("auto",))
+    again.restore(run, perceptron(), tiny_stream, 3)
+    assert [choice and choice.name for choice in again.choices] == [
+        None,
+        *(record["compensated_by"]["map"] for record in records[1:]),
+    ]
 
 
 def test_without_an_update_all_galleries_are_fresh(tiny_stream, tmp_path):
@@ -233,7 +291,7 @@ def test_compatibility_matrix(run):
 
 
 def test_an_unknown_map_is_refused():
-    with pytest.raises(ValueError, match="compensate must be one of sdc, linear, mlp or null, got 'cubic'"):
+    with pytest.raises(ValueError, match="compensate must be one of sdc, linear, .*auto or null, got 'cubic'"):
         GalleryConfig(compensate="cubic")  # pyright: ignore[reportArgumentType]
 
 

@@ -23,6 +23,7 @@ from tripletmas.cli.console import (
     print_comparison,
 )
 from tripletmas.data.tasks import Stream
+from tripletmas.index.choice import COMPENSATE
 from tripletmas.models.embedding import Embedder
 from tripletmas.objectives.embedded import embed_tasks
 from tripletmas.objectives.kind import Kind
@@ -41,7 +42,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         "--gallery",
         type=str,
         default="fresh",
-        help="some of fresh, stale, compensated (by the map of the run), sdc, linear, mlp, with commas between them",
+        help=f"some of fresh, stale, compensated (by the map of the run), {', '.join(COMPENSATE)}, with commas between",
     )
     parser.add_argument(
         "--compatibility",
@@ -59,7 +60,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     objective = experiment.objective
     objective.embed = Embedder(experiment.training.eval_batch_size, experiment.training.num_workers)
     embedded = embed_tasks(experiment.strategy.deployed(experiment.model), stream, objective.embed)
-    stored = galleries.stored_of(run, experiment, after, kinds) if len(kinds) > 1 else {}
+    kept = galleries.galleries_of(run, experiment, after, kinds) if len(kinds) > 1 else None
+    stored = galleries.stored_of(kept, kinds) if kept else {}
     found = objective.score_other(stream, embedded) if of_data else objective.score(stream, embedded, stored)
     title, names = f"{run.path}, model after task {after}", [stream[number].name for number in chosen]
     content: dict[str, Any] = {"tasks": names, "after": after} | {
@@ -68,9 +70,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     }
     for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
         console().print(_table(f"{title}: {text}", names, content[gallery], experiment.kind.main_metrics))
-    if stored:
+    if kept:
         content["galleries"] = galleries.compare(run, experiment, embedded, stored, found, chosen)
         console().print(galleries.table(content["galleries"], title, experiment.kind.primary.searched))
+        if table := galleries.choices_table(kept, [task.name for task in stream]):
+            console().print(table)
     if options.compatibility:
         galleries.print_compatibility(run, experiment, after)
     if left_out := sum(found.without_relevant[number] for number in chosen):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tripletmas.basics.sentences import suggestion
 from tripletmas.cli.console import console, make_table
-from tripletmas.index.drift import DRIFT_MAPS
+from tripletmas.index.choice import CANDIDATES, COMPENSATE
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.compatibility import Flips, average_compatibility, backward_compatibility
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
@@ -25,25 +25,28 @@ _UNKNOWN = Flips(math.nan, math.nan, math.nan)
 
 def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
     """gallery as it is asked for -> "fresh", "stale" or the name of a map; fresh is always there, and first."""
-    known = (FRESH, STALE, COMPENSATED, *DRIFT_MAPS)
+    known = (FRESH, STALE, COMPENSATED, *COMPENSATE)
     kinds = {FRESH: FRESH}
     for name in (each.strip() for each in text.split(",")):
         if name not in known:
             raise ValueError(f"unknown gallery {name!r}{suggestion(name, known)}")
         if name == COMPENSATED and compensate is None:
-            raise ValueError("the run compensates nothing (gallery.compensate is null): name sdc, linear or mlp")
+            raise ValueError("the run compensates nothing (gallery.compensate is null): name a map, such as auto")
         kinds[name] = compensate or name if name == COMPENSATED else name
     return kinds
 
 
-def stored_of(
-    run: RunDirectory, experiment: Experiment, after: int, kinds: Mapping[str, str]
-) -> dict[str, list[Embeddings]]:
-    """gallery -> the stored vectors of each task, without the fresh one."""
+def galleries_of(run: RunDirectory, experiment: Experiment, after: int, kinds: Mapping[str, str]) -> Galleries:
+    """The stored vectors of each task, as they are and moved by each map that is asked for."""
     earlier_scores(run, experiment.stream[: after + 1])  # an error where the data are no longer those that are stored
-    maps = tuple(dict.fromkeys(kind for kind in kinds.values() if kind in DRIFT_MAPS))
+    maps = tuple(dict.fromkeys(kind for kind in kinds.values() if kind in COMPENSATE))
     galleries = Galleries(maps, embed=experiment.objective.embed)
     galleries.restore(run, experiment.model, experiment.stream[: after + 1], after + 1)
+    return galleries
+
+
+def stored_of(galleries: Galleries, kinds: Mapping[str, str]) -> dict[str, list[Embeddings]]:
+    """gallery -> the stored vectors of each task, without the fresh one."""
     return {name: galleries.parts[kind] for name, kind in kinds.items() if kind != FRESH}
 
 
@@ -96,6 +99,22 @@ def table(numbers: Mapping[str, Mapping[str, float]], title: str, metric: str) -
         "flips and same nearest: what the last update changed for the queries of earlier tasks, the gallery's items "
         "being the same"
     )
+    table.caption_justify = "left"
+    return table
+
+
+def choices_table(galleries: Galleries, names: Sequence[str]) -> Table | None:
+    """Which map "auto" chose when each task was learned, and how near each brought pairs that it was not fitted on."""
+    if not any(galleries.choices):
+        return None
+    table = make_table(
+        "map chosen when each task was learned", "task", "chosen", ">pairs", *(f">{c}" for c in CANDIDATES)
+    )
+    for name, choice in zip(names, galleries.choices, strict=True):
+        if choice:
+            cells = ("-" if math.isnan(score) else f"{score:.4f}" for score in choice.scores.values())
+            table.add_row(name, choice.name, str(choice.num_pairs), *cells)
+    table.caption = "mean cosine between samples of the task, moved by a map not fitted on them, and where they are"
     table.caption_justify = "left"
     return table
 

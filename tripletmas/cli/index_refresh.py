@@ -15,28 +15,36 @@ from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, model_of, run_of
 from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
-from tripletmas.index.drift import DRIFT_MAPS
+from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import RunModel, default_map, drifts_between, embed_images, weight_hashes
 
+_OF_RUN = "run"  # --compensate without the name of a map
+
 
 def refresh(arguments: Sequence[str]) -> None:
     """Make stale vectors current: move them by the estimated drift, reading no image, or embed their images again."""
     parser = make_parser("index refresh", refresh.__doc__, "index", "--run", "--trust-code")
-    parser.add_argument("--compensate", action="store_true", help="move stale vectors by the drift; reads no image")
-    parser.add_argument("--reembed", action="store_true", help="embed the images of stale vectors again")
     parser.add_argument(
-        "--map", type=str, default=None, help=f"{', '.join(DRIFT_MAPS)} (default: the run's own, else linear)"
+        "--compensate",
+        type=str,
+        nargs="?",
+        const=_OF_RUN,
+        metavar="MAP",
+        help=f"move stale vectors by the drift, reading no image: {', '.join(COMPENSATE)} (default: the run's own map, "
+        "else linear)",
     )
+    parser.add_argument("--reembed", action="store_true", help="embed the images of stale vectors again")
+    parser.add_argument("--map", type=str, default=None, help="the same as --compensate MAP")
     parser.add_argument("--images", type=str, default=None, help="where images lie now that are not at their old path")
     parser.add_argument(
         "--drop-missing", action="store_true", help="remove images that have vanished or are unreadable"
     )
     parser.add_argument("--device", type=str, default=None, help="auto (the default), cpu, cuda or cuda:NUMBER")
     options = parser.parse_args(arguments)
-    if options.compensate == options.reembed:
+    if bool(options.compensate) == options.reembed:
         how = "give one of the two" if options.compensate else "say how"
         raise ValueError(f"{how}: --compensate moves the stale vectors, --reembed embeds their images again")
     for option, needed, other in (
@@ -47,10 +55,13 @@ def refresh(arguments: Sequence[str]) -> None:
     ):
         if other is not None and not getattr(options, needed):
             raise ValueError(f"--{option} is for --{needed}")
+    if options.map is not None and options.compensate != _OF_RUN:
+        raise ValueError(f"--compensate {options.compensate} names a map, and --map {options.map} too: leave one out")
     with locked(options.index):
         index = ImageIndex.open(options.index)
         if options.compensate:
-            changed, done = _compensated(index, options.run, options.map)
+            kind = options.map if options.compensate == _OF_RUN else options.compensate
+            changed, done = _compensated(index, options.run, kind)
         else:
             changed, done = _reembedded(index, options)
         if changed is not index:
@@ -62,8 +73,8 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
     """The index with its stale parts moved, and what was done."""
     run = run_of(index, given)
     kind = kind or default_map(run)
-    if kind not in DRIFT_MAPS:
-        raise ValueError(f"--map must be one of {', '.join(DRIFT_MAPS)}, got {kind!r}")
+    if kind not in COMPENSATE:
+        raise ValueError(f"the map must be one of {', '.join(COMPENSATE)}, got {kind!r}")
     hashes = weight_hashes(run)
     stale = index.stale(hashes[-1])
     if not stale:
@@ -74,7 +85,7 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
             "vectors: use --map linear or --map mlp"
         )
     starts = {number: _last_task(index, number, hashes, run) for number in stale}
-    moves = drifts_between(
+    moves, choices = drifts_between(
         run,
         starts.values(),
         len(hashes) - 1,
@@ -84,6 +95,8 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
     )
     drifts = {number: moves[start] for number, start in starts.items()}
     moved = move_parts(_with_run(index, run), drifts, hashes[-1], (kind,))
+    for task, choice in choices.items():
+        print(f"task {task}: {choice.sentence()}")
     count = len(index.of_parts(stale))
     return moved, (
         f"{count} vectors moved by the map {kind} to the model after task {len(hashes) - 1}, {len(index) - count} were "

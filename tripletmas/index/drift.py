@@ -7,12 +7,17 @@ augmentation: otherwise the pairs would differ by the augmentation, too.
 Pairs and stored vectors lie in one space: for an index of unit vectors give unit vectors, and scale what comes out to
 unit length again.
 
+Where a map has something to choose, as the strength of a ridge, it takes what predicts held-out pairs best: the pairs
+are cut into five folds of neighbours, and as pairs of one class lie side by side, what is held out are mostly other
+classes, as stored vectors are. `choice` chooses among the maps in the same way.
+
 Shapes: n pairs, g stored vectors, dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -20,13 +25,16 @@ from torch import Tensor
 from torch.nn import functional
 
 DriftMap = Callable[[Tensor], Tensor]  # stored vectors (g, dim) of the old model -> (g, dim) of the new one
-DriftMapName = Literal["sdc", "linear", "mlp"]
+DriftMapName = Literal["sdc", "linear", "mlp", "procrustes", "shrunk"]
 DRIFT_MAPS: tuple[str, ...] = get_args(DriftMapName)
+NONE = "none"  # no map: vectors stay where they are
 
 SIGMA = 0.2  # the main value of the authors' runs; others have 0.3. The embeddings lie on the unit sphere.
 _BLOCK_CELLS = 2**24  # (stored vector, pair) cells at once: 64 MB each of distances and weights
 _FOLDS = 5
 _RIDGES = tuple(10.0**power for power in range(-5, 2))  # in units of the pairs' mean variance along a direction
+_HELD = 1e-3  # how much a rotation is held to the identity, in the same unit: decides where the pairs show nothing
+_SHRUNK_RIDGE, _SHRUNK_PAIRS = 1e-3, 1.0  # the ridge in the same unit; alpha: pairs for each dimension
 _HIDDEN, _STEPS, _BATCH, _RATE = 256, 1000, 256, 1e-3
 
 
@@ -34,13 +42,15 @@ def fit_drift(kind: str, before: Tensor, after: Tensor, *, seed: int = 0) -> Dri
     """The map called `kind`, fitted on pairs of embeddings (n, dim) of the same samples by the old and the new model.
 
     sdc: every vector moves as the samples near it moved (`compensate_drift`). linear: an affine map, no further from
-    the identity than the pairs call for (`fit_linear`). mlp: the identity plus a small network (`fit_mlp`).
+    the identity than the pairs call for (`fit_linear`). mlp: the identity plus a small network (`fit_mlp`). procrustes:
+    a rotation or reflection (`fit_procrustes`). shrunk: a linear map, the nearer to the identity the fewer the pairs
+    (`fit_shrunk`). none: vectors stay where they are. `choice.choose_drift` says which is best for these pairs.
 
     Raises:
         ValueError: for an unknown kind, for pairs that do not fit each other, for values that are not finite.
     """
-    if kind not in DRIFT_MAPS:
-        raise ValueError(f"unknown drift map {kind!r}: there are {', '.join(DRIFT_MAPS)}")
+    if kind not in (*DRIFT_MAPS, NONE):
+        raise ValueError(f"unknown drift map {kind!r}: there are {', '.join(DRIFT_MAPS)} and {NONE}")
     if before.shape != after.shape or before.ndim != 2 or not len(before):
         raise ValueError(
             "before and after must be embeddings (n, dim) of the same n >= 1 samples, got "
@@ -48,11 +58,24 @@ def fit_drift(kind: str, before: Tensor, after: Tensor, *, seed: int = 0) -> Dri
         )
     if not (before.isfinite().all() and after.isfinite().all()):
         raise ValueError("before and after must be finite, but hold NaN or infinity")
-    if kind == "linear":
-        return fit_linear(before, after)
+    if kind == NONE:
+        return lambda vectors: vectors
     if kind == "mlp":
         return fit_mlp(before, after, seed=seed)
-    return lambda vectors: compensate_drift(vectors, before, after)
+    if kind == "sdc":
+        return lambda vectors: compensate_drift(vectors, before, after)
+    return {"linear": fit_linear, "procrustes": fit_procrustes, "shrunk": fit_shrunk}[kind](before, after)
+
+
+def neighbouring_folds(size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(the pairs to fit, the pairs held out) of each of five folds of neighbours; both (size,) bool.
+
+    Fewer than five pairs are held out one by one.
+    """
+    folds = min(_FOLDS, size)
+    fold = torch.arange(size) * folds // max(size, 1)
+    for held_out in range(folds):
+        yield fold != held_out, fold == held_out
 
 
 def compensate_drift(vectors: Tensor, before: Tensor, after: Tensor, *, sigma: float = SIGMA) -> Tensor:
@@ -84,9 +107,8 @@ def fit_linear(before: Tensor, after: Tensor) -> DriftMap:
 
     min_D sum_i ||(after_i - before_i - b) - (before_i - m) D||^2 + ridge ||D||^2, m and b the means of `before` and of
     the drift. The new task's samples span only a part of the space: along directions that they do not show, the ridge
-    leaves vectors as they are. Its strength is the one of seven that predicts held-out pairs best, in five folds of
-    neighbouring samples: pairs of one class mostly lie side by side, so what is held out are mostly other classes, as
-    the stored vectors are.
+    leaves vectors as they are. Its strength is the one of seven that predicts held-out pairs best (the head of this
+    module); with fewer than ten pairs it is the largest.
     """
     kind = before.dtype
     x, y = before.double(), (after - before).double()
@@ -95,6 +117,39 @@ def fit_linear(before: Tensor, after: Tensor) -> DriftMap:
     matrix = _ridge_solution(x - centre, y - shift, ridge)
     change, start = matrix.to(kind), (shift - centre @ matrix).to(kind)
     return lambda vectors: vectors + vectors @ change + start
+
+
+def fit_procrustes(before: Tensor, after: Tensor) -> DriftMap:
+    """v -> v R, R the rotation or reflection that fits the pairs best: lengths and angles stay as they are.
+
+    max_R tr(R^T (X^T Y + held I)), R = U V^T of the singular value decomposition. The small `held` (ours) decides only
+    where the pairs show nothing, as with fewer pairs than dimensions: there R is as near to the identity as it can be,
+    where U V^T by itself would be anything. The means may be shifted onto each other first, (v - m) R + m': they are
+    where that predicts held-out pairs better; with fewer than ten pairs they are not.
+
+    Source: Schoenemann, A generalized solution of the orthogonal Procrustes problem, Psychometrika 1966.
+    """
+    kind = before.dtype
+    x, y = before.double(), after.double()
+    rotation, start = _rotation(x, y, shift=len(x) >= 2 * _FOLDS and _shift_pays(x, y))
+    rotation, start = rotation.to(kind), start.to(kind)
+    return lambda vectors: vectors @ rotation + start
+
+
+def fit_shrunk(before: Tensor, after: Tensor) -> DriftMap:
+    """v -> v ((1 - w) W + w I), W the ridge solution from before to after, w = exp(-n / (alpha dim)).
+
+    Without a constant. W alone forgets what lies in directions that the pairs do not show; the fewer the pairs, the
+    nearer is the map to the identity. alpha = 1 is ours: with as many pairs as dimensions w is 0.37, with five times as
+    many 0.007; so is the ridge, 0.001 of the pairs' mean square along a direction. The pairs should be unit vectors.
+
+    Source: SLDC, arXiv 2511.09926.
+    """
+    kind, (size, dim) = before.dtype, before.shape
+    solution = _ridge_solution(before.double(), after.double(), _SHRUNK_RIDGE)
+    weight = math.exp(-size / (_SHRUNK_PAIRS * dim))
+    matrix = ((1 - weight) * solution + weight * torch.eye(dim, dtype=solution.dtype)).to(kind)
+    return lambda vectors: vectors @ matrix
 
 
 def fit_mlp(before: Tensor, after: Tensor, *, seed: int = 0) -> DriftMap:
@@ -133,19 +188,41 @@ def fit_mlp(before: Tensor, after: Tensor, *, seed: int = 0) -> DriftMap:
 
 def _ridge_solution(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     """(dim, dim) minimising ||y - x D||^2 + ridge * scale ||D||^2, scale the mean over directions of ||x||^2."""
-    gram = x.T @ x
-    scale = gram.diagonal().mean().clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.linalg.solve(gram + ridge * scale * torch.eye(len(gram), dtype=x.dtype), x.T @ y)
+    size, dim = x.shape
+    held = ridge * (x.square().sum() / dim).clamp_min(torch.finfo(x.dtype).tiny)
+    if size < dim:  # the same with a smaller system: X^T (X X^T + held I)^-1 Y
+        return x.T @ torch.linalg.solve(x @ x.T + held * torch.eye(size, dtype=x.dtype), y)
+    return torch.linalg.solve(x.T @ x + held * torch.eye(dim, dtype=x.dtype), x.T @ y)
 
 
 def _best_ridge(x: Tensor, y: Tensor) -> float:
-    fold = torch.arange(len(x)) * _FOLDS // len(x)
     errors = dict.fromkeys(_RIDGES, 0.0)
-    for held_out in range(_FOLDS):
-        inside, outside = fold != held_out, fold == held_out
+    for inside, outside in neighbouring_folds(len(x)):
         centre, shift = x[inside].mean(dim=0), y[inside].mean(dim=0)
         for ridge in _RIDGES:
             matrix = _ridge_solution(x[inside] - centre, y[inside] - shift, ridge)
             found = (x[outside] - centre) @ matrix + shift
             errors[ridge] += float((found - y[outside]).square().sum())
     return min(errors, key=lambda ridge: (errors[ridge], -ridge))
+
+
+def _rotation(x: Tensor, y: Tensor, *, shift: bool) -> tuple[Tensor, Tensor]:
+    """(R (dim, dim), the constant (dim,) that is added) for which x R + constant is nearest to y."""
+    centre, target = (each.mean(dim=0) if shift else torch.zeros_like(each[0]) for each in (x, y))
+    x, y = x - centre, y - target
+    basis = torch.linalg.qr(torch.cat([x, y]).T)[0]  # what is orthogonal to all pairs stays as it is
+    held = (_HELD * x.square().sum() / x.shape[1]).clamp_min(torch.finfo(x.dtype).tiny)
+    same = torch.eye(basis.shape[1], dtype=x.dtype)
+    left, _, right = torch.linalg.svd(basis.T @ (x.T @ y) @ basis + held * same)
+    rotation = torch.eye(x.shape[1], dtype=x.dtype) + basis @ (left @ right - same) @ basis.T
+    return rotation, target - centre @ rotation
+
+
+def _shift_pays(x: Tensor, y: Tensor) -> bool:
+    """Whether held-out pairs are predicted better with the means shifted onto each other."""
+    errors = {False: 0.0, True: 0.0}
+    for inside, outside in neighbouring_folds(len(x)):
+        for shift in errors:
+            rotation, start = _rotation(x[inside], y[inside], shift=shift)
+            errors[shift] += float((x[outside] @ rotation + start - y[outside]).square().sum())
+    return errors[True] < errors[False]

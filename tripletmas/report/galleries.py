@@ -23,6 +23,9 @@ _MAPS = {
     "sdc": "by the drift of the new items nearest to them (SDC)",
     "linear": "by a linear map",
     "mlp": "by a small network",
+    "procrustes": "by a rotation",
+    "shrunk": "by a linear map, the nearer to the identity the fewer the images,",
+    "auto": "by a map, chosen after each task and",
 }
 
 
@@ -66,6 +69,24 @@ def _kept(matrices: Mapping[str, Tensor], kind: str) -> tuple[str, str]:
     mean, fresh = (average(matrices[each]) if each in matrices else math.nan for each in (kind, "fresh"))
     share = 100 * mean / fresh if fresh else math.nan
     return number(mean), "–" if math.isnan(share) else f"{share:.0f} %"
+
+
+def choice_rows(run: Run) -> tuple[list[str], list[list[str]]]:
+    """(candidates, a row for each task at which a map chose itself); ([], []) where none did.
+
+    Its cells: the task; the map; how many pairs there were; by each candidate the mean cosine between held-out samples
+    of the task, moved, and where the new model has them.
+    """
+    chosen = [(record["task"], record["compensated_by"]) for record in run.tasks if "compensated_by" in record]
+    rows = [
+        [run.task_name(task), each["map"], f"{each['pairs']:,}", *map(_cosine, each["held_out_cosine"].values())]
+        for task, each in chosen
+    ]
+    return list(chosen[0][1]["held_out_cosine"]) if chosen else [], rows
+
+
+def _cosine(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def draw_galleries(figure: Figure, theme: Theme, curves: Mapping[str, Sequence[float]], low: float, label: str) -> None:

@@ -14,7 +14,7 @@ from tripletmas.data.tasks import Stream, Task, fingerprint
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, one_label
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, drift_by_class, named
+from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, choice_record, drift_by_class, named
 from tripletmas.runs.task import Learner
 
 
@@ -74,6 +74,7 @@ class AfterTask:
             "drift": drift_by_class(stored, embedded.galleries[:-1], classes),
             "reembed": {"images": objective.num_stored(seen[:-1]), "seconds": embedded.seconds},
             "unprotected": self._unprotected(),
+            **choice_record(self.galleries.choices[-1]),
             **objective.identity(seen[-1]),
         }
         if self.unseen is None:

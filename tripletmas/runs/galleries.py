@@ -11,13 +11,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.base import unit
-from tripletmas.index.drift import DRIFT_MAPS, DriftMapName, fit_drift
+from tripletmas.index.choice import AUTO, COMPENSATE, Choice, CompensateName, choose_drift
+from tripletmas.index.drift import fit_drift
 from tripletmas.models.embedding import Embedder, Embeddings
 from tripletmas.objectives.objective import gallery_of
 from tripletmas.runs.directory import RunDirectory
@@ -31,14 +33,16 @@ class GalleryConfig:
 
     Args:
         compensate: the map that moves stored vectors after each task, fitted on the new task's samples before and after
-            it: linear (an affine map), sdc (as the nearest samples moved), mlp (a small network); null moves none.
+            it: linear (an affine map), sdc (as the nearest samples moved), mlp (a small network), procrustes (a
+            rotation), shrunk (a linear map, the nearer to the identity the fewer the samples), auto (after each task
+            what does best on held-out samples of it, or nothing); null moves none.
     """
 
-    compensate: DriftMapName | None = "linear"
+    compensate: CompensateName | None = "linear"
 
     def __post_init__(self):
-        if self.compensate is not None and self.compensate not in DRIFT_MAPS:
-            raise ValueError(f"compensate must be one of {', '.join(DRIFT_MAPS)} or null, got {self.compensate!r}")
+        if self.compensate is not None and self.compensate not in COMPENSATE:
+            raise ValueError(f"compensate must be one of {', '.join(COMPENSATE)} or null, got {self.compensate!r}")
 
 
 class Galleries:
@@ -47,14 +51,16 @@ class Galleries:
     Attributes:
         parts: "stale", and the name of each map asked for -> the vectors of each task, raw for stale, else of unit
             length, as they are compared by cosine.
+        choices: for each task, what "auto" chose when it was learned; None where there was nothing to choose.
 
     Args:
-        maps: the names of the maps by which vectors are moved; each has vectors of its own.
+        maps: the names of the maps by which vectors are moved, "auto" among them; each has vectors of its own.
         embed: how data are embedded; None for the defaults.
     """
 
     def __init__(self, maps: tuple[str, ...] = ("linear",), *, embed: Embedder | None = None):
         self.parts: dict[str, list[Embeddings]] = {name: [] for name in (STALE, *maps)}
+        self.choices: list[Choice | None] = []
         self._maps = maps
         self._before: Tensor | None = None
         self._after: Tensor | None = None
@@ -65,7 +71,7 @@ class Galleries:
 
     def before_task(self, model: nn.Module, task: Task) -> None:
         """Note where the model that was deployed so far puts the samples of the new task."""
-        self._before = self._embed(model, task.train.plain()).vectors if len(self) else None
+        self._before = self._pairs(model, task) if len(self) else None
 
     def after_task(self, model: nn.Module, task: Task, gallery: Embeddings) -> None:
         """Move what is stored, and store the gallery of the new task.
@@ -73,7 +79,7 @@ class Galleries:
         Args:
             model: the one that is deployed from now on; `gallery` holds its raw embeddings.
         """
-        self._follow(self._embed(model, task.train.plain()).vectors if len(self) else None, gallery)
+        self._follow(self._pairs(model, task) if len(self) else None, gallery)
 
     def last(self) -> Params:
         """What a run directory keeps of the last task: its stored gallery, and the pairs that show the drift."""
@@ -101,14 +107,23 @@ class Galleries:
             run.load_weights(model, done - 1)
             self.before_task(model, stream[done])
 
+    def _pairs(self, model: nn.Module, task: Task) -> Tensor:
+        """Where a model puts the samples of a task, class by class: what maps are judged on is held out in a piece."""
+        found = self._embed(model, task.train.plain())
+        return found.vectors if found.labels.ndim == 2 else found.vectors[found.labels.argsort(stable=True)]
+
     def _follow(self, after: Tensor | None, gallery: Embeddings) -> None:
         self._after = after
+        choice = None
         if len(self):
             assert self._before is not None
             assert after is not None
+            pairs = unit(self._before), unit(after)
+            choice = choose_drift(*pairs) if AUTO in self._maps else None
             for name in self._maps:
-                move = fit_drift(name, unit(self._before), unit(after))
+                move = fit_drift(choice.name if choice and name == AUTO else name, *pairs)
                 self.parts[name] = [Embeddings(unit(move(each.vectors)), each.labels) for each in self.parts[name]]
+        self.choices.append(choice)
         self.parts[STALE].append(gallery)
         for name in self._maps:
             self.parts[name].append(Embeddings(unit(gallery.vectors), gallery.labels))
@@ -125,6 +140,13 @@ def drift_by_class(
         items = [of[:, label] if of.ndim == 2 else of == label for label in labels]
         found.append([float(distance[each].mean()) for each in items])
     return found
+
+
+def choice_record(choice: Choice | None) -> dict[str, Any]:
+    """What the record of a task says of the map that "auto" chose, with the mean cosine of held-out pairs by each."""
+    if choice is None:
+        return {}
+    return {"compensated_by": {"map": choice.name, "pairs": choice.num_pairs, "held_out_cosine": choice.scores}}
 
 
 def named(parts: Mapping[str, list[Embeddings]], compensate: str | None) -> dict[str, list[Embeddings]]:

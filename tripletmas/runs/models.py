@@ -15,6 +15,7 @@ from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
 from tripletmas.index.base import unit
+from tripletmas.index.choice import AUTO, Choice, choose_drift
 from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import embedding_dim
@@ -167,8 +168,10 @@ def default_map(run: RunDirectory) -> str:
 
 def drifts_between(
     run: RunDirectory, starts: Iterable[int], end: int, *, kind: str, normalize: bool, dim: int
-) -> dict[int, Callable[[Tensor], Tensor]]:
+) -> tuple[dict[int, Callable[[Tensor], Tensor]], dict[int, Choice]]:
     """For each start, what moves vectors of the model after that task to where they would lie under that after `end`.
+
+    Beside it, for each task between them, what "auto" chose, where that is the kind.
 
     The maps of the tasks between them, one after the other, each fitted once, on the images of its task embedded before
     and after it was learned; the run saved these embeddings, and no image is read. Where vectors are of unit length, so
@@ -178,13 +181,19 @@ def drifts_between(
         ValueError: if the run has no such embeddings, as runs of older versions, or embeddings of another dimension.
     """
     starts = set(starts)
-    maps = {
-        task: _map_of(run, task, kind=kind, normalize=normalize, dim=dim) for task in range(min(starts) + 1, end + 1)
-    }
-    return {start: partial(_moved, [maps[task] for task in range(start + 1, end + 1)], normalize) for start in starts}
+    maps: dict[int, DriftMap] = {}
+    choices: dict[int, Choice] = {}
+    for task in range(min(starts) + 1, end + 1):
+        before, after = _pairs_of(run, task, normalize=normalize, dim=dim)
+        if kind == AUTO:
+            choices[task] = choose_drift(before, after, normalize=normalize)
+        maps[task] = fit_drift(choices[task].name if kind == AUTO else kind, before, after)
+    moves = {start: partial(_moved, [maps[task] for task in range(start + 1, end + 1)], normalize) for start in starts}
+    return moves, choices
 
 
-def _map_of(run: RunDirectory, task: int, *, kind: str, normalize: bool, dim: int) -> DriftMap:
+def _pairs_of(run: RunDirectory, task: int, *, normalize: bool, dim: int) -> tuple[Tensor, Tensor]:
+    """(before, after) of a task, (n, dim) each, in the space of the vectors that are to be moved."""
     path, pairs = run.galleries.path(task), run.galleries.find(task)
     if pairs is None:
         raise ValueError(
@@ -193,7 +202,7 @@ def _map_of(run: RunDirectory, task: int, *, kind: str, normalize: bool, dim: in
     if not {"before", "after"} <= pairs.keys() or pairs["before"].shape[1:] != (dim,):
         raise ValueError(f"{path} holds no pairs of vectors of dim {dim}: use --reembed")
     before, after = (unit(pairs[key]) if normalize else pairs[key] for key in ("before", "after"))
-    return fit_drift(kind, before, after)
+    return before, after
 
 
 def _moved(maps: Sequence[DriftMap], normalize: bool, vectors: Tensor) -> Tensor:

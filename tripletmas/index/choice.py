@@ -1,0 +1,75 @@
+"""Which drift map is for these pairs: the one that does best on pairs that it was not fitted on, or none.
+
+Shapes: n pairs, g stored vectors, dim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tripletmas.index.base import unit
+from tripletmas.index.drift import DRIFT_MAPS, NONE, DriftMapName, fit_drift, neighbouring_folds
+
+AUTO = "auto"
+CompensateName = DriftMapName | Literal["auto"]  # how stored vectors can be moved
+COMPENSATE: tuple[str, ...] = (*DRIFT_MAPS, AUTO)
+CANDIDATES = (NONE, "procrustes", "shrunk", "linear", "sdc", "mlp")  # the simpler ones first
+_EQUAL = 1e-6  # cosine, or share of the squared drift: of two candidates that differ by less, the simpler one is taken
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The map that was taken for some pairs, and why.
+
+    Attributes:
+        name: one of the candidates: a map, or "none", which leaves vectors where they are.
+        scores: candidate -> how near it brings held-out pairs, more is better: of unit vectors the mean cosine, else
+            the negative mean squared distance; nan where there were too few pairs to hold any out.
+        num_pairs: how many there were.
+    """
+
+    name: str
+    scores: dict[str, float]
+    num_pairs: int
+
+    def sentence(self) -> str:
+        """The choice in a line."""
+        found = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
+        return f"{self.name}, which was best on held-out pairs of {self.num_pairs}: {found}"
+
+
+def choose_drift(before: Tensor, after: Tensor, *, normalize: bool = True, seed: int = 0) -> Choice:
+    """Which of the candidates brings pairs (n, dim) nearest to where the new model has them, without having seen them.
+
+    `fit_drift(choose_drift(before, after).name, before, after)` is then the map itself.
+
+    Each is fitted five times, on all pairs but a fold of neighbours, and judged on that fold (see `drift`): pairs of
+    one class should lie side by side. A function of the pairs and the seed. It takes six times as long as all maps
+    together, most of it for mlp.
+
+    Args:
+        normalize: the vectors are of unit length, and scaled to it again when they are moved. Otherwise sdc, which
+            depends on what is near, is no candidate.
+
+    Raises:
+        ValueError: as `fit_drift`.
+    """
+    names = [name for name in CANDIDATES if normalize or name != "sdc"]
+    fit_drift(NONE, before, after)  # what no map can be fitted on is an error, even where none is tried
+    if len(before) < 2:
+        return Choice(NONE, dict.fromkeys(names, math.nan), len(before))
+    scores = dict.fromkeys(names, 0.0)
+    for inside, outside in neighbouring_folds(len(before)):
+        for name in names:
+            moved = fit_drift(name, before[inside], after[inside], seed=seed)(before[outside])
+            moved = unit(moved) if normalize else moved
+            squared = float((moved.double() - after[outside].double()).square().sum())
+            scores[name] -= (squared / 2 if normalize else squared) / len(before)
+    if normalize:  # 1 - ||a - b||^2 / 2 is the cosine of unit vectors
+        scores = {name: 1 + score for name, score in scores.items()}
+    enough = max(scores.values()) - _EQUAL * (1 if normalize else -scores[NONE])
+    return Choice(next(name for name in names if scores[name] >= enough), scores, len(before))
