@@ -307,7 +307,7 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
     from tripletmas.report.numbers import Spread
 
     recognition = setting.config.get("objective") == "recognition"
-    extra = ["nearest mean, fresh", "compensated", "stale"] if recognition else []
+    extra = ["nearest mean, fresh", "compensated", "stale", "ridge"] if recognition else []
     head = ["method", "strength", "seeds", "average", "forgetting", "learning", "average - finetune", *extra]
     head += ["seconds", "extra memory"]
     lines = [f"| {' | '.join(head)} |", f"| --- | ---: |{' ---: |' * (len(head) - 2)}"]
@@ -336,7 +336,7 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
         shown = f"{len(done)}, {len(failed)} failed" if failed else str(len(done))
         cells = [name, _strengths(strategy), shown, *(Spread(tuple(pick[key])).text() for key in pick)]
         cells.append("" if name == "finetune" else Spread(tuple(differences)).text(signed=True))
-        for kind in ("fresh", "compensated", "stale") if recognition else ():
+        for kind in ("fresh", "compensated", "stale", "ridge") if recognition else ():
             matrices = [Scores.from_json(each["scores"]).matrix(f"accuracy_{kind}", "seen") for each in done.values()]
             cells.append(Spread(tuple(float(matrix[-1].mean()) for matrix in matrices)).text())
         cells.append(f"{min(each['seconds'] for each in done.values()):.0f}")  # of the run that was disturbed least

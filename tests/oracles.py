@@ -340,3 +340,40 @@ def ridge_drift(x: Tensor, y: Tensor, vectors: Tensor, ridge: float) -> Tensor:
     rows = torch.cat([x - centre, math.sqrt(ridge * scale) * torch.eye(dim, dtype=x.dtype)])
     targets = torch.cat([y - shift, torch.zeros(dim, dim, dtype=x.dtype)])
     return vectors + (vectors - centre) @ torch.linalg.lstsq(rows, targets).solution + shift
+
+
+# --- recognition -----------------------------------------------------------------------------------------------------
+
+
+def ridge_labels(
+    features: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    asked: Sequence[Sequence[float]],
+    strength: float,
+    random: Tensor | None,
+) -> list[int]:
+    """The classes that ridge regression on one-hot targets gives, fitted to all samples at once.
+
+    Least squares on rows appended for the ridge, in place of normal equations.
+
+    Args:
+        random: (dim, m), the random map before the ReLU; None leaves the features as they are.
+    """
+
+    def lifted(vectors: Sequence[Sequence[float]]) -> Tensor:
+        rows = []
+        for vector in vectors:
+            length = math.sqrt(sum(x * x for x in vector))
+            unit = [x / length for x in vector]
+            columns = [] if random is None else random.T.tolist()
+            rows.append([max(0.0, sum(x * r for x, r in zip(unit, c, strict=True))) for c in columns] or unit)
+        return torch.tensor(rows, dtype=torch.float64)
+
+    classes = sorted(set(labels))
+    rows = lifted(features)
+    targets = torch.tensor([[float(label == c) for c in classes] for label in labels], dtype=torch.float64)
+    size = rows.shape[1]
+    rows = torch.cat([rows, math.sqrt(strength) * torch.eye(size, dtype=torch.float64)])
+    targets = torch.cat([targets, torch.zeros(size, len(classes), dtype=torch.float64)])
+    answers = lifted(asked) @ torch.linalg.lstsq(rows, targets).solution
+    return [max(zip(row, classes, strict=True))[1] for row in answers.tolist()]

@@ -679,7 +679,7 @@ def test_recognition_from_training_to_the_report(call, tmp_path):
     assert call("evaluate", out, "--json", scores)[0] == 0
     found = json.loads(scores.read_text())
     recorded = RunDirectory.open(out).records()[-1]["scores"]
-    for gallery, metric in (("task", "accuracy"), ("seen", "accuracy_fresh"), ("seen", "accuracy_compensated")):
+    for gallery, metric in (("task", "accuracy"), ("seen", "accuracy_fresh"), ("seen", "accuracy_ridge")):
         assert found[gallery][metric] == recorded[gallery][metric]
     assert call("evaluate", out, "--after", "0", "--json", scores)[0] == 0
     assert len(json.loads(scores.read_text())["task"]["accuracy"]) == 1

@@ -150,6 +150,7 @@ def test_the_nearest_mean_is_sought_among_all_classes():
         "accuracy_fresh": [1.0, 1.0],
         "accuracy_stale": [0.0, 1.0],
         "accuracy_compensated": [1.0, 1.0],
+        "accuracy_ridge": [1.0, 1.0],
     }
 
 

@@ -626,13 +626,14 @@ def test_recognition_runs_through_the_same_loop(tiny_stream, tmp_path):
     scores = train_stream(perceptron(), tiny_stream, MAS(output="logits"), loss, config, run)
     accuracy = scores.matrix("accuracy", "task")
     assert accuracy.diagonal().mean() > 0.8  # two classes each: guessing gives 0.5
-    for kind in ("fresh", "stale", "compensated"):
+    for kind in ("fresh", "stale", "compensated", "ridge"):
         assert not scores.matrix(f"accuracy_{kind}").tril().isnan().any()
     assert scores.matrix("accuracy_fresh")[0, 0] == scores.matrix("accuracy_stale")[0, 0]  # nothing has moved yet
     learned = run.objectives.read(0)
     heads = [name for name in learned if name.startswith("heads.")]
     assert heads == [f"heads.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
-    assert learned.keys() - set(heads) == {f"means/{kind}" for kind in ("fresh", "stale", "compensated")}
+    means = {f"means/{kind}" for kind in ("fresh", "stale", "compensated")}
+    assert learned.keys() - set(heads) == means | {f"ridge/{part}" for part in ("gram", "products", "strength")}
     last = [record for record in run.records() if record["kind"] == "task"][-1]
     assert last["unprotected"]["loss parameters"] == heads  # heads are never penalised, and that is said
     assert not any(name.startswith("heads") for name in run.read_tensors("importance/task02.safetensors"))

@@ -142,7 +142,7 @@ def train(stream: Stream, path: Path, points: Points, *, strategy: str, model: s
         made_model = make_model(model, first.sample_shape, options=small)
         tasks = [task.classes for task in stream]
         made_loss: torch.nn.Module = (
-            Recognition(4, tasks, first.class_names)
+            Recognition(4, tasks, first.class_names, ridge_dim=8)
             if loss == "cross_entropy"
             else make_loss(loss, dim=4, num_classes=len(first.class_names))
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import ridge_labels
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import state_of, trainable
@@ -80,7 +81,9 @@ def make_objective(objective: str = "metric") -> nn.Module:
         # without a hinge: once all triplets satisfied one, ewc and si would find nothing important
         return Retrieval(make_loss("ntxent", dim=DIM, num_classes=CLASSES))
     torch.manual_seed(1)
-    return Recognition(DIM, [task.classes for task in make_stream()], [str(label) for label in range(CLASSES)])
+    return Recognition(
+        DIM, [task.classes for task in make_stream()], [str(label) for label in range(CLASSES)], ridge_dim=16
+    )
 
 
 def build(name: str, objective: str = "metric") -> Strategy:
@@ -326,6 +329,21 @@ def test_pretrained_has_heads_that_know_their_tasks():
     accuracy = trained("pretrained", "recognition").scores.matrix("accuracy", "task")
     assert accuracy.diagonal().min() > 0.9
     assert torch.equal(accuracy[2], accuracy.diagonal())
+
+
+def test_a_ridge_on_sums_forgets_nothing_where_the_model_stands_still():
+    """It is the ridge on all data at once then, whatever came last; where the model moves, old sums are stale."""
+    stream, model = make_stream(), make_model()
+    recognition = make_objective("recognition")
+    train_stream(model, stream, build("pretrained"), recognition, CONFIG)
+    parts = [task.train[list(range(len(task.train)))] for task in stream]
+    samples, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+    asked = torch.cat([task.query[list(range(len(task.query)))][0] for task in stream])
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(DIM, 16, generator=generator, dtype=torch.float64)
+    vectors, queries = model(samples).tolist(), model(asked).detach()
+    expected = ridge_labels(vectors, labels.tolist(), queries.tolist(), recognition.ridge.strength, random)
+    assert recognition.ridge.predict(queries).tolist() == expected
 
 
 def test_joint_trains_on_everything_so_far():

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tripletmas.basics.options import Option
 from tripletmas.data.dataset import Source
 from tripletmas.objectives import classes
 from tripletmas.objectives.kind import Data, Kind, Map, Primary, Wording
-from tripletmas.objectives.recognition.objective import Recognition
+from tripletmas.objectives.recognition.objective import RIDGE_DIM, Recognition
 
 DEFINITIONS = {
     "accuracy": "the task's own head names the query's class, told which task it is",
     "accuracy_fresh": "the nearest class mean is the query's; means re-computed by the present model",
     "accuracy_stale": "the same with each mean as it was when its class was learned",
     "accuracy_compensated": "the same with the old means moved by the drift that new tasks' data show (SDC)",
+    "accuracy_ridge": "a ridge classifier says the query's class; from sums over tasks, by the model of their time",
     **classes.DEFINITIONS,
 }
 WORDING = Wording(
@@ -71,5 +73,10 @@ class RecognitionKind(Kind):
     def data(self, source: Source, given: Mapping[str, Any]) -> Data:
         return classes.class_data(source, given)
 
+    def loss_options(self, name: str) -> dict[str, Option]:
+        says = "random dimensions of the ridge classifier; a checkpoint holds their square; 0: the embedding itself"
+        return {"ridge_dim": Option(int, RIDGE_DIM, says)}
+
     def objective(self, loss: str, given: Mapping[str, Any], *, dim: int, data: Data) -> Recognition:
-        return Recognition(dim, [task.classes for task in data.stream], data.stream[0].train.class_names)
+        tasks = [task.classes for task in data.stream]
+        return Recognition(dim, tasks, data.stream[0].train.class_names, **given)

@@ -23,9 +23,11 @@ from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
 from tripletmas.objectives.grid import Folder
 from tripletmas.objectives.objective import Likelihood, Objective
 from tripletmas.objectives.recognition.class_means import KINDS, ClassMeans
+from tripletmas.objectives.recognition.ridge import RidgeClassifier
 from tripletmas.objectives.retrieval.objective import samples_held_out, score_alone, score_embedded
 from tripletmas.objectives.retrieval.shown import write_shown
 
+RIDGE_DIM = 1000  # its second moments are 8 MB, which every checkpoint holds
 _DECAY = 1e-4  # without it, heads of classes that can be told apart grow without end
 
 
@@ -39,6 +41,7 @@ class Recognition(Objective):
         dim: length of the embedding.
         tasks: the classes of each task, labels of the whole stream.
         class_names: the name of each label, for messages.
+        ridge_dim: random dimensions of the ridge classifier; 0 for the embedding itself.
 
     Raises:
         ValueError: if a class is in two tasks.
@@ -49,7 +52,9 @@ class Recognition(Objective):
     head_of: Tensor
     position_of: Tensor
 
-    def __init__(self, dim: int, tasks: Sequence[Sequence[int]], class_names: Sequence[str]):
+    def __init__(
+        self, dim: int, tasks: Sequence[Sequence[int]], class_names: Sequence[str], *, ridge_dim: int = RIDGE_DIM
+    ):
         super().__init__()
         self.tasks = tuple(tuple(classes) for classes in tasks)
         self.class_names = tuple(class_names)
@@ -64,6 +69,7 @@ class Recognition(Objective):
         self.register_buffer("head_of", head_of, persistent=False)
         self.register_buffer("position_of", position_of, persistent=False)
         self.means = ClassMeans()
+        self.ridge = RidgeClassifier(ridge_dim)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         numbers = self.head_of[labels]
@@ -135,15 +141,18 @@ class Recognition(Objective):
         self.means.before_task(self.embed(deployed, task.train.plain()))
 
     def after_task(self, deployed: nn.Module, seen: Stream) -> None:
-        self.means.after_task([self.embed(deployed, task.train.plain()) for task in seen], seen)
+        embedded = [self.embed(deployed, task.train.plain()) for task in seen]
+        self.means.after_task(embedded, seen)
+        self.ridge.after_task(embedded[-1], seen)
 
     def state(self) -> Params:
-        return state_of(self) | self.means.state_dict()
+        return state_of(self) | self.means.state_dict() | self.ridge.state_dict()
 
     def load(self, state: Params, stream: Stream, source: str) -> None:
         own = state_of(self)
         self.means.load_state_dict(state, stream)
-        heads = {name: value for name, value in state.items() if not name.startswith("means/")}
+        self.ridge.load_state_dict(state, stream)
+        heads = {name: value for name, value in state.items() if not name.startswith(("means/", "ridge/"))}
         super().load(own | heads, stream, source)  # the heads of tasks that were added since are new
 
     def score(
@@ -154,7 +163,7 @@ class Recognition(Objective):
         "task", "accuracy": task-incremental, the share of a task's queries that the task's own head gets right, told
         which task it is. "seen", "accuracy_fresh", "accuracy_stale", "accuracy_compensated": class-incremental, the
         share whose nearest class mean among all classes seen, without a task label, is that of their class (see
-        `class_means`).
+        `class_means`); "accuracy_ridge": the same of the classifier in `ridge`.
         """
         found = score_embedded(embedded, stored)
         parts = list(zip(seen, embedded.queries, strict=True))
@@ -162,6 +171,9 @@ class Recognition(Objective):
         for kind in KINDS if len(self.means.labels) else ():
             nearest = [self.means.nearest(queries.vectors, kind) == queries.labels for _, queries in parts]
             found.values["seen"][f"accuracy_{kind}"] = [float(each.double().mean()) for each in nearest]
+        if len(self.ridge.labels):
+            right = [self.ridge.predict(queries.vectors) == queries.labels for _, queries in parts]
+            found.values["seen"]["accuracy_ridge"] = [float(each.double().mean()) for each in right]
         return found
 
     def score_other(self, tasks: Stream, embedded: EmbeddedTasks) -> TaskScores:
