@@ -19,11 +19,13 @@ from torchvision.transforms.functional import pil_to_tensor
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import load_state, state_of
 from tripletmas.cli.main import COMMANDS, main
+from tripletmas.index import drift
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.runs import catalog
 from tripletmas.runs import task as task_training
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import load_trained
 from tripletmas.strategies.mas import MAS
 
 
@@ -470,6 +472,34 @@ def test_evaluate_galleries(call, runs, tmp_path):
         assert found["auto"] == found[maps.pop()]
     kept = json.loads((runs / "mas" / "compatibility.json").read_text())["matrix"]
     assert [sum(value is not None for value in row) for row in kept] == list(range(1, len(kept) + 1))
+
+
+def test_images_of_ones_own_join_the_fit(call, write_images, tmp_path, monkeypatch, undrawn):
+    """An interrupted run that goes on ends with the same pairs and records as one that was not."""
+    own = ["--gallery.images", write_images(tmp_path / "own"), "--gallery.compensate", "auto", *SMALL]
+    monkeypatch.setattr(drift, "_STEPS", 5)
+    train = ("train", "--strategy", "finetune", "--report", "false", *own)
+    assert call(*train, "--out", tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        assert call(*train, "--out", tmp_path / "stopped")[0] != 0
+    assert call("resume", tmp_path / "stopped")[0] == 0
+    whole, stopped = (RunDirectory(tmp_path / name) for name in ("whole", "stopped"))
+    for number in (1, 2):
+        one, other = whole.galleries.read(number), stopped.galleries.read(number)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        task = load_trained(whole, number)[0].stream[number]
+        assert len(one["before"]) == len(task.train) + 6
+    chosen = [[record.get("compensated_by") for record in run.records("task")] for run in (whole, stopped)]
+    assert chosen[0] == chosen[1]
+    shutil.rmtree(tmp_path / "own")
+    assert call("evaluate", tmp_path / "whole", "--gallery", "auto")[0] == 0
+
+
+def test_a_run_whose_own_images_are_not_there_is_not_begun(call, tmp_path):
+    result = call("train", "--out", tmp_path / "run", "--gallery.images", tmp_path / "none", *SMALL)
+    failed(result, "gallery.images: no such folder or zip archive: .*none")
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_on_other_data(call, runs, write_images, tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.folders import csv, folder
+from tripletmas.data.folders import csv, folder, unlabelled
 from tripletmas.data.tasks import make_stream
 
 
@@ -188,3 +190,17 @@ def test_a_table_or_its_folder_may_be_missing(tmp_path):
     (tmp_path / "latin.csv").write_bytes("path,label\n0.png,ü\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.csv is not UTF-8"):
         csv(path=str(tmp_path / "latin.csv"))
+
+
+def test_unlabelled_images_are_all_below_a_folder_in_order_of_their_names(write_images, tmp_path):
+    for number, name in enumerate(("b/x", "a")):
+        write_images(tmp_path / name, count=2, seed=number)
+    found = unlabelled(tmp_path, (3, 4, 4))
+    assert [Path(path).relative_to(tmp_path).as_posix() for path in found.paths or ()] == [
+        *("a/0.png", "a/1.png", "b/x/0.png", "b/x/1.png")
+    ]
+    assert found.sample_shape == (3, 4, 4)
+    lazily, inverted = unlabelled(tmp_path, (3, 4, 4), in_memory=False), unlabelled(tmp_path, (3, 4, 4), invert=True)
+    for position in range(4):
+        assert torch.equal(lazily[position][0], found[position][0])
+        assert torch.equal(inverted[position][0], 1 - found[position][0])

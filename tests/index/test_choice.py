@@ -100,7 +100,7 @@ def test_the_choice_is_the_same_again_and_says_why():
     before, after = unit(random(20, 4)), unit(random(20, 4, seed=1))
     choice = choose_drift(before, after)
     assert choice == choose_drift(before, after)
-    assert f"{choice.name}, which was best on held-out pairs of 20: none {choice.scores['none']:.4f}, " in (
+    assert f"{choice.name}, which was best on held-out pairs of 20: none {choice.scores['none']:.5f}, " in (
         choice.sentence()
     )
 

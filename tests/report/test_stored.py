@@ -42,8 +42,8 @@ def test_the_maps_that_chose_themselves(run: Path, stored: Path):
     candidates, rows = choice_rows(read_run(stored))
     assert candidates == ["none", "procrustes", "linear"]
     assert [row[1:] for row in rows] == [
-        ["procrustes", "1,200", "0.5000", "0.8500", "–"],
-        ["procrustes", "1,200", "0.5000", "0.9500", "–"],
+        ["procrustes", "1,200", "0.50000", "0.85000", "–"],
+        ["procrustes", "1,200", "0.50000", "0.95000", "–"],
     ]
     assert "The map that chose itself" in (stored / "report" / "report.html").read_text(encoding="utf-8")
     assert "The map that chose itself" not in (run / "report" / "report.html").read_text(encoding="utf-8")

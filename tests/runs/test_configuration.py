@@ -31,7 +31,7 @@ def config(*arguments: str) -> dict:
 def test_every_default_is_filled_in():
     found = config()
     assert list(found) == ["data", "model", "loss", "strategy", "training", "gallery", "objective", "seed", "device"]
-    assert found["gallery"] == {"compensate": "linear"}
+    assert found["gallery"] == {"compensate": "linear", "images": None, "invert": False}
     assert found["data"]["name"] == "digits"
     assert found["model"] == {"name": "mlp", "dim": 32, "hidden": [256, 256]}
     assert (found["loss"]["name"], found["loss"]["mining"]) == ("triplet", "batch_hard")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.cli import galleries as command
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.folders import unlabelled
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index import drift
 from tripletmas.index.base import unit
@@ -22,7 +25,7 @@ from tripletmas.objectives.retrieval.evaluate import evaluate
 from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.objectives.retrieval.objective import score_embedded
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class
+from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class, own_images
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.updates import compatibility_matrix, flips_of_update
@@ -59,8 +62,8 @@ def run(tiny_stream, tmp_path) -> tuple[RunDirectory, Stream]:
     return run, tiny_stream
 
 
-def followed(model: Linear, stream: Stream, maps: tuple[str, ...]) -> Galleries:
-    galleries = Galleries(maps)
+def followed(model: Linear, stream: Stream, maps: tuple[str, ...], images: LabelledDataset | None = None) -> Galleries:
+    galleries = Galleries(maps, images=images)
     for number, task in enumerate(stream):
         galleries.before_task(model, task)
         model.turn(number)
@@ -132,6 +135,58 @@ def test_pairs_lie_class_by_class(tiny_stream):
         model.turn(number)
     by_class = [embed(model, mixed[2].train.of_classes([label])).vectors for label in mixed[2].classes]
     torch.testing.assert_close(found, torch.cat(by_class))
+
+
+def test_images_of_ones_own_join_the_pairs(tiny_stream, write_images, tmp_path):
+    """Each update's pairs end with the images, sorted by name; a map is fitted on all of them."""
+    images = unlabelled(write_images(tmp_path / "own", side=4), (1, 4, 4))
+    galleries, model = followed(Linear(), tiny_stream, ("linear",), images), Linear()
+    model.turn(0)
+    vectors = unit(embed(model, tiny_stream[0].query).vectors)
+    for number, task in enumerate(tiny_stream[1:], start=1):
+        pairs = []
+        for turned in (False, True):
+            if turned:
+                model.turn(number)
+            pairs.append(torch.cat([embed(model, task.train).vectors, embed(model, images).vectors]))
+        vectors = unit(fit_drift("linear", *map(unit, pairs))(vectors))
+    kept = galleries.last()
+    assert kept["before"].shape == kept["after"].shape == (14 + 6, 16)
+    torch.testing.assert_close(kept["after"], pairs[1])
+    torch.testing.assert_close(galleries.parts["linear"][0].vectors, vectors)
+
+
+def test_a_run_keeps_the_pairs_of_ones_own_images(tiny_stream, write_images, tmp_path):
+    """Restored, they come from files: the folder may be gone, unless more is learned."""
+    run, folder = RunDirectory.create(tmp_path / "run", {}), write_images(tmp_path / "own", side=9)
+    loss, gallery = make_loss("triplet", dim=4, num_classes=6), GalleryConfig(images=str(folder), invert=True)
+    train_stream(perceptron(), tiny_stream, Finetune(), loss, SMALL, run, gallery=gallery)
+    model = perceptron()
+    run.load_weights(model, 1)
+    expected = embed(model, unlabelled(folder, (1, 4, 4), invert=True)).vectors
+    torch.testing.assert_close(run.galleries.read(1)["after"][14:], expected)
+    torch.testing.assert_close(run.galleries.read(2)["before"][14:], expected)
+    shutil.rmtree(folder)
+    galleries = Galleries(("linear",))
+    galleries.restore(run, perceptron(), tiny_stream, 3)
+    assert [len(part) for part in galleries.parts["linear"]] == [6, 6, 6]
+
+
+def test_what_are_no_images_of_ones_own(write_images, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "0.png").write_text("no image")
+    flat = r"gallery.images: the model takes samples of shape \(16,\), which are no square images"
+    for folder, shape, message in (
+        (tmp_path / "empty", (1, 4, 4), "gallery.images: no images in .*empty"),
+        (tmp_path / "none", (1, 4, 4), "gallery.images: no such folder or zip archive: .*none"),
+        (tmp_path / "broken", (1, 4, 4), r"gallery.images: .*0\.png cannot be read: not an image$"),
+        (write_images(tmp_path / "own"), (16,), flat),
+        (tmp_path / "own", (2, 4, 4), "which are no square images, grey or RGB"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own_images(GalleryConfig(images=str(folder)), shape)
+    assert own_images(GalleryConfig(), (16,)) is None
 
 
 def test_a_record_says_which_map_was_chosen_and_why(tiny_stream, tmp_path, few_steps):
@@ -291,7 +346,7 @@ def test_compatibility_matrix(run):
 
 
 def test_an_unknown_map_is_refused():
-    with pytest.raises(ValueError, match="compensate must be one of sdc, linear, .*auto or null, got 'cubic'"):
+    with pytest.raises(ValueError, match=r"compensate must be one of sdc, linear, .*auto or null, got 'cubic'"):
         GalleryConfig(compensate="cubic")  # pyright: ignore[reportArgumentType]
 
 

@@ -112,7 +112,7 @@ def choices_table(galleries: Galleries, names: Sequence[str]) -> Table | None:
     )
     for name, choice in zip(names, galleries.choices, strict=True):
         if choice:
-            cells = ("-" if math.isnan(score) else f"{score:.4f}" for score in choice.scores.values())
+            cells = ("-" if math.isnan(score) else f"{score:.5f}" for score in choice.scores.values())
             table.add_row(name, choice.name, str(choice.num_pairs), *cells)
     table.caption = "mean cosine between samples of the task, moved by a map not fitted on them, and where they are"
     table.caption_justify = "left"

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from tripletmas.basics.weights import Params, load_state
 from tripletmas.cli.console import console, make_parser, make_table, open_run
-from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.images import ImageFiles, find_images, read_images
+from tripletmas.data.folders import unlabelled
 from tripletmas.runs.experiment import load_trained
 
 
@@ -37,9 +34,8 @@ def importance(arguments: Sequence[str]) -> None:
         raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
     load_state(experiment.model, state.model, f"the checkpoint in {run.path}")  # not a model that is only deployed
     strategy.load_state_dict(state.strategy)
-    images = _unlabelled(options.images, experiment.stream[0].query.sample_shape, options.skip_unreadable)
-    if options.invert:
-        images = images.with_transform(lambda image: 1 - image)
+    shape = experiment.stream[0].query.sample_shape
+    images = unlabelled(options.images, shape, invert=options.invert, skip_unreadable=options.skip_unreadable)
     protection = strategy.protections[0]
     total = sum(float(value.sum()) for value in protection.importance.values())
     measured = strategy.measure(experiment.model, _shown(images.loader(experiment.training.eval_batch_size)))
@@ -59,17 +55,6 @@ def importance(arguments: Sequence[str]) -> None:
 def _shown(batches: Iterable[Any]) -> Iterator[Any]:
     """The same with a progress bar, from the moment that the first is read."""
     yield from tqdm(batches, desc="importance", unit="batch", leave=False)
-
-
-def _unlabelled(root: str, shape: tuple[int, ...], skip_unreadable: bool) -> LabelledDataset:
-    """All images below a folder, in the size and with the channels that the model takes."""
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"the model takes samples of shape {shape}, which are no square images")
-    images = ImageFiles(Path(root), find_images(root), size=shape[1], channels=shape[0])
-    samples, kept = read_images(images, skip_unreadable=skip_unreadable)
-    if not kept:
-        raise ValueError(f"{root}: no image in it can be read")
-    return LabelledDataset(samples, torch.zeros(len(kept)), ["unlabelled"])
 
 
 def _print_layers(importance: Params) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
 from tripletmas.data.images import ImageFiles, find_images, read_images
 from tripletmas.data.tables import read_rows
@@ -142,6 +144,36 @@ def _entry(cells: dict[str, str], where: str) -> Entry:
     if split not in SPLITS:
         raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
     return Entry(cells["path"], cells["label"], cells.get("task"), SPLITS[split])
+
+
+def unlabelled(
+    root: str | Path,
+    shape: tuple[int, ...],
+    *,
+    invert: bool = False,
+    in_memory: bool | None = None,
+    skip_unreadable: bool = False,
+    option: str | None = "skip_unreadable",
+) -> LabelledDataset:
+    """All images below a folder, or in a zip archive, as samples of this shape, whose labels say nothing.
+
+    Args:
+        shape: (channels, size, size), as a model takes them.
+        invert: black is read as white, and white as black.
+        in_memory, skip_unreadable, option: as `read_images`.
+
+    Raises:
+        ValueError: if these are no shapes of images, if there is none, or one cannot be read.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise ValueError(f"the model takes samples of shape {shape}, which are no square images, grey or RGB")
+    images = ImageFiles(root, find_images(root), size=shape[1], channels=shape[0])
+    samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable, option=option)
+    if not kept:
+        raise ValueError(f"{root}: no image in it can be read")
+    paths = images.subset(kept).paths
+    found = LabelledDataset(samples, torch.zeros(len(kept), dtype=torch.int64), ["unlabelled"], paths=paths)
+    return found.with_transform(lambda image: 1 - image) if invert else found
 
 
 def read_entries(

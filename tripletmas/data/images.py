@@ -124,7 +124,11 @@ class ImageFiles(Sequence[Tensor]):
 
 
 def read_images(
-    images: ImageFiles, *, in_memory: bool | None = None, skip_unreadable: bool = False
+    images: ImageFiles,
+    *,
+    in_memory: bool | None = None,
+    skip_unreadable: bool = False,
+    option: str | None = "skip_unreadable",
 ) -> tuple[Tensor | ImageFiles, list[int]]:
     """The images that can be read, and their positions in `images`.
 
@@ -134,6 +138,7 @@ def read_images(
     Args:
         in_memory: decode all now into one uint8 tensor; None does so up to 1 GiB.
         skip_unreadable: leave out images that cannot be read, and log how many; else the first one is an error.
+        option: what that error says leaves them out; None: nothing.
     """
     if in_memory is None:
         in_memory = len(images) * images.channels * images.size**2 <= IN_MEMORY_BYTES
@@ -149,7 +154,8 @@ def read_images(
             kept.append(index)
         except ValueError as error:
             if not skip_unreadable:
-                raise ValueError(f"{error} (skip_unreadable leaves such images out)") from None
+                hint = f" ({option} leaves such images out)" if option else ""
+                raise ValueError(f"{error}{hint}") from None
             unreadable.append(str(error))
     if unreadable:
         logger.warning("skipped %d of %d images; the first: %s", len(unreadable), len(images), unreadable[0])

@@ -38,7 +38,7 @@ class Choice:
 
     def sentence(self) -> str:
         """The choice in a line."""
-        found = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
+        found = ", ".join(f"{name} {score:.5f}" for name, score in self.scores.items())
         return f"{self.name}, which was best on held-out pairs of {self.num_pairs}: {found}"
 
 

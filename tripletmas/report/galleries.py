@@ -44,7 +44,8 @@ def meaning(run: Run, kind: str) -> str:
         return "each task's part as embedded when that task was learned, never again"
     name = str(run.section("gallery").get("compensate"))
     how = _MAPS.get(name, f"by the map {name}")
-    return f"the stale vectors, moved {how} fitted on the new task's images alone"
+    own = "and on images of one's own" if run.section("gallery").get("images") else "alone"
+    return f"the stale vectors, moved {how} fitted on the new task's images {own}"
 
 
 def gallery_rows(run: Run) -> list[list[str]]:
@@ -86,7 +87,7 @@ def choice_rows(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def _cosine(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return "–" if value is None else f"{value:.5f}"
 
 
 def draw_galleries(figure: Figure, theme: Theme, curves: Mapping[str, Sequence[float]], low: float, label: str) -> None:

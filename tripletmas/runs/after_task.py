@@ -10,6 +10,7 @@ from torch import nn
 
 from tripletmas.basics.weights import state_of
 from tripletmas.data.batches import seed_everything
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task, fingerprint
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, one_label
 from tripletmas.objectives.scores import Scores
@@ -26,12 +27,15 @@ class AfterTask:
 
     Args:
         unseen: classes of no task, scored after each; None for none.
+        images: unlabelled ones that join the fit of the map.
     """
 
-    def __init__(self, learner: Learner, config: GalleryConfig, unseen: Task | None):
+    def __init__(
+        self, learner: Learner, config: GalleryConfig, unseen: Task | None, images: LabelledDataset | None = None
+    ):
         self.learner, self.config, self.unseen = learner, config, unseen
         maps = (config.compensate,) if config.compensate else ()
-        self.galleries = Galleries(maps, embed=learner.objective.embed)
+        self.galleries = Galleries(maps, embed=learner.objective.embed, images=images)
 
     def before(self, task: Task) -> None:
         """Note what the model that is deployed so far says of a task's data, where earlier tasks are stored."""

@@ -23,7 +23,7 @@ from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs import catalog, configuration
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.galleries import GalleryConfig
+from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig, split_backbone
 from tripletmas.runs.resume import changed_tasks, check_identities
@@ -96,6 +96,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
         ValueError: as `build`, and if `out` holds another run.
     """
     experiment = build(config)
+    own_images(experiment.gallery, experiment.stream[0].train.sample_shape, in_memory=False)  # or no run is begun
     run = RunDirectory.create(out, {"version": versions(), **experiment.config}, completed=_completed)
     return train_stream(
         experiment.model,

@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.folders import unlabelled
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.base import unit
 from tripletmas.index.choice import AUTO, COMPENSATE, Choice, CompensateName, choose_drift
@@ -36,13 +39,38 @@ class GalleryConfig:
             it: linear (an affine map), sdc (as the nearest samples moved), mlp (a small network), procrustes (a
             rotation), shrunk (a linear map, the nearer to the identity the fewer the samples), auto (after each task
             what does best on held-out samples of it, or nothing); null moves none.
+        images: a folder (or zip archive) of unlabelled images of your own, such as those of the gallery that are at
+            hand: embedded before and after each task, too, they join the samples on which the map is fitted and chosen.
+        invert: read these images' black as white and their white as black, for digits and omniglot, which are white on
+            black.
     """
 
     compensate: CompensateName | None = "linear"
+    images: str | None = None
+    invert: bool = False
 
     def __post_init__(self):
         if self.compensate is not None and self.compensate not in COMPENSATE:
             raise ValueError(f"compensate must be one of {', '.join(COMPENSATE)} or null, got {self.compensate!r}")
+
+
+def own_images(
+    config: GalleryConfig, sample_shape: tuple[int, ...], *, in_memory: bool | None = None
+) -> LabelledDataset | None:
+    """The unlabelled images that join the fit of a map, as the run's model takes them; None where there are none.
+
+    Args:
+        in_memory: as `data.images.read_images`; False decodes nothing now.
+
+    Raises:
+        ValueError: if the data of the run are no images, or the folder has none, or one that cannot be read.
+    """
+    if config.images is None:
+        return None
+    try:
+        return unlabelled(config.images, sample_shape, invert=config.invert, in_memory=in_memory, option=None)
+    except ValueError as error:
+        raise ValueError(f"gallery.images: {error}") from None
 
 
 class Galleries:
@@ -56,15 +84,23 @@ class Galleries:
     Args:
         maps: the names of the maps by which vectors are moved, "auto" among them; each has vectors of its own.
         embed: how data are embedded; None for the defaults.
+        images: unlabelled samples that join those of each task; where nothing more is learned, none are needed.
     """
 
-    def __init__(self, maps: tuple[str, ...] = ("linear",), *, embed: Embedder | None = None):
+    def __init__(
+        self,
+        maps: tuple[str, ...] = ("linear",),
+        *,
+        embed: Embedder | None = None,
+        images: LabelledDataset | None = None,
+    ):
         self.parts: dict[str, list[Embeddings]] = {name: [] for name in (STALE, *maps)}
         self.choices: list[Choice | None] = []
         self._maps = maps
         self._before: Tensor | None = None
         self._after: Tensor | None = None
         self._embed = embed or Embedder()
+        self._images = images
 
     def __len__(self) -> int:
         return len(self.parts[STALE])
@@ -108,9 +144,15 @@ class Galleries:
             self.before_task(model, stream[done])
 
     def _pairs(self, model: nn.Module, task: Task) -> Tensor:
-        """Where a model puts the samples of a task, class by class: what maps are judged on is held out in a piece."""
+        """Where a model puts the samples of a task, class by class, and then the images of one's own.
+
+        What maps are judged on is held out in pieces of neighbours, so that these are mostly other classes.
+        """
         found = self._embed(model, task.train.plain())
-        return found.vectors if found.labels.ndim == 2 else found.vectors[found.labels.argsort(stable=True)]
+        vectors = found.vectors if found.labels.ndim == 2 else found.vectors[found.labels.argsort(stable=True)]
+        if self._images is None:
+            return vectors
+        return torch.cat([vectors, self._embed(model, self._images).vectors])
 
     def _follow(self, after: Tensor | None, gallery: Embeddings) -> None:
         self._after = after

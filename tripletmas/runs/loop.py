@@ -18,7 +18,7 @@ from tripletmas.objectives.scores import Scores
 from tripletmas.runs.after_task import AfterTask
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.galleries import GalleryConfig
+from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.resume import check_identities, check_unseen, earlier_scores, take_ahead
 from tripletmas.runs.strength import SearchConfig, find_strength
@@ -67,7 +67,8 @@ def train_stream(
     strategy.prepare(model, learner.objective, stream)
     if search and search.start is not None:
         strategy.set_strength(search.start)
-    after = AfterTask(learner, gallery or GalleryConfig(), unseen)
+    gallery = gallery or GalleryConfig()
+    after = AfterTask(learner, gallery, unseen, own_images(gallery, stream[0].train.sample_shape))
     scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
     if run:
