@@ -185,6 +185,13 @@ def test_a_resolved_configuration_is_its_own_resolution():
     assert resolve({"version": {"torch": "1"}, **found}) == found
 
 
+@pytest.mark.parametrize("strategy", ["gram", "gram+distill"])
+def test_a_run_without_a_strength_can_be_read_again(strategy):
+    """A strength may be null, where a budget stands in its place."""
+    found = config("--strategy", strategy)
+    assert resolve(found) == found
+
+
 def test_configurations_beside_the_data_cards_are_valid():
     files = sorted((ROOT / "datasets").glob("*/*.yaml"))
     assert files

@@ -189,7 +189,7 @@ def _add(group, part: str, options: Mapping[str, Option]) -> None:
         is_strength = part == "strategy" and name.rpartition(".")[2] == "strength"
         group.add_argument(
             f"--{part}.{name}",
-            type=float | Literal["auto"] if is_strength else option.type,
+            type=option.type | Literal["auto"] if is_strength else option.type,
             required=required,
             default=None if required else option.default,
             help=option.help.replace("%", "%%"),
