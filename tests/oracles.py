@@ -377,3 +377,28 @@ def ridge_labels(
     targets = torch.cat([targets, torch.zeros(size, len(classes), dtype=torch.float64)])
     answers = lifted(asked) @ torch.linalg.lstsq(rows, targets).solution
     return [max(zip(row, classes, strict=True))[1] for row in answers.tolist()]
+
+
+# --- structured protection -------------------------------------------------------------------------------------------
+
+
+def moved_responses(model: nn.Module, inputs: Tensor, changed: nn.Module) -> dict[str, float]:
+    """layer -> sum of ||answer of the changed layer - its answer||^2 / sum of ||answer||^2, over all its calls, on the
+    inputs that the layer of `model` has; a layer is a module that has parameters and no modules."""
+    names = {id(module): name for name, module in model.named_modules()}
+    modules, calls = dict(changed.named_modules()), []
+    leaves = [each for each in model.modules() if not list(each.children()) and list(each.parameters())]
+    handles = [
+        each.register_forward_hook(lambda layer, given, answer: calls.append((names[id(layer)], given, answer.clone())))
+        for each in leaves
+    ]
+    with torch.no_grad():
+        model.eval()(inputs)
+        for handle in handles:
+            handle.remove()
+        moved, length = {}, {}
+        for name, given, answer in calls:
+            now = modules[name].eval()(*given)
+            moved[name] = moved.get(name, 0.0) + float((now - answer).square().sum())
+            length[name] = length.get(name, 0.0) + float(answer.square().sum())
+    return {name: moved[name] / length[name] for name in moved}

@@ -89,7 +89,7 @@ def test_imports_point_down(path):
 
 
 def test_the_importance_engine_is_a_closed_box():
-    """Only importance opens it, by its one door."""
+    """Only importance and structured protection open it, by a door each."""
     box = PACKAGE / "protection" / "engine"
     users = {
         (path.parent.name, name)
@@ -98,7 +98,8 @@ def test_the_importance_engine_is_a_closed_box():
         for name in own_imports(path)
         if f"{name}.".startswith("protection.engine.")
     }
-    assert users == {("importance", "protection.engine.per_sample.PerSampleGradients")}
+    doors = {"importance": "per_sample.PerSampleGradients", "structured": "inputs.LayerInputs"}
+    assert users == {(room, f"protection.engine.{door}") for room, door in doors.items()}
 
 
 def test_no_circle():

@@ -49,6 +49,8 @@ MEMORY: dict[str, Callable[[int], int]] = {
     "joint": lambda weights: 0,
     "mas": lambda weights: 2 * weights,
     "local_mas": lambda weights: 2 * weights,
+    # of 8 inputs and a 1, and of 16 and a 1; value, tasks and multiplier of two layers
+    "gram": lambda weights: 2 * weights + 4 * (9 * 9 + 17 * 17) + 2 * 3 * 8,
     "l2": lambda weights: 2 * weights,
     "ewc": lambda weights: 2 * weights,
     "si": lambda weights: 2 * weights,

@@ -7,7 +7,7 @@ fires once a step whatever the gradient accumulation, and needs no second backwa
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from tripletmas.basics.weights import Params, named_parameters, trainable
 from tripletmas.protection.coverage import Coverage
 from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
 
+Estimator = Callable[[nn.Module, Iterable[Any]], Params]
+
 
 class Guard:
     """A penalty on a model's weights, felt at every step of an optimizer. Abstract.
@@ -33,13 +35,14 @@ class Guard:
         model: the model that is trained; parameters are matched by identity in memory and by canonical name on disk.
         strength: weight of the penalty (lambda).
         decay: what is left of earlier tasks' part when a task is added; 1 sums all tasks.
+        estimate: (model, batches) -> importance by canonical name.
 
     Raises:
         ValueError: for a negative strength, a decay outside [0, 1], or half-precision weights, which are too coarse
             to be held in place (keep float32 weights and train under autocast).
     """
 
-    def __init__(self, model: nn.Module, *, strength: float, decay: float):
+    def __init__(self, model: nn.Module, *, strength: float, decay: float, estimate: Estimator):
         if not strength >= 0:
             raise ValueError(f"strength must be >= 0, got {strength}")
         if not 0 <= decay <= 1:
@@ -53,6 +56,7 @@ class Guard:
         self.model = model
         self.strength = strength
         self.decay = decay
+        self.estimate = estimate
         self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._checked_rates: WeakSet[Optimizer] = WeakSet()
         self._num_protected_steps = 0

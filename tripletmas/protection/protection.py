@@ -7,7 +7,7 @@ The penalty is `strength * sum importance * (theta - reference)^2`, without a hi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -20,7 +20,7 @@ from tripletmas.basics.weights import Params, differing_names, named_parameters,
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import described, read_protection, write_protection
-from tripletmas.protection.guard import Guard
+from tripletmas.protection.guard import Estimator, Guard
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
@@ -34,7 +34,6 @@ from tripletmas.protection.penalty import (
     quadratic_penalty,
 )
 
-Estimator = Callable[[nn.Module, Iterable[Any]], Params]
 ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
 
 
@@ -62,8 +61,7 @@ class Protection(Guard):
     """
 
     def __init__(self, model: nn.Module, *, strength: float, decay: float = 1.0, estimate: Estimator):
-        super().__init__(model, strength=strength, decay=decay)
-        self.estimate = estimate
+        super().__init__(model, strength=strength, decay=decay, estimate=estimate)
         self._held: dict[str, _Held] = {}  # by name; what the model has replaced since is still in it
         self._buffers: Buffers = {}
 
@@ -169,6 +167,8 @@ class Protection(Guard):
                 and unexpected names are listed), or measures in another unit than `estimate` does.
         """
         state, settings = read_protection(path)
+        if "estimate" not in settings:
+            raise ValueError(f"{path} is a Gram, which holds layers: tm.Gram.load reads it")
         saved = settings["estimate"]
         if estimate is None:
             if saved["function"] not in ESTIMATORS or saved["unsaved"]:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from torch import nn
 
 from tripletmas.basics.weights import Params
-from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.protection.structured import gram
 from tripletmas.strategies.consolidate import Consolidate
@@ -17,15 +16,15 @@ from tripletmas.strategies.consolidate import Consolidate
 class Gram(Consolidate):
     """Hold what each layer answers to the inputs it had: an index made under an earlier task stays usable.
 
-    Penalty: for each layer and earlier task, the share of the layer's response that has changed, E||dW a||^2 over
-    E||W a||^2 with a the layer's inputs then. A budget bounds that share, on the average over tasks, for each layer by
-    itself; a strength weighs the sum.
+    Penalty: for each layer and earlier task, the share of the layer's squared response that has changed, E||dW a||^2
+    over E||W a||^2 with a the layer's inputs then. A budget bounds its root, on the average over tasks, for each layer
+    by itself; a strength weighs the sum.
     Stores two copies of the weights and a square matrix of its inputs for each layer, however many tasks; costs a
     forward pass over the data after each task, and a matrix product for each layer at a step.
 
     Args:
-        budget: the share of each layer's response that may change, in (0, 1]; null takes 0.05, unless there is a
-            strength.
+        budget: how far each layer's answers may move, as a part of their length, in (0, 1]; null is 0.01, unless
+            there is a strength.
         strength: weight of the penalty in place of a budget.
         reference: own, each task is held to the weights that it was learned with; last, all to those of the last task.
         decay: what is left of earlier tasks when a task is added; 1 keeps all.
@@ -57,12 +56,9 @@ class Gram(Consolidate):
         )
 
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
-        return gram.Gram(model, exact=self.exact).consolidate(batches)
+        return self.prepared().estimate(model, batches)
 
     def set_strength(self, strength: float) -> None:
         prepared = self.prepared()
         assert isinstance(prepared, gram.Gram)
         prepared.set_strength(strength)
-
-    def after_task(self, model: nn.Module, task: Task) -> None:
-        self.prepared().consolidate(self.measured_on(task))

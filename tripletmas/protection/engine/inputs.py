@@ -77,9 +77,9 @@ class LayerInputs(Watch):
             names[role], start, stop, turned = place
             rows.append((start, stop))
             is_transposed |= turned
-        if len(set(rows)) != 1:
-            return None  # weight and bias are cut in different ways
         (start, stop), weight, bias = rows[0], names["weight"], names["bias"]
+        if len(set(rows)) != 1:
+            bias = None  # cut in another way than the weight: a response of its own
         if isinstance(rule, Linear):
             kind = "transposed" if is_transposed != rule.transposed else "linear"
             return LinearMap(weight, bias, kind, 1, start, stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 START = 10.0  # of every multiplier
@@ -11,10 +12,24 @@ _RATE, _DOWN, _UP = 0.1, -0.5, 1.5  # of the logarithm, a step; how far from the
 _LEAST, _MOST = 1e-3, 1e6
 
 
-def next_multipliers(multipliers: Tensor, shares: Tensor, budget: float) -> Tensor:
-    """The multipliers (maps,) after a step on which these shares (maps,) of the responses were found changed.
+def next_multipliers(multipliers: Tensor, shares: Tensor, budget: float, most: Tensor | None = None) -> Tensor:
+    """The multipliers (maps,) after a step on which these shares (maps,) of the squared responses were found changed.
 
-    Dual ascent on logarithms: log multiplier += rate * (log root of the share - log budget), within bounds.
+    Dual ascent on logarithms: log multiplier += rate * (log root of the share - log budget), within bounds. A step of
+    the optimizer is the only clock, so that it works with any, and in the same way on all processes.
+
+    Args:
+        most: (maps,) that they may become; None for no limit of the optimizer's.
     """
     excess = (shares.clamp_min(1e-30).log() / 2 - math.log(budget)).clamp(_DOWN, _UP)
-    return (multipliers * (_RATE * excess).exp()).clamp(_LEAST, _MOST)
+    after = (multipliers * (_RATE * excess).exp()).clamp(_LEAST, _MOST)
+    return after if most is None else torch.minimum(after, most)
+
+
+def most_for_sgd(curvatures: Tensor, rate: float) -> Tensor:
+    """The multipliers (maps,) up to which plain gradient steps of this rate converge, with a tenth to spare.
+
+    Args:
+        curvatures: largest eigenvalues (maps,) of the forms that are multiplied, whose gradients are twice as steep.
+    """
+    return 0.9 / (rate * curvatures).clamp_min(1e-30)

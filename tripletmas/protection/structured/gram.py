@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from tripletmas.basics.weights import Params, differing_names, named_parameters, snapshot, trainable
 from tripletmas.protection.batches import Forward
@@ -17,12 +19,12 @@ from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.penalty import dense_gradient
-from tripletmas.protection.structured.budget import START, next_multipliers
+from tripletmas.protection.structured.budget import START, most_for_sgd, next_multipliers
 from tripletmas.protection.structured.linear_map import LinearMap
-from tripletmas.protection.structured.moments import Grams, relative_grams
-from tripletmas.protection.structured.quadratic import Quadratic
+from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
+from tripletmas.protection.structured.quadratic import Quadratic, largest_curvature
 
-BUDGET = 0.05
+BUDGET = 0.01
 
 
 @final
@@ -33,15 +35,18 @@ class Gram(Guard):
     inputs then, biases included, is tr(dW A dW^T) with A = E[a a^T] / E||W a||^2, a the layer's inputs. Each task is
     held to its own weights, since these made the vectors that an index has of it. What old inputs do not reach is free.
 
-    With a `budget` every layer may change that share of its response, on the average over earlier tasks: a multiplier
-    for each layer rises where it is over the budget and falls where it is under it. With a `strength` the penalty is
-    strength * sum over layers and tasks of these shares. Needs forward passes only and no label.
+    With a `budget` b every layer's answers may move by b of their length (root mean square: a share of b^2), on the
+    average over earlier tasks: a multiplier for each layer rises where they moved further and falls where less. It has
+    found the end of the budget when a task has some hundred steps; plain SGD can hold no harder than its rate allows.
+    With a `strength` the penalty is strength * sum over layers and tasks of the shares.
+    Needs forward passes only and no label.
 
     Memory: two copies of the trainable parameters, and a square matrix of its inputs for each layer.
 
     Args:
-        budget: the share of each layer's response that may change, in (0, 1]; None where there is a strength.
-        strength: weight of the penalty; None where there is a budget.
+        budget: how far the answers of each layer may move, as a part of their length, in (0, 1]. None is 0.01, unless
+            there is a strength.
+        strength: weight of the penalty in place of a budget.
         reference: own, each task is held to the weights that it was learned with; last, all to the last task's.
         decay: what is left of earlier tasks when a task is added; 1 keeps all.
         exact: count every position of the inputs (see `relative_grams`).
@@ -78,36 +83,29 @@ class Gram(Guard):
         budget = BUDGET if budget is None and strength is None else budget
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(
-                f"budget must lie in (0, 1], the share of each layer's response that may change, got {budget}"
+                f"budget must lie in (0, 1], the part of its length by which each layer's answer may move, got {budget}"
             )
         if reference not in ("own", "last"):
             raise ValueError(f"reference must be 'own' or 'last', got {reference!r}")
-        super().__init__(model, strength=1.0 if strength is None else strength, decay=decay)
+        estimate = partial(input_importance, forward=forward, exact=exact)
+        super().__init__(model, strength=1.0 if strength is None else strength, decay=decay, estimate=estimate)
         self.budget = budget
         self.anchors: Literal["own", "last"] = reference
         self.exact = exact
         self.forward = forward
         self._forms: dict[LinearMap, Quadratic] = {}
         self._multipliers: dict[LinearMap, Tensor] = {}  # scalars; of a budget
+        self._curvatures: dict[LinearMap, Tensor] = {}  # largest curvatures / 2 of the forms, scalars
         self._reference: Params = {}
         self._parameters: dict[str, nn.Parameter] = {}  # of what is held, to see what the model has replaced since
 
     @property
     def importance(self) -> Params:
         """Of every weight by itself, by canonical name: the diagonal of the forms, the second moment of its input."""
-        found: Params = {}
-        like = named_parameters(self.model)
-        for each, form in self._present().items():
-            diagonal = form.gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
-            matrices = diagonal.expand(each.matrices(like).shape)
-            for name, part in each.spread(matrices, like):
-                if name in self._reference:
-                    total = found.setdefault(name, torch.zeros_like(self._reference[name]))
-                    total[each.start : each.stop] += part
-        return found
+        return diagonals({each: form.gram for each, form in self._present().items()}, self.model)
 
     def shares(self) -> dict[str, float]:
-        """The share of each map's response that has changed by now, on the average over the tasks that are held."""
+        """The share of each map's squared response that has changed, on the average over the tasks that are held."""
         with torch.no_grad():
             found = {each: form.of(self._change(each))[0] / form.tasks for each, form in self._present().items()}
         return {each.name: float(share) for each, share in found.items()}
@@ -145,12 +143,31 @@ class Gram(Guard):
             weight = 2 * self._weight(each, form) * (1 if scale is None else scale)
             for name, part in each.spread(half.mul_(weight), parameters):
                 if name in stepped:
-                    dense_gradient(parameters[name])[each.start : each.stop].add_(part)
-        if forms and self.budget is not None:
-            before = torch.stack([self._multipliers[each] for each in forms])
-            after = next_multipliers(before, torch.stack(shares), self.budget)
-            self._multipliers |= dict(zip(forms, after.unbind(), strict=True))
+                    each.rows(dense_gradient(parameters[name])).add_(part)
+        if forms:
+            self._adapt(optimizer, forms, torch.stack(shares))
         return bool(forms)
+
+    def _adapt(self, optimizer: Optimizer, forms: Mapping[LinearMap, Quadratic], shares: Tensor) -> None:
+        """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
+        most = None
+        if isinstance(optimizer, SGD):
+            rate = max(float(group["lr"]) for group in optimizer.param_groups)
+            parts = 1.0 if self.budget is None else 1 / torch.tensor([form.tasks for form in forms.values()])
+            curvatures = torch.stack([self._curvatures[each] for each in forms])
+            most = most_for_sgd(curvatures * torch.as_tensor(parts).to(curvatures), rate)
+        if self.budget is not None:
+            before = torch.stack([self._multipliers[each] for each in forms])
+            after = next_multipliers(before, shares, self.budget, most)
+            self._multipliers |= dict(zip(forms, after.unbind(), strict=True))
+        elif most is not None and optimizer not in self._checked_rates:
+            self._checked_rates.add(optimizer)
+            if self.strength > float(most.min()):
+                warnings.warn(
+                    f"strength {self.strength:g} is above {float(most.min()):.3g}, where plain gradient steps on "
+                    "this penalty may diverge: lower the strength or the learning rate, or give a budget",
+                    stacklevel=2,
+                )
 
     # --- after a task
 
@@ -166,7 +183,7 @@ class Gram(Guard):
         """
         grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
         self.add(grams)
-        return self.importance
+        return diagonals(grams, self.model)
 
     @torch.no_grad()
     def add(self, grams: Grams) -> None:
@@ -287,6 +304,7 @@ class Gram(Guard):
         self._forms = forms
         names = {name for each in forms for name in each.parameters}
         self._parameters = {name: value for name, value in current.items() if name in names}
+        self._curvatures = {each: largest_curvature(form.gram) for each, form in forms.items()}
         for each, form in forms.items():
             self._multipliers.setdefault(each, form.value.new_tensor(START))
         self._checked_rates.clear()

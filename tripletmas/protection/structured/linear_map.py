@@ -38,10 +38,11 @@ class LinearMap(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the map, unique in a model: the weight's, with the rows or the use where it has others, too."""
+        """Of the layer, if weight and bias are its own, else of the weight; with its rows where it has not all."""
+        layers = {name.rpartition(".")[0] for name in self.parameters}
+        one = layers.pop() if len(self.parameters) == 2 and len(layers) == 1 else ""
         rows = "" if self.stop is None else f"[{self.start}:{self.stop}]"
-        use = f" ({self.kind})" if self.kind in ("table", "transposed", "transposed convolution") else ""
-        return f"{self.weight or self.bias}{rows}{use}"
+        return f"{one or self.parameters[0]}{rows}"
 
     @property
     def key(self) -> str:
@@ -67,19 +68,22 @@ class LinearMap(NamedTuple):
         """The matrices (groups, rows, columns) of these values of its parameters."""
         parts = []
         if self.weight is not None:
-            parts.append(self._weight_matrices(values[self.weight][self.start : self.stop]))
+            parts.append(self._weight_matrices(self.rows(values[self.weight])))
         if self.bias is not None:
-            bias = values[self.bias][self.start : self.stop]
-            parts.append(bias.reshape(self.groups, -1, 1))
+            parts.append(self.rows(values[self.bias]).reshape(self.groups, -1, 1))
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
     def spread(self, matrices: Tensor, like: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The matrices as parts of its parameters, (name, rows `start` to `stop` of a tensor like it)."""
+        """The matrices as parts of its parameters: names, and what `rows` of tensors like them are."""
         if self.weight is not None:
-            shape = like[self.weight][self.start : self.stop].shape
+            shape = self.rows(like[self.weight]).shape
             yield self.weight, self._weight_like(matrices[..., :-1] if self.bias else matrices, shape)
         if self.bias is not None:
-            yield self.bias, matrices[..., -1].reshape(like[self.bias][self.start : self.stop].shape)
+            yield self.bias, matrices[..., -1].reshape(self.rows(like[self.bias]).shape)
+
+    def rows(self, parameter: Tensor) -> Tensor:
+        """What belongs to it of a parameter: a view."""
+        return parameter if self.stop is None else parameter[self.start : self.stop]
 
     def _weight_matrices(self, weight: Tensor) -> Tensor:
         if self.kind == "linear":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.sentences import listed
-from tripletmas.basics.weights import named_parameters, trainable, unwrap
+from tripletmas.basics.weights import Params, named_parameters, trainable, unwrap
 from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
 from tripletmas.protection.engine.inputs import LayerInputs
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -72,6 +72,25 @@ def relative_grams(
         raise ValueError("no layer answers anything on these data: all inputs or all weights are zero")
     if silent:
         warnings.warn(f"nothing to hold of {listed(silent)}: inputs or weights are all zero there", stacklevel=3)
+    return found
+
+
+def input_importance(
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, exact: bool = False
+) -> Params:
+    """The diagonal of `relative_grams`, by canonical name: what share of a response it is to move one weight by 1."""
+    return diagonals(relative_grams(model, batches, forward=forward, exact=exact), unwrap(model))
+
+
+def diagonals(grams: Mapping[LinearMap, Tensor], model: nn.Module) -> Params:
+    """The diagonals of these Grams as importance of the model's trainable parameters; maps that share one add."""
+    like, wanted = named_parameters(model), trainable(model)
+    found: Params = {}
+    for each, gram in grams.items():
+        diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1).expand(each.matrices(like).shape)
+        for name, part in each.spread(diagonal, like):
+            if name in wanted:
+                each.rows(found.setdefault(name, torch.zeros_like(like[name]).detach())).add_(part)
     return found
 
 
