@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import best_strengths as best
 import reproduce_rivals as rivals
 
 
@@ -42,13 +43,13 @@ def judged(results: Any, scores: dict[float, float | None]) -> Any:
 
 
 def test_a_best_value_inside_is_chosen(tmp_path):
-    results = rivals.Results(tmp_path)
+    results = rivals.Results(tmp_path, rivals.METHODS)
     method = judged(results, {0.1: 0.5, 1.0: 0.7, 10.0: 0.6})
     assert rivals.curve(results, setting_of(), method) == {0.1: [0.5], 1.0: [0.7], 10.0: [0.6]}
 
 
 def test_at_an_end_more_is_tried_until_it_falls(tmp_path):
-    results = rivals.Results(tmp_path)
+    results = rivals.Results(tmp_path, rivals.METHODS)
     method = judged(results, {0.1: 0.5, 1.0: 0.6, 10.0: 0.7})
     found = rivals.curve(results, setting_of(), method)
     assert list(found) == [0.1, 1.0, 10.0, 100.0]
@@ -60,20 +61,20 @@ def test_at_an_end_more_is_tried_until_it_falls(tmp_path):
 
 
 def test_values_beyond_an_end_are_limited(tmp_path):
-    results = rivals.Results(tmp_path)
+    results = rivals.Results(tmp_path, rivals.METHODS)
     method = judged(results, {10.0**i: 0.1 * (i + 3) for i in range(-1, 8)})
-    assert max(rivals.curve(results, setting_of(), method)) == 10.0 ** (1 + rivals.FURTHER)
+    assert max(rivals.curve(results, setting_of(), method)) == 10.0 ** (1 + best.FURTHER)
 
 
 def test_a_strength_that_failed_is_not_chosen(tmp_path, monkeypatch):
-    results = rivals.Results(tmp_path)
+    results = rivals.Results(tmp_path, rivals.METHODS)
     method = judged(results, {0.1: 0.5, 1.0: 0.6, 10.0: None})
     monkeypatch.setitem(rivals.METHODS, "mas", method)
     assert rivals.chosen_strategy(results, setting_of(), "mas") == {"name": "mas", "strength": 1.0}
 
 
 def test_nothing_is_chosen_while_a_value_is_missing(tmp_path, monkeypatch):
-    results = rivals.Results(tmp_path)
+    results = rivals.Results(tmp_path, rivals.METHODS)
     method = judged(results, {0.1: 0.5, 1.0: 0.6})
     monkeypatch.setitem(rivals.METHODS, "mas", rivals.Method(method.strategy, (0.1, 1.0, 10.0)))
     assert rivals.chosen_strategy(results, setting_of(), "mas") is None
@@ -84,18 +85,22 @@ def test_nothing_is_chosen_while_a_value_is_missing(tmp_path, monkeypatch):
 
 
 def test_a_result_does_not_depend_on_where_data_lie(tmp_path):
-    results = rivals.Results(tmp_path)
+    results = rivals.Results(tmp_path, rivals.METHODS)
     one = {"data": {"name": "sequence", "parts": [{"name": "folder", "root": "a"}]}, "seed": 0}
     other = {"data": {"name": "sequence", "parts": [{"name": "folder", "root": "b"}]}, "seed": 0}
     assert results.path(one) == results.path(other) != results.path({**one, "seed": 1})
 
 
 def test_runs_are_made_once_and_fill_the_table(tmp_path, monkeypatch):
-    setting, results, names = setting_of(), rivals.Results(tmp_path / "out"), ["finetune", "mas", "ewc", "replay"]
+    setting, results, names = (
+        setting_of(),
+        rivals.Results(tmp_path / "out", rivals.METHODS),
+        ["finetune", "mas", "ewc", "replay"],
+    )
     monkeypatch.setitem(rivals.METHODS, "mas", rivals.Method({"name": "mas"}, (0.1, 1.0, 10.0)))
     monkeypatch.setitem(rivals.METHODS, "ewc", rivals.Method({"name": "ewc"}, (1.0, 10.0)))
     assert "Missing: no run of it is there yet." in rivals.table(results, setting, names)
-    only = rivals.configured(setting, {"name": "finetune"}, 0, validation=False)
+    only = best.configured(setting, {"name": "finetune"}, 0, validation=False)
     rivals.execute((only, results.path(only), {}))
     assert rivals.table(results, setting, names).count("| missing |") == 3
     while runs := rivals.wanted(results, setting, names):
@@ -108,9 +113,9 @@ def test_runs_are_made_once_and_fill_the_table(tmp_path, monkeypatch):
     assert "2.0 x weights" in rows["mas"]
     assert "160 images" in rows["replay"] or "images" in rows["replay"]
     first = rivals.chosen_strategy(results, setting, "mas")
-    test = [results.get(rivals.configured(setting, first, seed, validation=False)) for seed in (0, 1)]
+    test = [results.get(best.configured(setting, first, seed, validation=False)) for seed in (0, 1)]
     finetune = [
-        results.average(rivals.configured(setting, {"name": "finetune"}, seed, validation=False)) for seed in (0, 1)
+        results.score(best.configured(setting, {"name": "finetune"}, seed, validation=False)) for seed in (0, 1)
     ]
     mean = sum(each["summary"]["average"] - base for each, base in zip(test, finetune, strict=True)) / 2
     assert f"{mean:+.3f}" in rows["mas"] or abs(mean) < 5e-4
@@ -124,5 +129,5 @@ def test_every_setting_is_a_configuration():
         for name in rivals.applicable(setting, list(rivals.METHODS)):
             method = rivals.METHODS[name]
             strategy = {**method.strategy, "strength": 1.0} if method.strengths else method.strategy
-            config = rivals.configured(setting, strategy, 0, validation=True)
-            assert resolve(rivals._placed(config, {"omniglot": "a", "fashion_mnist": "b", "clothing": "c"}))
+            config = best.configured(setting, strategy, 0, validation=True)
+            assert resolve(best.placed(config, {"omniglot": "a", "fashion_mnist": "b", "clothing": "c"}))
