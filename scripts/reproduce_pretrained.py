@@ -58,6 +58,8 @@ METHODS = {  # in the order in which they are run
     "slow": Method({"name": "finetune"}, training={"backbone_lr": "0.01x"}),
     "joint": Method({"name": "joint"}),
     "l2": Method({"name": "l2"}, tuple(each / 100 for each in DECADES)),
+    "imm, mean": Method({"name": "imm"}),
+    "imm, magmax": Method({"name": "imm", "merging": "magmax"}),
 }
 GALLERIES = {"fresh": "seen", "stale": "seen_stale", "compensated": "seen_compensated"}
 

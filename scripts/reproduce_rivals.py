@@ -114,6 +114,7 @@ METHODS = {
     "ebll": Method({"name": "ebll"}, DECADES),
     "imm, mean": Method({"name": "imm", "merging": "mean"}),
     "imm, mode": Method({"name": "imm", "merging": "mode"}),
+    "imm, magmax": Method({"name": "imm", "merging": "magmax"}),
     "imm+l2, mode": Method({"name": "imm+l2", "imm": {"merging": "mode"}, "l2": {"decay": 0.0}}),
     "replay": Method({"name": "replay"}),
     "mas+distill": Method({"name": "mas+distill"}),

@@ -70,6 +70,28 @@ def test_the_mode_of_all_tasks(tiny_stream, monkeypatch):
     assert fell_back == 1
 
 
+def test_the_farthest_from_the_start(tiny_stream, monkeypatch):
+    """By loops: the task whose weight moved most from where the run began; buffers are means."""
+    model, strategy = make_model(), IMM(merging="magmax")
+    start = {name: value.clone() for name, value in state_of(model).items()}
+    ends = run(strategy, model, tiny_stream, monkeypatch)
+    chosen = set()
+    for name, value in state_of(strategy.deployed(model)).items():
+        thetas = [end[name].flatten().tolist() for end, _ in ends]
+        if name.endswith("num_batches_tracked"):
+            continue
+        for position, found in enumerate(value.flatten().tolist()):
+            values = [theta[position] for theta in thetas]
+            if "running" in name:
+                assert found == pytest.approx(sum(values) / 3, rel=1e-4, abs=1e-6), name
+                continue
+            began = start[name].flatten()[position].item()
+            task = max(range(3), key=lambda t: abs(values[t] - began))
+            assert found == values[task]
+            chosen.add(task)
+    assert chosen == {0, 1, 2}
+
+
 def test_tiny_informations_are_no_less_exact(tiny_stream, monkeypatch):
     model, strategy = make_model(), IMM(merging="mode")
     strategy.prepare(model, make_metric(), tiny_stream)
@@ -84,7 +106,7 @@ def test_tiny_informations_are_no_less_exact(tiny_stream, monkeypatch):
     torch.testing.assert_close(found, torch.full((5,), 0.75))
 
 
-@pytest.mark.parametrize("merging", ["mean", "mode"])
+@pytest.mark.parametrize("merging", ["mean", "mode", "magmax"])
 def test_the_model_itself_is_deployed_after_one_task_and_then_a_lasting_copy(merging, tiny_stream):
     model, strategy = make_model(), IMM(merging=merging)
     assert strategy.deployed(model) is model  # of a run that is only read
@@ -110,7 +132,7 @@ def test_the_model_itself_is_deployed_after_one_task_and_then_a_lasting_copy(mer
     assert strategy.deployed(model) is not deployed
 
 
-@pytest.mark.parametrize("merging", ["mean", "mode"])
+@pytest.mark.parametrize("merging", ["mean", "mode", "magmax"])
 def test_the_state_is_exact_and_does_not_grow(merging, tiny_stream, tmp_path):
     model, strategy = make_model(), IMM(merging=merging)
     strategy.prepare(model, make_metric(), tiny_stream)
@@ -135,7 +157,7 @@ def test_the_state_is_exact_and_does_not_grow(merging, tiny_stream, tmp_path):
 
 
 def test_wrong_options_and_no_strength():
-    with pytest.raises(ValueError, match="merging must be 'mean' or 'mode', got 'median'"):
+    with pytest.raises(ValueError, match="merging must be 'mean', 'mode' or 'magmax', got 'median'"):
         IMM(merging="median")  # pyright: ignore
     with pytest.raises(ValueError, match="IMM has no strength"):
         IMM().set_strength(1.0)
