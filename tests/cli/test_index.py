@@ -501,13 +501,46 @@ def test_a_map_that_chooses_itself(normalize, place, call, monkeypatch):
     assert new.parts[0].maps == ("auto",)
 
 
+@pytest.mark.parametrize("name", [None, "linear", "auto"])
+def test_queries_are_moved_back_to_stale_vectors(name, place, call, monkeypatch):
+    """By hand: the part of task a is asked by a query that was moved by the map from after to before, b's as it is."""
+    monkeypatch.setattr(drift, "_STEPS", 5)
+    before, after = with_pairs("run")
+    assert call("index", "add", "old.index", "--images", "images/b")[0] == 0
+    stored, index = Path("old.index").read_bytes(), ImageIndex.open("old.index")
+    options = ["--move-queries", *([name] if name else []), "-k", "24", "--json", "found.json"]
+    status, text, complaint = call("query", "old.index", "images/b/x/0.png", *options)
+    assert (status, complaint) == (0, "")
+    pairs = unit(after), unit(before)
+    choice = choose_drift(*pairs)
+    assert (f"back over task 1: {choice.sentence()}" in text) == (name == "auto")
+    query = index.vectors[index.paths.index(str(place / "images/b/x/0.png"))][None]
+    moved = unit(fit_drift(choice.name if name == "auto" else "linear", *pairs)(query))
+    expected = torch.cat([index.vectors[:12] @ moved[0], index.vectors[12:] @ query[0]])
+    found = json.loads(Path("found.json").read_text())["queries"][0]["neighbours"]
+    assert [each["score"] for each in found] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-5)
+    assert found[0]["path"] == str(place / "images/b/x/0.png")
+    assert Path("old.index").read_bytes() == stored
+
+
+def test_queries_that_cannot_be_moved_back(place, call):
+    with_pairs("run")
+    asked = ("query", "old.index", "images/a/x/0.png", "--move-queries")
+    failed(call(*asked, "cubic"), "the map must be one of sdc, linear, .*auto, got 'cubic'")
+    assert call("index", "refresh", "old.index", "--reembed")[0] == 0
+    result = call(*asked, "--after", "0")
+    failed(result, "holds vectors of the model after task 1, .* only be moved back: ask with --after 1")
+    Path("run/gallery/task01.safetensors").unlink()
+    assert call(*asked)[0] == 0  # all vectors are current
+
+
 def test_compensation_of_raw_vectors_is_that_of_raw_pairs(place, call):
     before, after = with_pairs("run")
     options = ("--out", "raw.index", "--after", "0", "--no-normalize", "--metric", "l2")
     assert call("index", "build", "run", "--images", "images/a", *options)[0] == 0
     old = ImageIndex.open("raw.index").vectors.clone()
     result = call("index", "refresh", "raw.index", "--compensate", "--map", "sdc")
-    failed(result, "the map sdc is for vectors of length 1, .*: use --map linear or --map mlp")
+    failed(result, "the map sdc is for vectors of length 1, .*: use linear or mlp")
     assert call("index", "refresh", "raw.index", "--compensate")[0] == 0
     assert torch.allclose(ImageIndex.open("raw.index").vectors, fit_drift("linear", before, after)(old), atol=1e-5)
 

@@ -454,7 +454,7 @@ def test_evaluate_one_task_by_number_and_by_name(call, runs, tmp_path):
 
 def test_evaluate_galleries(call, runs, tmp_path):
     file = tmp_path / "scores.json"
-    names = ["fresh", "stale", "compensated", "sdc", "linear", "mlp", "procrustes", "shrunk", "auto"]
+    names = ["fresh", "stale", "compensated", "sdc", "linear", "mlp", "procrustes", "shrunk", "auto", "query"]
     status, text, _ = call("evaluate", runs / "mas", "--gallery", ",".join(names), "--compatibility", "--json", file)
     assert status == 0
     found = json.loads(file.read_text())["galleries"]
@@ -464,6 +464,9 @@ def test_evaluate_galleries(call, runs, tmp_path):
     for name, gallery in (("fresh", "seen"), ("stale", "seen_stale"), ("compensated", "seen_compensated")):
         last = matrices[gallery]["recall@1"][-1]
         assert found[name]["seen recall@1"] == pytest.approx(sum(last) / len(last))
+    content = json.loads(file.read_text())
+    assert found["query"]["seen recall@1"] == pytest.approx(sum(content["seen_query"]["recall@1"]) / 3)
+    assert 0 <= found["query"]["negative"] <= 1
     assert all(name in text for name in (*names, "average compatibility", "negative flips", "map chosen when each"))
     chosen = re.findall(r"^ *(?:2,3|4,5,6,7,8,9) +(\w+) +\d+ +(-?0\.\d+) ", text, re.MULTILINE)
     assert len(chosen) == 2  # the maps of the second and the third task, and how near stored vectors are without

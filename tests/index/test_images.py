@@ -195,6 +195,30 @@ def test_moved_vectors_are_those_that_the_drift_map_gives(map_name, kind):
     assert index.parts == (OLD, NEW)  # the old one is as it was
 
 
+@pytest.mark.parametrize(("kind", "metric"), [("exact", "inner_product"), ("HNSW8", "l2")])
+def test_each_part_is_asked_by_queries_of_its_own(kind, metric):
+    """By brute force: every row against the query of its part; the best first, of equal scores the smaller row."""
+    index = filled(replace(SETTINGS, kind=kind, metric=metric, normalize=metric == "inner_product"))
+    index = grown(index, 5, Part("second", 1, "second"), root="/more", seed=5)
+    queries = {number: drawn(3, seed=number) for number in range(len(index.parts))}
+    scores, rows = index.search_parts(queries, 4)
+    for query in range(3):
+        found = []
+        for row, part in enumerate(index.part.tolist()):
+            asked, stored = queries[part][query], index.vectors[row]
+            if index.settings.normalize:
+                score = float(unit(asked[None])[0] @ stored)
+            else:
+                score = -float((asked - stored).square().sum())
+            found.append((-score, row))
+        expected = sorted(found)[:4]
+        assert rows[query].tolist() == [row for _, row in expected]
+        assert scores[query].tolist() == pytest.approx([-score for score, _ in expected], abs=1e-5)
+    scores, rows = index.search_parts(queries, len(index) + 1)
+    assert (rows[:, -1] == -1).all()
+    assert (rows[:, :-1].sort().values == torch.arange(len(index))).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_replaced_vectors_belong_to_the_model_that_made_them(kind):
     index = filled(replace(SETTINGS, kind=kind, nprobe=4 if kind.startswith("IVF") else None))

@@ -189,6 +189,43 @@ def test_what_are_no_images_of_ones_own(write_images, tmp_path):
     assert own_images(GalleryConfig(), (16,)) is None
 
 
+def test_queries_move_back_to_each_part_by_hand(tiny_stream):
+    """The last task's queries stay, the second's part is asked through one map, the first's through two, new to old."""
+    galleries, model = Galleries((), back="linear"), Linear()
+    maps = []
+    for number, task in enumerate(tiny_stream):
+        before = unit(embed(model, task.train).vectors)
+        galleries.before_task(model, task)
+        model.turn(number)
+        galleries.after_task(model, task, embed(model, task.query))
+        if number:
+            maps.append(fit_drift("linear", unit(embed(model, task.train).vectors), before))
+    embedded = embed_tasks(model, tiny_stream, Embedder())
+    found = score_embedded(galleries.asked_by_part(embedded)).values
+    queries, labels = unit(joined(embedded.queries).vectors), joined(embedded.queries).labels
+    back = unit(maps[1](queries))
+    by_part = [unit(maps[0](back)), back, queries]
+    scores = torch.cat(
+        [asked @ unit(part.vectors).T for asked, part in zip(by_part, galleries.parts["stale"], strict=True)], dim=1
+    )
+    right = labels[scores.fill_diagonal_(-2).argmax(dim=1)] == labels  # queries are the gallery: none finds itself
+    expected = [float(each.double().mean()) for each in right.split(6)]
+    assert found["seen"]["recall@1"] == pytest.approx(expected)
+    assert 0 < sum(expected) < 3
+
+
+def test_queries_that_were_never_moved_find_what_they_find(tiny_stream):
+    """Without an update between, every map of queries is the identity, and scores are those of fresh galleries."""
+    model = Linear()
+    galleries = Galleries((), back="auto")
+    for task in tiny_stream:
+        galleries.before_task(model, task)
+        galleries.after_task(model, task, embed(model, task.query))
+    embedded = embed_tasks(model, tiny_stream, Embedder())
+    assert score_embedded(galleries.asked_by_part(embedded)).values == score_embedded(embedded).values
+    assert [choice and choice.name for choice in galleries.choices_back] == [None, "none", "none"]
+
+
 def test_a_record_says_which_map_was_chosen_and_why(tiny_stream, tmp_path, few_steps):
     run = RunDirectory.create(tmp_path / "run", {})
     loss, gallery = make_loss("triplet", dim=4, num_classes=6), GalleryConfig(compensate="auto")

@@ -42,7 +42,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         "--gallery",
         type=str,
         default="fresh",
-        help=f"some of fresh, stale, compensated (by the map of the run), {', '.join(COMPENSATE)}, with commas between",
+        help="some of fresh, stale, compensated (by the map of the run), query (it moves queries back to stale ones), "
+        f"{', '.join(COMPENSATE)}, with commas between",
     )
     parser.add_argument(
         "--compatibility",
@@ -62,7 +63,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     embedded = embed_tasks(experiment.strategy.deployed(experiment.model), stream, objective.embed)
     kept = galleries.galleries_of(run, experiment, after, kinds) if len(kinds) > 1 else None
     stored = galleries.stored_of(kept, kinds) if kept else {}
+    moved = kept.asked_by_part(embedded) if kept and galleries.QUERY in kinds else None
     found = objective.score_other(stream, embedded) if of_data else objective.score(stream, embedded, stored)
+    found = galleries.with_moved(found, objective, stream, moved)
     title, names = f"{run.path}, model after task {after}", [stream[number].name for number in chosen]
     content: dict[str, Any] = {"tasks": names, "after": after} | {
         gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
@@ -71,9 +74,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     for gallery, text in (("seen", "the gallery of all tasks"), ("task", "each task's own gallery")):
         console().print(_table(f"{title}: {text}", names, content[gallery], experiment.kind.main_metrics))
     if kept:
-        content["galleries"] = galleries.compare(run, experiment, embedded, stored, found, chosen)
+        content["galleries"] = galleries.compare(run, experiment, embedded, stored, found, chosen, moved)
         console().print(galleries.table(content["galleries"], title, experiment.kind.primary.searched))
-        if table := galleries.choices_table(kept, [task.name for task in stream]):
+        for table in galleries.choices_tables(kept, [task.name for task in stream]):
             console().print(table)
     if options.compatibility:
         galleries.print_compatibility(run, experiment, after)

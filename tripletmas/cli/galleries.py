@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rich.table import Table
 
 from tripletmas.basics.sentences import suggestion
 from tripletmas.cli.console import console, make_table
-from tripletmas.index.choice import CANDIDATES, COMPENSATE
+from tripletmas.data.tasks import Stream
+from tripletmas.index.choice import CANDIDATES, COMPENSATE, Choice
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.compatibility import Flips, average_compatibility, backward_compatibility
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
+from tripletmas.objectives.objective import Objective
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment
 from tripletmas.runs.galleries import COMPENSATED, STALE, Galleries
 from tripletmas.runs.resume import earlier_scores
 from tripletmas.runs.updates import compatibility_matrix, flips_of_update
 
-FRESH = "fresh"
+FRESH, QUERY = "fresh", "query"
 _UNKNOWN = Flips(math.nan, math.nan, math.nan)
 
 
 def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
-    """gallery as it is asked for -> "fresh", "stale" or the name of a map; fresh is always there, and first."""
-    known = (FRESH, STALE, COMPENSATED, *COMPENSATE)
+    """gallery as it is asked for -> "fresh", "stale", "query" or the name of a map; fresh is always the first."""
+    known = (FRESH, STALE, COMPENSATED, QUERY, *COMPENSATE)
     kinds = {FRESH: FRESH}
     for name in (each.strip() for each in text.split(",")):
         if name not in known:
@@ -37,17 +40,33 @@ def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
 
 
 def galleries_of(run: RunDirectory, experiment: Experiment, after: int, kinds: Mapping[str, str]) -> Galleries:
-    """The stored vectors of each task, as they are and moved by each map that is asked for."""
+    """The stored vectors of each task, as they are and moved by each map that is asked for; and how queries move back.
+
+    Raises:
+        ValueError: if queries are to be moved back, and are not images that search images.
+    """
+    if QUERY in kinds and not experiment.kind.finds_items:
+        name = experiment.kind.name
+        raise ValueError(f"--gallery query moves back images that search images, not queries of objective {name}")
     earlier_scores(run, experiment.stream[: after + 1])  # an error where the data are no longer those that are stored
     maps = tuple(dict.fromkeys(kind for kind in kinds.values() if kind in COMPENSATE))
-    galleries = Galleries(maps, embed=experiment.objective.embed)
+    back = (experiment.gallery.compensate or "linear") if QUERY in kinds else None
+    galleries = Galleries(maps, embed=experiment.objective.embed, back=back)
     galleries.restore(run, experiment.model, experiment.stream[: after + 1], after + 1)
     return galleries
 
 
 def stored_of(galleries: Galleries, kinds: Mapping[str, str]) -> dict[str, list[Embeddings]]:
-    """gallery -> the stored vectors of each task, without the fresh one."""
-    return {name: galleries.parts[kind] for name, kind in kinds.items() if kind != FRESH}
+    """gallery -> the stored vectors of each task, of those that present queries search."""
+    return {name: galleries.parts[kind] for name, kind in kinds.items() if kind not in (FRESH, QUERY)}
+
+
+def with_moved(found: TaskScores, objective: Objective, stream: Stream, moved: EmbeddedTasks | None) -> TaskScores:
+    """The scores with those of the queries that were moved back."""
+    if moved is None:
+        return found
+    values = objective.score_other(stream, moved).values
+    return replace(found, values=found.values | {f"{scope}_{QUERY}": values[scope] for scope in ("seen", "task")})
 
 
 def compare(
@@ -57,20 +76,24 @@ def compare(
     stored: Mapping[str, Sequence[Embeddings]],
     found: TaskScores,
     chosen: Sequence[int],
+    moved: EmbeddedTasks | None = None,
 ) -> dict[str, dict[str, float]]:
     """gallery -> its numbers: recall@1 averaged over the chosen tasks, and what the last update changed for all.
 
     Where the objective searches by another metric it is that, and nothing is said of what changed.
+
+    Args:
+        moved: the tasks with queries that are moved back; their numbers are those of "query".
     """
     metric = experiment.kind.primary.searched
     earlier = experiment.stream[: len(embedded.queries) - 1]
     changed = (
-        flips_of_update(run, experiment.model, earlier, embedded, stored, embed=experiment.objective.embed)
+        flips_of_update(run, experiment.model, earlier, embedded, stored, embed=experiment.objective.embed, moved=moved)
         if earlier and experiment.kind.finds_items
         else {}
     )
     numbers = {}
-    for name in (FRESH, *stored):
+    for name in (FRESH, *stored, *([QUERY] if moved else [])):
         suffix = "" if name == FRESH else f"_{name}"
         seen, own = (_mean(found.values[scope + suffix][metric], chosen) for scope in ("seen", "task"))
         images = experiment.objective.num_stored(earlier) if name != FRESH else 0
@@ -103,14 +126,18 @@ def table(numbers: Mapping[str, Mapping[str, float]], title: str, metric: str) -
     return table
 
 
-def choices_table(galleries: Galleries, names: Sequence[str]) -> Table | None:
-    """Which map "auto" chose when each task was learned, and how near each brought pairs that it was not fitted on."""
-    if not any(galleries.choices):
-        return None
-    table = make_table(
-        "map chosen when each task was learned", "task", "chosen", ">pairs", *(f">{c}" for c in CANDIDATES)
-    )
-    for name, choice in zip(names, galleries.choices, strict=True):
+def choices_tables(galleries: Galleries, names: Sequence[str]) -> list[Table]:
+    """Which maps "auto" chose when each task was learned, and how near each brought pairs that it was not fitted on."""
+    titles = {
+        "map chosen when each task was learned": galleries.choices,
+        "map chosen to move queries back over each task": galleries.choices_back,
+    }
+    return [_choices_table(title, choices, names) for title, choices in titles.items() if any(choices)]
+
+
+def _choices_table(title: str, choices: Sequence[Choice | None], names: Sequence[str]) -> Table:
+    table = make_table(title, "task", "chosen", ">pairs", *(f">{name}" for name in CANDIDATES))
+    for name, choice in zip(names, choices, strict=True):
         if choice:
             cells = ("-" if math.isnan(score) else f"{score:.5f}" for score in choice.scores.values())
             table.add_row(name, choice.name, str(choice.num_pairs), *cells)

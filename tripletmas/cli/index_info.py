@@ -10,9 +10,10 @@ from rich.table import Table
 
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import console, make_parser, make_table, open_run
+from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import OtherImages, RunModel, load_model, weight_hashes
+from tripletmas.runs.models import OtherImages, RunModel, default_map, load_model, weight_hashes
 
 _SHOWN = 12  # digits of a hash
 
@@ -131,6 +132,38 @@ def stale_vectors(index: ImageIndex, model: RunModel) -> str:
         f"{len(index.of_parts(stale))} of {len(index)} vectors are stale: they lie in the space of the model "
         f"{' and '.join(others)}, that of {model.run} after task {model.after_task} is {model.hash[:_SHOWN]}"
     )
+
+
+def task_of_part(index: ImageIndex, part: int, hashes: Sequence[str], run: RunDirectory) -> int:
+    """The last task of a run after which its model was the one in whose space a part lies.
+
+    Raises:
+        ValueError: if that is no model of the run.
+    """
+    space = index.parts[part].moved_to
+    if space not in hashes:
+        raise ValueError(
+            f"{len(index.of_parts([part]))} vectors lie in the space of the model {space[:12]}, which is none of "
+            f"{run.path}, so their drift is not known: name its run with --run, or use --reembed"
+        )
+    return max(task for task, each in enumerate(hashes) if each == space)
+
+
+def map_for(index: ImageIndex, run: RunDirectory, given: str | None) -> str:
+    """The map that was given, else that of the run, if it suits the vectors of an index.
+
+    Raises:
+        ValueError: if there is no such map, or it is for vectors of length 1 and these are not.
+    """
+    kind = given or default_map(run)
+    if kind not in COMPENSATE:
+        raise ValueError(f"the map must be one of {', '.join(COMPENSATE)}, got {kind!r}")
+    if kind == "sdc" and not index.settings.normalize:
+        raise ValueError(
+            "the map sdc is for vectors of length 1, since what is near is a fixed distance, and this index holds raw "
+            "vectors: use linear or mlp"
+        )
+    return kind
 
 
 def ways_out(path: str) -> str:

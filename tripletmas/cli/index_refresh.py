@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import make_parser
-from tripletmas.cli.index_info import check_roots, model_of, run_of
+from tripletmas.cli.index_info import check_roots, map_for, model_of, run_of, task_of_part
 from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import RunModel, default_map, drifts_between, embed_images, weight_hashes
+from tripletmas.runs.models import RunModel, drifts_between, embed_images, weight_hashes
 
 _OF_RUN = "run"  # --compensate without the name of a map
 
@@ -72,19 +72,12 @@ def refresh(arguments: Sequence[str]) -> None:
 def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tuple[ImageIndex, str]:
     """The index with its stale parts moved, and what was done."""
     run = run_of(index, given)
-    kind = kind or default_map(run)
-    if kind not in COMPENSATE:
-        raise ValueError(f"the map must be one of {', '.join(COMPENSATE)}, got {kind!r}")
+    kind = map_for(index, run, kind)
     hashes = weight_hashes(run)
     stale = index.stale(hashes[-1])
     if not stale:
         return _with_run(index, run), "all vectors are current, nothing was moved"
-    if kind == "sdc" and not index.settings.normalize:
-        raise ValueError(
-            "the map sdc is for vectors of length 1, since what is near is a fixed distance, and this index holds raw "
-            "vectors: use --map linear or --map mlp"
-        )
-    starts = {number: _last_task(index, number, hashes, run) for number in stale}
+    starts = {number: task_of_part(index, number, hashes, run) for number in stale}
     moves, choices = drifts_between(
         run,
         starts.values(),
@@ -102,17 +95,6 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
         f"{count} vectors moved by the map {kind} to the model after task {len(hashes) - 1}, {len(index) - count} were "
         f"current; {count} images were not read"
     )
-
-
-def _last_task(index: ImageIndex, part: int, hashes: Sequence[str], run: RunDirectory) -> int:
-    """The last task of a run after which its model was the one in whose space a part lies."""
-    space = index.parts[part].moved_to
-    if space not in hashes:
-        raise ValueError(
-            f"{len(index.of_parts([part]))} vectors lie in the space of the model {space[:12]}, which is none of "
-            f"{run.path}, so their drift is not known: name its run with --run, or use --reembed"
-        )
-    return max(task for task, each in enumerate(hashes) if each == space)
 
 
 def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]:

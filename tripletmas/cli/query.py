@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,20 @@ from torch import Tensor
 
 from tripletmas.basics.files import atomic_write
 from tripletmas.cli.console import console, make_parser, open_run
-from tripletmas.cli.index_info import model_of, stale_vectors, ways_out
+from tripletmas.cli.index_info import map_for, model_of, stale_vectors, task_of_part, ways_out
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
+from tripletmas.index.base import unit
+from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.images import ImageIndex
 from tripletmas.models.embedding import embed
 from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
+from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.models import embed_images
+from tripletmas.runs.models import RunModel, drifts_between, embed_images, weight_hashes
+
+_OF_RUN = "run"  # --move-queries without the name of a map
 
 
 def query(arguments: Sequence[str]) -> None:
@@ -48,6 +53,15 @@ def query(arguments: Sequence[str]) -> None:
     parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
     parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
     parser.add_argument("--allow-stale", action="store_true", help="search although vectors are of another model")
+    parser.add_argument(
+        "--move-queries",
+        type=str,
+        nargs="?",
+        const=_OF_RUN,
+        metavar="MAP",
+        help="leave stale vectors as they are, and move the queries back to the model of each: "
+        f"{', '.join(COMPENSATE)} (default: the run's own map, else linear); each part is searched exactly",
+    )
     parser.add_argument("--html", type=str, default=None, metavar="FILE", help="also write a page with pictures there")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the neighbours there")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
@@ -68,11 +82,12 @@ def _search(options: Namespace) -> None:
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
     model, notes = model_of(index, options, options.after), []
-    if index.stale(model.hash):
+    move_queries = bool(options.move_queries) and bool(index.stale(model.hash))
+    if index.stale(model.hash) and not move_queries:
         if not options.allow_stale:
             raise ValueError(
                 f"{options.index}: {stale_vectors(index, model)}, so scores do not compare: {ways_out(options.index)}, "
-                "--allow-stale searches them as they are"
+                "--move-queries moves the queries back to them, --allow-stale searches them as they are"
             )
         notes.append(f"{stale_vectors(index, model)}: scores with them do not compare")
     if options.k > len(index):
@@ -80,7 +95,8 @@ def _search(options: Namespace) -> None:
     k, transform = min(options.k, len(index)), index.settings.transform
     images = ImageFiles.at(options.images, size=transform.size, channels=transform.channels)
     vectors, _ = embed_images(model, images, invert=transform.invert, option=None)
-    found = neighbours(index, options.images, *index.search(vectors, k))
+    scores, rows = _moved_search(index, model, vectors, k, options) if move_queries else index.search(vectors, k)
+    found = neighbours(index, options.images, scores, rows)
     fewest = min(len(row.found[0]) for row in found.rows)
     if fewest < k:
         notes.append(
@@ -91,10 +107,45 @@ def _search(options: Namespace) -> None:
     _tell(options, found, notes, about=about, measure=_measure(index))
 
 
+def _moved_search(
+    index: ImageIndex, model: RunModel, vectors: Tensor, k: int, options: Namespace
+) -> tuple[Tensor, Tensor]:
+    """What `ImageIndex.search_parts` finds of raw queries (q, dim), each moved back for each part."""
+    asked = unit(vectors) if index.settings.normalize else vectors
+    moves = _moves_back(index, model, options)
+    return index.search_parts({number: move(asked) for number, move in moves.items()}, k)
+
+
+def _moves_back(index: ImageIndex, model: RunModel, options: Namespace) -> dict[int, Callable[[Tensor], Tensor]]:
+    """For each part that holds vectors, what moves queries by a model to the space it lies in; prints a map's choice.
+
+    Raises:
+        ValueError: if a part lies in the space of a later model than this one, or of none of the run.
+    """
+    run = RunDirectory(model.run)
+    kind = map_for(index, run, None if options.move_queries == _OF_RUN else options.move_queries)
+    hashes, settings, end = weight_hashes(run), index.settings, model.after_task
+    spaces = {
+        number: end if index.parts[number].moved_to == model.hash else task_of_part(index, number, hashes, run)
+        for number in index.part.unique().tolist()
+    }
+    if (latest := max(spaces.values())) > end:
+        raise ValueError(
+            f"{options.index} holds vectors of the model after task {latest}, and queries by that after task {end} can "
+            f"only be moved back: ask with --after {latest}"
+        )
+    moves, choices = drifts_between(
+        run, spaces.values(), end, kind=kind, normalize=settings.normalize, dim=settings.dim, back=True
+    )
+    for task, choice in choices.items():
+        print(f"back over task {task}: {choice.sentence()}")
+    return {number: moves[task] for number, task in spaces.items()}
+
+
 def _ask(options: Namespace) -> None:
     """Ask a run on facts."""
-    if options.run or options.allow_stale:
-        raise ValueError("--run and --allow-stale are for an index; here the run itself is asked")
+    if options.run or options.allow_stale or options.move_queries:
+        raise ValueError("--run, --allow-stale and --move-queries are for an index; here the run itself is asked")
     if bool(options.fact) == bool(options.images):
         raise ValueError("ask with image files, or with --fact, one of the two")
     if options.gallery and not options.fact:

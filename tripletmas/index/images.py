@@ -9,7 +9,7 @@ Shapes: n vectors, q queries, k ranks, dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -183,6 +183,26 @@ class ImageIndex:
         scores, ids = self._searched.search(queries, k)
         positions = torch.searchsorted(self.ids, ids.clamp_min(0))
         return scores, torch.where(ids >= 0, positions, -1)
+
+    def search_parts(self, queries: Mapping[int, Tensor], k: int) -> tuple[Tensor, Tensor]:
+        """The same where each part is asked by queries of its own, as those that were moved to the space it lies in.
+
+        Every part is searched exactly, whatever the kind of the index; then what was found is put in one order by its
+        scores, equal ones by their rows.
+
+        Args:
+            queries: number of each part -> (q, dim), the same q queries.
+        """
+        found = []
+        for number, asked in queries.items():
+            own, s = self.of_parts([number]), self.settings
+            index = ExactIndex.over(self.vectors[own].contiguous(), ids=own, metric=s.metric, normalize=s.normalize)
+            found.append(index.search(asked, k))
+        scores, rows = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+        by_row = rows.argsort(dim=1)
+        scores, rows = scores.gather(1, by_row), rows.gather(1, by_row)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return scores.gather(1, best), rows.gather(1, best)
 
     def stale(self, model: str) -> tuple[int, ...]:
         """The numbers of the parts whose vectors do not lie in the space of the model with this hash."""

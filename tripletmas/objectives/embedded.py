@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.index.base import unit
 from tripletmas.models.embedding import Embedder, Embeddings
 
 if TYPE_CHECKING:
@@ -76,6 +77,30 @@ def embed_task(model: nn.Module, task: Task, embed: Embedder) -> tuple[Embedding
     began = time.perf_counter()
     gallery = embed(model, task.gallery)
     return query, gallery, torch.full((len(query),), -1), time.perf_counter() - began
+
+
+def asked_by_part(
+    embedded: EmbeddedTasks, stored: Sequence[Embeddings], queries: Sequence[Sequence[Tensor]]
+) -> EmbeddedTasks:
+    """Tasks embedded so that a query's cosine with an item is, but for a factor, that of the query moved for its part.
+
+    Each part has dimensions of its own: an item has its unit vector there and zeros elsewhere, a query has all its
+    vectors, one after the other. So queries that differ from part to part are searched, and the results merged, as one.
+
+    Args:
+        stored: the gallery of each task as it is kept; (g, dim).
+        queries: for each task, its queries (q, dim) in the space of each part.
+    """
+    asked = [
+        Embeddings(torch.cat([unit(each) for each in moved], dim=1), of.labels)
+        for moved, of in zip(queries, embedded.queries, strict=True)
+    ]
+    parts = []
+    for number, part in enumerate(stored):
+        vectors = torch.zeros(len(part), len(stored), part.vectors.shape[1])
+        vectors[:, number] = unit(part.vectors)
+        parts.append(Embeddings(vectors.flatten(1), part.labels))
+    return EmbeddedTasks(asked, parts, embedded.own, embedded.seconds)
 
 
 def joined(parts: Sequence[Embeddings]) -> Embeddings:

@@ -22,8 +22,9 @@ from tripletmas.data.folders import unlabelled
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.base import unit
 from tripletmas.index.choice import AUTO, COMPENSATE, Choice, CompensateName, choose_drift
-from tripletmas.index.drift import fit_drift
+from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.models.embedding import Embedder, Embeddings
+from tripletmas.objectives.embedded import EmbeddedTasks, asked_by_part
 from tripletmas.objectives.objective import gallery_of
 from tripletmas.runs.directory import RunDirectory
 
@@ -80,11 +81,14 @@ class Galleries:
         parts: "stale", and the name of each map asked for -> the vectors of each task, raw for stale, else of unit
             length, as they are compared by cosine.
         choices: for each task, what "auto" chose when it was learned; None where there was nothing to choose.
+        choices_back: the same of the maps that move queries back.
 
     Args:
         maps: the names of the maps by which vectors are moved, "auto" among them; each has vectors of its own.
         embed: how data are embedded; None for the defaults.
         images: unlabelled samples that join those of each task; where nothing more is learned, none are needed.
+        back: the map, "auto" among them, that moves queries back to the space of each part (`asked_by_part`), where
+            stored vectors cannot be touched; it is fitted from after each update to before it. None: none.
     """
 
     def __init__(
@@ -93,9 +97,13 @@ class Galleries:
         *,
         embed: Embedder | None = None,
         images: LabelledDataset | None = None,
+        back: str | None = None,
     ):
         self.parts: dict[str, list[Embeddings]] = {name: [] for name in (STALE, *maps)}
         self.choices: list[Choice | None] = []
+        self.choices_back: list[Choice | None] = []
+        self._back = back
+        self._backwards: list[DriftMap] = []  # of each update, the oldest first
         self._maps = maps
         self._before: Tensor | None = None
         self._after: Tensor | None = None
@@ -116,6 +124,21 @@ class Galleries:
             model: the one that is deployed from now on; `gallery` holds its raw embeddings.
         """
         self._follow(self._pairs(model, task) if len(self) else None, gallery)
+
+    def asked_by_part(self, embedded: EmbeddedTasks) -> EmbeddedTasks:
+        """Tasks by the present model, such that every query is moved back to each stored part that it searches.
+
+        A query goes through the maps of all updates since the part was stored, the latest first, and is scaled to unit
+        length after each; the parts stay as they are. What comes out is scored as any (`embedded.asked_by_part`).
+        """
+        assert self._back, "no map to move queries back was asked for"
+        queries = []
+        for each in embedded.queries:
+            moved = [unit(each.vectors)]
+            for move in reversed(self._backwards):
+                moved.append(unit(move(moved[-1])))
+            queries.append(moved[::-1])
+        return asked_by_part(embedded, self.parts[STALE], queries)
 
     def last(self) -> Params:
         """What a run directory keeps of the last task: its stored gallery, and the pairs that show the drift."""
@@ -156,7 +179,7 @@ class Galleries:
 
     def _follow(self, after: Tensor | None, gallery: Embeddings) -> None:
         self._after = after
-        choice = None
+        choice = choice_back = None
         if len(self):
             assert self._before is not None
             assert after is not None
@@ -165,7 +188,11 @@ class Galleries:
             for name in self._maps:
                 move = fit_drift(choice.name if choice and name == AUTO else name, *pairs)
                 self.parts[name] = [Embeddings(unit(move(each.vectors)), each.labels) for each in self.parts[name]]
+            if self._back:
+                choice_back = choose_drift(*pairs[::-1]) if self._back == AUTO else None
+                self._backwards.append(fit_drift(choice_back.name if choice_back else self._back, *pairs[::-1]))
         self.choices.append(choice)
+        self.choices_back.append(choice_back)
         self.parts[STALE].append(gallery)
         for name in self._maps:
             self.parts[name].append(Embeddings(unit(gallery.vectors), gallery.labels))

@@ -167,7 +167,14 @@ def default_map(run: RunDirectory) -> str:
 
 
 def drifts_between(
-    run: RunDirectory, starts: Iterable[int], end: int, *, kind: str, normalize: bool, dim: int
+    run: RunDirectory,
+    starts: Iterable[int],
+    end: int,
+    *,
+    kind: str,
+    normalize: bool,
+    dim: int,
+    back: bool = False,
 ) -> tuple[dict[int, Callable[[Tensor], Tensor]], dict[int, Choice]]:
     """For each start, what moves vectors of the model after that task to where they would lie under that after `end`.
 
@@ -177,6 +184,9 @@ def drifts_between(
     and after it was learned; the run saved these embeddings, and no image is read. Where vectors are of unit length, so
     are the pairs, and what comes out of each map is scaled to it again.
 
+    Args:
+        back: the other way: for each start, what moves queries by the model after `end` to the space of that after it.
+
     Raises:
         ValueError: if the run has no such embeddings, as runs of older versions, or embeddings of another dimension.
     """
@@ -184,11 +194,12 @@ def drifts_between(
     maps: dict[int, DriftMap] = {}
     choices: dict[int, Choice] = {}
     for task in range(min(starts) + 1, end + 1):
-        before, after = _pairs_of(run, task, normalize=normalize, dim=dim)
+        before, after = _pairs_of(run, task, normalize=normalize, dim=dim)[:: -1 if back else 1]
         if kind == AUTO:
             choices[task] = choose_drift(before, after, normalize=normalize)
         maps[task] = fit_drift(choices[task].name if kind == AUTO else kind, before, after)
-    moves = {start: partial(_moved, [maps[task] for task in range(start + 1, end + 1)], normalize) for start in starts}
+    order = sorted(maps, reverse=back)
+    moves = {start: partial(_moved, [maps[task] for task in order if task > start], normalize) for start in starts}
     return moves, choices
 
 

@@ -25,6 +25,7 @@ def flips_of_update(
     stored: Mapping[str, Sequence[Embeddings]],
     *,
     embed: Embedder,
+    moved: EmbeddedTasks | None = None,
 ) -> dict[str, Flips]:
     """gallery ("fresh", and each that is stored) -> what the update by the last task changed for earlier tasks.
 
@@ -34,20 +35,27 @@ def flips_of_update(
     Args:
         model: of the run's kind; a copy takes the weights after the last of the `earlier` tasks.
         after: at least the earlier tasks as the present model embeds them.
+        moved: the same with queries that are moved back (`Galleries.asked_by_part`); what they find is "query".
     """
     before_model = copy.deepcopy(model)
     run.load_weights(before_model, len(earlier) - 1)
     before = score_embedded(embed_tasks(before_model, earlier, embed))
     count = len(earlier)
-    same = EmbeddedTasks(after.queries[:count], after.galleries[:count], after.own[:count], 0.0)
-    now = score_embedded(same, {name: parts[:count] for name, parts in stored.items()})
+    now = score_embedded(_first(after, count), {name: parts[:count] for name, parts in stored.items()})
+    found = {"fresh": (now, "seen"), **{name: (now, f"seen_{name}") for name in stored}}
+    if moved:
+        found["query"] = (score_embedded(_first(moved, count)), "seen")
     right, nearest = _answers(before, "seen")
-    found = {"fresh": "seen", **{name: f"seen_{name}" for name in stored}}
     result = {}
-    for name, gallery in found.items():
-        right_now, nearest_now = _answers(now, gallery)
+    for name, (scores, gallery) in found.items():
+        right_now, nearest_now = _answers(scores, gallery)
         result[name] = flips(right, right_now, nearest, nearest_now)
     return result
+
+
+def _first(embedded: EmbeddedTasks, count: int) -> EmbeddedTasks:
+    """So many of the tasks."""
+    return EmbeddedTasks(embedded.queries[:count], embedded.galleries[:count], embedded.own[:count], 0.0)
 
 
 def compatibility_matrix(run: RunDirectory, model: nn.Module, stream: Stream, done: int, *, embed: Embedder) -> Tensor:

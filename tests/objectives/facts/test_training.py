@@ -309,6 +309,7 @@ def test_evaluate(run, call, tmp_path):
     assert content["seen"]["map"] == pytest.approx(kept["seen"]["map"][-1])
     assert content["galleries"]["stale"]["seen map"] == pytest.approx(np.mean(kept["seen_stale"]["map"][-1]))
     failed(call("evaluate", run, "--compatibility"), "--compatibility is for images that search images")
+    failed(call("evaluate", run, "--gallery", "query"), "--gallery query moves back images that search images")
 
 
 @pytest.fixture
@@ -369,7 +370,7 @@ def test_query_finds_the_facts_of_an_image_and_images_of_a_folder(ask, write_ima
         (["nowhere.png"], "nowhere.png"),
         (["--fact", "circle", "--gallery", "nowhere"], "nowhere"),
         (["--fact", "circle", "-k", "0"], "-k must be >= 1"),
-        (["--fact", "circle", "--allow-stale"], "--run and --allow-stale are for an index"),
+        (["--fact", "circle", "--allow-stale"], "--run, --allow-stale and --move-queries are for an index"),
     ],
 )
 def test_questions_that_are_none(run, call, arguments, message):
