@@ -9,8 +9,9 @@ EfficientNet-Lite0 with ImageNet weights at 96 px (`efficientnet_lite0.py`), few
 loss. FOLDER is a folder of `<class>/<image>`, or a zip archive of it. Every strategy with a strength tries as many
 values of it, one seed, on samples held out of the training data (`data.validation`); chosen is the best mean of two
 averages after the last task, that of the fresh gallery and that of the stale one, which was never embedded again. With
-it several seeds are run on the test queries. How long all this takes is timed and printed first. A run is a process's
-job; one that was interrupted goes on after its last whole epoch, and one that is done is not repeated.
+it several seeds are run on the test queries. `slow` is finetune with `--training.backbone_lr 0.01x`; of a network
+without a projection that is all of it. How long all this takes is timed and printed first. A run is a process's job;
+one that was interrupted goes on after its last whole epoch, and one that is done is not repeated.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def main() -> None:
         for name, setting in settings.items():
             count = num_runs(results, setting, names)
             hours = count * seconds_of_one(setting, places) / 3600 if count else 0
-            print(f"{name}: {count} runs, about {hours:.1f} hours of one core", flush=True)
+            print(f"{name}: {count} runs, about {hours:.1f} hours of one core if each took as long as finetune", flush=True)
     if not options.table and not options.plan:
         for setting in settings.values():
             while runs := wanted(results, setting, names):
