@@ -182,7 +182,7 @@ def main() -> None:
         for name, setting in settings.items():
             count = num_runs(results, setting, names)
             hours = count * seconds_of_one(setting, places) / 3600 if count else 0
-            print(f"{name}: {count} runs, about {hours:.1f} hours of one core if each took as long as finetune", flush=True)
+            print(f"{name}: {count} runs, about {hours:.1f} hours of one core, at the cost of finetune", flush=True)
     if not options.table and not options.plan:
         for setting in settings.values():
             while runs := wanted(results, setting, names):
