@@ -16,7 +16,7 @@ from tripletmas.data.folders import unlabelled
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index import drift
 from tripletmas.index.base import unit
-from tripletmas.index.choice import choose_drift
+from tripletmas.index.choice import Choice, choose_drift
 from tripletmas.index.drift import fit_drift
 from tripletmas.models.embedding import Embedder, Embeddings, embed
 from tripletmas.models.networks import mlp
@@ -24,6 +24,7 @@ from tripletmas.objectives.embedded import embed_tasks, joined
 from tripletmas.objectives.retrieval.evaluate import evaluate
 from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.objectives.retrieval.objective import score_embedded
+from tripletmas.runs import galleries as followed_by
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class, own_images
 from tripletmas.runs.loop import train_stream
@@ -120,6 +121,27 @@ def test_auto_moves_by_the_map_that_was_chosen_at_each_task(tiny_stream, few_ste
         vectors = unit(fit_drift(choices[-1].name, before, after)(vectors))
     assert galleries.choices == [None, *choices]
     torch.testing.assert_close(galleries.parts["auto"][0].vectors, vectors)
+
+
+def test_auto_follows_whatever_is_chosen(tiny_stream, monkeypatch):
+    """Choices by a script: a rotation at the second task, nothing at the third; queries go back through both, too."""
+    script = iter(["procrustes", "procrustes", "none", "none"])  # at each task first of vectors, then of queries
+    monkeypatch.setattr(followed_by, "choose_drift", lambda *pairs: Choice(next(script), {}, len(pairs[0])))
+    galleries, model = Galleries(("auto",), back="auto"), Linear()
+    for number, task in enumerate(tiny_stream):
+        galleries.before_task(model, task)
+        model.turn(number)
+        galleries.after_task(model, task, embed(model, task.query))
+        if number == 1:
+            rotated = galleries.parts["auto"][0].vectors.clone()
+            stored = unit(galleries.parts["stale"][0].vectors)
+            torch.testing.assert_close(rotated @ rotated.T, stored @ stored.T)
+            assert not torch.allclose(rotated, stored, atol=1e-2)
+    torch.testing.assert_close(galleries.parts["auto"][0].vectors, rotated)
+    asked = galleries.asked_by_part(embed_tasks(model, tiny_stream, Embedder())).queries[2].vectors.split(16, dim=1)
+    torch.testing.assert_close(asked[1], asked[2])
+    torch.testing.assert_close(asked[0] @ asked[0].T, asked[1] @ asked[1].T)
+    assert not torch.allclose(asked[0], asked[1], atol=1e-2)
 
 
 def test_pairs_lie_class_by_class(tiny_stream):
