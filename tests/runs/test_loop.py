@@ -31,6 +31,7 @@ from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.ebll import EBLL
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
+from tripletmas.strategies.gram import Gram
 from tripletmas.strategies.joint import Joint
 from tripletmas.strategies.mas import MAS
 from tripletmas.strategies.replay import Replay
@@ -516,6 +517,22 @@ def test_what_is_recorded(tiny_stream, tmp_path):
     }
     final = run.read_tensors("weights/task02.safetensors")
     assert all(torch.equal(final[name], value) for name, value in state_of(model).items())
+
+
+def test_how_far_held_responses_moved_is_recorded(tiny_stream, tmp_path):
+    """By hand, of one linear layer: the mean squared change of its answers, in the unit of their mean square then."""
+    run = RunDirectory.create(tmp_path / "run", {})
+    train_stream(linear(), tiny_stream[:2], Gram(strength=1.0), triplet(), SMALL, run)
+    records = run.records("task")
+    assert "changed_responses" not in records[0]
+    answers = []
+    for number in range(2):
+        model = linear()
+        run.load_weights(model, number)
+        answers.append(embed(model, tiny_stream[0].train).vectors)
+    change = (answers[1] - answers[0]).square().sum(dim=1).mean() / answers[0].square().sum(dim=1).mean()
+    (share,) = records[1]["changed_responses"].values()
+    assert share == pytest.approx(float(change), rel=1e-4)
 
 
 def test_what_is_left_unprotected_is_recorded(class_images, tmp_path):

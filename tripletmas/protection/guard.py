@@ -67,6 +67,10 @@ class Guard:
         """Of every weight that is held, by canonical name; empty before the first `consolidate`."""
         raise NotImplementedError
 
+    def shares(self) -> dict[str, float]:
+        """The share of each layer's squared response that has changed, a mean over tasks; {} where that is not known."""
+        return {}
+
     # --- in a training loop
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:

@@ -50,6 +50,7 @@ class AfterTask:
         learner = self.learner
         model, objective, strategy, config = learner.model, learner.objective, learner.strategy, learner.config
         seed_everything(config.seed, len(seen) - 1, config.epochs)
+        changed = {"changed_responses": shares} if (shares := self._shares()) else {}  # of the weights held until now
         strategy.after_task(model, seen[-1])
         deployed = strategy.deployed(model)
         embedded = embed_tasks(deployed, seen, objective.embed)
@@ -61,7 +62,7 @@ class AfterTask:
             self._keep(deployed, seen, embedded, found, run)
             run.keep_scores(scores.to_json())
             record = self._record(deployed, seen, embedded, found)
-            run.append({**record, "seconds": time.perf_counter() - began})
+            run.append({**record, **changed, "seconds": time.perf_counter() - began})
 
     def _record(self, deployed: nn.Module, seen: Stream, embedded: EmbeddedTasks, found: TaskScores) -> dict[str, Any]:
         """What the line of a finished task says, without how long it took."""
@@ -100,6 +101,10 @@ class AfterTask:
         objective.keep_shown(run, number, seen, embedded)
         final = {"vectors": found.queries.vectors, "labels": one_label(found.queries.labels)}
         run.keep_embedding(final, seen[0].query.class_names, [task.classes for task in seen])
+
+    def _shares(self) -> dict[str, float]:
+        """Of each layer's squared response to earlier tasks, the share that has changed, where a protection knows it."""
+        return {name: share for each in self.learner.strategy.protections for name, share in each.shares().items()}
 
     def _unprotected(self) -> dict[str, Any]:
         protections = self.learner.strategy.protections
