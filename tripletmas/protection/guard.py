@@ -68,7 +68,7 @@ class Guard:
         raise NotImplementedError
 
     def shares(self) -> dict[str, float]:
-        """The share of each layer's squared response that has changed, a mean over tasks; {} where that is not known."""
+        """The share of each layer's squared response that has changed, a mean over tasks; {} if not known."""
         return {}
 
     # --- in a training loop

@@ -103,7 +103,7 @@ class AfterTask:
         run.keep_embedding(final, seen[0].query.class_names, [task.classes for task in seen])
 
     def _shares(self) -> dict[str, float]:
-        """Of each layer's squared response to earlier tasks, the share that has changed, where a protection knows it."""
+        """Of each layer's squared response to earlier tasks, the share that has changed, if a protection knows it."""
         return {name: share for each in self.learner.strategy.protections for name, share in each.shares().items()}
 
     def _unprotected(self) -> dict[str, Any]:
