@@ -18,6 +18,7 @@ from tripletmas.basics.weights import trainable
 from tripletmas.protection.protection import MAS, Protection
 from tripletmas.protection.structured.budget import next_multipliers
 from tripletmas.protection.structured.gram import Gram
+from tripletmas.protection.structured.gram_matrix import square
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import relative_grams
 
@@ -179,16 +180,18 @@ def test_a_layer_that_is_called_twice_is_one_map():
 def test_batches_do_not_matter(size: int):
     whole = relative_grams(small(), [samples()])
     parted = relative_grams(small(), samples().split(size))
-    assert all(torch.allclose(whole[each], parted[each], rtol=1e-12) for each in whole)
+    assert all(torch.allclose(square(whole[each]), square(parted[each]), rtol=1e-12) for each in whole)
 
 
 def test_rows_that_are_drawn_stand_for_all():
-    """Of a convolution with 1,152 columns on 25,600 positions 20,000 are drawn; `exact` takes all."""
+    """Of a convolution with 1,152 columns on 25,600 positions 4,608 are drawn; `exact` takes all."""
     torch.manual_seed(0)
     model, x = nn.Conv2d(128, 2, 3, padding=1, bias=False), torch.randn(100, 128, 16, 16)
     exact, drawn = (next(iter(relative_grams(model, [x], exact=exact).values())) for exact in (True, False))
+    assert isinstance(exact, Tensor)
+    assert isinstance(drawn, Tensor)  # white noise has no low rank
     error = ((drawn - exact).norm() / exact.norm()).item()
-    assert 0 < error < 0.2  # white noise, the worst case: sqrt(d / rows) = 0.24
+    assert 0 < error < 0.6  # of white noise sqrt(1152 / 4608) = 0.5; and less with every batch
 
 
 # --- the penalty

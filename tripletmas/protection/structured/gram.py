@@ -20,11 +20,13 @@ from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.penalty import dense_gradient
 from tripletmas.protection.structured.budget import START, most_for_sgd, next_multipliers
+from tripletmas.protection.structured.gram_matrix import LowRank, largest_curvature
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
-from tripletmas.protection.structured.quadratic import Quadratic, largest_curvature
+from tripletmas.protection.structured.quadratic import Quadratic, first_task
 
 BUDGET = 0.01
+_FORM = ("gram", "factor", "rest", "offset")  # of a map, in a state
 
 
 @final
@@ -192,8 +194,7 @@ class Gram(Guard):
         for each, form in self._present().items():
             forms[each] = form.anchored(self._change(each), own=self.anchors == "own")
         for each, gram in grams.items():
-            empty = Quadratic(torch.zeros_like(gram), None, gram.new_zeros(()), 0.0)
-            forms[each] = forms.get(each, empty).with_task(gram, self.decay)
+            forms[each] = forms[each].with_task(gram, self.decay) if each in forms else first_task(gram)
         self._hold(forms)
         self._reference = snapshot({name: self._parameters[name] for name in self._parameters})
 
@@ -205,10 +206,14 @@ class Gram(Guard):
     # --- on disk
 
     def state_dict(self) -> Params:
-        """Of each map `gram/KEY`, `offset/KEY` and `scalars/KEY` (value, tasks, multiplier); `reference/NAME`."""
+        """Of each map `gram/KEY`, or `factor/KEY` and `rest/KEY` where it is of low rank, `offset/KEY` and
+        `scalars/KEY` (value, tasks, multiplier); and `reference/NAME`."""
         state: Params = {}
         for each, form in self._present().items():
-            state[f"gram/{each.key}"] = form.gram
+            if isinstance(form.gram, LowRank):
+                state |= {f"factor/{each.key}": form.gram.factor, f"rest/{each.key}": form.gram.rest}
+            else:
+                state[f"gram/{each.key}"] = form.gram
             if form.offset is not None:
                 state[f"offset/{each.key}"] = form.offset.contiguous()
             multiplier = self._multipliers.get(each, form.value.new_tensor(START))
@@ -218,25 +223,23 @@ class Gram(Guard):
 
     def load_state_dict(self, state: Params) -> None:
         current = named_parameters(self.model)
-        parts: dict[str, dict[str, Tensor]] = {"gram": {}, "offset": {}, "scalars": {}, "reference": {}}
+        parts: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             kind, _, name = key.partition("/")
-            parts[kind][name] = value
-        reference = parts["reference"]
+            parts.setdefault(kind, {})[name] = value
+        reference = parts.get("reference", {})
         if any(name not in current or current[name].shape != value.shape for name, value in reference.items()):
             raise ValueError(f"saved for another model: {differing_names(trainable(self.model), reference)}")
         forms, multipliers = {}, {}
-        for key, gram in parts["gram"].items():
+        for key, scalars in parts.get("scalars", {}).items():
             each = LinearMap.from_key(key)
-            device, (value, tasks, multiplier) = current[each.parameters[0]].device, parts["scalars"][key].unbind()
-            offset = parts["offset"].get(key)
-            forms[each] = Quadratic(
-                gram.to(device),
-                None if offset is None else offset.to(device),
-                value.to(gram.dtype).to(device),
-                float(tasks),
-            )
-            multipliers[each] = multiplier.to(gram.dtype).to(device)
+            device = current[each.parameters[0]].device
+            kept = {kind: parts[kind][key].to(device) for kind in _FORM if key in parts.get(kind, {})}
+            gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], kept["rest"])
+            value, tasks, multiplier = scalars.unbind()
+            like = next(iter(kept.values()))
+            forms[each] = Quadratic(gram, kept.get("offset"), value.to(like), float(tasks))
+            multipliers[each] = multiplier.to(like)
         self._hold(forms)
         self._multipliers = multipliers
         self._reference = {name: value.to(current[name].device) for name, value in reference.items()}

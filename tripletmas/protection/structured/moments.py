@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.sentences import listed
-from tripletmas.basics.weights import Params, named_parameters, trainable, unwrap
+from tripletmas.basics.weights import Params, device_of, named_parameters, trainable, unwrap
 from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
 from tripletmas.protection.engine.inputs import LayerInputs
+from tripletmas.protection.structured.gram_matrix import GramMatrix, compressed, diagonal, energy, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
-from tripletmas.protection.structured.quadratic import energy
 
-Grams = dict[LinearMap, Tensor]
+Grams = dict[LinearMap, GramMatrix]
 
-# A map with more columns, or that has seen more rows, counts so many rows of a pass, drawn at random, for all.
-_EXACT_COLUMNS, _EXACT_ROWS, _DRAWN_ROWS = 1024, 10**6, 20_000
+# A map with more columns, or that has seen more rows, counts only so many rows of a pass, drawn at random, for all.
+_EXACT_COLUMNS, _EXACT_ROWS = 1024, 10**6
+_DRAWN_ROWS, _DRAWN_A_COLUMN = 4096, 4
 
 
 @torch.no_grad()
@@ -40,7 +41,9 @@ def relative_grams(
     Args:
         batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
         forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
-        exact: count every position; else of maps with more than 1024 inputs, or that saw 10^6, up to 20,000 a batch.
+        exact: count every position, and keep every Gram square. Else of maps with more than 1024 columns, and of others
+            once they have seen 10^6 rows, 4096 rows of a batch are drawn, or four times the columns; and Grams of more
+            than 1024 columns are kept as a low rank with 99 % of the trace and the diagonal of the rest.
 
     Raises:
         ValueError: with no trainable parameter or no sample; where the inputs of a layer are not finite; where nothing
@@ -63,9 +66,11 @@ def relative_grams(
     silent = []
     for each in sorted(found, key=lambda one: list(parameters).index(one.parameters[0])):
         gram = found.pop(each)  # in the order of the model
+        assert isinstance(gram, Tensor)
+        gram = gram if exact else compressed(gram)
         response = float(energy(each.matrices(parameters), gram))
         if response > 0 and math.isfinite(response):
-            found[each] = gram / response
+            found[each] = scaled(gram, 1 / response)
         else:
             silent.append(each.name)
     if not found:
@@ -82,27 +87,30 @@ def input_importance(
     return diagonals(relative_grams(model, batches, forward=forward, exact=exact), unwrap(model))
 
 
-def diagonals(grams: Mapping[LinearMap, Tensor], model: nn.Module) -> Params:
+def diagonals(grams: Mapping[LinearMap, GramMatrix], model: nn.Module) -> Params:
     """The diagonals of these Grams as importance of the model's trainable parameters; maps that share one add."""
     like, wanted = named_parameters(model), trainable(model)
     found: Params = {}
     for each, gram in grams.items():
-        diagonal = gram.diagonal(dim1=1, dim2=2).unsqueeze(1).expand(each.matrices(like).shape)
-        for name, part in each.spread(diagonal, like):
+        matrices = diagonal(gram).unsqueeze(1).expand(each.matrices(like).shape)
+        for name, part in each.spread(matrices, like):
             if name in wanted:
                 each.rows(found.setdefault(name, torch.zeros_like(like[name]).detach())).add_(part)
     return found
 
 
-def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, exact: bool) -> Grams:
+def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, exact: bool) -> dict[LinearMap, Tensor]:
     call = make_call(model, None, forward)
-    moments: Grams = {}
+    moments: dict[LinearMap, Tensor] = {}
     seen: dict[LinearMap, int] = {}
     total = 0
+    generator = torch.Generator().manual_seed(0)  # a function of the data alone
 
-    def most_rows(each: LinearMap, columns: int) -> int:
-        is_small = columns <= _EXACT_COLUMNS and seen.get(each, 0) <= _EXACT_ROWS
-        return 2**62 if exact or is_small else _DRAWN_ROWS
+    def draw(each: LinearMap, columns: int, rows: int) -> Tensor | None:
+        most = max(_DRAWN_ROWS, _DRAWN_A_COLUMN * columns)
+        if exact or (seen.get(each, 0) + rows <= _EXACT_ROWS and columns <= _EXACT_COLUMNS) or rows <= most:
+            return None
+        return torch.randint(rows, (most,), generator=generator).to(device_of(model))
 
     def take(each: LinearMap, moment: Tensor, rows: int) -> None:
         seen[each] = seen.get(each, 0) + rows
@@ -118,7 +126,7 @@ def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, 
             if not count:
                 continue
             total += count
-            with LayerInputs(model, named_parameters(model), frozenset(trainable(model)), most_rows, take):
+            with LayerInputs(model, named_parameters(model), frozenset(trainable(model)), draw, take):
                 call(model, inputs)
     if not total:
         raise ValueError("a Gram needs at least one sample, and the batches were empty")

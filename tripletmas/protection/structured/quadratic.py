@@ -7,7 +7,7 @@ A stored vector of task t was made by the weights W_t of its time, so what an ol
 Around the last weights R it is tr(D A D^T) + 2 tr(D C^T) + T, with D = W - R, A = sum_t A_t, C = sum_t (R - W_t) A_t
 and T its value at R: its memory does not grow with the tasks. Its gradient is 2 (D A + C).
 
-Shapes: matrices D, C (groups, rows, columns); Grams A (groups, columns, columns).
+Shapes: matrices D, C (groups, rows, columns); Grams A stand for (groups, columns, columns).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tripletmas.protection.structured.gram_matrix import GramMatrix, added, diagonal, scaled, times
 
 
 class Quadratic(NamedTuple):
@@ -26,7 +28,7 @@ class Quadratic(NamedTuple):
     tasks: how many tasks are in it, each with what `decay` left of it.
     """
 
-    gram: Tensor
+    gram: GramMatrix
     offset: Tensor | None
     value: Tensor
     tasks: float
@@ -45,26 +47,12 @@ class Quadratic(NamedTuple):
         value, half = self.of(change)
         return self._replace(offset=half, value=value)
 
-    def with_task(self, gram: Tensor, decay: float) -> Quadratic:
+    def with_task(self, gram: GramMatrix, decay: float) -> Quadratic:
         """`decay` times the form, and a task that was learned at the reference."""
         offset = None if self.offset is None else self.offset * decay
-        return Quadratic(self.gram * decay + gram, offset, self.value * decay, self.tasks * decay + 1)
+        return Quadratic(added(scaled(self.gram, decay), gram), offset, self.value * decay, self.tasks * decay + 1)
 
 
-def times(matrices: Tensor, gram: Tensor) -> Tensor:
-    """D A; a Gram of one column is a number for each group."""
-    return matrices * gram if gram.shape[-1] == 1 else matrices @ gram
-
-
-def largest_curvature(gram: Tensor) -> Tensor:
-    """The largest eigenvalue of all groups' Grams, a scalar, by power iteration: within a few per cent, from below."""
-    vector = gram.new_ones(*gram.shape[:2], 1)
-    for _ in range(20):
-        vector = gram @ vector
-        vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return (gram @ vector).norm(dim=1).max()
-
-
-def energy(matrices: Tensor, gram: Tensor) -> Tensor:
-    """tr(W A W^T), over groups: what the map answers, squared, where A is the second moment of its inputs."""
-    return (matrices * times(matrices, gram.to(matrices.dtype))).sum()
+def first_task(gram: GramMatrix) -> Quadratic:
+    """The form of one task."""
+    return Quadratic(gram, None, diagonal(gram).new_zeros(()), 1.0)

@@ -1,0 +1,91 @@
+"""Grams of low rank: how near they are to the square ones, and sums of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tripletmas.protection.structured import gram_matrix
+from tripletmas.protection.structured.gram import Gram
+from tripletmas.protection.structured.gram_matrix import (
+    LowRank,
+    added,
+    compressed,
+    diagonal,
+    energy,
+    largest_curvature,
+    scaled,
+    square,
+    times,
+)
+
+COLUMNS, RANK = 400, 12
+
+
+def moment(seed: int) -> Tensor:
+    """Of inputs in a few directions, and a little of everything."""
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.randn(2000, RANK, generator=generator) @ torch.randn(RANK, COLUMNS, generator=generator)
+    inputs = (few + 0.2 * torch.randn(2000, COLUMNS, generator=generator)).double()
+    return (inputs.T @ inputs / len(inputs)).unsqueeze(0)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setattr(gram_matrix, "WIDE", 100)
+
+
+def test_a_low_rank_keeps_the_diagonal_and_nearly_all_of_the_trace():
+    whole = moment(0)
+    found = compressed(whole)
+    assert isinstance(found, LowRank)
+    assert found.factor.shape[2] <= 2 * RANK
+    assert torch.allclose(diagonal(found), whole.diagonal(dim1=1, dim2=2))
+    assert found.factor.square().sum() >= gram_matrix.KEPT * whole.diagonal(dim1=1, dim2=2).sum() * (1 - 1e-9)
+    assert (square(found) - whole).norm() < 0.02 * whole.norm()
+
+
+@pytest.mark.parametrize("make", [moment, lambda seed: compressed(moment(seed))])
+def test_what_is_computed_of_it_is_what_the_square_says(make):
+    gram, matrices = make(0), torch.randn(1, 3, COLUMNS).double()
+    whole = square(gram)
+    assert torch.allclose(times(matrices, gram), matrices @ whole)
+    assert energy(matrices, gram).item() == pytest.approx(
+        (matrices @ whole @ matrices.transpose(1, 2))[0].trace().item()
+    )
+    assert torch.allclose(square(scaled(gram, 3.0)), 3 * whole)
+    assert largest_curvature(gram).item() == pytest.approx(torch.linalg.eigvalsh(whole).max().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("one", [moment, lambda seed: compressed(moment(seed))])
+@pytest.mark.parametrize("other", [moment, lambda seed: compressed(moment(seed))])
+def test_sums(one, other):
+    first, second = one(0), other(1)
+    total = added(first, second)
+    expected = square(first) + square(second)
+    assert isinstance(total, LowRank) == (isinstance(first, LowRank) and isinstance(second, LowRank))
+    assert torch.allclose(diagonal(total), diagonal(expected))
+    assert (square(total) - expected).norm() < 0.02 * expected.norm()
+
+
+def test_white_noise_stays_square():
+    assert isinstance(compressed(torch.eye(COLUMNS).unsqueeze(0)), Tensor)
+
+
+def test_a_wide_layer_is_held_and_saved(tmp_path: Path):
+    torch.manual_seed(0)
+    model = nn.Linear(COLUMNS, 3).double()
+    x = (torch.randn(500, RANK) @ torch.randn(RANK, COLUMNS)).double()
+    exact, gram = Gram(model, strength=1.0, exact=True), Gram(model, strength=1.0)
+    for each in (exact, gram):
+        each.consolidate([x])
+        each.consolidate([x[:100]])
+    with torch.no_grad():
+        model.weight.add_(0.05 * torch.randn(3, COLUMNS))
+    assert gram.value().item() == pytest.approx(exact.value().item(), rel=0.03)
+    gram.save(tmp_path / "wide")
+    assert torch.equal(Gram.load(tmp_path / "wide", model).value(), gram.value())
+    assert (tmp_path / "wide").stat().st_size < 1.2 * 8 * (2 * 3 * COLUMNS + (2 * RANK + 2) * (COLUMNS + 1))

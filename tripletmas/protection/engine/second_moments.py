@@ -1,0 +1,128 @@
+"""The second moment of what a call's weights are applied to: the sum over samples and positions of a a^T.
+
+Shapes: moments (groups, columns, columns); a has a 1 after it where there is a bias. Inputs (groups, rows, columns).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tripletmas.protection.engine.rule import Rule, buffer_size
+from tripletmas.protection.engine.rules import Convolution, Embedding, Linear, Scale
+
+# (columns, rows of a pass) -> the rows that count, as their numbers; None for all
+Draw = Callable[[int, int], Tensor | None]
+
+
+def second_moment(rule: Rule, *, has_weight: bool, has_bias: bool, draw: Draw) -> tuple[Tensor, int]:
+    """The moment of a call, and of how many rows it is; of drawn rows as much as all would have on the average."""
+    if isinstance(rule, Embedding):
+        counts = torch.bincount(rule.input.flatten().long(), minlength=len(rule.weights["weight"]))
+        if rule.padding_index is not None:  # its row is not trained
+            counts[rule.padding_index] = 0
+        return counts.to(rule.weights["weight"].dtype).view(-1, 1, 1), rule.input.numel()
+    if isinstance(rule, Scale):
+        return _of_scale(rule, has_weight, has_bias), rule.input.numel()
+    if isinstance(rule, Convolution):
+        return _of_convolution(rule, has_bias, draw)
+    assert isinstance(rule, Linear)
+    inputs = rule.input.flatten(0, -2)
+    rows = len(inputs)
+    chosen = draw(inputs.shape[1], rows)
+    inputs = inputs if chosen is None else inputs[chosen]
+    return _of_rows(inputs.unsqueeze(0), has_bias) * (rows / max(1, len(inputs))), rows
+
+
+def _of_rows(inputs: Tensor, has_bias: bool) -> Tensor:
+    inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    products = inputs.transpose(1, 2) @ inputs
+    if not has_bias:
+        return products
+    sums = inputs.sum(1).unsqueeze(2)
+    ones = sums.new_full((len(sums), 1, 1), inputs.shape[1])
+    return torch.cat([torch.cat([products, sums], 2), torch.cat([sums.transpose(1, 2), ones], 2)], 1)
+
+
+def _of_scale(rule: Scale, has_weight: bool, has_bias: bool) -> Tensor:
+    """Of each channel by itself: the normalised input, and a 1."""
+    shape = next(iter(rule.weights.values())).shape
+    inputs = rule.scaled(rule.input) if has_weight else torch.ones_like(rule.input)
+    if rule.along == "channels":
+        inputs = inputs.transpose(0, 1).flatten(1)
+    elif rule.along == "last":
+        inputs = inputs.reshape(-1, shape.numel()).t()
+    else:
+        inputs = inputs.reshape(1, -1)
+    square = inputs.square().sum(1)
+    if not (has_weight and has_bias):
+        return square.view(-1, 1, 1)
+    total = inputs.sum(1)
+    return torch.stack([square, total, total, torch.full_like(total, inputs.shape[1])], 1).view(-1, 2, 2)
+
+
+def _of_convolution(rule: Convolution, has_bias: bool, draw: Draw) -> tuple[Tensor, int]:
+    windows = _windows(rule)
+    columns = windows.shape[1] // rule.groups * math.prod(rule.kernel)
+    places = torch.Size([windows.shape[0], *windows.shape[2 : 2 + len(rule.kernel)]])
+    rows, at_once = places.numel(), max(1, 4 * buffer_size(windows) // (columns * rule.groups))
+    chosen = draw(columns, rows)
+    if chosen is None:
+        parts = windows.split(max(1, at_once * len(windows) // rows))
+    else:
+        # one place after the other: (rows, channels, *kernel)
+        where: list[Any] = list(torch.unravel_index(chosen, places))
+        parts = windows[(where[0], slice(None), *where[1:])].split(at_once)
+    total = sum(
+        (_of_rows(_patches(rule, part), has_bias) for part in parts[1:]), _of_rows(_patches(rule, parts[0]), has_bias)
+    )
+    return total * (1.0 if chosen is None else rows / len(chosen)), rows
+
+
+def _patches(rule: Convolution, windows: Tensor) -> Tensor:
+    """What a convolution's weight is applied to: (groups, rows, channels of a group * kernel).
+
+    Args:
+        windows: (n, channels, *positions, *kernel), without the positions where single places were drawn.
+    """
+    dims = len(rule.kernel)
+    if rule.transposed:  # it adds up in the output what lies mirrored in the input
+        windows = windows.flip(list(range(-dims, 0)))
+    windows = windows.unflatten(1, (rule.groups, -1))  # (n, groups, channels, ...)
+    last = windows.ndim
+    order = [1, 0, *range(3, last - dims), 2, *range(last - dims, last)]
+    patches = windows.permute(order)
+    return patches.flatten(last - dims - 1).flatten(1, -2)
+
+
+def _windows(rule: Convolution) -> Tensor:
+    """Views of the padded input under the kernel at all its places: (n, channels, *positions, *kernel)."""
+    images = rule.input if rule.input.ndim == len(rule.kernel) + 2 else rule.input.unsqueeze(0)
+    stride = rule.stride
+    if rule.transposed:
+        images, stride = _spaced(rule, images), (1,) * len(rule.kernel)
+    elif rule.added:
+        images = F.pad(images, rule.added)
+    else:
+        images = F.pad(images, [side for amount in reversed(rule.padding) for side in (amount, amount)])
+    for dim, (size, jump, spread) in enumerate(zip(rule.kernel, stride, rule.dilation, strict=True)):
+        # one dimension after the other: windows of the span, of which every `spread`-th is under the kernel
+        images = images.unfold(dim + 2, spread * (size - 1) + 1, jump)[..., ::spread]
+    return images
+
+
+def _spaced(rule: Convolution, images: Tensor) -> Tensor:
+    """The image of which a transposed convolution is a plain one: zeros between its pixels and around them."""
+    sizes = [(size - 1) * jump + 1 for size, jump in zip(images.shape[2:], rule.stride, strict=True)]
+    spaced = images.new_zeros(*images.shape[:2], *sizes)
+    spaced[(..., *(slice(None, None, jump) for jump in rule.stride))] = images
+    sides = []
+    for size, pad, spread, more in zip(rule.kernel, rule.padding, rule.dilation, rule.output_padding, strict=True):
+        around = spread * (size - 1) - pad
+        sides.append((around, around + more))
+    return F.pad(spaced, [side for pair in reversed(sides) for side in pair])
