@@ -7,7 +7,8 @@
 Four ways to the same sums, one after the other in one process, round by round so that the noise of the machine hits all
 alike; of each the fastest round counts. `plain` is one forward and backward pass of the summed squared length, which
 gives no importance. `ours` is tripletmas. `loop` is one forward and backward pass for each sample, what the authors'
-code does with a batch size of 1. `vmap` is torch.func.vmap over torch.func.grad.
+code does with a batch size of 1. `vmap` is torch.func.vmap over torch.func.grad. Beside them `gram`: what a `tm.Gram`
+measures, by forward passes.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def measured(case: Case, batch_size: int, num_batches: int, device: torch.device
     }
 
 
-# --- the four ways
+# --- the ways
 
 
 def plain(model: nn.Module, batches: list[Tensor]) -> None:
@@ -156,11 +157,17 @@ def vectorized(model: nn.Module, batches: list[Tensor]) -> Params:
     return {name: value / sum(map(len, batches)) for name, value in total.items()}
 
 
+def gram(model: nn.Module, batches: list[Tensor]) -> Params:
+    """What a `tm.Gram` measures: no importance in the sense of the others, but what it costs beside them."""
+    return tm.Gram(model).consolidate(batches)
+
+
 WAYS: dict[str, Callable[[nn.Module, list[Tensor]], object]] = {
     "plain": plain,
     "ours": ours,
     "loop": loop,
     "vmap": vectorized,
+    "gram": gram,
 }
 
 

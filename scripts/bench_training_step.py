@@ -1,8 +1,14 @@
 #!/usr/bin/env python3
-"""What protection costs: seconds of a training step without it, with it attached, and with the penalty in the loss.
+"""What protection costs: seconds of a training step without it, with MAS attached, with its penalty in the loss, and
+with a Gram of two earlier tasks attached; and what the Gram stores.
 
     .venv/bin/python scripts/bench_training_step.py --threads 2
+    .venv/bin/python scripts/bench_training_step.py --model efficientnet_lite0 --size 96
+    .venv/bin/python scripts/bench_training_step.py --model transformer --size 128 --repeats 5
     .venv/bin/python scripts/bench_training_step.py --model mlp --size 8 --json step.json
+
+transformer is one of the size of MiniLM (6 layers of 384), on sentences of so many tokens. efficientnet_lite0 needs the
+packages that `efficientnet_lite0.py` names.
 
 All variants train on the same batch, each with its own copy of the model and optimizer. They take turns in every
 round, so that what else the machine does hits all alike; printed are the medians over the rounds. On a GPU the script
@@ -26,8 +32,9 @@ from rich.table import Table
 
 import tripletmas as tm
 
-DIM = 64
+DIM, WORDS = 64, 30_522
 SAMPLES_PER_CLASS = 4
+MODELS = ["resnet18", "conv4", "mlp", "efficientnet_lite0", "transformer"]
 OPTIMIZERS = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
@@ -45,7 +52,13 @@ class Training:
         self.loss = tm.make_loss("triplet", dim=DIM, num_classes=int(self.labels[-1]) + 1)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.mas = tm.MAS(self.model)
-        if name != "none":
+        self.gram: tm.Gram | None = None
+        if name == "gram":
+            self.gram = tm.Gram(self.model)
+            for _ in range(2):
+                self.gram.consolidate([batch])
+            self.gram.attach(self.optimizer)
+        elif name != "none":
             # every weight matters: how importance was measured makes no difference to the time of a step
             self.mas.add({key: torch.full_like(p, 1e-3) for key, p in self.model.named_parameters()})
         if name == "attached":
@@ -68,6 +81,13 @@ class Training:
         self._wait()
         return (time.perf_counter() - began) / steps
 
+    def stored(self) -> float | None:
+        """Of the Gram, in copies of the weights; None for the others."""
+        if self.gram is None:
+            return None
+        numbers = sum(value.numel() for value in self.gram.state_dict().values())
+        return numbers / sum(parameter.numel() for parameter in self.model.parameters())
+
     def extra_memory(self) -> int | None:
         """Bytes at the peak of a step beyond what is held between steps; None on CPUs, where torch does not count."""
         if self.inputs.device.type != "cuda":
@@ -84,14 +104,39 @@ class Training:
             torch.cuda.synchronize()
 
 
+class Transformer(torch.nn.Module):
+    """A sentence encoder: the mean over its tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(WORDS, 384)
+        layer = torch.nn.TransformerEncoderLayer(384, 12, 1536, activation="gelu", batch_first=True)
+        self.layers = torch.nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.words(tokens)).mean(dim=1)
+
+
+def made(options: argparse.Namespace) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The model, and a batch for it."""
+    if options.model == "transformer":
+        batch = torch.randint(WORDS, (options.batch, options.size), device=options.device)
+        return Transformer().to(options.device), batch
+    shape = (3, options.size, options.size)
+    batch = torch.randn(options.batch, *shape, device=options.device)
+    if options.model == "efficientnet_lite0":
+        from efficientnet_lite0 import EfficientNetLite0
+
+        return EfficientNetLite0(shape).to(options.device), batch
+    sizes: dict[str, Any] = {"dim": DIM} | ({"pretrained": False} if options.model == "resnet18" else {})
+    return tm.make_model(options.model, shape, options=sizes).to(options.device), batch
+
+
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each variant, the one without protection first."""
     torch.manual_seed(0)
-    shape = (3, options.size, options.size)
-    sizes: dict[str, Any] = {"dim": DIM} | ({"pretrained": False} if options.model == "resnet18" else {})
-    model = tm.make_model(options.model, shape, options=sizes).to(options.device)
-    batch = torch.randn(options.batch, *shape, device=options.device)
-    variants = [Training(name, model, batch, options.optimizer) for name in ("none", "attached", "in the loss")]
+    model, batch = made(options)
+    variants = [Training(name, model, batch, options.optimizer) for name in ("none", "attached", "in the loss", "gram")]
     for training in variants:
         training.seconds_per_step(2)  # the first step allocates the optimizer's state
     seconds: dict[str, list[float]] = {training.name: [] for training in variants}
@@ -110,6 +155,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             "fastest_seconds": min(seconds[training.name]),
             "ratio": ratios[training.name],  # the median over the rounds of the ratio within a round
             "extra_memory": training.extra_memory(),
+            "stored": training.stored(),
         }
         for training in variants
     ]
@@ -118,21 +164,22 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def print_table(rows: list[dict[str, Any]], title: str) -> None:
     table = Table()
     table.add_column("protection")
-    for name in ("median ms", "fastest ms", "ratio", "peak MiB"):
+    for name in ("median ms", "fastest ms", "ratio", "peak MiB", "stored, in copies"):
         table.add_column(name, justify="right")
     for row in rows:
         memory = "–" if row["extra_memory"] is None else f"{row['extra_memory'] / 2**20:.1f}"
         times = [f"{1000 * row[key]:.2f}" for key in ("median_seconds", "fastest_seconds")]
-        table.add_row(row["protection"], *times, f"{row['ratio']:.3f}", memory)
+        stored = "" if row["stored"] is None else f"{row['stored']:.2f}"
+        table.add_row(row["protection"], *times, f"{row['ratio']:.3f}", memory, stored)
     print(title)
     Console(width=120).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["resnet18", "conv4", "mlp"], default="resnet18")
+    parser.add_argument("--model", choices=MODELS, default="resnet18")
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw")
-    parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
+    parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels; tokens of a sentence")
     parser.add_argument("--batch", type=int, default=64, help=f"samples, {SAMPLES_PER_CLASS} of each class")
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed together")
     parser.add_argument("--repeats", type=int, default=15, help="rounds")

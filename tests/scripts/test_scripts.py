@@ -24,7 +24,7 @@ def test_bench_training_step(model: str, tmp_path: Path):
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "step.json").read_text())
     assert (found["settings"]["model"], found["settings"]["threads"]) == (model, 1)
-    assert [row["protection"] for row in found["rows"]] == ["none", "attached", "in the loss"]
+    assert [row["protection"] for row in found["rows"]] == ["none", "attached", "in the loss", "gram"]
     assert found["rows"][0]["ratio"] == 1
     assert all(0 < row["fastest_seconds"] <= row["median_seconds"] for row in found["rows"])
     assert all(row["protection"] in ran.stdout for row in found["rows"])
@@ -44,7 +44,7 @@ def test_bench_importance(tmp_path: Path):
     found = json.loads((tmp_path / "importance.json").read_text())
     assert list(found["results"]) == ["mlp", "conv4"]
     for name, result in found["results"].items():
-        assert set(result["seconds"]) == {"plain", "ours", "loop", "vmap"}
+        assert set(result["seconds"]) == {"plain", "ours", "loop", "vmap", "gram"}
         assert min(result["seconds"].values()) > 0
         assert (result["ratio_to_plain"]["plain"], result["batch_size"]) == (1, 4)
         assert result["float64"] < 1e-10
