@@ -66,6 +66,30 @@ def recall_at_k(ranking: Sequence[bool], k: int) -> float:
     return 1.0 if any(ranking[:k]) else 0.0
 
 
+def left_out_recall(
+    parts: Sequence[tuple[Sequence[Sequence[float]], Sequence[int], Sequence[int]]],
+    queries: Sequence[Sequence[Sequence[float]]],
+) -> float:
+    """The mean over parts of recall@1 of their queries, which stand for rows of theirs and do not find these.
+
+    Args:
+        parts: vectors, labels and rows of each; all vectors together are searched.
+        queries: of each part, one for each row.
+    """
+    vectors = [vector for part, _, _ in parts for vector in part]
+    labels = [label for _, of, _ in parts for label in of]
+    found, start = [], 0
+    for (part, of, rows), asked in zip(parts, queries, strict=True):
+        hits = [
+            recall_at_k(ranked_relevance(query, of[row], vectors, labels, start + row, best=False), 1)
+            for row, query in zip(rows, asked, strict=True)
+            if labels.count(of[row]) > 1
+        ]
+        found += [fmean(hits)] if hits else []
+        start += len(part)
+    return fmean(found) if found else math.nan
+
+
 def r_precision(ranking: Sequence[bool]) -> float:
     num_relevant = sum(ranking)
     return sum(ranking[:num_relevant]) / num_relevant

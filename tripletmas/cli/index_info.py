@@ -37,6 +37,8 @@ def info(arguments: Sequence[str]) -> None:
         print(f"which vectors are stale cannot be told: {missing}")
     elif present and (stale := index.stale(present)):
         print(f"{len(index.of_parts(stale))} of {len(index)} vectors are stale: {ways_out(options.index)}")
+        of = options.run or index.run
+        print(f"how far they moved, and what searching them costs: tripletmas forecast {of} --index {options.index}")
     else:
         print("all vectors are current")
 

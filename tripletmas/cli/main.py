@@ -17,6 +17,7 @@ COMMANDS = {
     "search": ("train.search", "learn a stream with a strength that is found for each task on that task's data alone"),
     "resume": ("train.resume", "go on with a run that was interrupted, or whose data have new tasks"),
     "evaluate": ("evaluate.evaluate", "score the model of a run on its tasks, or on other data"),
+    "forecast": ("forecast.forecast", "tell what an update did to stored vectors, without any old image"),
     "compare": ("evaluate.compare", "put runs side by side: a table, and a page with pictures"),
     "report": ("evaluate.report", "write the report of a run again"),
     "importance": ("importance.importance", "measure importance on unlabelled images, add it to a run's protection"),

@@ -12,6 +12,7 @@ from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.comparison_plots import draw_average, draw_embeddings, draw_forgetting, draw_per_task
 from tripletmas.report.embedding_map import read_map
 from tripletmas.report.embedding_plot import final_picture
+from tripletmas.report.forecast import forecast_rows
 from tripletmas.report.galleries import choice_rows, gallery_rows
 from tripletmas.report.grid import GRID_TOOLS, groups
 from tripletmas.report.html import Plot, make_plot, render
@@ -56,6 +57,7 @@ def write_report(run_directory: Path | str) -> Path:
         "map_plot": found and map_plot(found, out),
         "galleries": gallery_rows(run),
         "choices": choice_rows(run),
+        "forecasts": forecast_rows(run),
         "search_head": search.HEAD,
         "searches": search.search_rows(run.searches, limit=60),
         "config": flatten({key: value for key, value in run.config.items() if key != "version"}),

@@ -11,6 +11,7 @@ gallery/             the stored gallery of each task, the drift it brought, and 
 shown/               what a report shows of searches
 index/               the final embeddings of all queries, and their classes
 compatibility.json   the scores of every model's queries in every earlier one's gallery, if they were asked for
+forecast.json        what updates were expected to do to stored vectors, if it was asked for
 report/              derived from the rest; may be deleted
 
 No other module knows these names, but for those that objectives and the report give to what is shown.
@@ -228,6 +229,15 @@ class RunDirectory:
     def keep_compatibility(self, metric: str, matrix: Sequence[Sequence[float]]) -> None:
         """Keep the matrix of compatibility."""
         self.write_json("compatibility.json", {"metric": metric, "matrix": matrix})
+
+    def forecasts(self) -> list[dict[str, Any]]:
+        """What is expected of each update that was asked for, by the task `after` which it is, ascending."""
+        return self.read_json("forecast.json") or []
+
+    def keep_forecast(self, record: Mapping[str, Any]) -> None:
+        """Keep what is expected of the update by the task `after`, in place of what was."""
+        others = [each for each in self.forecasts() if each["after"] != record["after"]]
+        self.write_json("forecast.json", sorted([*others, dict(record)], key=lambda each: each["after"]))
 
     def embedding(self) -> Params | None:
         """The present `vectors` (n, dim) and `labels` (n,) of all queries."""

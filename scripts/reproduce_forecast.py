@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Forecasts against measurements: what updates do to stored vectors, told without old images, and then measured.
+
+    .venv/bin/python scripts/reproduce_forecast.py digits
+    .venv/bin/python scripts/reproduce_forecast.py --omniglot FOLDER --fashion-mnist FOLDER --clothing FOLDER
+    .venv/bin/python scripts/reproduce_forecast.py --table --figure docs/forecast.png
+
+Each run is a run directory below --out, with its forecasts beside it; runs that are done are not repeated, so that the
+script goes on where it stopped. The constants in `tripletmas/runs/forecast.py` (CALIBRATION) are chosen on the runs of
+seed 0 (--calibrate prints them) and judged on those of seed 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from best_strengths import placed
+from reproduce_rivals import SETTINGS
+from side_by_side import run_side_by_side
+
+Config = dict[str, Any]
+DATA = ("digits", "omniglot-5", "fashion-mnist", "clothing")
+STRATEGIES: dict[str, Config] = {
+    "finetune": {"name": "finetune"},
+    "distill": {"name": "distill", "strength": 10.0},
+    "gram": {"name": "gram", "budget": 0.01},
+}
+GALLERIES = ("stale", "compensated", "fresh")
+CHOSEN_ON, JUDGED_ON = 0, 1
+INSIDE, WIDEST = 0.92, 0.10  # a little more than nine in ten of the runs on which constants are chosen
+
+
+def run_one(job: tuple[str, str, int, dict[str, str], Path]) -> str:
+    """Train, unless that is done, and tell what each update did, beside what was measured."""
+    data, strategy, seed, places, out = job
+    from tripletmas.runs.experiment import run_experiment
+
+    result = out.with_suffix(".json")
+    if not result.exists():
+        run_experiment(placed({**SETTINGS[data].config, "strategy": STRATEGIES[strategy], "seed": seed}, places), out)
+        aside = result.with_suffix(".part")
+        aside.write_text(json.dumps(told(out)), encoding="utf-8")
+        aside.rename(result)
+    steps = json.loads(result.read_text(encoding="utf-8"))
+    last = ", ".join(f"{g} {steps[-1]['told'][g][1]:.2f} ({steps[-1]['measured'][g]:.2f})" for g in GALLERIES)
+    return f"{data} {strategy} seed {seed}: after the last task {last}"
+
+
+def told(out: Path) -> list[Config]:
+    """For each update: recall@1 on each gallery as it was told, before it is calibrated, and as it was measured."""
+    from tripletmas.objectives.scores import Scores
+    from tripletmas.runs.directory import RunDirectory
+    from tripletmas.runs.experiment import load_trained
+    from tripletmas.runs.forecast import forecast_of
+    from tripletmas.runs.imagined import parts_of_run, shares_of
+
+    run = RunDirectory.open(out)
+    experiment, last = load_trained(run)
+    scores = Scores.from_json(run.scores())
+    steps = []
+    for after in range(1, last + 1):
+        parts = parts_of_run(run, experiment, after)
+        raw: dict[str, tuple[float, float]] = dict.fromkeys(GALLERIES, (0.0, 0.0))
+        found = forecast_of(parts, shares=shares_of(run, after), calibration=raw)
+        matrices = {g: scores.matrix("recall@1", "seen" if g == "fresh" else f"seen_{g}") for g in GALLERIES}
+        drift = next(each["drift"] for each in run.records("task") if each["task"] == after)
+        steps.append(
+            {
+                "after": after,
+                "told": {name: list(found.recall[name]) for name in GALLERIES},
+                "measured": {name: float(matrix[after, : after + 1].mean()) for name, matrix in matrices.items()},
+                "cosine": [found.cosine, 1 - fmean(fmean(classes) for classes in drift)],
+            }
+        )
+    return steps
+
+
+# --- what was told, calibrated, against what was measured
+
+
+def interval(step: Config, gallery: str, constants: tuple[float, float]) -> tuple[float, float, float]:
+    """(low, middle, high) with these constants: what is added, and how much wider it is at each end."""
+    (low, middle, high), (shift, margin) = step["told"][gallery], constants
+    ends = (low + shift - margin, middle + shift, high + shift + margin)
+    low, middle, high = (min(max(each, 0.0), 1.0) for each in ends)
+    return low, middle, high
+
+
+def chosen(steps: list[Config], gallery: str) -> tuple[float, float]:
+    """The constants for which the interval is narrowest, of those with which nine of ten measurements lie inside."""
+    found = []
+    for shift in (0.005 * each for each in range(-20, 31)):
+        off = []
+        for step in steps:
+            (low, _, high), measured = step["told"][gallery], step["measured"][gallery] - shift
+            off.append(max(measured - high, low - measured, 0.0))
+        found.append((sorted(off)[min(int(INSIDE * len(off)), len(off) - 1)], shift))
+    margin, shift = min(found)
+    return round(shift, 3), round(margin, 3)
+
+
+def table(options: argparse.Namespace, seed: int, data: list[str], strategies: list[str]) -> str:
+    """A row for each data set and gallery, and for all data sets together."""
+    from tripletmas.runs.forecast import CALIBRATION
+
+    lines = ["| data | gallery | task steps | measured inside | mean width | mean error | cosine, mean error |"]
+    lines.append("| --- | --- |" + " ---: |" * 5)
+    by_data = {name: steps_of(options, [name], strategies, seed) for name in data}
+    for name, steps in {**by_data, "all": [step for each in by_data.values() for step in each]}.items():
+        cosine = fmean(abs(step["cosine"][0] - step["cosine"][1]) for step in steps) if steps else 0.0
+        for gallery in GALLERIES if steps else ():
+            told = [interval(step, gallery, CALIBRATION[gallery]) for step in steps]
+            measured = [step["measured"][gallery] for step in steps]
+            inside = fmean(low <= value <= high for (low, _, high), value in zip(told, measured, strict=True))
+            width = fmean(high - low for low, _, high in told)
+            error = fmean(abs(middle - value) for (_, middle, _), value in zip(told, measured, strict=True))
+            cells = [name, gallery, str(len(steps)), f"{inside:.0%}", f"{width:.3f}", f"{error:.3f}"]
+            lines.append(f"| {' | '.join(cells)} | {f'{cosine:.3f}' if gallery == 'stale' else ''} |")
+        if not steps:
+            lines.append(f"| {name} | missing |" + " |" * 5)
+    return "\n".join(lines) + "\n"
+
+
+def steps_of(options: argparse.Namespace, data: list[str], strategies: list[str], seed: int) -> list[Config]:
+    files = [folder(options, d, s, seed).with_suffix(".json") for d in data for s in strategies]
+    return [step for file in files if file.exists() for step in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def folder(options: argparse.Namespace, data: str, strategy: str, seed: int) -> Path:
+    return options.out / data / strategy / f"seed{seed}"
+
+
+def figure(options: argparse.Namespace, data: list[str], strategies: list[str], path: Path) -> None:
+    from tripletmas.report.forecast import Point, draw_forecasts
+    from tripletmas.runs.forecast import CALIBRATION
+
+    panels = {}
+    for gallery in GALLERIES:
+        points = []
+        for name in data:
+            for step in steps_of(options, [name], strategies, JUDGED_ON):
+                told = interval(step, gallery, CALIBRATION[gallery])
+                points.append(Point(name, told, step["measured"][gallery]))
+        panels[gallery] = points
+    draw_forecasts(path, panels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", help=f"of {', '.join(DATA)}; none for all")
+    parser.add_argument("--omniglot", default="data", help="where Omniglot lies")
+    parser.add_argument("--fashion-mnist", default="data", help="where Fashion-MNIST lies")
+    parser.add_argument("--clothing", default="data/clothing", help="the folder or archive of clothing-dataset-small")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--out", type=Path, default=Path("runs/forecast"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--calibrate", action="store_true", help="print the constants that the runs of seed 0 call for")
+    parser.add_argument("--figure", type=Path, help="write the figure of forecasts against measurements there")
+    options = parser.parse_args()
+    data: list[str] = options.data or list(DATA)
+    strategies: list[str] = options.strategies.split(",")
+    for what, given, known in (("data", data, DATA), ("strategy", strategies, STRATEGIES)):
+        unknown = [each for each in given if each not in known]
+        if unknown:
+            parser.error(f"unknown {what} {unknown[0]!r}: there are {', '.join(known)}")
+    places = {"omniglot": options.omniglot, "fashion_mnist": options.fashion_mnist, "clothing": options.clothing}
+    if not options.table and not options.calibrate and not options.figure:
+        order = ((d, s, seed) for d in data for seed in (CHOSEN_ON, JUDGED_ON) for s in strategies)
+        jobs = [(d, s, seed, places, folder(options, d, s, seed)) for d, s, seed in order]
+        run_side_by_side(run_one, jobs, at_once=options.jobs)
+    if options.calibrate:
+        steps = steps_of(options, data, strategies, CHOSEN_ON)
+        print({gallery: chosen(steps, gallery) for gallery in GALLERIES})
+    if options.figure:
+        figure(options, data, strategies, options.figure)
+    for seed, says in ((JUDGED_ON, "on which they are judged"), (CHOSEN_ON, "on which constants were chosen")):
+        print(f"\nseed {seed}, {says}\n\n{table(options, seed, data, strategies)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
