@@ -802,10 +802,13 @@ def test_importance_is_measured_on_the_weights_that_are_trained(call, tmp_path, 
     checkpoint = RunDirectory.open(out).load_checkpoint()
     assert checkpoint is not None
     seen = []
-    real = MAS.measure
-    monkeypatch.setattr(
-        MAS, "measure", lambda self, model, data: seen.append(state_of(model)) or real(self, model, data)
-    )
+    real = MAS.add_unlabelled
+
+    def noted(self, batches, *, weight=1.0):
+        seen.append(state_of(self.prepared().model))
+        return real(self, batches, weight=weight)
+
+    monkeypatch.setattr(MAS, "add_unlabelled", noted)
     assert call("importance", out, "--images", photos)[0] == 0
     assert all(torch.equal(value, seen[0][name]) for name, value in checkpoint.model.items())
     deployed = RunDirectory.open(out).read_tensors("weights/task02.safetensors")

@@ -38,8 +38,8 @@ def importance(arguments: Sequence[str]) -> None:
     images = unlabelled(options.images, shape, invert=options.invert, skip_unreadable=options.skip_unreadable)
     protection = strategy.protections[0]
     total = sum(float(value.sum()) for value in protection.importance.values())
-    measured = strategy.measure(experiment.model, _shown(images.loader(experiment.training.eval_batch_size)))
-    protection.add(measured, weight=options.weight)
+    batches = _shown(images.loader(experiment.training.eval_batch_size))
+    measured = strategy.add_unlabelled(batches, weight=options.weight)
     run.rewind(state)
     # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
     run.append({"kind": "importance", "images": str(options.images), "samples": len(images), "weight": options.weight})

@@ -131,6 +131,14 @@ class Guard:
         """
         raise NotImplementedError
 
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        """Hold what these data need, too, as the model is now: `weight` of a task, before the next one is learned.
+
+        Returns:
+            Their importance, by canonical name.
+        """
+        raise NotImplementedError
+
     def coverage(self) -> Coverage:
         """What the penalty holds of the model as it is now, and what it leaves free."""
         raise NotImplementedError

@@ -97,6 +97,11 @@ class Protection(Guard):
         self.anchor()
         return importance
 
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        importance = self.estimate(self.model, batches)
+        self.add(importance, weight=weight)
+        return importance
+
     def add(self, importance: Params, *, weight: float = 1.0, decay: float = 1.0) -> None:
         """Add `weight * importance` to `decay` times what is protected; the reference of a weight that has one stays.
 

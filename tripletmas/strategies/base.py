@@ -51,13 +51,18 @@ class Strategy:
     def after_task(self, model: nn.Module, task: Task) -> None:
         """After the last epoch of a task, before it is evaluated."""
 
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
-        """The importance of unlabelled data to the model as it is between two tasks, in the unit of `protections[0]`.
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        """Hold what unlabelled data need, too, of the model as it is between two tasks; a task of the run counts 1.
+
+        Returns:
+            The importance of the data, as `protections[0]` measures it.
 
         Raises:
             ValueError: for a strategy that measures no importance, or needs more than unlabelled data.
         """
-        raise ValueError(f"{type(self).__name__} does not measure importance on unlabelled data; mas and local_mas do")
+        raise ValueError(
+            f"{type(self).__name__} does not measure importance on unlabelled data; mas, local_mas and gram do"
+        )
 
     def deployed(self, model: nn.Module) -> nn.Module:
         """The model to evaluate and to save; usually the one that is trained."""

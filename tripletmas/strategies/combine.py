@@ -71,13 +71,13 @@ class Combine(Strategy):
         for part in self.parts.values():
             part.after_task(model, task)
 
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
         protecting = [name for name, part in self.parts.items() if part.protections]
         if len(protecting) != 1:
             raise ValueError(
                 f"importance is measured for one protecting strategy, not for {listed(protecting) or 'none'}"
             )
-        return self.parts[protecting[0]].measure(model, batches)
+        return self.parts[protecting[0]].add_unlabelled(batches, weight=weight)
 
     def deployed(self, model: nn.Module) -> nn.Module:
         return self.parts[self._deploys].deployed(model) if self._deploys else model

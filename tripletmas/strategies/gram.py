@@ -55,8 +55,8 @@ class Gram(Consolidate):
             exact=self.exact,
         )
 
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
-        return self.prepared().estimate(model, batches)
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        return self.prepared().add_unlabelled(batches, weight=weight)
 
     def set_strength(self, strength: float) -> None:
         prepared = self.prepared()

@@ -76,10 +76,10 @@ class MAS(Consolidate):
         self._learned += 1
         self.prepared().consolidate(self.measured_on(task))
 
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
         if self.batch_gradients is not None or self.output == "parts":
             raise ValueError("this importance depends on batches, or on the facts of images: use mas with its defaults")
-        return self.prepared().estimate(model, batches)
+        return self.prepared().add_unlabelled(batches, weight=weight)
 
     def state_dict(self) -> Params:
         learned = {} if self.output == "embedding" else {"learned": torch.tensor(self._learned)}
@@ -129,5 +129,5 @@ class LocalMAS(Consolidate):
         if not self.prepared().importance:  # what it says of layers that it does not know comes before the training
             self.prepared().estimate(model, [task.train.plain()[[0, 1]]])
 
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Params:
-        return self.prepared().estimate(model, batches)
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        return self.prepared().add_unlabelled(batches, weight=weight)

@@ -150,7 +150,7 @@ def test_importance_of_the_parts_that_facts_have(data):
     for name, value in importance.items():
         assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-7), name
     with pytest.raises(ValueError, match="depends on batches, or on the facts of images: use mas with its defaults"):
-        made.strategy.measure(made.model, images.loader(7))
+        made.strategy.add_unlabelled(images.loader(7))
 
 
 def test_output_parts_needs_facts():

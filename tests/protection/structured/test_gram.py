@@ -20,7 +20,7 @@ from tripletmas.protection.structured.budget import next_multipliers
 from tripletmas.protection.structured.gram import Gram
 from tripletmas.protection.structured.gram_matrix import square
 from tripletmas.protection.structured.linear_map import LinearMap
-from tripletmas.protection.structured.moments import relative_grams
+from tripletmas.protection.structured.moments import diagonals, relative_grams
 
 # Parameters that lie in no layer, or in one whose answer is not linear in them: held by their own length.
 ALONE = {
@@ -267,6 +267,22 @@ def test_a_direction_that_no_input_has_is_free():
     assert gram.value().item() == 0
     assert gram.importance["weight"][:, 2].tolist() == [0, 0]
     assert gram.coverage().num_held == 4
+
+
+def test_unlabelled_data_count_as_a_part_of_a_task():
+    """Between tasks: half a task with the present weights; the first is still held to its own."""
+    model, gram = small(), None
+    gram = Gram(model, strength=1.0)
+    gram.consolidate([samples()])
+    first = gram.importance
+    found = gram.add_unlabelled([samples(2)], weight=0.5)
+    expected = diagonals(relative_grams(model, [samples(2)]), model)
+    for name, value in gram.importance.items():
+        assert torch.allclose(found[name], expected[name])
+        assert torch.allclose(value, first[name] + 0.5 * expected[name])
+    move(model)
+    shares, value = gram.shares(), gram.value().item()
+    assert value == pytest.approx(1.5 * sum(shares.values()))  # the average of one task and a half
 
 
 def test_importance_is_the_diagonal():

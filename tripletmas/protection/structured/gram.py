@@ -20,7 +20,7 @@ from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.penalty import dense_gradient
 from tripletmas.protection.structured.budget import START, most_for_sgd, next_multipliers
-from tripletmas.protection.structured.gram_matrix import LowRank, largest_curvature
+from tripletmas.protection.structured.gram_matrix import LowRank, largest_curvature, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
 from tripletmas.protection.structured.quadratic import Quadratic, first_task
@@ -184,17 +184,23 @@ class Gram(Guard):
             The diagonal of this task's forms alone, by canonical name.
         """
         grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
-        self.add(grams)
+        self.add(grams, decay=self.decay)
+        return diagonals(grams, self.model)
+
+    def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
+        self.add(grams, weight=weight)
         return diagonals(grams, self.model)
 
     @torch.no_grad()
-    def add(self, grams: Grams) -> None:
-        """Add a task with these Grams, learned with the present weights."""
+    def add(self, grams: Grams, *, weight: float = 1.0, decay: float = 1.0) -> None:
+        """Add `weight` of a task with these Grams, learned with the present weights, to `decay` times what is held."""
         forms = {}
         for each, form in self._present().items():
             forms[each] = form.anchored(self._change(each), own=self.anchors == "own")
         for each, gram in grams.items():
-            forms[each] = forms[each].with_task(gram, self.decay) if each in forms else first_task(gram)
+            gram = gram if weight == 1 else scaled(gram, weight)
+            forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
         self._hold(forms)
         self._reference = snapshot({name: self._parameters[name] for name in self._parameters})
 

@@ -47,12 +47,12 @@ class Quadratic(NamedTuple):
         value, half = self.of(change)
         return self._replace(offset=half, value=value)
 
-    def with_task(self, gram: GramMatrix, decay: float) -> Quadratic:
-        """`decay` times the form, and a task that was learned at the reference."""
+    def with_task(self, gram: GramMatrix, weight: float, decay: float) -> Quadratic:
+        """`decay` times the form, and a task that was learned at the reference and counts `weight`."""
         offset = None if self.offset is None else self.offset * decay
-        return Quadratic(added(scaled(self.gram, decay), gram), offset, self.value * decay, self.tasks * decay + 1)
+        return Quadratic(added(scaled(self.gram, decay), gram), offset, self.value * decay, self.tasks * decay + weight)
 
 
-def first_task(gram: GramMatrix) -> Quadratic:
-    """The form of one task."""
-    return Quadratic(gram, None, diagonal(gram).new_zeros(()), 1.0)
+def first_task(gram: GramMatrix, weight: float = 1.0) -> Quadratic:
+    """The form of one task, which counts `weight`."""
+    return Quadratic(gram, None, diagonal(gram).new_zeros(()), weight)
