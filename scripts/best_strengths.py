@@ -211,8 +211,10 @@ def execute(job: tuple[Config, Path, dict[str, str]], *, resumable: bool = False
         recognition = config["objective"] == "recognition"
         primary = scores.matrix("accuracy", "task") if recognition else scores.matrix("recall@1", "seen")
         kept = made.strategy.state_dict()
-        held = [value for name, value in kept.items() if name.rpartition("/")[2] == "held"]  # replay's, (2, samples)
-        images = held[0].shape[1] if held else 0
+        held = [
+            value for name, value in kept.items() if name.rpartition("/")[2] == "held"
+        ]  # (2, samples) or (samples,)
+        images = sum(each.shape[-1] for each in held)  # of replay and of anchors
         if config["strategy"]["name"] == "joint":
             images = sum(len(task.train) for task in made.stream[:-1])
         weights = trainable(made.model).values()

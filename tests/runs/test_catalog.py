@@ -42,6 +42,7 @@ def test_what_the_issue_asks_for_is_there(part):
             "ebll",
             "imm",
             "replay",
+            "anchors",
         },
     }
     assert wanted[part] <= set(catalog.names(part))
@@ -137,7 +138,7 @@ def test_strategies_are_built_with_their_defaults(name):
     strategy = catalog.build_strategy(name, {key: o.default for key, o in catalog.options("strategy", name).items()})
     assert isinstance(strategy, Strategy)
     strategy.prepare(torch.nn.Linear(2, 2), Retrieval(torch.nn.TripletMarginLoss()), ())
-    assert bool(strategy.protections) == (name in ("mas", "local_mas", "l2", "ewc", "si"))
+    assert bool(strategy.protections) == (name in ("mas", "local_mas", "gram", "l2", "ewc", "si"))
 
 
 def test_a_combination_has_the_options_of_its_parts():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
+from tripletmas.strategies.anchors import Anchors
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.combine import Combine
 from tripletmas.strategies.distill import Distill
@@ -123,6 +124,10 @@ def test_what_cannot_go_together_is_refused():
     same = Finetune()
     refused = [
         ({"joint": Joint(), "mas": MAS(), "replay": Replay()}, "'joint' and 'replay' .* both define the training data"),
+        (
+            {"imm": IMM(), "anchors": Anchors()},
+            "'anchors' and 'imm' cannot be combined: the one keeps vectors of the model",
+        ),
         ({"joint": Joint(), "replay": Replay()}, "'joint' and 'replay' .* both define the training data"),
         ({"a": IMM(), "b": IMM()}, "'a' and 'b' cannot be combined: they both deploy a model of their own"),
         ({"a": same, "b": same}, "the same strategy object"),

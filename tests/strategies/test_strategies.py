@@ -33,7 +33,7 @@ CLASSES, DIM, TASKS = 6, 6, 3
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.005)
 OBJECTIVES = ("metric", "recognition")
 
-COMBINED = ("mas+distill", "distill+replay", "mas+imm")
+COMBINED = ("mas+distill", "distill+replay", "mas+imm", "anchors+replay")
 ALL = (*STRATEGIES, *COMBINED)
 # In recognition with what only that has; else the defaults.
 OPTIONS = {"recognition": {"distill": {"distance": "soft_targets"}, "imm": {"merging": "mode"}}}
@@ -58,6 +58,7 @@ MEMORY: dict[str, Callable[[int], int]] = {
     "ebll": lambda weights: weights + 8 + TASKS * 4 * ((DIM // 4 + 2) * DIM + DIM // 4),
     "imm": lambda weights: weights + 8,
     "replay": lambda weights: 2 * 8 * NUM_SAMPLES + 2 * 8,  # fewer than the default memory
+    "anchors": lambda weights: CLASSES * 5 * (8 + 4 * DIM) + 8,
 }
 NUM_SAMPLES = 84  # 20 of each class, of which 6 are held out
 

@@ -22,6 +22,7 @@ from tripletmas.objectives.kinds import KINDS, kind_with, objective_of
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs import plugins
 from tripletmas.runs.plugins import Code
+from tripletmas.strategies.anchors import Anchors
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.combine import Combine
 from tripletmas.strategies.distill import Distill
@@ -51,6 +52,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "ebll": EBLL,
     "imm": IMM,
     "replay": Replay,
+    "anchors": Anchors,
     "joint": Joint,
 }
 PARTS = ("data", "model", "loss", "strategy")

@@ -1,3 +1,4 @@
+from .anchors import Anchors as Anchors
 from .base import Strategy as Strategy
 from .combine import Combine as Combine
 from .consolidate import Consolidate as Consolidate

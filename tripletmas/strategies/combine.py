@@ -13,6 +13,7 @@ from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.objective import Objective
+from tripletmas.strategies.anchors import Anchors
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.frozen import Frozen
 
@@ -28,7 +29,7 @@ class Combine(Strategy):
 
     Raises:
         ValueError: for one strategy under two names, for `Frozen` with another, for two that define the training data,
-            or two that deploy another model than the one that is trained.
+            two that deploy another model than the one that is trained, or such a one with `Anchors`.
     """
 
     def __init__(self, parts: Mapping[str, Strategy], *, searched: str | None = None):
@@ -45,6 +46,12 @@ class Combine(Strategy):
         self.searched = searched
         self._data = _only([n for n, part in parts.items() if _defines_data(part)], "define the training data")
         self._deploys = _only([n for n, part in parts.items() if _deploys(part)], "deploy a model of their own")
+        anchors = [name for name, part in parts.items() if isinstance(part, Anchors)]
+        if anchors and self._deploys:
+            raise ValueError(
+                f"{anchors[0]!r} and {self._deploys!r} cannot be combined: the one keeps vectors of the model that is "
+                "trained, an index has those of the model that the other deploys"
+            )
 
     def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         for part in self.parts.values():
