@@ -23,8 +23,8 @@ class Gram(Consolidate):
     forward pass over the data after each task, and a matrix product for each layer at a step.
 
     Args:
-        budget: how far each layer's answers may move, as a part of their length, in (0, 1]; null is 0.01, unless
-            there is a strength.
+        budget: how far each layer's answers may move, as a part of their length, in (0, 1]; null takes, unless there
+            is a strength, 0.025 over the root of the number of layers.
         strength: weight of the penalty in place of a budget.
         reference: own, each task is held to the weights that it was learned with; last, all to those of the last task.
         decay: what is left of earlier tasks when a task is added; 1 keeps all.

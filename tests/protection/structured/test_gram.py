@@ -347,8 +347,19 @@ def test_a_replaced_layer_is_not_held_and_the_others_are():
 def test_multipliers_rise_over_the_budget_and_fall_under_it():
     before = torch.tensor([1.0, 1.0, 1.0])
     after = next_multipliers(before, torch.tensor([0.04, 0.01, 0.0]), 0.1)  # roots 0.2, 0.1, 0
-    # by a tenth of log 2; not; by a tenth of a half, the most that counts downwards
-    assert after.tolist() == pytest.approx([2**0.1, 1.0, torch.tensor(-0.05).exp().item()])
+    # by a fifth of log 2; not; by a fifth of a half, the most that counts downwards
+    assert after.tolist() == pytest.approx([2**0.2, 1.0, torch.tensor(-0.1).exp().item()])
+
+
+def test_the_default_budget_depends_on_the_depth():
+    """The shares of all layers sum to 0.025^2; it is known once there is something to hold."""
+    model = small()
+    gram = Gram(model)
+    gram.consolidate([samples()])
+    assert gram.budget == pytest.approx(0.025 / 2**0.5)
+    gram.set_strength(2.0)
+    assert gram.budget is None
+    assert Gram(model, 0.3).budget == 0.3
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.03])

@@ -19,13 +19,12 @@ from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.penalty import dense_gradient
-from tripletmas.protection.structured.budget import START, most_for_sgd, next_multipliers
+from tripletmas.protection.structured.budget import START, default_budget, most_for_sgd, next_multipliers
 from tripletmas.protection.structured.gram_matrix import LowRank, largest_curvature, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
 from tripletmas.protection.structured.quadratic import Quadratic, first_task
 
-BUDGET = 0.01
 _FORM = ("gram", "factor", "rest", "offset")  # of a map, in a state
 
 
@@ -46,8 +45,8 @@ class Gram(Guard):
     Memory: two copies of the trainable parameters, and a square matrix of its inputs for each layer.
 
     Args:
-        budget: how far the answers of each layer may move, as a part of their length, in (0, 1]. None is 0.01, unless
-            there is a strength.
+        budget: how far the answers of each layer may move, as a part of their length, in (0, 1]. None takes, unless
+            there is a strength, 0.025 over the root of the number of layers: 0.014 for three, 0.0025 for 100.
         strength: weight of the penalty in place of a budget.
         reference: own, each task is held to the weights that it was learned with; last, all to the last task's.
         decay: what is left of earlier tasks when a task is added; 1 keeps all.
@@ -82,7 +81,6 @@ class Gram(Guard):
     ):
         if budget is not None and strength is not None:
             raise ValueError("give a budget or a strength, not both: a budget finds the strength of each layer itself")
-        budget = BUDGET if budget is None and strength is None else budget
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(
                 f"budget must lie in (0, 1], the part of its length by which each layer's answer may move, got {budget}"
@@ -91,7 +89,7 @@ class Gram(Guard):
             raise ValueError(f"reference must be 'own' or 'last', got {reference!r}")
         estimate = partial(input_importance, forward=forward, exact=exact)
         super().__init__(model, strength=1.0 if strength is None else strength, decay=decay, estimate=estimate)
-        self.budget = budget
+        self._given, self._has_budget = budget, strength is None
         self.anchors: Literal["own", "last"] = reference
         self.exact = exact
         self.forward = forward
@@ -100,6 +98,14 @@ class Gram(Guard):
         self._curvatures: dict[LinearMap, Tensor] = {}  # largest curvatures / 2 of the forms, scalars
         self._reference: Params = {}
         self._parameters: dict[str, nn.Parameter] = {}  # of what is held, to see what the model has replaced since
+
+    @property
+    def budget(self) -> float | None:
+        """How far the answers of each layer may move; None with a strength. Where none was given it depends on how many
+        layers are held."""
+        if not self._has_budget:
+            return None
+        return default_budget(len(self._forms)) if self._given is None else self._given
 
     @property
     def importance(self) -> Params:
@@ -114,7 +120,7 @@ class Gram(Guard):
 
     def set_strength(self, strength: float) -> None:
         """From now on hold with this strength, without a budget."""
-        self.strength, self.budget = strength, None
+        self.strength, self._has_budget = strength, False
 
     # --- in a training loop
 
@@ -155,9 +161,9 @@ class Gram(Guard):
         most = None
         if isinstance(optimizer, SGD):
             rate = max(float(group["lr"]) for group in optimizer.param_groups)
-            parts = 1.0 if self.budget is None else 1 / torch.tensor([form.tasks for form in forms.values()])
-            curvatures = torch.stack([self._curvatures[each] for each in forms])
-            most = most_for_sgd(curvatures * torch.as_tensor(parts).to(curvatures), rate)
+            counts = [form.tasks if self._has_budget else 1.0 for form in forms.values()]
+            curvatures = [self._curvatures[each] / count for each, count in zip(forms, counts, strict=True)]
+            most = most_for_sgd(torch.stack(curvatures), rate)
         if self.budget is not None:
             before = torch.stack([self._multipliers[each] for each in forms])
             after = next_multipliers(before, shares, self.budget, most)
@@ -253,8 +259,8 @@ class Gram(Guard):
     def save(self, path: str | Path) -> None:
         settings = {
             "holds": "gram",
-            "budget": self.budget,
-            "strength": self.strength,
+            "budget": self._given,
+            "strength": None if self._has_budget else self.strength,
             "reference": self.anchors,
             "decay": self.decay,
             "exact": self.exact,
@@ -274,7 +280,7 @@ class Gram(Guard):
         gram = Gram(
             model,
             settings["budget"],
-            strength=None if settings["budget"] is not None else settings["strength"],
+            strength=settings["strength"],
             reference=settings["reference"],
             decay=settings["decay"],
             exact=settings["exact"],
@@ -287,7 +293,7 @@ class Gram(Guard):
 
     def _weight(self, each: LinearMap, form: Quadratic) -> Tensor | float:
         """What the form of a map is multiplied with in the penalty."""
-        return self.strength if self.budget is None else self._multipliers[each] / form.tasks
+        return self._multipliers[each] / form.tasks if self._has_budget else self.strength
 
     def _change(self, each: LinearMap) -> Tensor:
         """Of a map's weights since the reference, as matrices."""
