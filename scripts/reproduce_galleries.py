@@ -45,7 +45,7 @@ GRID: dict[str, Config] = {
 }
 # as --tune chose them: the strength of distill, those of mas and distill together
 CHOSEN = {"omniglot": (30, (0.1, 10)), "fashion-mnist": (100, (0.3, 100))}
-METHODS = ("finetune", "frozen", "mas", "distill", "no-reindex", "joint")
+METHODS = ("finetune", "frozen", "mas", "gram", "distill", "no-reindex", "joint")
 MAPS = ("sdc", "linear", "mlp")
 GALLERIES = ("fresh", "stale", *MAPS)
 

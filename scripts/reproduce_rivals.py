@@ -104,6 +104,7 @@ METHODS = {
     "slow": Method({"name": "finetune"}, training={"backbone_lr": "0.01x"}),
     "joint": Method({"name": "joint"}),
     "mas": Method({"name": "mas"}, RELATIVE),
+    "gram": Method({"name": "gram"}),  # by its default budget
     "mas, raw unit": Method({"name": "mas", "relative": False}, DECADES),
     "mas, logits": Method({"name": "mas", "output": "logits"}, RELATIVE),
     "local_mas": Method({"name": "local_mas"}, RELATIVE),
