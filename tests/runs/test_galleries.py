@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.cli import galleries as command
-from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.dataset import LabelledDataset, concatenate
 from tripletmas.data.folders import unlabelled
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index import drift
@@ -30,6 +30,7 @@ from tripletmas.runs.galleries import Galleries, GalleryConfig, drift_by_class, 
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.updates import compatibility_matrix, flips_of_update
+from tripletmas.strategies.anchors import Anchors
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
 
@@ -192,6 +193,32 @@ def test_a_run_keeps_the_pairs_of_ones_own_images(tiny_stream, write_images, tmp
     galleries = Galleries(("linear",))
     galleries.restore(run, perceptron(), tiny_stream, 3)
     assert [len(part) for part in galleries.parts["linear"]] == [6, 6, 6]
+
+
+def test_old_samples_that_a_strategy_keeps_join_the_pairs(tiny_stream, tmp_path):
+    """Each update's pairs end with them, as the models before and after it have them; a map is fitted on all."""
+    run, strategy = RunDirectory.create(tmp_path / "run", {}), Anchors(per_class=2, strength=1.0)
+    loss = make_loss("triplet", dim=4, num_classes=6)
+    train_stream(perceptron(), tiny_stream, strategy, loss, SMALL, run)
+    every = concatenate([task.train for task in tiny_stream])
+    model, vectors = perceptron(), None
+    for number, task in enumerate(tiny_stream):
+        kept = every.subset(strategy.state_dict()["held"][: 4 * number])
+        pairs = []
+        for at in (number - 1, number) if number else ():
+            run.load_weights(model, at)
+            pairs.append(torch.cat([embed(model, data).vectors for data in (task.train, kept)]))
+        found = run.galleries.read(number)
+        assert ("before" in found) == bool(number)
+        if number:
+            assert len(pairs[0]) == len(task.train) + 4 * number
+            torch.testing.assert_close((found["before"], found["after"]), tuple(pairs))
+            vectors = unit(fit_drift("linear", *map(unit, pairs))(vectors))
+        else:
+            vectors = unit(found["stored"])
+    restored = Galleries(("linear",))
+    restored.restore(run, model, tiny_stream, 3)
+    torch.testing.assert_close(restored.parts["linear"][0].vectors, vectors, rtol=1e-4, atol=1e-5)
 
 
 def test_what_are_no_images_of_ones_own(write_images, tmp_path):

@@ -180,6 +180,45 @@ def test_samples_are_never_augmented(tiny_stream):
     assert strategy.loss(model, inputs, model(inputs)) is not None
 
 
+# --- the pairs that join the fit of a map
+
+
+def test_pairs_are_what_was_kept_before_a_task_by_the_models_before_it_and_after(tiny_stream):
+    model, strategy = make_model(), prepared(tiny_stream)
+    for number, task in enumerate(tiny_stream):
+        strategy.before_task(model, task, torch.optim.SGD(model.parameters()))
+        kept = kept_samples(strategy, tiny_stream)
+        assert len(kept) == 2 * number * PER_CLASS
+        model.eval()
+        before = model(kept)
+        change(model)
+        after = model(kept)
+        strategy.after_task(model, task)
+        pairs = strategy.kept_pairs()
+        if not number:
+            assert pairs is None
+            continue
+        assert pairs is not None
+        torch.testing.assert_close(pairs, (before, after), rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_of_a_task_that_is_resumed_in_its_middle_are_the_same(tiny_stream):
+    model, strategy, other = make_model(), prepared(tiny_stream), prepared(tiny_stream)
+    optimizer = torch.optim.SGD(model.parameters())
+    strategy.after_task(model, tiny_stream[0])
+    strategy.before_task(model, tiny_stream[1], optimizer)
+    change(model)
+    other.before_task(model, tiny_stream[1], optimizer)
+    other.load_state_dict(strategy.state_dict())
+    change(model)
+    pairs = []
+    for each in (strategy, other):
+        each.after_task(model, tiny_stream[1])
+        pairs.append(each.kept_pairs())
+    assert all(map(torch.equal, *pairs))
+    assert not torch.equal(*pairs[0])
+
+
 # --- state
 
 

@@ -138,3 +138,23 @@ def test_what_cannot_go_together_is_refused():
             Combine(parts)
     with pytest.raises(ValueError, match=r"searched must be one of \['mas'\], got 'distill'"):
         Combine({"mas": MAS()}, searched="distill")
+
+
+def test_pairs_of_old_samples_are_those_of_the_parts_that_have_some(tiny_stream):
+    alone, combined = Anchors(per_class=2), Combine({"l2": L2(), "few": Anchors(per_class=1), "more": Anchors()})
+    model, found = make_model(), []
+    for strategy in (alone, combined):
+        strategy.prepare(model, make_metric(), tiny_stream)
+    for task in tiny_stream[:2]:
+        for strategy in (alone, combined):
+            strategy.before_task(model, task, torch.optim.SGD(model.parameters()))
+        change(model)
+        for strategy in (alone, combined):
+            strategy.after_task(model, task)
+        found.append([strategy.kept_pairs() for strategy in (alone, combined)])
+    assert found[0] == [None, None]
+    parts = [combined.parts[name].kept_pairs() for name in ("few", "more")]
+    for side in (0, 1):
+        assert found[1][0][side].shape == (4, 3)
+        assert torch.equal(found[1][1][side], torch.cat([each[side] for each in parts]))
+        assert len(found[1][1][side]) == 2 * (1 + 5)

@@ -54,7 +54,7 @@ class AfterTask:
         strategy.after_task(model, seen[-1])
         deployed = strategy.deployed(model)
         embedded = embed_tasks(deployed, seen, objective.embed)
-        self.galleries.after_task(deployed, seen[-1], embedded.galleries[-1])
+        self.galleries.after_task(deployed, seen[-1], embedded.galleries[-1], strategy.kept_pairs())
         objective.after_task(deployed, seen)
         found = objective.score(seen, embedded, named(self.galleries.parts, self.config.compensate))
         scores.enter(len(seen) - 1, found.values)

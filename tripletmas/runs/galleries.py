@@ -3,7 +3,8 @@
 **stale**: each task's part as the model embedded it that was current when the task was learned; the gallery of
 everything seen is then a mixed one, each part by the model of its time, which is what production has. **compensated**:
 the same vectors, moved after every later task by a map that is fitted on that task's own samples before and after it
-(`drift`): no old sample is read. **fresh**, embedded anew by the present model, is what these are compared with.
+(`drift`): no old sample is read, but those that a strategy keeps. **fresh**, embedded anew by the present model, is
+what these are compared with.
 """
 
 from __future__ import annotations
@@ -117,13 +118,20 @@ class Galleries:
         """Note where the model that was deployed so far puts the samples of the new task."""
         self._before = self._pairs(model, task) if len(self) else None
 
-    def after_task(self, model: nn.Module, task: Task, gallery: Embeddings) -> None:
+    def after_task(
+        self, model: nn.Module, task: Task, gallery: Embeddings, kept: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Move what is stored, and store the gallery of the new task.
 
         Args:
             model: the one that is deployed from now on; `gallery` holds its raw embeddings.
+            kept: old samples by the model before the task and by this one, which join the pairs; None for none.
         """
-        self._follow(self._pairs(model, task) if len(self) else None, gallery)
+        after = self._pairs(model, task) if len(self) else None
+        if kept is not None and after is not None:
+            assert self._before is not None
+            self._before, after = torch.cat([self._before, kept[0]]), torch.cat([after, kept[1]])
+        self._follow(after, gallery)
 
     def asked_by_part(self, embedded: EmbeddedTasks) -> EmbeddedTasks:
         """Tasks by the present model, such that every query is moved back to each stored part that it searches.

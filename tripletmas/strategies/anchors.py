@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset, concatenate
@@ -24,9 +25,11 @@ class Anchors(Strategy):
     v_k is the unit vector that was stored when the task of x_k had been learned, and no later task moves it: it is that
     of the stale gallery, also where galleries are compensated. Of each class those samples are kept whose mean is
     nearest to that of the class (see `herd`). F is in eval mode here, as when v_k was made, and reads samples that are
-    not augmented; their labels are not used.
-    Stores for each sample that is kept its vector and one integer, beside the sample itself; costs a forward and a
-    backward pass of a batch of old samples a step, and a forward pass over the task's data after it.
+    not augmented; their labels are not used. Where galleries are compensated, what is kept is embedded before and after
+    each task, too, and joins the samples on which the map is fitted.
+    Stores for each sample that is kept its vector and one integer, and while a task is learned a second vector, beside
+    the sample itself; costs a forward and a backward pass of a batch of old samples a step, and a forward pass over the
+    task's data after it.
 
     Args:
         per_class: how many samples of each class are kept; 0 keeps none, and is finetune.
@@ -55,6 +58,9 @@ class Anchors(Strategy):
         self._samples = concatenate([task.train for task in stream]).plain() if stream else None
         self._forget()
 
+    def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
+        self._before = self._embedded(model)
+
     def loss(self, model: nn.Module, inputs: Tensor, embeddings: Tensor) -> Tensor | None:
         if not self.strength or not len(self._held):
             return None
@@ -69,6 +75,9 @@ class Anchors(Strategy):
     def after_task(self, model: nn.Module, task: Task) -> None:
         if self._objective is None:
             raise RuntimeError("call strategy.prepare(model, objective, stream) first")
+        after = self._embedded(model)
+        self._pairs = None if self._before is None or after is None else (self._before, after)
+        self._before = None
         vectors = functional.normalize(self._objective.embed(model, task.train.plain()).vectors)
         of_classes = [(task.train.labels == label).nonzero().flatten() for label in task.train.classes]
         chosen = torch.cat([members[herd(vectors[members].double(), self.per_class)] for members in of_classes])
@@ -76,21 +85,36 @@ class Anchors(Strategy):
         self._vectors = torch.cat([self._vectors.view(-1, vectors.shape[1]), vectors[chosen]])
         self._num_seen += len(task.train)
 
+    def kept_pairs(self) -> tuple[Tensor, Tensor] | None:
+        return self._pairs
+
     def set_strength(self, strength: float) -> None:
         self.strength = strength
 
     def state_dict(self) -> Params:
-        return {"held": self._held, "vectors": self._vectors, "num_seen": torch.tensor(self._num_seen)}
+        before = {} if self._before is None else {"before": self._before}
+        return {"held": self._held, "vectors": self._vectors, "num_seen": torch.tensor(self._num_seen)} | before
 
     def load_state_dict(self, state: Params) -> None:
         self._held, self._vectors = state["held"].cpu(), state["vectors"].cpu()
         self._num_seen = int(state["num_seen"])
+        self._before = state.get("before")
 
     def _forget(self) -> None:
         # Which of the training samples so far, counted in the order of the stream: indices may change when data grow.
         self._held = torch.zeros(0, dtype=torch.int64)
         self._vectors = torch.zeros(0, 0)
         self._num_seen = 0
+        self._before: Tensor | None = None
+        self._pairs: tuple[Tensor, Tensor] | None = None
+
+    def _embedded(self, model: nn.Module) -> Tensor | None:
+        """Where a model has the samples that are kept, in their order; None for none."""
+        if not len(self._held):
+            return None
+        assert self._samples is not None
+        assert self._objective is not None
+        return self._objective.embed(model, self._samples.subset(self._held)).vectors
 
 
 @contextmanager

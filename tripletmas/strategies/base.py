@@ -51,6 +51,13 @@ class Strategy:
     def after_task(self, model: nn.Module, task: Task) -> None:
         """After the last epoch of a task, before it is evaluated."""
 
+    def kept_pairs(self) -> tuple[Tensor, Tensor] | None:
+        """Raw embeddings (n, dim) of the old samples that it keeps, before the last task and after; None for none.
+
+        They join the pairs on which the map is fitted that moves stored vectors.
+        """
+        return None
+
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
         """Hold what unlabelled data need, too, of the model as it is between two tasks; a task of the run counts 1.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -77,6 +78,13 @@ class Combine(Strategy):
     def after_task(self, model: nn.Module, task: Task) -> None:
         for part in self.parts.values():
             part.after_task(model, task)
+
+    def kept_pairs(self) -> tuple[Tensor, Tensor] | None:
+        found = [pairs for part in self.parts.values() if (pairs := part.kept_pairs()) is not None]
+        if not found:
+            return None
+        before, after = zip(*found, strict=True)
+        return torch.cat(before), torch.cat(after)
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
         protecting = [name for name, part in self.parts.items() if part.protections]
