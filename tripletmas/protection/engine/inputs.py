@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from tripletmas.protection.engine.rule import Rule
 from tripletmas.protection.engine.rules import RULES, Convolution, Embedding, Linear, Scale
 from tripletmas.protection.engine.second_moments import second_moment
 from tripletmas.protection.engine.watch import Call, Watch, Weight, tensors_in
-from tripletmas.protection.structured.linear_map import LinearMap
+from tripletmas.protection.structured.linear_map import Kind, LinearMap
 
 
 class LayerInputs(Watch):
@@ -64,46 +64,55 @@ class LayerInputs(Watch):
             self._take(found, *second_moment(rule, **has, draw=partial(self._draw, found)))
 
     def _map_of(self, rule: Rule) -> LinearMap | None:
-        names: dict[str, str | None] = {"weight": None, "bias": None}
-        rows, is_transposed = [], False
-        for role, tensor in rule.weights.items():
-            place = self._place(tensor)
-            if place is None:
-                return None
-            names[role], start, stop, turned = place
-            rows.append((start, stop))
-            is_transposed |= turned
-        (start, stop), weight, bias = rows[0], names["weight"], names["bias"]
-        if len(set(rows)) != 1:
-            bias = None  # cut in another way than the weight: a response of its own
-        if isinstance(rule, Linear):
-            kind = "transposed" if is_transposed != rule.transposed else "linear"
-            return LinearMap(weight, bias, kind, 1, start, stop)
-        if is_transposed:
+        places = {role: self._place(tensor) for role, tensor in rule.weights.items()}
+        known = {role: place for role, place in places.items() if place is not None}
+        if not known or len(known) < len(places):
             return None
-        if isinstance(rule, Convolution) and stop is None:
-            return LinearMap(weight, bias, "transposed convolution" if rule.transposed else "convolution", rule.groups)
-        if isinstance(rule, Scale):
-            return LinearMap(weight, bias, "scale", next(iter(rule.weights.values())).numel(), start, stop)
-        if isinstance(rule, Embedding) and stop is None:
-            return LinearMap(weight, None, "table", len(rule.weights["weight"]))
-        return None
+        first = next(iter(known.values()))
+        if any(place.rows != first.rows for place in known.values()):
+            known = {"weight": first}  # the bias is cut in another way than the weight: a response of its own
+        weight, bias = (known[role].name if role in known else None for role in ("weight", "bias"))
+        is_transposed = any(place.is_transposed for place in known.values())
+        found = _kind_and_groups(rule, is_transposed, is_whole=first.rows == (0, None))
+        return LinearMap(weight, bias, *found, *first.rows) if found else None
 
-    def _place(self, tensor: Tensor) -> tuple[str, int, int | None, bool] | None:
-        """The parameter that this is, or is a view of: its name, first and last row, and whether it is transposed."""
+    def _place(self, tensor: Tensor) -> _Place | None:
+        """The parameter that this is, or is a view of; None for what is neither."""
         weight = self._weights.get(id(tensor))
         if weight is None or len(weight.parameters) != 1:
             return None
         name = weight.parameters[0]
         whole = self._parameters[name]
         if tensor.shape == whole.shape and tensor.stride() == whole.stride():
-            return name, 0, None, False
+            return _Place(name, (0, None), False)
         if tensor.ndim == 2 and tensor.shape == whole.shape[::-1] and tensor.stride() == whole.stride()[::-1]:
-            return name, 0, None, True
+            return _Place(name, (0, None), True)
         if tensor.shape[1:] != whole.shape[1:] or tensor.stride() != whole.stride():
             return None
         start = int(tensor.storage_offset() - whole.storage_offset()) // whole.stride(0)
-        return name, start, start + len(tensor), False
+        return _Place(name, (start, start + len(tensor)), False)
+
+
+class _Place(NamedTuple):
+    """Which parameter a tensor is, or which rows of it, (first, last + 1) with None for all, or its transpose."""
+
+    name: str
+    rows: tuple[int, int | None]
+    is_transposed: bool
+
+
+def _kind_and_groups(rule: Rule, is_transposed: bool, is_whole: bool) -> tuple[Kind, int] | None:
+    if isinstance(rule, Linear):
+        return ("transposed" if is_transposed != rule.transposed else "linear"), 1
+    if is_transposed:
+        return None
+    if isinstance(rule, Scale):
+        return "scale", next(iter(rule.weights.values())).numel()
+    if isinstance(rule, Convolution) and is_whole:
+        return ("transposed convolution" if rule.transposed else "convolution"), rule.groups
+    if isinstance(rule, Embedding) and is_whole:
+        return "table", len(rule.weights["weight"])
+    return None
 
 
 def _is_view(tensor: Tensor, parameter: Tensor) -> bool:

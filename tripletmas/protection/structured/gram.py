@@ -139,43 +139,52 @@ class Gram(Guard):
 
     @torch.no_grad()
     def _add_gradients(self, optimizer: Optimizer) -> bool:
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         parameters = named_parameters(self.model)
-        stepped = {name for name in self._reference if id(parameters.get(name)) in own}
+        stepped = self._stepped_by(optimizer, parameters)
         forms = {each: form for each, form in self._present().items() if not stepped.isdisjoint(each.parameters)}
-        scale = getattr(optimizer, "grad_scale", None)
+        scale = getattr(optimizer, "grad_scale", None)  # see `Protection`
         shares = []
         for each, form in forms.items():
             value, half = form.of(self._change(each))
             shares.append(value / form.tasks)
-            weight = 2 * self._weight(each, form) * (1 if scale is None else scale)
-            for name, part in each.spread(half.mul_(weight), parameters):
+            half.mul_(2 * self._weight(each, form) * (1 if scale is None else scale))
+            for name, part in each.spread(half, parameters):
                 if name in stepped:
                     each.rows(dense_gradient(parameters[name])).add_(part)
         if forms:
             self._adapt(optimizer, forms, torch.stack(shares))
         return bool(forms)
 
+    def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> set[str]:
+        """Names of the parameters that are held and that this optimizer steps."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return {name for name in self._reference if id(parameters.get(name)) in own}
+
     def _adapt(self, optimizer: Optimizer, forms: Mapping[LinearMap, Quadratic], shares: Tensor) -> None:
         """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
-        most = None
-        if isinstance(optimizer, SGD):
-            rate = max(float(group["lr"]) for group in optimizer.param_groups)
-            counts = [form.tasks if self._has_budget else 1.0 for form in forms.values()]
-            curvatures = [self._curvatures[each] / count for each, count in zip(forms, counts, strict=True)]
-            most = most_for_sgd(torch.stack(curvatures), rate)
+        most = self._most(optimizer, forms) if isinstance(optimizer, SGD) else None
         if self.budget is not None:
             before = torch.stack([self._multipliers[each] for each in forms])
             after = next_multipliers(before, shares, self.budget, most)
             self._multipliers |= dict(zip(forms, after.unbind(), strict=True))
-        elif most is not None and optimizer not in self._checked_rates:
-            self._checked_rates.add(optimizer)
-            if self.strength > float(most.min()):
-                warnings.warn(
-                    f"strength {self.strength:g} is above {float(most.min()):.3g}, where plain gradient steps on "
-                    "this penalty may diverge: lower the strength or the learning rate, or give a budget",
-                    stacklevel=2,
-                )
+        elif most is not None:
+            self._warn_if_unstable(optimizer, float(most.min()))
+
+    def _most(self, optimizer: Optimizer, forms: Mapping[LinearMap, Quadratic]) -> Tensor:
+        """The multipliers, or strengths, (maps,) up to which plain gradient steps converge."""
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        counts = [form.tasks if self._has_budget else 1.0 for form in forms.values()]
+        curvatures = [self._curvatures[each] / count for each, count in zip(forms, counts, strict=True)]
+        return most_for_sgd(torch.stack(curvatures), rate)
+
+    def _warn_if_unstable(self, optimizer: Optimizer, most: float) -> None:
+        if optimizer not in self._checked_rates and self.strength > most:
+            warnings.warn(
+                f"strength {self.strength:g} is above {most:.3g}, where plain gradient steps on this penalty may "
+                "diverge: lower the strength or the learning rate, or give a budget",
+                stacklevel=2,
+            )
+        self._checked_rates.add(optimizer)
 
     # --- after a task
 

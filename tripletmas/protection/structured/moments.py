@@ -53,31 +53,35 @@ def relative_grams(
     wanted = trainable(model)
     if not wanted:
         raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to hold")
-    parameters = named_parameters(model)
     moments = _moments(model, batches, forward, exact)
-    found: Grams = {}
-    for each, moment in moments.items():
-        if not moment.isfinite().all():
-            raise ValueError(f"the inputs of {each.name!r} are not finite on these data: NaN or infinity before it")
-        found[each] = moment
-    explained = {name for each in found for name in each.parameters}
+    explained = {name for each in moments for name in each.parameters}
     for name in wanted.keys() - explained:
-        found[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
-    silent = []
-    for each in sorted(found, key=lambda one: list(parameters).index(one.parameters[0])):
-        gram = found.pop(each)  # in the order of the model
-        assert isinstance(gram, Tensor)
-        gram = gram if exact else compressed(gram)
-        response = float(energy(each.matrices(parameters), gram))
-        if response > 0 and math.isfinite(response):
-            found[each] = scaled(gram, 1 / response)
-        else:
-            silent.append(each.name)
+        moments[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
+    found, silent = _in_their_own_unit(moments, named_parameters(model), exact)
     if not found:
         raise ValueError("no layer answers anything on these data: all inputs or all weights are zero")
     if silent:
         warnings.warn(f"nothing to hold of {listed(silent)}: inputs or weights are all zero there", stacklevel=3)
     return found
+
+
+def _in_their_own_unit(
+    moments: dict[LinearMap, Tensor], parameters: Mapping[str, Tensor], exact: bool
+) -> tuple[Grams, list[str]]:
+    """The moments, in the order of the model, divided by the maps' squared answers; names of maps without any."""
+    order = {name: number for number, name in enumerate(parameters)}
+    found, silent = {}, []
+    for each in sorted(moments, key=lambda one: order[one.parameters[0]]):
+        moment = moments.pop(each)
+        if not moment.isfinite().all():
+            raise ValueError(f"the inputs of {each.name!r} are not finite on these data: NaN or infinity before it")
+        gram = moment if exact else compressed(moment)
+        answer = float(energy(each.matrices(parameters), gram))
+        if answer > 0 and math.isfinite(answer):
+            found[each] = scaled(gram, 1 / answer)
+        else:
+            silent.append(each.name)
+    return found, silent
 
 
 def input_importance(
