@@ -30,6 +30,8 @@ from tripletmas.runs.resume import changed_tasks, check_identities
 from tripletmas.runs.strength import SearchConfig
 from tripletmas.strategies.base import Strategy
 
+_STRENGTH_OF_GRAM = 30.0  # in place of its default, which is a budget and no strength
+
 logger = logging.getLogger(__name__)
 
 
@@ -186,7 +188,8 @@ def _strategy(name: str, options: dict[str, Any], config: Mapping[str, Any]) -> 
         return catalog.build_strategy(name, options), None
     search = SearchConfig(**config["search"])
     if search.start is None:
-        search = replace(search, start=32 * catalog.options("strategy", part or name)["strength"].default)
+        default = catalog.options("strategy", part or name)["strength"].default
+        search = replace(search, start=32 * (_STRENGTH_OF_GRAM if default is None else default))
     if not part:
         return catalog.build_strategy(name, {**options, "strength": search.start}), search
     given = {**options, part: {**options[part], "strength": search.start}}

@@ -28,7 +28,7 @@ class SearchConfig:
     """How a strength is searched for each task after the first.
 
     Args:
-        start: the strength that is tried first; null is 32 times the default of the strategy.
+        start: the strength that is tried first; null is 32 times the default of the strategy, 960 for gram.
         drop: p: accepted is the first strength whose score on the new task's validation data is at least (1 - p)
             times that of finetune.
         share: of each class of the new task, held out as validation data while strengths are tried.

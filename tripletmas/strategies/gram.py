@@ -10,6 +10,7 @@ from torch import nn
 from tripletmas.basics.weights import Params
 from tripletmas.objectives.objective import Objective
 from tripletmas.protection.structured import gram
+from tripletmas.protection.structured.budget import check_budget
 from tripletmas.strategies.consolidate import Consolidate
 
 
@@ -42,6 +43,9 @@ class Gram(Consolidate):
         decay: float = 1.0,
         exact: bool = False,
     ):
+        check_budget(budget, strength)
+        if strength is not None and not strength >= 0:
+            raise ValueError(f"strength must be >= 0, got {strength}")
         self.budget, self.strength, self.decay, self.exact = budget, strength, decay, exact
         self.reference: Literal["own", "last"] = reference
 

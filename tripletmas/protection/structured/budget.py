@@ -12,6 +12,16 @@ _RATE, _DOWN, _UP = 0.2, -0.5, 2.0  # of the logarithm, a step; how far from the
 _LEAST, _MOST = 1e-3, 1e6
 
 
+def check_budget(budget: float | None, strength: float | None) -> None:
+    """Raise a ValueError for both or for a budget outside (0, 1]."""
+    if budget is not None and strength is not None:
+        raise ValueError("give a budget or a strength, not both: a budget finds the strength of each layer itself")
+    if budget is not None and not 0 < budget <= 1:
+        raise ValueError(
+            f"budget must lie in (0, 1], the part of its length by which each layer's answer may move, got {budget}"
+        )
+
+
 def default_budget(num_maps: int) -> float:
     """0.025 over the root of the number of linear maps, so that the shares of all sum to 0.025^2: changes add up on the
     way through a network.

@@ -19,7 +19,7 @@ from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.penalty import dense_gradient
-from tripletmas.protection.structured.budget import START, default_budget, most_for_sgd, next_multipliers
+from tripletmas.protection.structured.budget import START, check_budget, default_budget, most_for_sgd, next_multipliers
 from tripletmas.protection.structured.gram_matrix import LowRank, largest_curvature, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
@@ -79,12 +79,7 @@ class Gram(Guard):
         exact: bool = False,
         forward: Forward | None = None,
     ):
-        if budget is not None and strength is not None:
-            raise ValueError("give a budget or a strength, not both: a budget finds the strength of each layer itself")
-        if budget is not None and not 0 < budget <= 1:
-            raise ValueError(
-                f"budget must lie in (0, 1], the part of its length by which each layer's answer may move, got {budget}"
-            )
+        check_budget(budget, strength)
         if reference not in ("own", "last"):
             raise ValueError(f"reference must be 'own' or 'last', got {reference!r}")
         estimate = partial(input_importance, forward=forward, exact=exact)
