@@ -16,7 +16,7 @@ from torch.optim import LBFGS, SGD, AdamW
 
 from tripletmas.basics.weights import trainable
 from tripletmas.protection.protection import MAS, Protection
-from tripletmas.protection.structured.budget import next_multipliers
+from tripletmas.protection.structured.budget import most_for_sgd, next_multipliers
 from tripletmas.protection.structured.gram import Gram
 from tripletmas.protection.structured.gram_matrix import square
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -159,7 +159,6 @@ def test_the_fused_path_of_a_transformer_hides_nothing():
     gram.consolidate([torch.randn(5, 7, 8)])
     assert set(gram.shares()) == {"self_attn", "self_attn.out_proj", "linear1", "linear2", "norm1", "norm2"}
     assert not gram.coverage().alone
-    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_layer_that_is_called_twice_is_one_map():
@@ -295,6 +294,29 @@ def test_importance_is_the_diagonal():
     assert gram.value().item() == pytest.approx(gram.importance["0.weight"][2, 3].item())
 
 
+def test_a_word_of_padding_is_not_held():
+    model, _ = made("words with padding")
+    gram = Gram(model, strength=1.0)
+    gram.consolidate([torch.arange(36).view(9, 4) % 9])  # every word, that of padding among them
+    assert gram.importance["table.weight"].any(1).tolist() == [word != 7 for word in range(9)]  # padding_idx -2 of 9
+
+
+def test_the_gradient_is_scaled_where_the_optimizer_unscales_it():
+    """As GradScaler says to fused optimizers."""
+    plain, scaled = consolidated(), consolidated()
+    for (model, gram), scale in ((plain, None), (scaled, torch.tensor(8.0))):
+        optimizer = SGD(model.parameters(), lr=0.1)
+        gram.attach(optimizer)
+        if scale is not None:
+            optimizer.grad_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.no_grad():
+            gram._add_gradients(optimizer)
+    for one, other in zip(plain[0].parameters(), scaled[0].parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(8 * one.grad, other.grad)
+
+
 def test_frozen_weights_are_not_touched_and_count_in_the_response():
     model = small()
     layer(model, 0).weight.requires_grad_(False)
@@ -349,6 +371,24 @@ def test_multipliers_rise_over_the_budget_and_fall_under_it():
     after = next_multipliers(before, torch.tensor([0.04, 0.01, 0.0]), 0.1)  # roots 0.2, 0.1, 0
     # by a fifth of log 2; not; by a fifth of a half, the most that counts downwards
     assert after.tolist() == pytest.approx([2**0.2, 1.0, torch.tensor(-0.1).exp().item()])
+
+
+def test_plain_gradient_steps_set_a_limit():
+    """A step of rate r on m * sum A D^2 multiplies D by 1 - 2 r m A: it converges below m = 1 / (r A)."""
+    most = most_for_sgd(torch.tensor([2.0, 0.5]), 0.1)
+    assert most.tolist() == pytest.approx([0.9 / 0.2, 0.9 / 0.05])
+    after = next_multipliers(torch.tensor([4.4, 4.4]), torch.tensor([1.0, 1.0]), 0.1, most)
+    assert after[0].item() == pytest.approx(4.5)
+    assert after[1] > 4.5
+
+
+def test_a_strength_at_which_sgd_diverges_is_told():
+    model, gram = consolidated(strength=1e6)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    gram.attach(optimizer)
+    with pytest.warns(UserWarning, match="strength 1e[+]06 is above .*, where plain gradient steps .* may diverge"):
+        optimizer.step()
+    optimizer.step()  # once is enough
 
 
 def test_the_default_budget_depends_on_the_depth():

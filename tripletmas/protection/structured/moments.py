@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -123,7 +122,7 @@ def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, 
         else:
             moments[each] = moment
 
-    with measuring(model) as moved, torch.no_grad(), _without_fused_attention():
+    with measuring(model) as moved, torch.no_grad():
         for batch in batches:
             inputs = moved(inputs_of(batch, forward))
             count = num_samples(inputs)
@@ -135,14 +134,3 @@ def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, 
     if not total:
         raise ValueError("a Gram needs at least one sample, and the batches were empty")
     return moments
-
-
-@contextmanager
-def _without_fused_attention():
-    """In eval mode without gradients, attention takes a path on which nothing inside it can be seen."""
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)
