@@ -532,5 +532,8 @@ def test_a_network_of_the_field():
     model = torchvision.models.resnet18(num_classes=16)
     gram = Gram(model, 0.05)
     gram.consolidate([torch.randn(8, 3, 64, 64)])
-    assert gram.coverage().share_held > 0.95  # some channels of an untrained network see nothing but zeros
+    coverage = gram.coverage()
+    assert not coverage.new
+    # deep channels of an untrained network are zero at some places of 2 x 2, and are not held there
+    assert all(counts.zero < 0.3 * counts.weights for counts in coverage.layers.values())
     assert len(gram.shares()) == 21 + 20
