@@ -85,7 +85,7 @@ class Gram(Guard):
         estimate = partial(input_importance, forward=forward, exact=exact)
         super().__init__(model, strength=1.0 if strength is None else strength, decay=decay, estimate=estimate)
         self._given, self._has_budget = budget, strength is None
-        self.anchors: Literal["own", "last"] = reference
+        self.reference: Literal["own", "last"] = reference
         self.exact = exact
         self.forward = forward
         self._forms: dict[LinearMap, Quadratic] = {}
@@ -207,7 +207,7 @@ class Gram(Guard):
         """Add `weight` of a task with these Grams, learned with the present weights, to `decay` times what is held."""
         forms = {}
         for each, form in self._present().items():
-            forms[each] = form.anchored(self._change(each), own=self.anchors == "own")
+            forms[each] = form.anchored(self._change(each), own=self.reference == "own")
         for each, gram in grams.items():
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
@@ -265,7 +265,7 @@ class Gram(Guard):
             "holds": "gram",
             "budget": self._given,
             "strength": None if self._has_budget else self.strength,
-            "reference": self.anchors,
+            "reference": self.reference,
             "decay": self.decay,
             "exact": self.exact,
         }
