@@ -169,6 +169,15 @@ def test_every_listed_option_is_accepted(name: str):
     assert isinstance(build_strategy(name, defaults), Strategy)
 
 
+@pytest.mark.parametrize("name", WITH_STRENGTH)
+def test_what_it_cannot_take_is_refused_before_there_is_a_run(name: str):
+    """When it is made: a run directory would be there already when it is prepared."""
+    for option, values in {"strength": (-1.0, float("nan")), "decay": (-0.1, 1.5, float("nan"))}.items():
+        for value in values if option in options("strategy", name) else ():
+            with pytest.raises(ValueError, match=f"{option}.* must"):
+                build_strategy(name, {option: value})
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_first_task_is_learned_as_by_finetune(name: str, objective: str):

@@ -43,10 +43,7 @@ class Guard:
     """
 
     def __init__(self, model: nn.Module, *, strength: float, decay: float, estimate: Estimator):
-        if not strength >= 0:
-            raise ValueError(f"strength must be >= 0, got {strength}")
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay must lie in [0, 1], got {decay}")
+        check_penalty(strength, decay)
         half = [name for name, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)]
         if half:
             raise ValueError(
@@ -178,3 +175,11 @@ class Guard:
                 self._num_protected_steps += self._add_gradients(optimizer)
 
         return make_step_hook(add, self.value)
+
+
+def check_penalty(strength: float, decay: float) -> None:
+    """Raise a ValueError for a negative strength, or a decay outside [0, 1]."""
+    if not strength >= 0:
+        raise ValueError(f"strength must be >= 0, got {strength}")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must lie in [0, 1], got {decay}")

@@ -40,7 +40,7 @@ class Anchors(Strategy):
     """
 
     def __init__(self, *, per_class: int = 5, strength: float = 100.0, batch_size: int = 32):
-        if per_class < 0 or strength < 0 or batch_size < 1:
+        if per_class < 0 or not strength >= 0 or batch_size < 1:
             raise ValueError(
                 f"per_class and strength must be >= 0 and batch_size >= 1, got {per_class}, {strength} and {batch_size}"
             )

@@ -40,7 +40,7 @@ class Distill(Strategy):
         distance: Literal["cosine", "squared", "soft_targets"] | None = None,
         temperature: float = 2.0,
     ):
-        if strength < 0 or temperature <= 0:
+        if not strength >= 0 or temperature <= 0:
             raise ValueError(f"strength must be >= 0 and temperature > 0, got {strength} and {temperature}")
         if distance not in (None, "cosine", "squared", "soft_targets"):
             raise ValueError(f"distance must be 'cosine', 'squared' or 'soft_targets', got {distance!r}")

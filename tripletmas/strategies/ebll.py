@@ -56,7 +56,8 @@ class EBLL(Strategy):
         distillation: float = 1.0,
         temperature: float = 2.0,
     ):
-        if min(strength, code, reconstruction, distillation) < 0 or code_epochs < 1 or temperature <= 0:
+        weights = strength, code, reconstruction, distillation
+        if not all(weight >= 0 for weight in weights) or code_epochs < 1 or temperature <= 0:
             raise ValueError("strength, code and weights must be >= 0, code_epochs >= 1 and temperature > 0")
         self.strength, self.code, self.code_epochs = strength, code, code_epochs
         self.reconstruction, self.distillation, self.temperature = reconstruction, distillation, temperature

@@ -10,6 +10,7 @@ from torch import nn
 from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
+from tripletmas.protection.guard import check_penalty
 from tripletmas.protection.importance.fisher import FisherLabels
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.consolidate import Consolidate
@@ -53,6 +54,7 @@ class EWC(Consolidate):
     ):
         if labels not in ("sampled", "true", "all"):
             raise ValueError(f"labels must be 'sampled', 'true' or 'all', got {labels!r}")
+        check_penalty(strength, decay)
         self.strength = strength
         self.decay = decay
         self.labels: FisherLabels = labels

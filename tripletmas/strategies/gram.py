@@ -9,6 +9,7 @@ from torch import nn
 
 from tripletmas.basics.weights import Params
 from tripletmas.objectives.objective import Objective
+from tripletmas.protection.guard import check_penalty
 from tripletmas.protection.structured import gram
 from tripletmas.protection.structured.budget import check_budget
 from tripletmas.strategies.consolidate import Consolidate
@@ -45,8 +46,7 @@ class Gram(Consolidate):
         exact: bool = False,
     ):
         check_budget(budget, strength)
-        if strength is not None and not strength >= 0:
-            raise ValueError(f"strength must be >= 0, got {strength}")
+        check_penalty(0.0 if strength is None else strength, decay)
         self.budget, self.strength, self.decay, self.exact = budget, strength, decay, exact
         self.reference: Literal["own", "last"] = reference
 

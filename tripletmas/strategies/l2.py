@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tripletmas.objectives.objective import Objective
+from tripletmas.protection.guard import check_penalty
 from tripletmas.protection.importance.uniform import uniform_importance
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.consolidate import Consolidate
@@ -25,6 +26,7 @@ class L2(Consolidate):
     """
 
     def __init__(self, *, strength: float = 0.01, decay: float = 1.0):
+        check_penalty(strength, decay)
         self.strength, self.decay = strength, decay
 
     def make_protection(self, model: nn.Module, objective: Objective) -> Protection:

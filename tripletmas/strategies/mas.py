@@ -15,6 +15,7 @@ from tripletmas.basics.weights import Params
 from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.protection import protection
+from tripletmas.protection.guard import check_penalty
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.strategies.consolidate import Consolidate
 
@@ -47,6 +48,7 @@ class MAS(Consolidate):
         output: Literal["embedding", "logits", "parts"] = "embedding",
         batch_gradients: int | None = None,
     ):
+        check_penalty(strength, decay)
         self.strength, self.decay, self.relative = strength, decay, relative
         self.output: str = output
         self.batch_gradients = batch_gradients
@@ -117,6 +119,7 @@ class LocalMAS(Consolidate):
         relative: bool = True,
         left_out: tuple[str, ...] = (),
     ):
+        check_penalty(strength, decay)
         self.strength, self.decay, self.relative, self.left_out = strength, decay, relative, left_out
 
     def make_protection(self, model: nn.Module, objective: Objective) -> protection.Protection:

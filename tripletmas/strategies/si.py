@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from tripletmas.basics.weights import Params, snapshot, trainable
 from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
+from tripletmas.protection.guard import check_penalty
 from tripletmas.protection.hooks import is_registered
 from tripletmas.protection.protection import Protection
 from tripletmas.strategies.consolidate import Consolidate
@@ -43,6 +44,7 @@ class SI(Consolidate):
     def __init__(self, *, strength: float = 10.0, damping: float = 0.1, decay: float = 1.0):
         if not damping > 0:
             raise ValueError(f"damping must be > 0, got {damping}")
+        check_penalty(strength, decay)
         self.strength = strength
         self.damping = damping
         self.decay = decay
