@@ -78,9 +78,9 @@ def _of_convolution(rule: Convolution, has_bias: bool, draw: Draw) -> tuple[Tens
         # one place after the other: (rows, channels, *kernel)
         where: list[Any] = list(torch.unravel_index(chosen, places))
         parts = windows[(where[0], slice(None), *where[1:])].split(at_once)
-    total = sum(
-        (_of_rows(_patches(rule, part), has_bias) for part in parts[1:]), _of_rows(_patches(rule, parts[0]), has_bias)
-    )
+    total = torch.zeros((), device=windows.device)
+    for part in parts:
+        total = total + _of_rows(_patches(rule, part), has_bias)
     return total * (1.0 if chosen is None else rows / len(chosen)), rows
 
 

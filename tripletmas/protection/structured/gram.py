@@ -110,7 +110,10 @@ class Gram(Guard):
     def shares(self) -> dict[str, float]:
         """The share of each map's squared response that has changed, on the average over the tasks that are held."""
         with torch.no_grad():
-            found = {each: form.of(self._change(each))[0] / form.tasks for each, form in self._present().items()}
+            current = named_parameters(self.model)
+            found = {
+                each: form.of(self._change(each, current))[0] / form.tasks for each, form in self._present().items()
+            }
         return {each.name: float(share) for each, share in found.items()}
 
     def set_strength(self, strength: float) -> None:
@@ -122,11 +125,12 @@ class Gram(Guard):
     def value(self) -> Tensor:
         """The penalty now: strength times the sum of the shares over layers and tasks, or each layer's multiplier times
         its share; a differentiable scalar."""
-        parameters = named_parameters(self.model)
-        terms = []
-        for each, form in self._present().items():
-            now, then = each.matrices(parameters), each.matrices({**parameters, **self._reference})
-            terms.append(self._weight(each, form) * form.of(now - then)[0])
+        now = named_parameters(self.model)
+        then = {**now, **self._reference}
+        terms = [
+            self._weight(each, form) * form.of(each.matrices(now) - each.matrices(then))[0]
+            for each, form in self._present().items()
+        ]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def _holds(self) -> bool:
@@ -140,7 +144,7 @@ class Gram(Guard):
         scale = getattr(optimizer, "grad_scale", None)  # see `Protection`
         shares = []
         for each, form in forms.items():
-            value, half = form.of(self._change(each))
+            value, half = form.of(self._change(each, parameters))
             shares.append(value / form.tasks)
             half.mul_(2 * self._weight(each, form) * (1 if scale is None else scale))
             for name, part in each.spread(half, parameters):
@@ -158,9 +162,9 @@ class Gram(Guard):
     def _adapt(self, optimizer: Optimizer, forms: Mapping[LinearMap, Quadratic], shares: Tensor) -> None:
         """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
         most = self._most(optimizer, forms) if isinstance(optimizer, SGD) else None
-        if self.budget is not None:
+        if (budget := self.budget) is not None:
             before = torch.stack([self._multipliers[each] for each in forms])
-            after = next_multipliers(before, shares, self.budget, most)
+            after = next_multipliers(before, shares, budget, most)
             self._multipliers |= dict(zip(forms, after.unbind(), strict=True))
         elif most is not None:
             self._warn_if_unstable(optimizer, float(most.min()))
@@ -183,7 +187,6 @@ class Gram(Guard):
 
     # --- after a task
 
-    @torch.no_grad()
     def consolidate(self, batches: Iterable[Any]) -> Params:
         """Measure the input Grams of what was just learned, add them to what is held, and re-anchor.
 
@@ -193,26 +196,26 @@ class Gram(Guard):
         Returns:
             The diagonal of this task's forms alone, by canonical name.
         """
-        grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
-        self.add(grams, decay=self.decay)
-        return diagonals(grams, self.model)
+        return self._measure_and_add(batches, weight=1.0, decay=self.decay)
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
-        grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
-        self.add(grams, weight=weight)
-        return diagonals(grams, self.model)
+        return self._measure_and_add(batches, weight=weight, decay=1.0)
 
     @torch.no_grad()
     def add(self, grams: Grams, *, weight: float = 1.0, decay: float = 1.0) -> None:
         """Add `weight` of a task with these Grams, learned with the present weights, to `decay` times what is held."""
-        forms = {}
-        for each, form in self._present().items():
-            forms[each] = form.anchored(self._change(each), own=self.reference == "own")
+        current, own = named_parameters(self.model), self.reference == "own"
+        forms = {each: form.anchored(self._change(each, current), own=own) for each, form in self._present().items()}
         for each, gram in grams.items():
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
         self._hold(forms)
-        self._reference = snapshot({name: self._parameters[name] for name in self._parameters})
+        self._reference = snapshot(self._parameters)
+
+    def _measure_and_add(self, batches: Iterable[Any], *, weight: float, decay: float) -> Params:
+        grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
+        self.add(grams, weight=weight, decay=decay)
+        return diagonals(grams, self.model)
 
     def coverage(self) -> Coverage:
         """What is held of the model as it is now, and what is left free."""
@@ -232,8 +235,7 @@ class Gram(Guard):
                 state[f"gram/{each.key}"] = form.gram
             if form.offset is not None:
                 state[f"offset/{each.key}"] = form.offset.contiguous()
-            multiplier = self._multipliers.get(each, form.value.new_tensor(START))
-            scalars = [form.value, form.value.new_tensor(form.tasks), multiplier]
+            scalars = [form.value, form.value.new_tensor(form.tasks), self._multipliers[each]]
             state[f"scalars/{each.key}"] = torch.stack([one.double() for one in scalars])
         return state | {f"reference/{name}": value for name, value in self._reference.items()}
 
@@ -299,10 +301,9 @@ class Gram(Guard):
         """What the form of a map is multiplied with in the penalty."""
         return self._multipliers[each] / form.tasks if self._has_budget else self.strength
 
-    def _change(self, each: LinearMap) -> Tensor:
-        """Of a map's weights since the reference, as matrices."""
-        parameters = named_parameters(self.model)
-        held = {name: parameters[name].detach() for name in each.parameters}
+    def _change(self, each: LinearMap, current: Mapping[str, Tensor]) -> Tensor:
+        """Of a map's weights since the reference, as matrices, given the model's parameters as they are."""
+        held = {name: current[name].detach() for name in each.parameters}
         change: Mapping[str, Tensor] = {
             name: value - self._reference[name] if name in self._reference else torch.zeros_like(value)
             for name, value in held.items()
