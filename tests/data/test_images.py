@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -54,6 +57,100 @@ def test_what_an_image_becomes(image, saving, size, channels, expected, tmp_path
     pixels = ImageFiles(tmp_path, ["a.png"], size=size, channels=channels)[0]
     assert pixels.dtype == torch.uint8
     assert pixels.tolist() == expected
+
+
+def png(depth: int, rows: list[bytes], key: tuple[int, ...], *, kind: int = 0) -> bytes:
+    """A PNG of two rows of 8 pixels with a transparent colour; of kind 0 it is grey, of kind 2 RGB."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, depth, kind, 0, 0, 0))
+    transparent = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + transparent + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "below"),
+    [
+        (png(1, [b"\x00", b"\x00"], (0,)), 255),
+        # of 2 bits, levels 1 and 2 of 3: 2 * 255 / 3 = 170; of 4 bits, levels 1 and 8 of 15: 8 * 17 = 136
+        (png(2, [b"\x55\x55", b"\xaa\xaa"], (1,)), 170),
+        (png(4, [b"\x11" * 4, b"\x88" * 4], (1,)), 136),
+        (png(8, [b"\x01" * 8, b"\x88" * 8], (1,)), 136),
+        (png(16, [b"\x00\x00" * 8, b"\x75\x30" * 8], (0,)), 116),  # 30000 // 257
+        (png(16, [b"\x03\xe8\x07\xd0\x0b\xb8" * 8, b"\x75\x30" * 24], (1000, 2000, 3000), kind=2), 0x75),
+    ],
+)
+def test_a_transparent_colour_is_white_at_every_depth(content, below, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    pixels = ImageFiles(tmp_path, ["a.png"], size=2, channels=1)[0]
+    assert pixels.tolist() == [[[255, 255], [below, below]]]
+
+
+LEVELS = [[203, 51], [51, 255]]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        grey(LEVELS),
+        Image.fromarray(np.array(LEVELS, np.uint16) * 257),
+        Image.fromarray(np.array(LEVELS, np.int32) * 257),
+        grey(LEVELS, np.int32),  # 8 bits in 32
+        grey(LEVELS, np.float32),
+        Image.fromarray((np.array(LEVELS) / 255).astype(np.float32)),
+    ],
+    ids=["8", "16", "16 in 32", "8 in 32", "floats to 255", "floats to 1"],
+)
+def test_one_picture_in_types_of_other_ranges_is_one_picture(image, tmp_path):
+    image.save(tmp_path / "a.tif")
+    assert ImageFiles(tmp_path, ["a.tif"], size=2, channels=1)[0].tolist() == [LEVELS]
+
+
+def test_where_zero_is_white(tmp_path):
+    Image.fromarray(np.array(LEVELS, np.uint16) * 257).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    inverted = [[255 - level for level in row] for row in LEVELS]
+    assert ImageFiles(tmp_path, ["a.tif"], size=2, channels=1)[0].tolist() == [inverted]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array(LEVELS, np.uint16), "its values end at 255 of 65535"),  # black, at 255 // 257
+        (np.array(LEVELS, np.uint16) * 16, "its values end at 4080 of 65535.* convert it to 8 bits"),  # 12 bits
+        (np.array(LEVELS, np.uint16) * 64, "its values end at 16320"),  # 14 bits
+        (np.array(LEVELS, np.int32) * 16, "its values end at 4080"),
+        (np.array(LEVELS, np.int32) * 1000, "its values go from 51000 to 255000"),
+        (np.array(LEVELS, np.int32) - 60, "its values go from -9 to 195"),
+        (np.array(LEVELS, np.float32) * 257, "its values go from 13107 to 65535"),
+        (np.array([[np.nan, 0.5]], np.float32), "its values go from nan"),
+    ],
+)
+def test_values_that_do_not_fill_their_type_are_refused(values, message, tmp_path):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=rf"a\.tif cannot be read: {message}"):
+        ImageFiles(tmp_path, ["a.tif"], size=2, channels=1)[0]
+
+
+def test_what_says_itself_how_many_bits_it_has_is_read_so(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 2 4095\n" + np.array([[0, 4095], [1000, 1000]], ">u2").tobytes())
+    # 1000 of 4095, in 16 bits 16003.7, divided by 257: 62.3
+    assert ImageFiles(tmp_path, ["a.pgm"], size=2, channels=1)[0].tolist() == [[[0, 255], [62, 62]]]
+
+
+def test_images_of_too_many_pixels_or_bytes_are_not_read(tmp_path, monkeypatch):
+    Image.new("L", (8, 4)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(10_000))
+        archive.write(tmp_path / "a.png", "a.png")
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 31)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read: 8 x 4 pixels are more than 31"):
+        ImageFiles(tmp_path, ["a.png"], size=2, channels=1).check(0)
+    monkeypatch.setattr(image_files, "MAX_UNPACKED", 9_999)
+    with pytest.raises(ValueError, match=r"zeros\.png cannot be read: it takes 10,000 bytes unpacked, more than 9,999"):
+        ImageFiles(tmp_path / "all.zip", ["zeros.png"], size=2, channels=1)[0]
 
 
 @pytest.fixture
@@ -140,6 +237,54 @@ def test_what_is_found_is_sorted_and_what_is_left_out_is_said(tmp_path, caplog):
         (tmp_path / name).touch()
     assert find_images(tmp_path) == ["a/3.webp", "b/1.jpeg", "b/2.PNG"]
     assert "left out 2 files that are no images (.heic .txt)" in caplog.text
+
+
+def test_a_folder_is_walked_once_whatever_links_to_it(tmp_path, caplog):
+    photos = tmp_path / "photos"
+    for name in ("0/a.png", "1/b.png"):
+        (photos / name).parent.mkdir(parents=True)
+        Image.new("L", (2, 2)).save(photos / name)
+    shutil.copytree(photos / "0", tmp_path / "elsewhere")
+    for link, target in {"0/up": "..", "1/up": "..", "2": "0", "0/c.png": "a.png", "3": "../elsewhere"}.items():
+        (photos / link).symlink_to(target)
+    assert find_images(photos) == ["0/a.png", "1/b.png", "3/a.png"]
+    assert "left out 4 links to what is there under another name" in caplog.text
+    (tmp_path / "linked").symlink_to("photos")
+    assert find_images(tmp_path / "linked") == ["0/a.png", "1/b.png", "3/a.png"]
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):  # who runs this may be allowed everything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ValueError, match="closed cannot be read: Permission denied; allow it"):
+        find_images(tmp_path)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert find_images(tmp_path) == ["a.png"]
+    with pytest.raises(ValueError, match=r"a\.png cannot be read: it is no regular file"):
+        ImageFiles(tmp_path, ["a.png"], size=2, channels=1)[0]
+    with pytest.raises(ValueError, match="neither a folder nor a zip archive"):
+        find_images(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_holds_a_name_twice_has_it_once(tmp_path, caplog):
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+        archive.write(tmp_path / "a.png", "a.png")
+    assert find_images(tmp_path / "all.zip") == ["a.png"]
+    assert "left out 1 entries whose names come again" in caplog.text
 
 
 def test_places_without_images_are_errors(tmp_path):

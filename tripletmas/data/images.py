@@ -8,31 +8,36 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NoReturn
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from tripletmas.basics.sentences import listed
+from tripletmas.data.decoding import MAX_PIXELS, PIL_MODES, decode
+
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+MAX_UNPACKED = 2**29  # bytes that one image in an archive may unpack to
 IN_MEMORY_BYTES = 2**30  # what `in_memory=None` decodes at once: 87,000 images of 64 x 64 in colour
-_PIL_MODES = {1: "L", 3: "RGB"}
 _THUMBNAIL = 64  # pixels
 
 
 class ImageFiles(Sequence[Tensor]):
     """Images on disk, decoded when asked for: `images[i]` is uint8 (channels, size, size).
 
-    An image is turned as its EXIF orientation says, converted to grey or RGB (transparent parts become white), its
-    short side resized to `size` with antialiasing, and the centre square cut out.
+    What an image becomes, `decode` says. One of more than MAX_PIXELS, or in an archive one that unpacks to more than
+    MAX_UNPACKED bytes, is not read.
 
     Args:
         root: a folder or a zip archive; `at` takes images wherever they lie.
@@ -42,7 +47,7 @@ class ImageFiles(Sequence[Tensor]):
     """
 
     def __init__(self, root: str | Path, names: Iterable[str], *, size: int, channels: int):
-        if channels not in _PIL_MODES:
+        if channels not in PIL_MODES:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
         if size < 1:
             raise ValueError(f"size must be >= 1 pixel, got {size}")
@@ -64,7 +69,7 @@ class ImageFiles(Sequence[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
         with self._opened(index) as image:
-            return self._decoded(image)
+            return decode(image, size=self.size, channels=self.channels)
 
     def check(self, index: int) -> None:
         """Raises ValueError if file `index` is missing, empty or no image; reads its header, decodes nothing."""
@@ -90,17 +95,33 @@ class ImageFiles(Sequence[Tensor]):
         """Image `index`, its header read; all that goes wrong with it is one ValueError that names the file."""
         root, name = self._places[index]
         try:
-            with open(root / name, "rb") if root.is_dir() else io.BytesIO(self._archive(root).read(name)) as content:
+            with self._content(root, name) as content:
                 if not content.read(1):
                     raise ValueError("the file is empty")
                 content.seek(0)
-                with Image.open(content) as image:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
+                    opened = Image.open(content)
+                with opened as image:
+                    if image.width * image.height > MAX_PIXELS:
+                        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
                     yield image
         except Exception as error:  # Pillow reports a broken file with many types, SyntaxError and struct.error too
-            reason = "no such file" if isinstance(error, (FileNotFoundError, KeyError)) else error
+            reason = "no such file" if isinstance(error, (FileNotFoundError, KeyError)) else str(error)
             if isinstance(error, Image.UnidentifiedImageError):
                 reason = "not an image"
-            raise ValueError(f"{root / name} cannot be read: {reason}") from None
+            raise ValueError(f"{root / name} cannot be read: {reason or type(error).__name__}") from None
+
+    def _content(self, root: Path, name: str) -> BinaryIO:
+        if not root.is_dir():
+            archive = self._archive(root)
+            unpacked = archive.getinfo(name).file_size  # of a header that lies, zipfile unpacks no more than it says
+            if unpacked > MAX_UNPACKED:
+                raise ValueError(f"it takes {unpacked:,} bytes unpacked, more than {MAX_UNPACKED:,}")
+            return io.BytesIO(archive.read(name))
+        if not stat.S_ISREG((root / name).stat().st_mode):
+            raise ValueError("it is no regular file")  # a pipe would be waited for
+        return open(root / name, "rb")
 
     def _archive(self, root: Path) -> zipfile.ZipFile:
         """A process that was forked (a DataLoader worker) must not share its parent's position in the file."""
@@ -108,19 +129,6 @@ class ImageFiles(Sequence[Tensor]):
         if key not in self._archives:
             self._archives[key] = zipfile.ZipFile(root)
         return self._archives[key]
-
-    def _decoded(self, opened: Image.Image) -> Tensor:
-        opened.draft(None, (2 * self.size, 2 * self.size))  # a large JPEG is decoded at half, quarter, ... scale
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert(_PIL_MODES[self.channels])
-        image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image))
-        return pixels.reshape(self.size, self.size, self.channels).permute(2, 0, 1).contiguous()
 
 
 def read_images(
@@ -191,11 +199,7 @@ def missing_images(paths: Sequence[str]) -> list[int]:
     missing = []
     for position, (root, name) in enumerate(map(_split, paths)):
         if root.is_file() and root not in inside:
-            try:
-                with zipfile.ZipFile(root) as archive:
-                    inside[root] = set(archive.namelist())
-            except zipfile.BadZipFile as error:
-                raise ValueError(f"{root} is no zip archive, or was cut short ({error}): restore it") from None
+            inside[root] = set(_names_in(root))
         if not (name in inside[root] if root in inside else (root / name).is_file()):
             missing.append(position)
     return missing
@@ -211,16 +215,76 @@ def thumbnail(sample: Tensor) -> Tensor:
 
 
 def _files_in(root: Path) -> list[str]:
-    """All files below a folder or in an archive, relative to it."""
+    """All files below a folder or in an archive, each once, relative to it."""
     if root.is_dir():
-        found = os.walk(root, followlinks=True)
-        return [(Path(folder) / file).relative_to(root).as_posix() for folder, _, files in found for file in files]
-    if zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
-            return [name for name in archive.namelist() if not name.endswith("/")]
+        return _files_below(root)
+    if root.is_file() and zipfile.is_zipfile(root):  # of a pipe, is_zipfile would wait
+        names = [name for name in _names_in(root) if not name.endswith("/")]
+        if len(set(names)) < len(names):
+            logger.warning("%s: left out %d entries whose names come again", root, len(names) - len(set(names)))
+        return list(dict.fromkeys(names))
     raise ValueError(
         f"{root} is neither a folder nor a zip archive" if root.exists() else f"no such folder or zip archive: {root}"
     )
+
+
+def _names_in(archive: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.namelist()
+    except Exception as error:  # zipfile reports a broken header with many types
+        raise ValueError(f"{archive} is no zip archive, or was cut short ({error}): restore it") from None
+
+
+def _files_below(root: Path) -> list[str]:
+    """All files below a folder, links followed, each folder and each file once: under its own name if it has one there.
+
+    Raises:
+        ValueError: naming a folder that may not be read.
+    """
+    paths, again = _walked(str(root))
+    links = sorted(filter(os.path.islink, paths))
+    if links:
+        seen = {_identity(path) for path in paths - set(links)}
+        again += [path for path in links if os.path.exists(path) and not _is_new(path, seen)]
+    if again:
+        shown = listed(again, 3)
+        logger.warning("%s: left out %d links to what is there under another name (%s)", root, len(again), shown)
+    return [Path(path).relative_to(root).as_posix() for path in paths - set(again)]
+
+
+def _walked(root: str) -> tuple[set[str], list[str]]:
+    """The files below a folder, first what lies there itself, then what links lead to; and links to what was seen."""
+    seen: set[tuple[int, int]] = set()
+    tops, found, again = [root], set(), []
+    for top in tops:
+        for folder, subfolders, files in os.walk(top, onerror=_refuse):
+            if not _is_new(os.path.join(folder, "."), seen):
+                again.append(folder)
+                subfolders.clear()
+                continue
+            tops += filter(os.path.islink, (os.path.join(folder, name) for name in sorted(subfolders)))
+            found.update(os.path.join(folder, name) for name in files)
+    return found, again
+
+
+def _is_new(path: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether nothing that was seen is this very file or folder; from now on it is seen."""
+    before = len(seen)
+    seen.add(_identity(path))
+    return len(seen) > before
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        _refuse(error)
+    return status.st_dev, status.st_ino
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise ValueError(f"{error.filename} cannot be read: {error.strerror}; allow it, or move it elsewhere") from None
 
 
 def _split(path: str) -> tuple[Path, str]:
