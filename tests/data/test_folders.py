@@ -147,12 +147,14 @@ def test_tasks_and_splits_of_a_table(tmp_path):
     assert shown(source.gallery) == {"3.png": "a"}
 
 
-def test_paths_are_relative_to_the_table_or_to_root(tmp_path):
+def test_paths_are_relative_to_the_table_or_to_root(tmp_path, caplog):
     tree(tmp_path / "images", ["0.png"])
-    (tmp_path / "list.csv").write_text(f"path,label\n0.png,a\n{tmp_path / 'images' / '0.png'},b\n")
+    tree(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "list.csv").write_text(f"path,label\n0.png,a\n{tmp_path / '1.png'},b\n../2.png,b\n")
     with pytest.raises(ValueError, match=r"list\.csv, line 2: no file .*0\.png"):
         csv(path=str(tmp_path / "list.csv"))
-    assert len(csv(path=str(tmp_path / "list.csv"), root=str(tmp_path / "images"), size=4).train) == 2
+    assert len(csv(path=str(tmp_path / "list.csv"), root=str(tmp_path / "images"), size=4).train) == 3
+    assert f"2 images do not lie below {tmp_path / 'images'}: {tmp_path / '1.png'}, ../2.png" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -163,9 +165,29 @@ def test_paths_are_relative_to_the_table_or_to_root(tmp_path):
         ("", "line 1: no column 'path'.*none"),
         ("path,label\n", "lists no images"),
         ("path,label\n0.png,a\nnowhere.png,a\n", r"list\.csv, line 3: no file .*nowhere\.png"),
-        ("path,label\n0.png,a\n1.png\n", "line 3: no label"),
+        ("path,label\n0.png,a\n1.png\n", "line 3: fewer cells than columns"),
+        ("path,label\n0.png,a\n1.png,\n", "line 3: no label"),
         ("path,label\n0.png, \n", "line 2: no label"),
-        ('path,label\n0.png,"a\nb"\n,c\n', "line 4: no path"),  # a cell of two lines counts as two
+        ('path,label\n0.png,"a\n1.png,b\n2.png,c\n', "line 2: a quote is opened here, and never closed"),
+        ('path,label\n0.png,"a\n1.png,b"\n2.png,c\n', "line 2: a cell of several lines.*is a quote not closed"),
+        ('path,label\n0.png,"a"b\n', "line 2: a quoted cell goes on after its quote"),
+        ("path,label\n0.png,dress, red\n", "line 2: more cells than columns; quote a cell that holds a comma"),
+        ("path,label,\n1.png,dress,\n0.png,dress, red\n", "line 3: a cell that no column wants"),
+        (
+            "path,label,note\n1.png,dress,x\n0.png,dress, red\n",
+            "line 3: a cell that no column wants begins with a space",
+        ),
+        ("path,label\n0.png,a\n0.png,b\n", "line 3: 0.png has label 'b', but in line 2 'a'"),
+        ("path,label\n0.png,a\n./0.png,b\n", "line 3: ./0.png has label 'b', but in line 2 'a'"),
+        ("path,label,split\n0.png,a,train\n0.png,a,query\n", "line 3: 0.png is for test, but in line 2 for train"),
+        ("path,label,split\n0.png,a,gallery\n0.png,a,test\n", "line 3: 0.png is for test, but in line 2 for gallery"),
+        ("path,label\n0.png,a\0b\n", "line 2: .*a zero byte"),
+        ("path,label\n0\0.png,a\n", "line 2: .*a zero byte"),
+        ("path,label\n" + "0" * 5000 + ".png,a\n", "line 2: no file"),
+        ("path,label\n0.png,a\n1.png," + "b" * 131_073 + "\n", r"line 3: field larger than field limit \(131072\)"),
+        ("path,label,Split\n0.png,a,test\n", "line 1: the column 'Split' is not known: call it 'split'"),
+        ("path,label,tasks\n0.png,a,x\n", "line 1: the column 'tasks' is not known: call it 'task'"),
+        ("path,label,label\n0.png,a,b\n", "line 1: the column 'label' is there twice"),
         ("path,label,split\n0.png,a,trian\n", "line 2: split must be one of train, test, query, gallery, got 'trian'"),
         ("path,label,task\n0.png,a,x\n1.png,a,y\n", "line 3: label 'a' is in task 'y', but in line 2 in task 'x'"),
         ("path,label,split\n0.png,a,test\n", "no readable training image"),
@@ -174,6 +196,14 @@ def test_paths_are_relative_to_the_table_or_to_root(tmp_path):
 def test_a_table_that_is_wrong_names_the_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         csv(path=table(tmp_path, text), size=4)
+
+
+def test_a_file_that_is_listed_again_counts_once_but_may_also_be_in_the_gallery(tmp_path, caplog):
+    rows = ["0.png,a,train,x", "0.png,a,train,y", "./0.png,a,train,z", "0.png,a,gallery,", "1.png,a,test,"]
+    source = csv(path=table(tmp_path, "\n".join(["path,label,split,note", *rows])), size=4)
+    assert (len(source.train), len(source.gallery or ()), len(source.test or ())) == (1, 1, 1)
+    assert "2 rows repeat an earlier one and count once (line 3, 4)" in caplog.text
+    assert "columns that nothing is read from: note" in caplog.text
 
 
 def test_files_missing_from_a_table_can_be_skipped(tmp_path, caplog):

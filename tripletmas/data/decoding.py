@@ -29,7 +29,8 @@ def decode(opened: Image.Image, *, size: int, channels: int) -> Tensor:
         ValueError: for values that do not fill their type, of which nothing says what is white.
     """
     opened.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at half, quarter, ... scale
-    raw = opened.tile[0][3] if opened.tile else None  # how the file holds a pixel; known until it is loaded
+    tiles = getattr(opened, "tile", None)
+    raw = tiles[0][3] if tiles else None  # how the file holds a pixel; known until it is loaded
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
         image = _of_eight_bits(image, declared=opened.format == "PPM")

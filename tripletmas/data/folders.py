@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
-from tripletmas.data.images import ImageFiles, find_images, read_images
+from tripletmas.data.images import ImageFiles, find_images, identity_of, read_images
 from tripletmas.data.tables import read_rows
 
 logger = logging.getLogger(__name__)
@@ -101,7 +103,9 @@ def csv(
     """Images listed in a CSV file with the columns `path,label[,task][,split]`; others are ignored.
 
     Labels may be any text or number; they name the classes. `task` groups classes, so a label belongs to one task.
-    `split` is train, test, query (the same as test) or gallery; without it all images are for training.
+    `split` is train, test, query (the same as test) or gallery; without it all images are for training. A file has one
+    label; it may be for training and in the gallery, but a query is nothing else. A row that is there twice counts
+    once, and is warned of, as are files outside of `root`.
 
     Args:
         path: the CSV file, UTF-8, with a header.
@@ -115,20 +119,14 @@ def csv(
     folder_of_paths = Path(path).parent if root is None else Path(root)
     if not folder_of_paths.is_dir():
         raise ValueError(f"no such folder: {folder_of_paths}")
-    entries: list[Entry] = []
-    first_line: dict[str, tuple[int, str | None]] = {}
-    for number, cells in read_rows(path, ("path", "label")):
-        where = f"{path}, line {number}"
-        entry = _entry(cells, where)
-        if not skip_unreadable and not (folder_of_paths / entry.file).is_file():
-            raise ValueError(f"{where}: no file {folder_of_paths / entry.file}")
-        line, group = first_line.setdefault(entry.class_name, (number, entry.group))
-        if group != entry.group:
-            raise ValueError(
-                f"{where}: label {entry.class_name!r} is in task {entry.group!r}, but in line {line} in task "
-                f"{group!r}; a class belongs to one task"
-            )
-        entries.append(entry)
+    table = _Table(folder_of_paths)
+    for number, cells in read_rows(path, ("path", "label"), ("task", "split")):
+        try:
+            table.add(number, cells, may_be_missing=skip_unreadable)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    table.tell(path)
+    entries = table.entries
     if not entries:
         raise ValueError(f"{path} lists no images")
     return read_entries(
@@ -136,13 +134,72 @@ def csv(
     )
 
 
-def _entry(cells: dict[str, str], where: str) -> Entry:
-    empty = [name for name in ("path", "label", "task", "split") if cells.get(name) == ""]
+class _Table:
+    """What the rows say, taken one by one.
+
+    Attributes:
+        repeated: the lines that repeat an earlier one.
+        outside: the files that do not lie below the folder that paths are relative to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: list[Entry] = []
+        self.repeated: list[str] = []
+        self.outside: list[str] = []
+        self._of_class: dict[str, tuple[int, str | None]] = {}  # the line that it is first in, its group
+        self._of_file: dict[object, dict[str, tuple[int, str]]] = {}  # split -> line, label
+
+    def add(self, line: int, cells: dict[str, str], *, may_be_missing: bool) -> None:
+        entry = _entry(cells)
+        first, group = self._of_class.setdefault(entry.class_name, (line, entry.group))
+        if group != entry.group:
+            raise ValueError(
+                f"label {entry.class_name!r} is in task {entry.group!r}, but in line {first} in task {group!r}; a "
+                "class belongs to one task"
+            )
+        place = self.folder / entry.file
+        identity = identity_of(place)
+        if identity is None and not may_be_missing:
+            raise ValueError(f"no file {place}")
+        before = self._of_file.setdefault(identity or str(place), {})
+        _check_again(entry, before)
+        if entry.split in before:
+            self.repeated.append(str(line))
+            return
+        before[entry.split] = line, entry.class_name
+        self.entries.append(entry)
+        if os.path.isabs(entry.file) or os.path.normpath(entry.file).startswith(".."):
+            self.outside.append(entry.file)
+
+    def tell(self, path: str) -> None:
+        """Log what the table has that is better known."""
+        if self.repeated:
+            lines = listed(self.repeated, 5)
+            logger.warning(
+                "%s: %d rows repeat an earlier one and count once (line %s)", path, len(self.repeated), lines
+            )
+        if self.outside:
+            files = listed(self.outside, 5)
+            logger.warning("%s: %d images do not lie below %s: %s", path, len(self.outside), self.folder, files)
+
+
+def _check_again(entry: Entry, before: dict[str, tuple[int, str]]) -> None:
+    """Whether a file may be listed so, given the lines that list it already: split -> line, label."""
+    for split, (line, label) in before.items():
+        if label != entry.class_name:
+            raise ValueError(f"{entry.file} has label {entry.class_name!r}, but in line {line} {label!r}")
+        if split != entry.split and "test" in (split, entry.split):
+            raise ValueError(f"{entry.file} is for {entry.split}, but in line {line} for {split}: choose one")
+
+
+def _entry(cells: dict[str, str]) -> Entry:
+    empty = [name for name, cell in cells.items() if not cell]
     if empty:
-        raise ValueError(f"{where}: no {empty[0]}")
+        raise ValueError(f"no {empty[0]}")
     split = cells.get("split", "train").lower()
     if split not in SPLITS:
-        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
     return Entry(cells["path"], cells["label"], cells.get("task"), SPLITS[split])
 
 

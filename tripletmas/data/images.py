@@ -245,8 +245,12 @@ def _files_below(root: Path) -> list[str]:
     paths, again = _walked(str(root))
     links = sorted(filter(os.path.islink, paths))
     if links:
-        seen = {_identity(path) for path in paths - set(links)}
-        again += [path for path in links if os.path.exists(path) and not _is_new(path, seen)]
+        seen = {identity_of(Path(path)) for path in paths - set(links)} - {None}
+        for path, target in [(path, identity_of(Path(path))) for path in links]:
+            if target in seen:
+                again.append(path)
+            elif target is not None:
+                seen.add(target)
     if again:
         shown = listed(again, 3)
         logger.warning("%s: left out %d links to what is there under another name (%s)", root, len(again), shown)
@@ -259,28 +263,27 @@ def _walked(root: str) -> tuple[set[str], list[str]]:
     tops, found, again = [root], set(), []
     for top in tops:
         for folder, subfolders, files in os.walk(top, onerror=_refuse):
-            if not _is_new(os.path.join(folder, "."), seen):
+            try:
+                here = os.stat(os.path.join(folder, "."))  # needs the permission to go in
+            except OSError as error:
+                _refuse(error)
+            if (here.st_dev, here.st_ino) in seen:
                 again.append(folder)
                 subfolders.clear()
                 continue
+            seen.add((here.st_dev, here.st_ino))
             tops += filter(os.path.islink, (os.path.join(folder, name) for name in sorted(subfolders)))
             found.update(os.path.join(folder, name) for name in files)
     return found, again
 
 
-def _is_new(path: str, seen: set[tuple[int, int]]) -> bool:
-    """Whether nothing that was seen is this very file or folder; from now on it is seen."""
-    before = len(seen)
-    seen.add(_identity(path))
-    return len(seen) > before
-
-
-def _identity(path: str) -> tuple[int, int]:
+def identity_of(file: Path) -> tuple[int, int] | None:
+    """What is the same for all names of one file, links followed; None where there is no such file."""
     try:
-        status = os.stat(path)
-    except OSError as error:
-        _refuse(error)
-    return status.st_dev, status.st_ino
+        status = os.stat(file)
+    except (OSError, ValueError):  # the latter of a zero byte
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _refuse(error: OSError) -> NoReturn:

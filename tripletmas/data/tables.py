@@ -3,36 +3,92 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+from tripletmas.basics.sentences import listed
+
+logger = logging.getLogger(__name__)
+
+_QUOTE = "quote a cell that holds a comma"
+_REASONS = {  # what Python's reader says -> what a user can mend
+    "unexpected end of data": "a quote is opened here, and never closed",
+    "',' expected after '\"'": "a quoted cell goes on after its quote; within one, a quote is written twice",
+}
 
 
-def read_rows(path: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(number of the line, column -> cell without spaces around it) of each row; an absent cell is "".
+def read_rows(path: str, needed: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number of the line, column -> cell without spaces around it) of each row, for the columns that are known.
 
     Args:
-        needed: the columns that must be there; others may be.
+        needed: the columns that must be there.
+        optional: those that may be. Others are left out, and the log names them.
 
     Raises:
-        ValueError: naming the file, and the line of what is wrong.
+        ValueError: naming the file, and the line of what is wrong: a column that is there twice, or is nearly one that
+            is not; more or fewer cells than columns; a quote that is not closed; a cell of several lines.
     """
+    lines = _lines(path)
+    _, header = next(lines, (1, []))
+    columns = [name.strip() for name in header]
+    try:
+        _check_columns(columns, needed, optional)
+    except ValueError as error:
+        raise ValueError(f"{path}, line 1: {error}") from None
+    known = {*needed, *optional} & {*columns}
+    others = sorted({*columns} - {"", *known})
+    if others:
+        logger.warning("%s: columns that nothing is read from: %s", path, listed(others))
+    spaced = any(name.startswith(" ") for name in header)
+    for number, cells in lines:
+        try:
+            yield number, _row(cells, columns, known, spaced=spaced)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line that it begins in, cells) of all rows that are not blank, the header among them."""
+    number = 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            columns = rows.fieldnames or []
-            missing = [name for name in needed if name not in columns]
-            if missing:
-                raise ValueError(f"{path}, line 1: no column {missing[0]!r} (there are {', '.join(columns) or 'none'})")
-            yield from _cells(rows, path)
+            rows = csv.reader(file, strict=True)
+            for cells in rows:
+                if cells:
+                    yield number, cells
+                number = rows.line_num + 1
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from None
     except csv.Error as error:
-        raise ValueError(f"{path} is no CSV file ({error})") from None
+        raise ValueError(f"{path}, line {number}: {_REASONS.get(str(error), error)}") from None
 
 
-def _cells(rows: csv.DictReader[str], path: str) -> Iterator[tuple[int, dict[str, str]]]:
-    for row in rows:
-        if any(cell.strip() for cell in row.pop(None, None) or ()):
-            raise ValueError(f"{path}, line {rows.line_num}: more cells than columns; quote a cell that holds a comma")
-        yield rows.line_num, {name: (cell or "").strip() for name, cell in row.items()}
+def _check_columns(columns: Sequence[str], needed: Sequence[str], optional: Sequence[str]) -> None:
+    """Whether the header has the columns that are needed, each once, and none that was meant for another."""
+    for name in needed:
+        if name not in columns:
+            raise ValueError(f"no column {name!r} (there are {', '.join(columns) or 'none'})")
+    for name in (*needed, *optional):
+        if columns.count(name) > 1:
+            raise ValueError(f"the column {name!r} is there twice")
+    for name in {*columns} - {*needed, *optional}:
+        near = difflib.get_close_matches(name.lower(), {*optional} - {*columns}, 1, 0.75)
+        if near:
+            raise ValueError(f"the column {name!r} is not known: call it {near[0]!r}, or something else")
+
+
+def _row(cells: Sequence[str], columns: Sequence[str], known: Iterable[str], *, spaced: bool) -> dict[str, str]:
+    """known column -> cell; `spaced` says that spaces follow commas in this file."""
+    if len(cells) != len(columns):
+        more = "more" if len(cells) > len(columns) else "fewer"
+        raise ValueError(f"{more} cells than columns; {_QUOTE}")
+    if any({"\n", "\r", "\0"}.intersection(cell) for cell in cells):
+        raise ValueError("a cell of several lines, or with a zero byte: is a quote not closed?")
+    row = dict(zip(columns, cells, strict=True))
+    found = {name: row.pop(name).strip() for name in known}
+    if row.get("") or (not spaced and any(cell.startswith(" ") for cell in row.values())):
+        raise ValueError(f"a cell that no column wants begins with a space, or has no column; {_QUOTE}")
+    return found

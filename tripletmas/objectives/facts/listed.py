@@ -63,7 +63,7 @@ def facts(
 def _read(csv: str, root: Path) -> _Table:
     found = set(find_images(root))
     table, repeated = _Table(), []
-    for line, cells in read_rows(csv, ("image", *PARTS)):
+    for line, cells in read_rows(csv, ("image", *PARTS), ("split", "task")):
         try:
             if cells["image"] not in found:
                 raise ValueError(f"no image {cells['image']!r} in {root}" if cells["image"] else "no image")
