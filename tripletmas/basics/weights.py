@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,24 @@ def _held_as(module: nn.Module, name: str) -> Any:
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter by canonical name; one that is tied between layers appears once, under its first name."""
-    return dict(_walk(model, "", "_parameters", set()))
+    return {name: place.parameter for name, place in placed_parameters(model).items()}
+
+
+class Place(NamedTuple):
+    """A parameter, and the bare module that has it."""
+
+    parameter: nn.Parameter
+    module: nn.Module
+
+
+def placed_parameters(model: nn.Module) -> dict[str, Place]:
+    """Every parameter by canonical name, as in `named_parameters`, with the module that has it."""
+    return {name: Place(value, module) for name, value, module in _walk(model, "", "_parameters", set())}
 
 
 def named_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Every persistent buffer by canonical name."""
-    return dict(_walk(model, "", "_buffers", set()))
+    return {name: value for name, value, _ in _walk(model, "", "_buffers", set())}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -111,12 +123,12 @@ def weight_hash(state: Params) -> str:
     return digest.hexdigest()
 
 
-def _walk(module: nn.Module, prefix: str, kind: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _walk(module: nn.Module, prefix: str, kind: str, seen: set[int]) -> Iterator[tuple[str, Any, nn.Module]]:
     module = unwrap(module)
     for name, value in getattr(module, kind).items():
         if value is None or id(value) in seen or (kind == "_buffers" and name in module._non_persistent_buffers_set):
             continue
         seen.add(id(value))
-        yield prefix + name, value
+        yield prefix + name, value, module
     for name, child in module.named_children():
         yield from _walk(child, f"{prefix}{name}.", kind, seen)

@@ -86,7 +86,7 @@ class LabelledDataset(Dataset):
         return samples, labels if self.within is None else labels & self.within
 
     def _read(self, index: int) -> Tensor:
-        sample = _as_float(self.samples[index])
+        sample = _as_float(self.samples[index].clone())  # what reads it may change it
         return sample if self.transform is None else self.transform(sample)
 
     @property

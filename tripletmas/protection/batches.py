@@ -5,35 +5,53 @@ Shapes: n samples in a batch; the model's output is (n, ...).
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
-from tripletmas.basics.weights import device_of
+from tripletmas.basics.weights import device_of, trainable
 
 Forward = Callable[[nn.Module, Any], Tensor]
+
+# What torch says where a tensor meets weights of another type.
+_OTHER_TYPE = re.compile(r"same dtype|scalar type|type.* should be the same")
 
 
 def make_call(model: nn.Module, layer: str | None, forward: Forward | None) -> Forward:
     """(model, inputs) -> outputs (n, ...), checked to be a tensor with one row a sample.
+
+    The model gets copies: one that normalises its input in place would else find it normalised when it is called again,
+    and the caller's batch would be changed.
 
     Args:
         layer: name of the submodule whose output is taken in place of the model's.
         forward: how to call the model; without it inputs are its argument, or its keyword arguments if a dict.
 
     Raises:
-        ValueError: for an unknown layer; when called, for an output that is no tensor of one row a sample.
+        ValueError: for an unknown layer; when called, for inputs of another type than the weights, and for an output
+            that is no tensor of one row a sample.
     """
     call = forward or (lambda model, inputs: model(**inputs) if isinstance(inputs, dict) else model(inputs))
     if layer is not None:
         call = _call_layer(model, layer, call)
 
     def checked(model: nn.Module, inputs: Any) -> Tensor:
-        output = call(model, inputs)
+        try:
+            output = call(model, apply(torch.clone, inputs))
+        except RuntimeError as error:
+            if not _OTHER_TYPE.search(str(error)):
+                raise
+            raise ValueError(
+                f"the model cannot be called on this batch in full precision, outside autocast ({error}): give batches "
+                "in the type of its weights; for a model that needs autocast, a forward= that enters it"
+            ) from error
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"the model returns a {type(output).__name__}, not a tensor: give forward=, a function "
@@ -73,6 +91,41 @@ def _call_layer(model: nn.Module, layer: str, call: Forward) -> Forward:
 # --- the state in which a model is measured
 
 
+def measured_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters, by canonical name.
+
+    Raises:
+        ValueError: if there is none, for a complex one, and for what torch.inference_mode leaves without a gradient.
+    """
+    refuse_inference_mode()
+    parameters = trainable(model)
+    if not parameters:
+        raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to measure")
+    refuse_complex(parameters)
+    made = [name for name, parameter in parameters.items() if parameter.is_inference()]
+    if made:
+        raise ValueError(
+            f"{made[0]} was made under torch.inference_mode(), and has no gradient: make the model outside"
+        )
+    return parameters
+
+
+def refuse_inference_mode() -> None:
+    """Raise a ValueError under torch.inference_mode, whose tensors can never take part in a gradient."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("importance needs gradients: measure and protect outside torch.inference_mode()")
+
+
+def refuse_complex(parameters: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError that names a complex parameter, if there is one."""
+    wrong = [name for name, parameter in parameters.items() if parameter.is_complex()]
+    if wrong:
+        raise ValueError(
+            f"complex weights cannot be measured or protected ({wrong[0]}): freeze them, or make their real and "
+            "imaginary parts parameters"
+        )
+
+
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
     """Eval mode, gradients on, autocast and compilation off, half-precision weights as float32.
@@ -80,6 +133,7 @@ def measuring(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
     Gives a function that brings the tensors of a batch to the model's device, and to float32 where its weights were in
     half precision. Afterwards every flag, tensor and random generator is what it was, also after an exception.
     """
+    refuse_inference_mode()
     device, halves = device_of(model), _half_precision(model)
     with ExitStack() as undone:
         for module in model.modules():
@@ -121,6 +175,30 @@ def _put_back(value: Tensor, before: Tensor) -> None:
 # --- what is in a batch
 
 
+def each_batch(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches one after the other.
+
+    Raises:
+        ValueError: for what is one batch, or gives samples one by one: where a model takes a sample alone, its numbers
+            would be wrong without a word.
+    """
+    name = type(batches).__name__
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise ValueError(f"a {name} gives samples one by one: give torch.utils.data.DataLoader(it, batch_size=256)")
+    if _is_one_batch(batches):
+        raise ValueError(f"a {name} is one batch, and several are expected: give [batch]")
+    try:
+        return iter(batches)
+    except TypeError:
+        raise ValueError(f"expected an iterable of batches, such as a DataLoader, got a {name}") from None
+
+
+def _is_one_batch(batches: Any) -> bool:
+    if isinstance(batches, tuple) and all(isinstance(each, Tensor) for each in batches):
+        return len({each.ndim for each in batches}) > 1  # (inputs, labels)
+    return isinstance(batches, (Tensor, np.ndarray, Mapping, str))
+
+
 def inputs_of(batch: Any, forward: Forward | None) -> Any:
     """What the model is called on: the whole batch where there is a `forward`, else the inputs without labels."""
     if forward:
@@ -137,7 +215,9 @@ def num_samples(batch: Any) -> int:
         ValueError: if they differ, or there is no tensor.
     """
     lengths = [len(tensor) for tensor in _tensors(batch) if tensor.ndim]
-    if len(set(lengths)) != 1:
+    if not lengths:
+        raise ValueError(f"a batch must hold a tensor with one row a sample, got a {type(batch).__name__} without any")
+    if len(set(lengths)) > 1:
         raise ValueError(f"the tensors of a batch must have one row a sample, got lengths {lengths}")
     return lengths[0]
 

@@ -43,6 +43,26 @@ def make_step_hook(change_gradients: Callable[[Optimizer], None], added_value: C
     return before_step
 
 
+def check_steps(optimizer: Optimizer) -> None:
+    """Raise a ValueError for an optimizer at whose own step hooks may never run: it leaves its steps to another one (a
+    wrapper, or one of two steps as SAM), or was not set up as torch's are."""
+    inner = [name for name, value in vars(optimizer).items() if _has_optimizer(value)]
+    if inner:
+        raise ValueError(
+            f"a {type(optimizer).__name__} leaves its steps to another optimizer: attach that one, its {inner[0]!r}"
+        )
+    if "_optimizer_step_pre_hooks" not in vars(optimizer):
+        raise ValueError(
+            f"a {type(optimizer).__name__} has not called torch.optim.Optimizer.__init__, so that no hook runs when it "
+            "steps: add the protection's value() to the loss"
+        )
+
+
+def _has_optimizer(value: Any) -> bool:
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    return any(isinstance(each, Optimizer) for each in members)
+
+
 def is_registered(handle: Any, optimizer: Optimizer) -> bool:
     """Whether a hook that was registered with this handle still runs before the optimizer's steps."""
     return handle is not None and handle.id in optimizer._optimizer_step_pre_hooks

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params, differing_names, named_parameters
+from tripletmas.basics.weights import Params, differing_names, named_parameters, trainable
 
 # Elements of the buffer. 4 MiB in float32 stay in a CPU's cache between the three passes over them; far smaller
 # pieces pay more for starting threads than they save.
@@ -60,6 +60,13 @@ def matching_parameters(model: nn.Module, importance: Params) -> dict[str, nn.Pa
     if wrong:
         raise ValueError(f"importance and model do not match: {wrong}")
     return current
+
+
+def refuse_other_model(model: nn.Module, saved: Params) -> None:
+    """Raise a ValueError if the model lacks a parameter of which something was saved, or has it in another shape."""
+    current = named_parameters(model)
+    if any(name not in current or current[name].shape != value.shape for name, value in saved.items()):
+        raise ValueError(f"saved for another model: {differing_names(trainable(model), saved)}")
 
 
 @torch.no_grad()

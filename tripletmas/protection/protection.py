@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tripletmas.basics.weights import Params, differing_names, named_parameters, trainable
-from tripletmas.protection.batches import Forward
+from tripletmas.basics.weights import Params, Place, differing_names, named_parameters, placed_parameters
+from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import described, read_protection, write_protection
 from tripletmas.protection.guard import Estimator, Guard
@@ -32,15 +32,21 @@ from tripletmas.protection.penalty import (
     laid_out_as,
     matching_parameters,
     quadratic_penalty,
+    refuse_other_model,
 )
+from tripletmas.protection.place import is_in_place
 
 ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
 
 
 class _Held(NamedTuple):
-    parameter: nn.Parameter
+    place: Place
     importance: Tensor
     reference: Tensor
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.place.parameter
 
 
 class Protection(Guard):
@@ -93,6 +99,7 @@ class Protection(Guard):
             The importance of this task alone, by canonical name.
         """
         importance = self.estimate(self.model, batches)
+        self._warn_if_idle()
         self.add(importance, decay=self.decay)
         self.anchor()
         return importance
@@ -108,15 +115,16 @@ class Protection(Guard):
         Raises:
             ValueError: if the model lacks a parameter that has importance, or has it in another shape.
         """
-        current = matching_parameters(self.model, importance)
+        matching_parameters(self.model, importance)
+        places = placed_parameters(self.model)
         held = {name: each._replace(importance=each.importance * decay) for name, each in self._present().items()}
         for name, value in importance.items():
-            parameter = current[name]
+            parameter = places[name].parameter
             value = value.detach().to(parameter.device) * weight
             if name in held:
                 held[name] = held[name]._replace(importance=held[name].importance + value)
             else:
-                held[name] = _Held(parameter, value, parameter.detach().clone())
+                held[name] = _Held(places[name], value, parameter.detach().clone())
         self._hold(held)
 
     def anchor(self) -> None:
@@ -148,12 +156,11 @@ class Protection(Guard):
             {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
             for part in ("importance/", "reference/")
         )
-        current = named_parameters(self.model)
-        if any(name not in current or current[name].shape != value.shape for name, value in importance.items()):
-            raise ValueError(f"saved for another model: {differing_names(trainable(self.model), importance)}")
-        self._hold(
-            {name: _Held(current[name], importance[name], reference[name]) for name in current if name in importance}
-        )
+        refuse_other_model(self.model, importance)
+        if wrong := differing_names(importance, reference):
+            raise ValueError(f"the state has not one reference for each importance: {wrong}")
+        places = placed_parameters(self.model).items()
+        self._hold({name: _Held(at, importance[name], reference[name]) for name, at in places if name in importance})
 
     def save(self, path: str | Path) -> None:
         """Write importance, reference and settings to one safetensors file (settings as JSON in its header)."""
@@ -191,10 +198,11 @@ class Protection(Guard):
         return bool(self._held)
 
     def _add_gradients(self, optimizer: Optimizer) -> bool:
-        if any(held.parameter.device != held.reference.device for held in self._held.values()):
+        if any(_is_moved(each) for each in self._held.values()):
             self._hold(self._present())
         self._warn_if_unstable(optimizer)
-        by_id = {id(held.parameter): held for held in self._held.values()}
+        # frozen since: with a gradient, weight decay and momentum would move it
+        by_id = {id(held.parameter): held for held in self._held.values() if held.parameter.requires_grad}
         stepped = (by_id.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"])
         pulled = [Pulled(h.parameter, dense_gradient(h.parameter), h.reference, h.importance) for h in stepped if h]
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
@@ -202,11 +210,15 @@ class Protection(Guard):
         return bool(pulled)
 
     def _present(self) -> dict[str, _Held]:
-        """What is held, where the model is now, without parameters that it has replaced by others (a new head)."""
         current = named_parameters(self.model)
-        return {name: _laid_out(held) for name, held in self._held.items() if current.get(name) is held.parameter}
+        return {
+            name: _laid_out(held)
+            for name, held in self._held.items()
+            if is_in_place(self.model, name, held.place, held.reference.shape, current)
+        }
 
     def _hold(self, held: dict[str, _Held]) -> None:
+        refuse_inference_mode()
         self._held = {name: _laid_out(each) for name, each in held.items()}
         self._checked_rates.clear()
 
@@ -226,8 +238,14 @@ class Protection(Guard):
 
 def _laid_out(held: _Held) -> _Held:
     """On its parameter's device, and with its strides."""
-    parameter, importance, reference = held
-    return _Held(parameter, laid_out_as(parameter, importance), laid_out_as(parameter, reference))
+    parameter = held.parameter
+    return _Held(held.place, laid_out_as(parameter, held.importance), laid_out_as(parameter, held.reference))
+
+
+def _is_moved(held: _Held) -> bool:
+    """To another device, or to another shape by `.data`."""
+    parameter, reference = held.parameter, held.reference
+    return parameter.device != reference.device or parameter.shape != reference.shape
 
 
 @final

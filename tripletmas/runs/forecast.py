@@ -110,7 +110,7 @@ def imagine(model: nn.Module, targets: Tensor, images: Tensor, *, steps: int = _
     cosine, within the range of values that `images` have.
 
     Args:
-        model: in eval mode; its weights and their gradients stay as they are.
+        model: in eval mode; its weights and their gradients stay as they are. It gets copies, which it may change.
         rate: how far a value goes in a step, as a share of that range.
 
     Source: Goswami et al., Resurrecting Old Classes with New Data (ADC), CVPR 2024, push new images onto class means
@@ -118,13 +118,13 @@ def imagine(model: nn.Module, targets: Tensor, images: Tensor, *, steps: int = _
     """
     low, high = float(images.min()), float(images.max())
     with torch.no_grad():
-        embedded = torch.cat([unit(model(block)) for block in images.split(_BATCH)])
+        embedded = torch.cat([unit(model(block.clone())) for block in images.split(_BATCH)])
     found = []
     for block in targets.split(_BATCH):
         made = images[(block @ embedded.T).argmax(dim=1)].clone().requires_grad_()
         optimizer = torch.optim.Adam([made], lr=rate * (high - low))
         for _ in range(steps):
-            cosines = (nn.functional.normalize(model(made), dim=1) * block).sum()
+            cosines = (nn.functional.normalize(model(made.clone()), dim=1) * block).sum()
             (made.grad,) = torch.autograd.grad(-cosines, [made])
             optimizer.step()
             with torch.no_grad():

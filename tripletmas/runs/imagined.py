@@ -111,7 +111,8 @@ class _Embedders:
         images = imagine(made, vectors.to(device), _images(self.experiment.stream[self.after]).to(device))
         with torch.no_grad():
             now, before = (
-                vectors if at == number else unit(self.model(at)(images)).cpu() for at in (self.after, self.after - 1)
+                vectors if at == number else unit(self.model(at)(images.clone())).cpu()
+                for at in (self.after, self.after - 1)
             )
         return now, before
 

@@ -104,8 +104,8 @@ def _train_epoch(
             rate = set_rate(optimizer, config, (epoch + step / len(batches)) / config.epochs)
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
-                embeddings = model(inputs)
-            loss = learner.objective(embeddings.float(), labels)
+                embeddings = model(inputs.clone())  # it may change them, and the strategy reads them, too
+            loss = learner.objective(embeddings.to(torch.float32, copy=True), labels)  # a loss may change its own
             addition = strategy.loss(model, inputs, embeddings)
             if addition is not None:
                 loss = loss + addition

@@ -42,7 +42,10 @@ class Strategy:
         """Before the first epoch of a task, and again when a run is resumed in the middle of it."""
 
     def loss(self, model: nn.Module, inputs: Tensor, embeddings: Tensor) -> Tensor | None:
-        """A scalar to add to the loss of a batch; None for nothing."""
+        """A scalar to add to the loss of a batch; None for nothing.
+
+        The inputs are as they were before the model had them, which may have changed its own copy.
+        """
         return None
 
     def after_step(self, model: nn.Module) -> None:

@@ -61,21 +61,24 @@ class EWC(Consolidate):
         self.batch_size = batch_size
         self.loss_batch_size = loss_batch_size
         self.samples_per_class = samples_per_class
+        self._objective: Objective | None = None
 
     def make_protection(self, model: nn.Module, objective: Objective) -> Protection:
-        def estimate(model: nn.Module, tasks: Iterable[Any]) -> Params:
-            (task,) = tasks
-            return fisher_of_task(
-                model,
-                task,
-                objective,
-                labels=self.labels,
-                batch_size=self.batch_size,
-                loss_batch_size=self.loss_batch_size,
-                samples_per_class=self.samples_per_class,
-            )
-
-        return Protection(model, strength=self.strength, decay=self.decay, estimate=estimate)
+        self._objective = objective
+        return Protection(model, strength=self.strength, decay=self.decay, estimate=self._estimate)
 
     def measured_on(self, task: Task) -> Iterable[Any]:
         return (task,)
+
+    def _estimate(self, model: nn.Module, tasks: Iterable[Any]) -> Params:
+        assert self._objective is not None
+        (task,) = tasks
+        return fisher_of_task(
+            model,
+            task,
+            self._objective,
+            labels=self.labels,
+            batch_size=self.batch_size,
+            loss_batch_size=self.loss_batch_size,
+            samples_per_class=self.samples_per_class,
+        )

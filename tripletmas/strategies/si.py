@@ -51,12 +51,8 @@ class SI(Consolidate):
         self._path: PathIntegral | None = None
 
     def make_protection(self, model: nn.Module, objective: Objective) -> Protection:
-        path = self._path = PathIntegral(model)
-
-        def estimate(model: nn.Module, nothing: Iterable[Any]) -> Params:
-            return path.end(self.damping)  # measured on the way
-
-        return Protection(model, strength=self.strength, decay=self.decay, estimate=estimate)
+        self._path = PathIntegral(model)
+        return Protection(model, strength=self.strength, decay=self.decay, estimate=self._estimate)
 
     def measured_on(self, task: Task) -> Iterable[Any]:
         return ()
@@ -74,6 +70,9 @@ class SI(Consolidate):
     def load_state_dict(self, state: Params) -> None:
         self._way().load_state_dict(state)
         self.prepared().load_state_dict(state)
+
+    def _estimate(self, model: nn.Module, nothing: Iterable[Any]) -> Params:
+        return self._way().end(self.damping)  # measured on the way
 
     def _way(self) -> PathIntegral:
         self.prepared()
@@ -129,6 +128,7 @@ class PathIntegral:
         importance = {
             name: self.omega[name].clamp(min=0) / ((parameter.detach() - self.start[name]).square() + damping)
             for name, parameter in trainable(self.model).items()
+            if name in self.omega  # not one that was frozen when the task began
         }
         if not any(bool(value.any()) for value in importance.values()):
             raise ValueError(

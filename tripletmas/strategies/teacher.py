@@ -44,7 +44,7 @@ class Teacher:
     def embeddings(self, inputs: Tensor) -> Tensor:
         """The embeddings (n, dim) of these samples, without gradient."""
         assert self._model is not None
-        return self._model(inputs).float()
+        return self._model(inputs.clone()).float()  # it may change them, and is not the only one that reads them
 
     @torch.no_grad()
     def logits(self, embeddings: Tensor) -> list[Tensor]:

@@ -23,8 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.sentences import listed
-from tripletmas.basics.weights import Params, trainable, unwrap
-from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
+from tripletmas.basics.weights import Params, unwrap
+from tripletmas.protection.batches import (
+    Forward,
+    each_batch,
+    inputs_of,
+    make_call,
+    measured_parameters,
+    measuring,
+    num_samples,
+)
 from tripletmas.protection.engine.by_rules import ByRules, Scalar
 from tripletmas.protection.engine.single import OneByOne, add_gradients
 
@@ -71,11 +79,7 @@ class PerSampleGradients:
         approximate: Literal["batch"] | None = None,
     ):
         self.model = unwrap(model)
-        self.parameters = _without(trainable(model), left_out)
-        if not self.parameters:
-            raise ValueError(
-                "the model has no trainable parameter (requires_grad=True), so there is nothing to measure"
-            )
+        self.parameters = _without(measured_parameters(model), left_out)
         self._scalar, self._power, self._forward, self._approximate = scalar, power, forward, approximate
         self._call = make_call(self.model, layer, forward)
         self._by_rules = ByRules(self.model, self._call, scalar, power, self.parameters)
@@ -101,7 +105,7 @@ class PerSampleGradients:
         self._refuse_broken()
         num_slow = len(self._without_rule)
         with measuring(self.model) as moved:
-            for batch in batches:
+            for batch in each_batch(batches):
                 inputs = moved(inputs_of(batch, self._forward))
                 started = time.perf_counter()
                 self._is_broken = True  # until this batch is wholly in
@@ -194,4 +198,6 @@ def _without(parameters: dict[str, nn.Parameter], left_out: Sequence[str]) -> di
             )
         for name in named:
             left.pop(name, None)
+    if not left:
+        raise ValueError("left_out names all there are: no trainable parameter is left to measure")
     return left

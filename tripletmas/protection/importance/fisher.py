@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletmas.basics.weights import Params, trainable
-from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
+from tripletmas.basics.weights import Params
+from tripletmas.protection.batches import (
+    Forward,
+    each_batch,
+    inputs_of,
+    make_call,
+    measured_parameters,
+    measuring,
+    num_samples,
+)
 from tripletmas.protection.engine.per_sample import PerSampleGradients
 
 FisherLabels = Literal["sampled", "true", "all"]
@@ -77,7 +85,7 @@ def fisher_importance(
 
     def with_choices() -> Iterator[tuple[Any, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
-        for batch in batches:
+        for batch in each_batch(batches):
             inputs = inputs_of(batch, forward)
             # where on [0, 1) its draw falls goes with a sample as its label would, however samples are batched
             draws = torch.rand(num_samples(inputs), generator=generator)
@@ -114,16 +122,14 @@ def squared_gradient_importance(
     Raises:
         ValueError: without any batch; with no trainable parameter; if a gradient is not finite; if all are zero.
     """
-    parameters = trainable(model)
-    if not parameters:
-        raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to measure")
+    parameters, call = measured_parameters(model), make_call(model, None, None)
     totals = {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in parameters.items()
     }
     num_batches = 0
     with measuring(model) as moved:
-        for inputs, labels in batches:
-            embeddings = model(moved(inputs))
+        for inputs, labels in each_batch(batches):
+            embeddings = call(model, moved(inputs))
             value = loss(embeddings, labels.to(embeddings.device))
             num_batches += 1
             if not value.requires_grad:  # no pair in this batch adds to the loss

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from tripletmas.basics.weights import Params, differing_names, named_parameters, snapshot, trainable
-from tripletmas.protection.batches import Forward
+from tripletmas.basics.weights import Params, Place, named_parameters, placed_parameters, snapshot
+from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
-from tripletmas.protection.penalty import dense_gradient
+from tripletmas.protection.penalty import dense_gradient, refuse_other_model
+from tripletmas.protection.place import is_in_place
 from tripletmas.protection.structured.budget import START, check_budget, default_budget, most_for_sgd, next_multipliers
 from tripletmas.protection.structured.gram_matrix import LowRank, largest_curvature, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -92,7 +93,7 @@ class Gram(Guard):
         self._multipliers: dict[LinearMap, Tensor] = {}  # scalars; of a budget
         self._curvatures: dict[LinearMap, Tensor] = {}  # largest curvatures / 2 of the forms, scalars
         self._reference: Params = {}
-        self._parameters: dict[str, nn.Parameter] = {}  # of what is held, to see what the model has replaced since
+        self._places: dict[str, Place] = {}  # of what is held, to see what the model has replaced since
 
     @property
     def budget(self) -> float | None:
@@ -155,8 +156,9 @@ class Gram(Guard):
         return bool(forms)
 
     def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> set[str]:
-        """Names of the parameters that are held and that this optimizer steps."""
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        """Names of the parameters that are held and that this optimizer steps; without those frozen since: with a
+        gradient, weight decay and momentum would move them."""
+        own = {id(each) for group in optimizer.param_groups for each in group["params"] if each.requires_grad}
         return {name for name in self._reference if id(parameters.get(name)) in own}
 
     def _adapt(self, optimizer: Optimizer, forms: Mapping[LinearMap, Quadratic], shares: Tensor) -> None:
@@ -210,10 +212,11 @@ class Gram(Guard):
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
         self._hold(forms)
-        self._reference = snapshot(self._parameters)
+        self._reference = snapshot({name: place.parameter for name, place in self._places.items()})
 
     def _measure_and_add(self, batches: Iterable[Any], *, weight: float, decay: float) -> Params:
         grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
+        self._warn_if_idle()
         self.add(grams, weight=weight, decay=decay)
         return diagonals(grams, self.model)
 
@@ -246,8 +249,7 @@ class Gram(Guard):
             kind, _, name = key.partition("/")
             parts.setdefault(kind, {})[name] = value
         reference = parts.get("reference", {})
-        if any(name not in current or current[name].shape != value.shape for name, value in reference.items()):
-            raise ValueError(f"saved for another model: {differing_names(trainable(self.model), reference)}")
+        refuse_other_model(self.model, reference)
         forms, multipliers = {}, {}
         for key, scalars in parts.get("scalars", {}).items():
             each = LinearMap.from_key(key)
@@ -311,19 +313,24 @@ class Gram(Guard):
         return each.matrices(change)
 
     def _present(self) -> dict[LinearMap, Quadratic]:
-        """What is held, without maps of which the model has replaced a parameter by another (a new head)."""
+        """Without maps of which the model has replaced a parameter."""
         current = named_parameters(self.model)
-
-        def is_here(each: LinearMap) -> bool:
-            return all(current.get(name) is self._parameters.get(name, current.get(name)) for name in each.parameters)
-
-        return {each: form for each, form in self._forms.items() if is_here(each)}
+        gone = {
+            name
+            for name, place in self._places.items()
+            if not is_in_place(self.model, name, place, self._reference.get(name, place.parameter).shape, current)
+        }
+        return {each: form for each, form in self._forms.items() if gone.isdisjoint(each.parameters)}
 
     def _hold(self, forms: dict[LinearMap, Quadratic]) -> None:
-        current = trainable(self.model)
+        refuse_inference_mode()
         self._forms = forms
         names = {name for each in forms for name in each.parameters}
-        self._parameters = {name: value for name, value in current.items() if name in names}
+        self._places = {
+            name: place
+            for name, place in placed_parameters(self.model).items()
+            if name in names and (place.parameter.requires_grad or name in self._places)  # it may be frozen for a while
+        }
         self._curvatures = {each: largest_curvature(form.gram) for each, form in forms.items()}
         for each, form in forms.items():
             self._multipliers.setdefault(each, form.value.new_tensor(START))

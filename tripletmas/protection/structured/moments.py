@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, device_of, named_parameters, trainable, unwrap
-from tripletmas.protection.batches import Forward, inputs_of, make_call, measuring, num_samples
+from tripletmas.protection.batches import (
+    Forward,
+    each_batch,
+    inputs_of,
+    make_call,
+    measured_parameters,
+    measuring,
+    num_samples,
+)
 from tripletmas.protection.engine.inputs import LayerInputs
 from tripletmas.protection.structured.gram_matrix import GramMatrix, compressed, diagonal, energy, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -49,9 +57,7 @@ def relative_grams(
             answers: all inputs or weights are zero. A single map of which that is true is left out, with a warning.
     """
     model = unwrap(model)
-    wanted = trainable(model)
-    if not wanted:
-        raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to hold")
+    wanted = measured_parameters(model)
     moments = _moments(model, batches, forward, exact)
     explained = {name for each in moments for name in each.parameters}
     for name in wanted.keys() - explained:
@@ -123,7 +129,7 @@ def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, 
             moments[each] = moment
 
     with measuring(model) as moved, torch.no_grad():
-        for batch in batches:
+        for batch in each_batch(batches):
             inputs = moved(inputs_of(batch, forward))
             count = num_samples(inputs)
             if not count:
