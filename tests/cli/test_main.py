@@ -648,12 +648,28 @@ def test_importance_is_added_to_the_protection(weight, invert, call, runs, photo
     assert all(torch.equal(saved[name], value) for name, value in new.items())
 
 
+def test_importance_of_images_that_were_added_before_is_not_added_again(call, runs, photos, tmp_path):
+    assert call("importance", runs / "mas", "--images", photos)[0] == 0
+    once = checkpoint_of(runs / "mas")
+    copies = Path(shutil.copytree(photos, tmp_path / "copies"))
+    status, text, _ = call("importance", runs / "mas", "--images", copies)
+    assert (status, text) == (0, f"{runs / 'mas'}: 9 of 9 images were added before: --again counts them\n")
+    after = importance_of(checkpoint_of(runs / "mas"))
+    assert all(torch.equal(after[name], value) for name, value in importance_of(once).items())
+    Image.new("L", (8, 8), 99).save(copies / "new.png")
+    status, text, _ = call("importance", runs / "mas", "--images", copies)
+    assert "9 of 10 images were added before" in text
+    assert "importance of 1 images added" in text
+    records = RunDirectory.open(runs / "mas").records("importance")
+    assert [record["samples"] for record in records] == [9, 1]
+
+
 def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
     monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     assert call("importance", runs / "mas", "--images", photos)[0] == 0
     with open(runs / "mas" / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "importance", "samp')  # of a measurement that was killed
-    assert call("importance", runs / "mas", "--images", photos, "--weight", "2")[0] == 0
+    assert call("importance", runs / "mas", "--images", photos, "--weight", "2", "--again")[0] == 0
     twice = importance_of(checkpoint_of(runs / "mas"))
     assert call("resume", runs / "mas")[0] == 0
     kept = importance_of(checkpoint_of(runs / "mas"))

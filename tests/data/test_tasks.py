@@ -199,6 +199,15 @@ def test_groups_are_tasks_and_merge_in_order():
     assert len({tuple(names(split(data, order_seed=seed))) for seed in range(8)}) > 1
 
 
+def test_tasks_come_in_the_order_of_the_numbers_in_their_names():
+    data = make([4] * 12, groups=[f"week{number}" for number in range(12)])
+    assert names(split(data)) == [f"week{number}" for number in range(12)]
+    data = make([4] * 4, groups=["-1", "-2", "10", "9"])
+    assert names(split(data)) == ["-2", "-1", "9", "10"]
+    data = make([4] * 4, groups=["2026-10", "2026-9", "2025-12", "b"])
+    assert names(split(data)) == ["2025-12", "2026-9", "2026-10", "b"]
+
+
 def test_classes_of_groups_can_be_split_all_the_same():
     data = make([4] * 6, groups=["Greek", "Latin", "Greek", "Latin", "Tagalog", "Tagalog"])
     assert classes(split(data, by="class", tasks=3)) == [(0, 1), (2, 3), (4, 5)]

@@ -24,7 +24,6 @@ from tripletmas.cli.console import (
 )
 from tripletmas.data.tasks import Stream
 from tripletmas.index.choice import COMPENSATE
-from tripletmas.models.embedding import Embedder
 from tripletmas.objectives.embedded import embed_tasks
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import kind_of
@@ -59,7 +58,6 @@ def evaluate(arguments: Sequence[str]) -> None:
     stream = _other_data(run, experiment, of_data) if of_data else experiment.stream[: after + 1]
     chosen = _chosen(stream, options.task)
     objective = experiment.objective
-    objective.embed = Embedder(experiment.training.eval_batch_size, experiment.training.num_workers)
     embedded = embed_tasks(experiment.strategy.deployed(experiment.model), stream, objective.embed)
     kept = galleries.galleries_of(run, experiment, after, kinds) if len(kinds) > 1 else None
     stored = galleries.stored_of(kept, kinds) if kept else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
-from tripletmas.models.embedding import embed
 from tripletmas.runs.experiment import load_trained
 
 ENDINGS = (".parquet", ".npz")
@@ -39,8 +39,8 @@ def export(arguments: Sequence[str]) -> None:
     chosen = list(_chosen(experiment.stream[: after + 1], options.part))
     if not chosen:
         raise ValueError(f"{run.path}: no task has a gallery of its own; the queries are searched among themselves")
-    batch_size = experiment.training.eval_batch_size
-    vectors = [embed(experiment.model, each, batch_size=batch_size, progress=True).vectors for *_, each in chosen]
+    embed = replace(experiment.objective.embed, progress=True)
+    vectors = [embed(experiment.model, each).vectors for *_, each in chosen]
     columns: dict[str, list[str | None]] = {"label": [], "task": [], "part": [], "path": []}
     for task, part, dataset in chosen:
         columns["label"] += _names(dataset)

@@ -10,16 +10,24 @@ from tqdm import tqdm
 
 from tripletmas.basics.weights import Params, load_state
 from tripletmas.cli.console import console, make_parser, make_table, open_run
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import unlabelled
-from tripletmas.runs.experiment import load_trained
+from tripletmas.data.images import ImageFiles
+from tripletmas.runs.checkpoint import Checkpoint
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import Experiment, load_trained
 
 
 def importance(arguments: Sequence[str]) -> None:
     """Measure importance on unlabelled images, such as those of the place where the model is used, and add it to the
-    run's protection: what these images need will be held while the next tasks are learned."""
+    run's protection: what these images need will be held while the next tasks are learned.
+
+    Images that were added before, wherever they lay, are not counted again.
+    """
     shared = ("run", "--images", "--skip-unreadable", "--invert", "--trust-code")
     parser = make_parser("importance", importance.__doc__, *shared)
     parser.add_argument("--weight", type=float, default=1.0, help="how much it counts; a task of the run counts 1")
+    parser.add_argument("--again", action="store_true", help="also count images that were added before")
     options = parser.parse_args(arguments)
     if options.weight <= 0:
         raise ValueError(f"--weight must be > 0, got {options.weight}")
@@ -28,21 +36,21 @@ def importance(arguments: Sequence[str]) -> None:
     if state is None or state.epoch:
         raise ValueError(f"{run.path} stopped in the middle of a task; first: tripletmas resume {run.path}")
     experiment, _ = load_trained(run)
-    strategy = experiment.strategy
-    strategy.prepare(experiment.model, experiment.objective, experiment.stream)
-    if not strategy.protections:
-        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
-    load_state(experiment.model, state.model, f"the checkpoint in {run.path}")  # not a model that is only deployed
-    strategy.load_state_dict(state.strategy)
+    _prepare(experiment, run, state)
     shape = experiment.stream[0].query.sample_shape
     images = unlabelled(options.images, shape, invert=options.invert, skip_unreadable=options.skip_unreadable)
-    protection = strategy.protections[0]
+    run.rewind(state)  # what an addition that was interrupted has recorded does not count
+    images, checksums = _new(run, images, again=options.again)
+    if not checksums:
+        return
+    strategy, protection = experiment.strategy, experiment.strategy.protections[0]
     total = sum(float(value.sum()) for value in protection.importance.values())
-    batches = _shown(images.loader(experiment.training.eval_batch_size))
+    training = experiment.training
+    batches = _shown(images.loader(training.eval_batch_size, num_workers=training.num_workers))
     measured = strategy.add_unlabelled(batches, weight=options.weight)
-    run.rewind(state)
     # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
-    run.append({"kind": "importance", "images": str(options.images), "samples": len(images), "weight": options.weight})
+    about = {"images": str(options.images), "samples": len(images), "weight": options.weight}
+    run.append({"kind": "importance", **about, "checksums": checksums})
     run.save_checkpoint(replace(state, strategy=strategy.state_dict()))
     run.importance().write(state.task - 1, protection.importance)
     added = options.weight * sum(float(value.sum()) for value in measured.values())
@@ -52,9 +60,34 @@ def importance(arguments: Sequence[str]) -> None:
         print(sentence)
 
 
+def _prepare(experiment: Experiment, run: RunDirectory, state: Checkpoint) -> None:
+    """Give the parts the state of a checkpoint.
+
+    Raises:
+        ValueError: if the strategy protects nothing.
+    """
+    strategy = experiment.strategy
+    strategy.prepare(experiment.model, experiment.objective, experiment.stream)
+    if not strategy.protections:
+        raise ValueError(f"{run.path}: the strategy {experiment.config['strategy']['name']!r} protects no weights")
+    load_state(experiment.model, state.model, f"the checkpoint in {run.path}")  # not a model that is only deployed
+    strategy.load_state_dict(state.strategy)
+
+
+def _new(run: RunDirectory, images: LabelledDataset, *, again: bool) -> tuple[LabelledDataset, list[str]]:
+    """Those of the images that were not added before, or all again; and their checksums."""
+    files = ImageFiles.at(images.paths or (), size=1, channels=1)
+    checksums = [files.checksum(position) for position in range(len(files))]
+    known = {each for record in run.records("importance") for each in record.get("checksums", ())}
+    new = [position for position, each in enumerate(checksums) if again or each not in known]
+    if len(new) < len(images):
+        print(f"{run.path}: {len(images) - len(new)} of {len(images)} images were added before: --again counts them")
+    return images.subset(new), [checksums[position] for position in new]
+
+
 def _shown(batches: Iterable[Any]) -> Iterator[Any]:
     """The same with a progress bar, from the moment that the first is read."""
-    yield from tqdm(batches, desc="importance", unit="batch", leave=False)
+    yield from tqdm(batches, desc="importance", unit="batch", leave=False, disable=None)
 
 
 def _print_layers(importance: Params) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from tripletmas.data.images import ImageFiles
 from tripletmas.index.base import unit
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.images import ImageIndex
-from tripletmas.models.embedding import embed
 from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.directory import RunDirectory
@@ -153,10 +153,10 @@ def _ask(options: Namespace) -> None:
     run = open_run(options.index, trust_code=options.trust_code)
     experiment, after = load_trained(run, options.after, device=options.device)
     language, learned, notes = asking.language_of(experiment.objective), experiment.stream[: after + 1], []
-    model, size = experiment.strategy.deployed(experiment.model), experiment.training.eval_batch_size
+    model = experiment.strategy.deployed(experiment.model)
 
     def embedded(images: LabelledDataset) -> Tensor:
-        return embed(model, images, batch_size=size, progress=True).vectors
+        return replace(experiment.objective.embed, progress=True)(model, images).vectors
 
     about = f"{options.index} after task {after}"
     if options.fact:

@@ -5,6 +5,7 @@ Shapes: n samples; a sample is a float32 tensor, an image (channels, height, wid
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -245,6 +246,22 @@ def in_order(names: Iterable[str]) -> list[str]:
         return sorted(names, key=lambda name: (int(name), name))
     except ValueError:
         return sorted(names)
+
+
+def in_task_order(names: Iterable[str]) -> list[str]:
+    """Names of tasks as `in_order`, but numbers within text count as numbers, too.
+
+    >>> in_task_order(["week10", "week9"])
+    ['week9', 'week10']
+    """
+    names = in_order(names)
+    if all(re.fullmatch(r"[-+]?[0-9]+", name) for name in names):
+        return names
+
+    def parts(name: str) -> list[tuple[int, str]]:  # text and numbers by turns, text first
+        return [(int(part) if place % 2 else 0, part) for place, part in enumerate(re.split(r"([0-9]+)", name))]
+
+    return sorted(names, key=parts)
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from tripletmas.basics.sentences import listed, suggestion
-from tripletmas.data.dataset import LabelledDataset, Source, Transform, in_order
+from tripletmas.data.dataset import LabelledDataset, Source, Transform, in_task_order
 from tripletmas.data.splits import split_samples
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _groups(source: Source, named: Sequence[str] | None) -> list[_Unit]:
     for label in source.train.classes:
         members.setdefault(of_class[label], []).append(label)
     if named is None:
-        named = source.group_order or in_order(members)
+        named = source.group_order or in_task_order(members)
     for group in named:
         if group not in members:
             raise ValueError(f"no group {group!r}{suggestion(group, members)}")

@@ -16,6 +16,7 @@ from tripletmas.basics.sentences import listed
 from tripletmas.basics.version import versions
 from tripletmas.data.batches import seed_everything
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.embedding import Embedder
 from tripletmas.models.networks import embedding_dim
 from tripletmas.objectives.kind import Data, Kind
 from tripletmas.objectives.kinds import kind_of
@@ -77,6 +78,7 @@ def build(config: Mapping[str, Any], *, data: Data | None = None) -> Experiment:
         split_backbone(made_model)  # whether there is one is told before anything is written
     dim = embedding_dim(made_model, shape)
     objective = catalog.build_objective(kind, *loss, dim=dim, data=built).to(device)
+    objective.embed = Embedder(training.eval_batch_size, training.num_workers)  # also for those who do not train
     return Experiment(
         config=resolved,
         stream=built.stream,

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tripletmas.data.tasks import Task
 from tripletmas.index.base import unit
 from tripletmas.index.images import ImageIndex
-from tripletmas.models.embedding import embed
 from tripletmas.objectives.objective import gallery_of
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment
@@ -49,7 +48,7 @@ def parts_of_run(run: RunDirectory, experiment: Experiment, after: int) -> list[
         compensated = moved[number] if kind else None
         parts.append(Part(vectors[number], kept[number]["labels"], compensated, rows, now, before))
     rows = _drawn(len(vectors[after]), _QUERIES, after)
-    before = unit(embed(embedders.model(after - 1), gallery_of(task).subset(rows)).vectors)
+    before = unit(experiment.objective.embed(embedders.model(after - 1), gallery_of(task).subset(rows)).vectors)
     new = vectors[after]
     last = Part(new, kept[after]["labels"], new if kind else None, rows, new[rows], before, is_current=True)
     return [*parts, last]

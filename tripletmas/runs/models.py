@@ -50,6 +50,7 @@ class RunModel:
     sample_shape: tuple[int, ...]
     dim: int
     batch_size: int
+    num_workers: int
 
 
 def weight_hashes(run: RunDirectory) -> tuple[str, ...]:
@@ -89,8 +90,8 @@ def load_model(
     except RuntimeError as error:  # torch's, for images that the layers do not fit
         reason = str(error).splitlines()[0]
         raise OtherImages(f"the model of {run.path} takes no images of shape {shape}: {reason}") from None
-    size = config["training"]["eval_batch_size"]
-    return RunModel(str(run.path), number, weight_hash(state), model, shape, dim, batch_size=size)
+    size, workers = (config["training"][option] for option in ("eval_batch_size", "num_workers"))
+    return RunModel(str(run.path), number, weight_hash(state), model, shape, dim, batch_size=size, num_workers=workers)
 
 
 def _shape(run: RunDirectory, data: Mapping[str, Any], asked: tuple[int, ...] | None, number: int) -> tuple[int, ...]:
@@ -130,7 +131,8 @@ def embed_images(
     dataset = LabelledDataset(shown, torch.zeros(len(images)), ["unlabelled"], paths=images.paths)
     if invert:
         dataset = dataset.with_transform(lambda image: 1 - image)
-    vectors = embed(model.model, dataset, batch_size=model.batch_size, progress=True).vectors
+    workers = 0 if skip_unreadable else model.num_workers  # what a worker notes is lost
+    vectors = embed(model.model, dataset, batch_size=model.batch_size, num_workers=workers, progress=True).vectors
     if not shown.unreadable:
         return vectors, list(range(len(images)))
     first = next(iter(shown.unreadable.values()))

@@ -21,7 +21,12 @@ class Consolidate(Strategy):
     """Train under a `Guard`, which takes in each task at its end. Concrete ones say which.
 
     Stores two copies of the trainable parameters.
+
+    Attributes:
+        num_workers: processes that load what importance is measured on, as the objective's embedding has them.
     """
+
+    num_workers = 0
 
     def make_protection(self, model: nn.Module, objective: Objective) -> Guard:
         """What holds the weights of this model, trained for this objective."""
@@ -29,10 +34,11 @@ class Consolidate(Strategy):
 
     def measured_on(self, task: Task) -> Iterable[Any]:
         """What importance is measured on after a task: batches of its training samples, without augmentation."""
-        return task.train.plain().loader()
+        return task.train.plain().loader(num_workers=self.num_workers)
 
     def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         self.protections = (self.make_protection(model, objective),)
+        self.num_workers = objective.embed.num_workers
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
         self.prepared().attach(optimizer)

@@ -38,10 +38,12 @@ def fisher_of_task(
     Raises:
         ValueError: if nothing is important: a satisfied hinge, a saturated classifier.
     """
-    data, seed = task.train.plain(), torch.initial_seed()
+    data, seed, workers = task.train.plain(), torch.initial_seed(), objective.embed.num_workers
     if likelihood := objective.likelihood(task):
         (logits, positions), device = likelihood, device_of(model)
-        batches = ((inputs, positions(classes.to(device))) for inputs, classes in data.loader(batch_size))
+        batches = (
+            (inputs, positions(classes.to(device))) for inputs, classes in data.loader(batch_size, num_workers=workers)
+        )
         return fisher_importance(model, batches, labels=labels, forward=logits, seed=seed)
     balanced = class_balanced_batches(
         data.labels,
@@ -49,4 +51,4 @@ def fisher_of_task(
         samples_per_class=samples_per_class,
         generator=torch.Generator().manual_seed(seed),
     )
-    return squared_gradient_importance(model, data.loader(batches=balanced), objective)
+    return squared_gradient_importance(model, data.loader(batches=balanced, num_workers=workers), objective)

@@ -71,8 +71,9 @@ class MAS(Consolidate):
     def measured_on(self, task: Task) -> Iterable[Any]:
         data = task.train.plain()
         if self.batch_gradients is None:
-            return data.loader()
-        return data.subset(torch.randperm(len(data))).loader(self.batch_gradients)
+            return data.loader(num_workers=self.num_workers)
+        shuffled = data.subset(torch.randperm(len(data)))
+        return shuffled.loader(self.batch_gradients, num_workers=self.num_workers)
 
     def after_task(self, model: nn.Module, task: Task) -> None:
         self._learned += 1

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source, in_order
+from tripletmas.data.dataset import LabelledDataset, Source, in_task_order
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.clustering import cluster
 from tripletmas.objectives.facts.fact import Fact, parse_fact
@@ -143,7 +143,7 @@ def _split(
 
 def _by_name(groups: list[str], split: str, tasks: int | None) -> tuple[Tensor, list[str]]:
     """A task for each name that a fact's group has."""
-    names = in_order(set(groups))
+    names = in_task_order(set(groups))
     if tasks not in (None, len(names)):
         raise ValueError(f"split {split!r} makes {len(names)} tasks ({', '.join(names)}), got tasks={tasks}")
     return torch.tensor([names.index(group) for group in groups]), names
