@@ -28,6 +28,8 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.base import Strategy
+from tripletmas.strategies.combine import Combine
+from tripletmas.strategies.distill import Distill
 from tripletmas.strategies.ebll import EBLL
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
@@ -177,12 +179,23 @@ def test_precision_is_of_the_forward_pass_alone(precision, inside, tiny_stream):
     assert not torch.equal(before["embedding.weight"], state_of(model)["embedding.weight"])
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_freeze_batchnorm_holds_the_statistics_after_the_first_task(frozen, class_images, tmp_path):
+@pytest.mark.filterwarnings("ignore:the running statistics of batch norm")  # of gram, where they are asked to move
+@pytest.mark.parametrize(
+    ("strategy", "asked", "frozen"),
+    [
+        (Finetune(), True, True),
+        (Finetune(), False, False),
+        (Finetune(), None, False),
+        (Gram(), None, True),
+        (Gram(), False, False),
+        (Combine({"distill": Distill(), "gram": Gram()}), None, True),
+    ],
+)
+def test_freeze_batchnorm_holds_the_statistics_after_the_first_task(strategy, asked, frozen, class_images, tmp_path):
     stream = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0]
     run = RunDirectory.create(tmp_path / "run", {})
     model = conv4((1, 16, 16), dim=4, width=4)
-    train_stream(model, stream, Finetune(), triplet(), replace(SMALL, freeze_batchnorm=frozen, epochs=1), run)
+    train_stream(model, stream, strategy, triplet(), replace(SMALL, freeze_batchnorm=asked, epochs=1), run)
     start, first, second = (run.read_tensors(f"weights/{name}.safetensors") for name in ("start", "task00", "task01"))
     name = "block1.norm.running_mean"
     assert not torch.equal(start[name], first[name])

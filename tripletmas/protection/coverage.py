@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, named_buffers, named_parameters
@@ -126,3 +128,15 @@ def _percent(part: int, whole: int) -> str:
     if 0 < percent < 0.1:
         return "<0.1 %"
     return ">99.9 %" if 99.9 < percent < 100 else f"{percent:.1f} %".replace(".0 %", " %")
+
+
+def warn_of_moving_statistics(model: nn.Module) -> None:
+    """Warn of batch norm whose running statistics follow the data: they are no weights, so no penalty holds them."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+            warnings.warn(
+                f"the running statistics of batch norm ({name}) follow the new data and change what the model answers, "
+                "and only weights are held: after model.train(), call eval() of its batch-norm layers",
+                stacklevel=2,
+            )
+            return

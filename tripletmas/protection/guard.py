@@ -139,6 +139,9 @@ class Guard:
 
     # --- after a task
 
+    def settle(self) -> None:
+        """At the end of a task's training: bring back weights that went further than they may. Nothing by default."""
+
     def consolidate(self, batches: Iterable[Any]) -> Params:
         """Measure what was just learned, add it to what is held, and re-anchor.
 

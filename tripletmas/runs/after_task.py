@@ -50,6 +50,8 @@ class AfterTask:
         learner = self.learner
         model, objective, strategy, config = learner.model, learner.objective, learner.strategy, learner.config
         seed_everything(config.seed, len(seen) - 1, config.epochs)
+        for protection in strategy.protections:
+            protection.settle()
         changed = {"changed_responses": shares} if (shares := self._shares()) else {}  # of the weights held until now
         strategy.after_task(model, seen[-1])
         deployed = strategy.deployed(model)

@@ -93,7 +93,8 @@ def _train_epoch(
         generator=generator,
     )
     loader = data.loader(batches=batches, num_workers=config.num_workers, generator=generator)
-    _set_train(model, config.freeze_batchnorm and number > 0)
+    freeze = strategy.freezes_batchnorm if config.freeze_batchnorm is None else config.freeze_batchnorm
+    _set_train(model, freeze and number > 0)
     device = device_of(model)
     dtype = PRECISIONS[config.precision]
     total, rate = 0.0, config.lr

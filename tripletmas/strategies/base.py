@@ -23,9 +23,12 @@ class Strategy:
     Attributes:
         protections: what holds weights in place, if the strategy has any: the loop shows their penalty, saves their
             importance, and reports what they leave unprotected.
+        freezes_batchnorm: whether the running statistics of batch norm stand still after the first task, unless the
+            configuration says otherwise.
     """
 
     protections: tuple[Guard, ...] = ()
+    freezes_batchnorm: bool = False
 
     def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         """Once, before anything else: the model that will be trained, for this objective, on these tasks.

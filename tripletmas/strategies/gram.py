@@ -36,6 +36,8 @@ class Gram(Consolidate):
     Source: ours; see `tripletmas.Gram`.
     """
 
+    freezes_batchnorm = True
+
     def __init__(
         self,
         *,

@@ -420,14 +420,90 @@ def test_no_layer_moves_further_than_the_budget(budget: float, optimizer: type):
     assert max(roots) > 0.5 * budget  # and uses it
 
 
-def test_the_multipliers_are_resumed():
-    model, gram = consolidated(budget=0.05)
+@pytest.mark.parametrize("optimizer", [AdamW, SGD, LBFGS])
+def test_a_task_of_a_few_steps_ends_within_the_budget(optimizer: type):
+    """Steps so large that no multiplier can follow. Inputs are in a plane, and what is at right angles stays."""
+    model, plane = small(), samples() * torch.tensor([1.0, 1.0, 0.0, 0.0]).double()
+    gram = Gram(model, 0.02)
+    gram.consolidate([plane])
+    steps = optimizer(model.parameters(), lr=0.05)
+    gram.attach(steps)
+
+    def closure() -> Tensor:
+        steps.zero_grad()
+        loss = (model(samples(2)) - 10).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        steps.step(closure)
+    assert max(gram.shares().values()) > 0.04**2
+    free = layer(model, 0).weight[:, 2:].clone()
+    gram.settle()
+    assert max(gram.shares().values()) == pytest.approx(0.02**2, rel=0.002)
+    assert torch.allclose(layer(model, 0).weight[:, 2:], free)
+    settled = [parameter.clone() for parameter in model.parameters()]
+    gram.consolidate([plane])  # settles, and there is nothing to do
+    assert all(torch.equal(a, b) for a, b in zip(settled, model.parameters(), strict=True))
+
+
+def test_a_layer_that_has_gone_three_times_too_far_is_brought_back_as_it_learns():
+    """A step of rate 0 moves nothing: what is found at the first is brought back at the second; a strength never is."""
+    model, gram = consolidated(budget=0.001)
+    steps = SGD(model.parameters(), lr=0.0)
+    gram.attach(steps)
+    far = gram.shares()
+    steps.step()
+    assert gram.shares() == far
+    steps.step()
+    assert list(gram.shares().values()) == pytest.approx([0.003**2] * 2, rel=1e-3)
+    gram.set_strength(1.0)
+    before = gram.shares()
+    gram.settle()
+    assert gram.shares() == before
+
+
+def test_what_is_frozen_or_another_optimizers_is_not_brought_back():
+    model, gram = consolidated(budget=0.001)
+    first, second = layer(model, 0), layer(model, 2)
+    first.bias.requires_grad_(False)
+    bias, other = first.bias.clone(), second.weight.clone()
+    steps = SGD(first.parameters(), lr=0.0)
+    gram.attach(steps)
+    before = gram.shares()
+    steps.step()
+    steps.step()
+    assert torch.equal(first.bias, bias)
+    assert torch.equal(second.weight, other)
+    assert gram.shares()["0"] < before["0"]
+    gram.settle()
+    assert torch.equal(first.bias, bias)
+    assert gram.shares()["2.weight"] == pytest.approx(0.001**2, rel=0.002)
+
+
+def test_moving_statistics_are_told():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).double()
+    gram = Gram(model)
+    gram.consolidate([samples()])
     steps = SGD(model.parameters(), lr=0.01)
     gram.attach(steps)
-    for _ in range(3):
+    model.train()
+    with pytest.warns(UserWarning, match=r"running statistics of batch norm \(1\) follow the new data .* call eval"):
         steps.step()
+    steps.step()  # once is enough
+    gram.consolidate([samples()])
+    model.eval()
+    steps.step()
+
+
+def test_the_multipliers_are_resumed():
+    """From a place that is far beyond the budget: also that it will be brought back."""
+    model, gram = consolidated(budget=0.005)
+    steps = SGD(model.parameters(), lr=0.01)
+    gram.attach(steps)
+    steps.step()
     other = copy.deepcopy(model)
-    taken = Gram(other, 0.05)
+    taken = Gram(other, 0.005)
     taken.load_state_dict(gram.state_dict())
     again = SGD(other.parameters(), lr=0.01)
     taken.attach(again)

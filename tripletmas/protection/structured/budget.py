@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 START = 30.0  # of every multiplier
+FURTHEST = 3.0  # times the budget: a layer that is found further away is brought back at once
 _RATE, _DOWN, _UP = 0.2, -0.5, 2.0  # of the logarithm, a step; how far from the budget counts, as a logarithm
 _LEAST, _MOST = 1e-3, 1e6
 

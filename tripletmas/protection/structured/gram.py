@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,22 +11,30 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
 
-from tripletmas.basics.weights import Params, Place, named_parameters, placed_parameters, snapshot
+from tripletmas.basics.weights import Params, Place, named_parameters, placed_parameters, snapshot, trainable
 from tripletmas.protection.batches import Forward, refuse_inference_mode
-from tripletmas.protection.coverage import Coverage, measure_coverage
+from tripletmas.protection.coverage import Coverage, measure_coverage, warn_of_moving_statistics
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
-from tripletmas.protection.penalty import dense_gradient, refuse_other_model
+from tripletmas.protection.penalty import dense_gradient
 from tripletmas.protection.place import is_in_place
-from tripletmas.protection.structured.budget import START, check_budget, default_budget, most_for_sgd, next_multipliers
-from tripletmas.protection.structured.gram_matrix import LowRank, largest_curvature, scaled
+from tripletmas.protection.structured.budget import (
+    FURTHEST,
+    check_budget,
+    default_budget,
+    most_for_sgd,
+    next_multipliers,
+)
+from tripletmas.protection.structured.gram_matrix import scaled
+from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
 from tripletmas.protection.structured.quadratic import Quadratic, first_task
+from tripletmas.protection.structured.state import from_tensors, to_tensors
 
-_FORM = ("gram", "factor", "rest", "offset")  # of a map, in a state
+_ROUNDS, _TOLERANCE = 3, 0.001  # of bringing weights back: maps may share them; of a share
 
 
 @final
@@ -38,10 +46,11 @@ class Gram(Guard):
     held to its own weights, since these made the vectors that an index has of it. What old inputs do not reach is free.
 
     With a `budget` b every layer's answers may move by b of their length (root mean square: a share of b^2), on the
-    average over earlier tasks: a multiplier for each layer rises where they moved further and falls where less. It has
-    found the end of the budget when a task has some hundred steps; plain SGD can hold no harder than its rate allows.
+    average over earlier tasks: a multiplier for each layer rises where they moved further and falls where less. While
+    it learns, a layer that has gone three times as far, and at the end of a task every layer beyond the budget
+    (`settle`), is brought back to the nearest weights within; what no old input sees is left alone.
     With a `strength` the penalty is strength * sum over layers and tasks of the shares.
-    Needs forward passes only and no label.
+    Needs forward passes only and no label. It holds weights: keep batch norm in eval mode, whose statistics are none.
 
     Memory: two copies of the trainable parameters, and a square matrix of its inputs for each layer.
 
@@ -89,9 +98,7 @@ class Gram(Guard):
         self.reference: Literal["own", "last"] = reference
         self.exact = exact
         self.forward = forward
-        self._forms: dict[LinearMap, Quadratic] = {}
-        self._multipliers: dict[LinearMap, Tensor] = {}  # scalars; of a budget
-        self._curvatures: dict[LinearMap, Tensor] = {}  # largest curvatures / 2 of the forms, scalars
+        self._held: dict[LinearMap, Held] = {}
         self._reference: Params = {}
         self._places: dict[str, Place] = {}  # of what is held, to see what the model has replaced since
 
@@ -99,22 +106,18 @@ class Gram(Guard):
     def budget(self) -> float | None:
         """How far the answers of each layer may move; None with a strength. Where none was given it depends on how many
         layers are held."""
-        if not self._has_budget:
-            return None
-        return default_budget(len(self._forms)) if self._given is None else self._given
+        return self._budget_now() if self._has_budget else None
 
     @property
     def importance(self) -> Params:
         """Of every weight by itself, by canonical name: the diagonal of the forms, the second moment of its input."""
-        return diagonals({each: form.gram for each, form in self._present().items()}, self.model)
+        return diagonals({each: held.form.gram for each, held in self._present().items()}, self.model)
 
     def shares(self) -> dict[str, float]:
         """The share of each map's squared response that has changed, on the average over the tasks that are held."""
         with torch.no_grad():
             current = named_parameters(self.model)
-            found = {
-                each: form.of(self._change(each, current))[0] / form.tasks for each, form in self._present().items()
-            }
+            found = {each: self._share(each, held.form, current) for each, held in self._present().items()}
         return {each.name: float(share) for each, share in found.items()}
 
     def set_strength(self, strength: float) -> None:
@@ -129,31 +132,62 @@ class Gram(Guard):
         now = named_parameters(self.model)
         then = {**now, **self._reference}
         terms = [
-            self._weight(each, form) * form.of(each.matrices(now) - each.matrices(then))[0]
-            for each, form in self._present().items()
+            self._weight(held) * held.form.of(each.matrices(now) - each.matrices(then))[0]
+            for each, held in self._present().items()
         ]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def _holds(self) -> bool:
-        return bool(self._forms)
+        return bool(self._held)
 
     @torch.no_grad()
     def _add_gradients(self, optimizer: Optimizer) -> bool:
         parameters = named_parameters(self.model)
         stepped = self._stepped_by(optimizer, parameters)
-        forms = {each: form for each, form in self._present().items() if not stepped.isdisjoint(each.parameters)}
+        here = {each: held for each, held in self._present().items() if not stepped.isdisjoint(each.parameters)}
+        if not here:
+            return False
+        if optimizer not in self._checked_rates:
+            warn_of_moving_statistics(self.model)
+        if self._has_budget and not isinstance(optimizer, LBFGS):  # a line search wants the weights left alone
+            found = torch.stack([held.found for held in here.values()]).tolist()
+            far = [
+                each for each, share in zip(here, found, strict=True) if share > (FURTHEST * self._budget_now()) ** 2
+            ]
+            self._bring_back(far, FURTHEST, parameters, stepped)
         scale = getattr(optimizer, "grad_scale", None)  # see `Protection`
-        shares = []
-        for each, form in forms.items():
-            value, half = form.of(self._change(each, parameters))
-            shares.append(value / form.tasks)
-            half.mul_(2 * self._weight(each, form) * (1 if scale is None else scale))
+        for each, held in here.items():
+            value, half = held.form.of(self._change(each, parameters))
+            held.found = value / held.form.tasks
+            half.mul_(2 * self._weight(held) * (1 if scale is None else scale))
             for name, part in each.spread(half, parameters):
                 if name in stepped:
                     each.rows(dense_gradient(parameters[name])).add_(part)
-        if forms:
-            self._adapt(optimizer, forms, torch.stack(shares))
-        return bool(forms)
+        self._adapt(optimizer, list(here.values()))
+        self._checked_rates.add(optimizer)
+        return True
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """With a budget: bring every layer that has gone beyond it to the nearest weights within. `consolidate` calls
+        it first; call it yourself to use or save a model before that."""
+        if self._has_budget:
+            parameters, trained = named_parameters(self.model), trainable(self.model).keys()
+            for _ in range(_ROUNDS):
+                self._bring_back(self._present(), self._budget_now() ** 2, parameters, trained)
+
+    def _bring_back(
+        self, maps: Iterable[LinearMap], most: float, parameters: Mapping[str, Tensor], moved: Collection[str]
+    ) -> None:
+        """Of these maps, those of which a larger share has changed; only weights with these names."""
+        for each in maps:
+            held = self._held[each]
+            if float(self._share(each, held.form, parameters)) <= most * (1 + _TOLERANCE):
+                continue
+            change = self._change(each, parameters)
+            for name, part in each.spread(held.nearest(change, most) - change, parameters):
+                if name in moved:
+                    each.rows(parameters[name].detach()).add_(part)
 
     def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> set[str]:
         """Names of the parameters that are held and that this optimizer steps; without those frozen since: with a
@@ -161,21 +195,21 @@ class Gram(Guard):
         own = {id(each) for group in optimizer.param_groups for each in group["params"] if each.requires_grad}
         return {name for name in self._reference if id(parameters.get(name)) in own}
 
-    def _adapt(self, optimizer: Optimizer, forms: Mapping[LinearMap, Quadratic], shares: Tensor) -> None:
+    def _adapt(self, optimizer: Optimizer, here: list[Held]) -> None:
         """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
-        most = self._most(optimizer, forms) if isinstance(optimizer, SGD) else None
-        if (budget := self.budget) is not None:
-            before = torch.stack([self._multipliers[each] for each in forms])
-            after = next_multipliers(before, shares, budget, most)
-            self._multipliers |= dict(zip(forms, after.unbind(), strict=True))
+        most = self._most(optimizer, here) if isinstance(optimizer, SGD) else None
+        if self._has_budget:
+            before, shares = (torch.stack(each) for each in zip(*((h.multiplier, h.found) for h in here), strict=True))
+            after = next_multipliers(before, shares, self._budget_now(), most)
+            for held, multiplier in zip(here, after.unbind(), strict=True):
+                held.multiplier = multiplier
         elif most is not None:
             self._warn_if_unstable(optimizer, float(most.min()))
 
-    def _most(self, optimizer: Optimizer, forms: Mapping[LinearMap, Quadratic]) -> Tensor:
+    def _most(self, optimizer: Optimizer, here: list[Held]) -> Tensor:
         """The multipliers, or strengths, (maps,) up to which plain gradient steps converge."""
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        counts = [form.tasks if self._has_budget else 1.0 for form in forms.values()]
-        curvatures = [self._curvatures[each] / count for each, count in zip(forms, counts, strict=True)]
+        curvatures = [held.curvature / (held.form.tasks if self._has_budget else 1.0) for held in here]
         return most_for_sgd(torch.stack(curvatures), rate)
 
     def _warn_if_unstable(self, optimizer: Optimizer, most: float) -> None:
@@ -185,12 +219,13 @@ class Gram(Guard):
                 "diverge: lower the strength or the learning rate, or give a budget",
                 stacklevel=2,
             )
-        self._checked_rates.add(optimizer)
 
     # --- after a task
 
     def consolidate(self, batches: Iterable[Any]) -> Params:
         """Measure the input Grams of what was just learned, add them to what is held, and re-anchor.
+
+        With a budget it brings the weights back to within it first (`settle`).
 
         Args:
             batches: unlabelled data (labels are ignored): an iterable of tensors, (inputs, ...) tuples or dicts.
@@ -198,6 +233,7 @@ class Gram(Guard):
         Returns:
             The diagonal of this task's forms alone, by canonical name.
         """
+        self.settle()
         return self._measure_and_add(batches, weight=1.0, decay=self.decay)
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
@@ -206,12 +242,13 @@ class Gram(Guard):
     @torch.no_grad()
     def add(self, grams: Grams, *, weight: float = 1.0, decay: float = 1.0) -> None:
         """Add `weight` of a task with these Grams, learned with the present weights, to `decay` times what is held."""
-        current, own = named_parameters(self.model), self.reference == "own"
-        forms = {each: form.anchored(self._change(each, current), own=own) for each, form in self._present().items()}
+        current, own, before = named_parameters(self.model), self.reference == "own", self._present()
+        forms = {each: held.form.anchored(self._change(each, current), own=own) for each, held in before.items()}
         for each, gram in grams.items():
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
-        self._hold(forms)
+        multipliers = {each: held.multiplier for each, held in before.items()}
+        self._hold({each: Held(form, multipliers.get(each)) for each, form in forms.items()})
         self._reference = snapshot({name: place.parameter for name, place in self._places.items()})
 
     def _measure_and_add(self, batches: Iterable[Any], *, weight: float, decay: float) -> Params:
@@ -228,41 +265,13 @@ class Gram(Guard):
     # --- on disk
 
     def state_dict(self) -> Params:
-        """Of each map `gram/KEY`, or `factor/KEY` and `rest/KEY` where it is of low rank, `offset/KEY` and
-        `scalars/KEY` (value, tasks, multiplier); and `reference/NAME`."""
-        state: Params = {}
-        for each, form in self._present().items():
-            if isinstance(form.gram, LowRank):
-                state |= {f"factor/{each.key}": form.gram.factor, f"rest/{each.key}": form.gram.rest}
-            else:
-                state[f"gram/{each.key}"] = form.gram
-            if form.offset is not None:
-                state[f"offset/{each.key}"] = form.offset.contiguous()
-            scalars = [form.value, form.value.new_tensor(form.tasks), self._multipliers[each]]
-            state[f"scalars/{each.key}"] = torch.stack([one.double() for one in scalars])
-        return state | {f"reference/{name}": value for name, value in self._reference.items()}
+        """See `structured.state`."""
+        return to_tensors(self._present(), self._reference)
 
     def load_state_dict(self, state: Params) -> None:
-        current = named_parameters(self.model)
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            kind, _, name = key.partition("/")
-            parts.setdefault(kind, {})[name] = value
-        reference = parts.get("reference", {})
-        refuse_other_model(self.model, reference)
-        forms, multipliers = {}, {}
-        for key, scalars in parts.get("scalars", {}).items():
-            each = LinearMap.from_key(key)
-            device = current[each.parameters[0]].device
-            kept = {kind: parts[kind][key].to(device) for kind in _FORM if key in parts.get(kind, {})}
-            gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], kept["rest"])
-            value, tasks, multiplier = scalars.unbind()
-            like = next(iter(kept.values()))
-            forms[each] = Quadratic(gram, kept.get("offset"), value.to(like), float(tasks))
-            multipliers[each] = multiplier.to(like)
-        self._hold(forms)
-        self._multipliers = multipliers
-        self._reference = {name: value.to(current[name].device) for name, value in reference.items()}
+        held, reference = from_tensors(state, self.model)
+        self._hold(held)
+        self._reference = reference
 
     def save(self, path: str | Path) -> None:
         settings = {
@@ -299,9 +308,15 @@ class Gram(Guard):
 
     # --- inside
 
-    def _weight(self, each: LinearMap, form: Quadratic) -> Tensor | float:
+    def _budget_now(self) -> float:
+        return default_budget(len(self._held)) if self._given is None else self._given
+
+    def _weight(self, held: Held) -> Tensor | float:
         """What the form of a map is multiplied with in the penalty."""
-        return self._multipliers[each] / form.tasks if self._has_budget else self.strength
+        return held.multiplier / held.form.tasks if self._has_budget else self.strength
+
+    def _share(self, each: LinearMap, form: Quadratic, current: Mapping[str, Tensor]) -> Tensor:
+        return form.of(self._change(each, current))[0] / form.tasks
 
     def _change(self, each: LinearMap, current: Mapping[str, Tensor]) -> Tensor:
         """Of a map's weights since the reference, as matrices, given the model's parameters as they are."""
@@ -312,7 +327,7 @@ class Gram(Guard):
         }
         return each.matrices(change)
 
-    def _present(self) -> dict[LinearMap, Quadratic]:
+    def _present(self) -> dict[LinearMap, Held]:
         """Without maps of which the model has replaced a parameter."""
         current = named_parameters(self.model)
         gone = {
@@ -320,18 +335,15 @@ class Gram(Guard):
             for name, place in self._places.items()
             if not is_in_place(self.model, name, place, self._reference.get(name, place.parameter).shape, current)
         }
-        return {each: form for each, form in self._forms.items() if gone.isdisjoint(each.parameters)}
+        return {each: held for each, held in self._held.items() if gone.isdisjoint(each.parameters)}
 
-    def _hold(self, forms: dict[LinearMap, Quadratic]) -> None:
+    def _hold(self, held: dict[LinearMap, Held]) -> None:
         refuse_inference_mode()
-        self._forms = forms
-        names = {name for each in forms for name in each.parameters}
+        self._held = held
+        names = {name for each in held for name in each.parameters}
         self._places = {
             name: place
             for name, place in placed_parameters(self.model).items()
             if name in names and (place.parameter.requires_grad or name in self._places)  # it may be frozen for a while
         }
-        self._curvatures = {each: largest_curvature(form.gram) for each, form in forms.items()}
-        for each, form in forms.items():
-            self._multipliers.setdefault(each, form.value.new_tensor(START))
         self._checked_rates.clear()

@@ -1,6 +1,6 @@
-"""A Gram as it is kept: square, or, where it is wide, a low rank and a diagonal.
+"""A Gram as it is kept: square, or, where it is wide, its large directions and the same little in every other.
 
-Shapes: square (groups, columns, columns); factor (groups, columns, rank), rest (groups, columns); matrices
+Shapes: square (groups, columns, columns); factor (groups, columns, rank), rest (groups,); matrices
 (groups, rows, columns).
 """
 
@@ -16,7 +16,7 @@ KEPT = 0.99  # of the trace, by a low rank
 
 
 class LowRank(NamedTuple):
-    """factor factor^T + diag(rest)."""
+    """factor factor^T + rest I; the columns of the factor are at right angles to each other."""
 
     factor: Tensor
     rest: Tensor
@@ -28,7 +28,7 @@ GramMatrix = Tensor | LowRank
 def times(matrices: Tensor, gram: GramMatrix) -> Tensor:
     """matrices @ Gram; one of one column is a number for each group."""
     if isinstance(gram, LowRank):
-        return matrices @ gram.factor @ gram.factor.transpose(1, 2) + matrices * gram.rest.unsqueeze(1)
+        return matrices @ gram.factor @ gram.factor.transpose(1, 2) + matrices * gram.rest.view(-1, 1, 1)
     return matrices * gram if gram.shape[-1] == 1 else matrices @ gram
 
 
@@ -40,7 +40,7 @@ def energy(matrices: Tensor, gram: GramMatrix) -> Tensor:
 def diagonal(gram: GramMatrix) -> Tensor:
     """(groups, columns)."""
     if isinstance(gram, LowRank):
-        return gram.factor.square().sum(2) + gram.rest
+        return gram.factor.square().sum(2) + gram.rest.unsqueeze(1)
     return gram.diagonal(dim1=1, dim2=2)
 
 
@@ -61,13 +61,15 @@ def added(one: GramMatrix, other: GramMatrix) -> GramMatrix:
 def square(gram: GramMatrix) -> Tensor:
     """(groups, columns, columns)."""
     if isinstance(gram, LowRank):
-        return gram.factor @ gram.factor.transpose(1, 2) + torch.diag_embed(gram.rest)
+        return gram.factor @ gram.factor.transpose(1, 2) + torch.diag_embed(
+            gram.rest.unsqueeze(1).expand(-1, gram.factor.shape[1])
+        )
     return gram
 
 
 def compressed(whole: Tensor) -> GramMatrix:
-    """A low rank that keeps 99 % of the trace, and the diagonal of the rest; the Gram itself if it is not wide, or if a
-    rank of a quarter of its columns does not keep so much.
+    """The directions that keep 99 % of the trace, and what is left spread evenly; the Gram itself if it is not wide, or
+    if a quarter of its columns does not keep so much.
 
     What the Gram makes of random vectors, twice, spans its large directions: Halko et al., Finding Structure with
     Randomness, SIAM Review 2011. Twice as many are tried until they keep enough.
@@ -82,8 +84,7 @@ def compressed(whole: Tensor) -> GramMatrix:
         inside = basis.transpose(1, 2) @ whole @ basis
         if bool((inside.diagonal(dim1=1, dim2=2).sum(1) >= KEPT * trace).all()):
             values, vectors = torch.linalg.eigh(inside)
-            factor = basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-            return _cut(factor, (whole.diagonal(dim1=1, dim2=2) - factor.square().sum(2)).clamp_min(0))
+            return _cut(basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1), torch.zeros_like(trace), trace)
         size *= 2
     return whole
 
@@ -97,11 +98,37 @@ def largest_curvature(gram: GramMatrix) -> Tensor:
     return times(vector, gram).norm(dim=2).max()
 
 
-def _cut(factor: Tensor, rest: Tensor) -> LowRank:
-    """No more directions than keep 99 % of the whole trace; what the others had stays, on the diagonal."""
+class Spectrum(NamedTuple):
+    """Eigenvectors (groups, columns, n), their eigenvalues (groups, n), and that of all other directions (groups,).
+
+    Of eigenvalues that cannot be told from 0 the vectors are 0.
+    """
+
+    vectors: Tensor
+    large: Tensor
+    little: Tensor
+
+
+def spectrum(gram: GramMatrix) -> Spectrum:
+    """Of a Gram."""
+    if isinstance(gram, LowRank):
+        large = gram.factor.square().sum(1)
+        vectors = gram.factor / large.sqrt().clamp_min(1e-30).unsqueeze(1)
+        return Spectrum(vectors, large + gram.rest.unsqueeze(1), gram.rest)
+    values, vectors = torch.linalg.eigh(gram)
+    noise = values.amax(1, keepdim=True) * gram.shape[-1] * torch.finfo(gram.dtype).eps
+    known = values > noise
+    return Spectrum(vectors * known.unsqueeze(1), values * known, torch.zeros_like(values[:, 0]))
+
+
+def _cut(factor: Tensor, rest: Tensor, trace: Tensor | None = None) -> LowRank:
+    """factor factor^T + rest I with no more directions than keep 99 % of its trace, or of the trace (groups,) given;
+    what is left of that is spread over the others."""
+    columns = factor.shape[1]
     values, vectors = torch.linalg.eigh(factor.transpose(1, 2) @ factor)  # ascending
-    whole = (factor.square().sum((1, 2)) + rest.sum(1)).unsqueeze(1)
-    kept = values.flip(1).cumsum(1) < KEPT * whole
-    rank = min(values.shape[1], int(kept.sum(1).max()) + 1)
-    turned = factor @ vectors[..., -rank:]
-    return LowRank(turned, rest + (factor.square().sum(2) - turned.square().sum(2)).clamp_min(0))
+    trace = values.sum(1) + columns * rest if trace is None else trace
+    rank = min(values.shape[1], int((values.flip(1).cumsum(1) < KEPT * trace.unsqueeze(1)).sum(1).max()) + 1)
+    large = values[:, -rank:] + rest.unsqueeze(1)
+    little = ((trace - large.sum(1)) / max(1, columns - rank)).clamp_min(0)
+    turned = factor @ vectors[..., -rank:] / values[:, -rank:].clamp_min(1e-30).sqrt().unsqueeze(1)
+    return LowRank(turned * (large - little.unsqueeze(1)).clamp_min(0).sqrt().unsqueeze(1), little)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tripletmas.protection.structured.gram_matrix import GramMatrix, added, diagonal, scaled, times
+from tripletmas.protection.structured.gram_matrix import GramMatrix, Spectrum, added, diagonal, scaled, times
 
 
 class Quadratic(NamedTuple):
@@ -39,6 +39,31 @@ class Quadratic(NamedTuple):
         if self.offset is None:
             return (change * product).sum() + self.value, product
         return (change * (product + 2 * self.offset)).sum() + self.value, product + self.offset
+
+    def nearest(self, change: Tensor, most: float, spectrum: Spectrum) -> Tensor:
+        """The change that is nearest to this one and at which the form is at most so much; where it is so nowhere, one
+        at which it is about least. The spectrum is that of the Gram.
+
+        It is D - m H (I + m A)^-1 with H = D A + C half the gradient, and the form there is less by
+        sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2, q_j and l_j eigenvectors and eigenvalues of A: m is searched.
+        """
+        value, half = self.of(change)
+        vectors, large, little = spectrum
+        turned = half @ vectors
+        slopes = turned.square().sum(1)
+        other = (half.square().sum((1, 2)) - slopes.sum(1)).clamp_min(0) * (little > 0)
+        slopes, values = (
+            torch.cat([one.flatten(), other.flatten()]).to("cpu", torch.float64)
+            for one, other in ((slopes, other), (large, little))
+        )
+        low, high = 1e-6 / float(values.max()), 1e12 / float(values.max())
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            less = (slopes * middle * (2 + middle * values) / (1 + middle * values).square()).sum()
+            low, high = (low, middle) if float(value) - float(less) <= most else (middle, high)
+        everywhere = (high * (little > 0) / (1 + high * little)).view(-1, 1, 1)
+        back = half * everywhere + turned * ((high / (1 + high * large)).unsqueeze(1) - everywhere) @ vectors.mT
+        return change - back
 
     def anchored(self, change: Tensor, *, own: bool) -> Quadratic:
         """The same form around the weights after a change D; unless `own`, every task has its reference there."""
