@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -106,10 +106,7 @@ def _train_epoch(
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
                 embeddings = model(inputs.clone())  # it may change them, and the strategy reads them, too
-            loss = learner.objective(embeddings.to(torch.float32, copy=True), labels)  # a loss may change its own
-            addition = strategy.loss(model, inputs, embeddings)
-            if addition is not None:
-                loss = loss + addition
+            loss = _loss(learner, inputs, labels, embeddings)
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -145,6 +142,16 @@ def _train_epoch(
         "steps": len(batches),
         "seconds": time.perf_counter() - began,
     }
+
+
+def _loss(learner: Learner, inputs: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+    """The objective's, and what the strategy adds."""
+    unchanged = embeddings._version
+    loss = learner.objective(embeddings.float(), labels)
+    if embeddings._version != unchanged:
+        raise ValueError("the loss changes the embeddings in place, which a strategy reads, too: let it use a copy")
+    addition = learner.strategy.loss(learner.model, inputs, embeddings)
+    return loss if addition is None else loss + addition
 
 
 def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
