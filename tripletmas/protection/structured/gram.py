@@ -150,11 +150,10 @@ class Gram(Guard):
         if optimizer not in self._checked_rates:
             warn_of_moving_statistics(self.model)
         if self._has_budget and not isinstance(optimizer, LBFGS):  # a line search wants the weights left alone
+            most = (FURTHEST * self._budget_now()) ** 2
             found = torch.stack([held.found for held in here.values()]).tolist()
-            far = [
-                each for each, share in zip(here, found, strict=True) if share > (FURTHEST * self._budget_now()) ** 2
-            ]
-            self._bring_back(far, FURTHEST, parameters, stepped)
+            far = [each for each, share in zip(here, found, strict=True) if share > most]
+            self._bring_back(far, most, parameters, stepped)
         scale = getattr(optimizer, "grad_scale", None)  # see `Protection`
         for each, held in here.items():
             value, half = held.form.of(self._change(each, parameters))
