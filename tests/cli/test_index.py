@@ -114,6 +114,48 @@ def test_an_image_at_the_top_has_no_label_and_split_folders_are_no_label(place, 
     assert ImageIndex.open("split.index").class_names == ("x", "y")
 
 
+def collapse(run: str) -> None:
+    """The last layer gives every image the same vector, but for what is left of its differences in float32."""
+    directory = RunDirectory(run)
+    weights = directory.weights.read(1)
+    last = list(weights)[-2:]
+    changed = {last[0]: weights[last[0]] * 1e-8, last[1]: torch.ones_like(weights[last[1]])}
+    directory.weights.write(1, {name: value.clone() for name, value in (weights | changed).items()})
+
+
+def test_an_embedding_that_has_collapsed_is_refused(place, call):
+    """Every score would be 1.000000: what is told of it is not that the images are alike."""
+    shutil.copytree("run", "collapsed")
+    collapse("collapsed")
+    message = r"gives \d+ images one and the same vector: it has collapsed, .*; --force goes on all the same$"
+    build = ("index", "build", "collapsed", "--images", "images", "--out", "new.index")
+    add = ("index", "add", "old.index", "--images", "images/b", "--run", "collapsed")
+    reembed = ("index", "refresh", "old.index", "--reembed", "--run", "collapsed")
+    for command in (build, (*build, "--no-normalize"), (*build, "--metric", "l2", "--kind", "HNSW8"), add, reembed):
+        failed(call(*command), message)
+    assert not Path("new.index").exists()
+    assert call(*build, "--force")[0] == 0
+    query = ("query", "new.index", "images/a/x/0.png")
+    failed(call(*query), message.replace("gives", "new.index: the model after task 1 gives"))
+    status, text, _ = call(*query, "--force")
+    assert (status, text.count("1.000000")) == (0, 10)
+    os.rename("images/a", "images/c")  # nor where the images are gone
+    failed(call("query", "new.index", "images/b/x/0.png"), message)
+    os.rename("images/c", "images/a")
+    for command in (add, reembed):
+        assert call(*command, "--force")[0] == 0
+    failed(call("query", "old.index", "images/a/x/0.png", "--run", "collapsed"), message)
+
+
+def test_copies_of_one_image_are_no_collapse(place, call):
+    """Nor is a single image."""
+    for number in range(3):
+        Path("copies").mkdir(exist_ok=True)
+        shutil.copy("images/a/x/0.png", f"copies/{number}.png")
+        assert call("index", "build", "run", "--images", "copies", "--out", f"{number}.index")[0] == 0
+        assert call("query", f"{number}.index", "images/a/x/0.png")[0] == 0
+
+
 def test_build_does_not_read_the_training_data_where_the_size_is_configured(place, call, monkeypatch):
     monkeypatch.setattr(run_models, "load_trained", None)
     assert call("index", "build", "run", "--images", "images/a", "--out", "new.index")[0] == 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tripletmas.index import base, exact, ordering, ties
-from tripletmas.index.base import unit
+from tripletmas.index.base import are_one_vector, unit
 from tripletmas.index.clustering import cluster
 from tripletmas.index.exact import ExactIndex
 from tripletmas.index.making import make_index
@@ -35,6 +35,18 @@ def filled(vectors: Tensor, **settings) -> ExactIndex:
     index.add(vectors[: len(vectors) // 3])
     index.add(vectors[len(vectors) // 3 :])
     return index
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-6, 1e6])
+def test_vectors_that_float32_cannot_tell_apart_are_one(length: float):
+    """(1, d) and (1, -d): mean squared distance from the mean d^2, of a mean squared length of 1 + d^2. One up to
+    d^2 = 2^-23 = 1.19e-7, which is below 3.46e-4."""
+    for distance, one in ((0.0, True), (3.4e-4, True), (3.5e-4, False), (1.0, False)):
+        pair = length * torch.tensor([[1.0, distance], [1.0, -distance]])
+        assert are_one_vector(pair) == are_one_vector(pair.repeat(3001, 1)) == one
+    assert are_one_vector(torch.zeros(5, 2))
+    assert not are_one_vector(torch.ones(1, 2))
+    assert not are_one_vector(torch.ones(0, 2))
 
 
 def assert_equals_the_twin(gallery: Tensor, queries: Tensor, k: int, metric: str, normalize: bool) -> None:

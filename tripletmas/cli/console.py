@@ -28,6 +28,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--device": {"type": str, "default": "auto", "help": "auto, cpu, cuda or cuda:NUMBER"},
     "--images": {"type": str, "required": True, "help": "a folder or zip archive of images, in any sub-folders"},
     "--skip-unreadable": {"action": "store_true", "help": "leave out images that cannot be read"},
+    "--force": {"action": "store_true", "help": "go on although the model gives all images one and the same vector"},
     "--invert": {
         "action": "store_true",
         "help": "read black on white as white on black, which digits and omniglot are",

@@ -9,17 +9,19 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import torch
+from jsonargparse import Namespace
 
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.index_info import check_roots, model_of, stale_vectors, ways_out
 from tripletmas.data.folders import LEFT_OUT, SPLITS
 from tripletmas.data.images import ImageFiles, find_images, missing_images
+from tripletmas.index.base import unit
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import RunModel, embed_images, load_model, weight_hashes
+from tripletmas.runs.models import RunModel, embed_images, load_model, refuse_collapse, weight_hashes
 
 _NO_CLASS = SPLITS.keys() | LEFT_OUT
 
@@ -42,7 +44,7 @@ def build(arguments: Sequence[str]) -> None:
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    shared = ("run", "--images", "--after", "--invert", "--skip-unreadable", "--device", "--trust-code")
+    shared = ("run", "--images", "--after", "--invert", "--skip-unreadable", "--force", "--device", "--trust-code")
     parser = make_parser("index build", build.__doc__, *shared)
     parser.add_argument("--out", type=str, required=True, help="the index file to write")
     parser.add_argument("--kind", type=str, default="exact", help="exact, or a factory string of faiss: IVF64,Flat")
@@ -69,7 +71,7 @@ def build(arguments: Sequence[str]) -> None:
             ef_search=options.ef_search,
         )
         empty = ImageIndex.empty(settings, os.path.abspath(options.run))
-        built = _with_images(empty, model, options.images, names, options.skip_unreadable)
+        built = _with_images(empty, model, names, options)
         built.save(options.out)
     print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
     if options.after is not None and built.stale(weight_hashes(RunDirectory(options.run))[-1]):
@@ -81,7 +83,7 @@ def add(arguments: Sequence[str]) -> None:
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    shared = ("index", "--images", "--run", "--skip-unreadable", "--device", "--trust-code")
+    shared = ("index", "--images", "--run", "--skip-unreadable", "--force", "--device", "--trust-code")
     parser = make_parser("index add", add.__doc__, *shared)
     options = parser.parse_args(arguments)
     with locked(options.index):
@@ -95,7 +97,7 @@ def add(arguments: Sequence[str]) -> None:
             return
         model = model_of(before, options)
         present = replace(before, run=os.path.abspath(model.run))
-        after = _with_images(present, model, options.images, names, options.skip_unreadable)
+        after = _with_images(present, model, names, options)
         after.save(options.index)
     print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
     if after.stale(model.hash):
@@ -146,13 +148,14 @@ def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
     return rows
 
 
-def _with_images(
-    index: ImageIndex, model: RunModel, root: str, names: Sequence[str], skip_unreadable: bool
-) -> ImageIndex:
-    """The index with the images below a root."""
-    transform = index.settings.transform
+def _with_images(index: ImageIndex, model: RunModel, names: Sequence[str], options: Namespace) -> ImageIndex:
+    """The index with these of the images below the root that the options name."""
+    root, transform = options.images, index.settings.transform
     images = ImageFiles(root, names, size=transform.size, channels=transform.channels)
-    vectors, kept = embed_images(model, images, invert=transform.invert, skip_unreadable=skip_unreadable)
+    vectors, kept = embed_images(model, images, invert=transform.invert, skip_unreadable=options.skip_unreadable)
+    if not options.force:
+        compared = unit(vectors) if index.settings.normalize else vectors
+        refuse_collapse(compared, images, kept, by=f"the model of {model.run}")
     classes = _class_names(names)
     part = Part(model.hash, model.after_task, model.hash)
     return add_images(

@@ -14,19 +14,20 @@ from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, map_for, model_of, run_of, task_of_part
 from tripletmas.data.images import ImageFiles, missing_images
+from tripletmas.index.base import unit
 from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import RunModel, drifts_between, embed_images, weight_hashes
+from tripletmas.runs.models import RunModel, drifts_between, embed_images, refuse_collapse, weight_hashes
 
 _OF_RUN = "run"  # --compensate without the name of a map
 
 
 def refresh(arguments: Sequence[str]) -> None:
     """Make stale vectors current: move them by the estimated drift, reading no image, or embed their images again."""
-    parser = make_parser("index refresh", refresh.__doc__, "index", "--run", "--trust-code")
+    parser = make_parser("index refresh", refresh.__doc__, "index", "--run", "--force", "--trust-code")
     parser.add_argument(
         "--compensate",
         type=str,
@@ -52,6 +53,7 @@ def refresh(arguments: Sequence[str]) -> None:
         ("images", "reembed", options.images),
         ("drop-missing", "reembed", options.drop_missing or None),
         ("device", "reembed", options.device),
+        ("force", "reembed", options.force or None),
     ):
         if other is not None and not getattr(options, needed):
             raise ValueError(f"--{option} is for --{needed}")
@@ -106,7 +108,7 @@ def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]
         return changed, "all vectors are current, no image was read"
     if options.images is not None:
         changed = _found_below(changed, stale, os.path.abspath(options.images))
-    rows, vectors = _embedded(model, changed, _there(index, changed, stale, options), leave_out=options.drop_missing)
+    rows, vectors = _embedded(model, changed, _there(index, changed, stale, options), options)
     dropped = stale[~torch.isin(stale, rows)]
     ids = index.ids[rows]
     if len(dropped):
@@ -134,7 +136,7 @@ def _there(index: ImageIndex, changed: ImageIndex, stale: Tensor, options: Names
     return stale[~torch.isin(stale, gone)]
 
 
-def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, *, leave_out: bool) -> tuple[Tensor, Tensor]:
+def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, options: Namespace) -> tuple[Tensor, Tensor]:
     """Those of these rows whose images can be read, and their raw vectors."""
     if not len(rows):
         return rows, torch.empty(0, index.settings.dim)
@@ -143,8 +145,11 @@ def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, *, leave_out: bo
         [index.paths[row] for row in rows.tolist()], size=transform.size, channels=transform.channels
     )
     vectors, kept = embed_images(
-        model, images, invert=transform.invert, skip_unreadable=leave_out, option="--drop-missing"
+        model, images, invert=transform.invert, skip_unreadable=options.drop_missing, option="--drop-missing"
     )
+    if not options.force:
+        compared = unit(vectors) if index.settings.normalize else vectors
+        refuse_collapse(compared, images, kept, by=f"the model of {model.run}")
     return rows[kept], vectors
 
 

@@ -27,7 +27,7 @@ from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.models import RunModel, drifts_between, embed_images, weight_hashes
+from tripletmas.runs.models import RunModel, drifts_between, embed_images, refuse_collapse, weight_hashes
 
 _OF_RUN = "run"  # --move-queries without the name of a map
 
@@ -37,7 +37,7 @@ def query(arguments: Sequence[str]) -> None:
 
     In place of the index, a run on facts finds the images of a fact, and the facts of an image.
     """
-    parser = make_parser("query", query.__doc__, "--trust-code")
+    parser = make_parser("query", query.__doc__, "--force", "--trust-code")
     parser.add_argument("index", type=str, help="the index file, or the directory of a run on facts")
     asks_facts = any(each.partition("=")[0] == "--fact" for each in arguments)
     parser.add_argument("images", nargs="*" if asks_facts else "+", help="image files to search with")
@@ -81,6 +81,8 @@ def _search(options: Namespace) -> None:
     index = ImageIndex.open(options.index)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
+    if not options.force:
+        _refuse_collapse(index, options.index)
     model, notes = model_of(index, options, options.after), []
     move_queries = bool(options.move_queries) and bool(index.stale(model.hash))
     if index.stale(model.hash) and not move_queries:
@@ -105,6 +107,18 @@ def _search(options: Namespace) -> None:
         )
     about = f"{options.index}: {len(index)} images, {model.run} after task {model.after_task}"
     _tell(options, found, notes, about=about, measure=_measure(index))
+
+
+def _refuse_collapse(index: ImageIndex, file: str) -> None:
+    """Raise a ValueError if the vectors of a part of the index are all one, of images that differ."""
+    transform = index.settings.transform
+    for number, part in enumerate(index.parts):
+        rows = index.of_parts([number])
+        rows = rows[:: -(-len(rows) // 1000) or 1]
+        paths = [index.paths[row] for row in rows.tolist()]
+        images = ImageFiles.at(paths, size=transform.size, channels=transform.channels)
+        by = f"{file}: the model after task {part.after_task}"
+        refuse_collapse(index.vectors[rows], images, range(len(rows)), by=by)
 
 
 def _moved_search(
@@ -144,8 +158,8 @@ def _moves_back(index: ImageIndex, model: RunModel, options: Namespace) -> dict[
 
 def _ask(options: Namespace) -> None:
     """Ask a run on facts."""
-    if options.run or options.allow_stale or options.move_queries:
-        raise ValueError("--run, --allow-stale and --move-queries are for an index; here the run itself is asked")
+    if options.run or options.allow_stale or options.move_queries or options.force:
+        raise ValueError("--run, --allow-stale, --move-queries and --force are for an index; here the run is asked")
     if bool(options.fact) == bool(options.images):
         raise ValueError("ask with image files, or with --fact, one of the two")
     if options.gallery and not options.fact:

@@ -17,6 +17,7 @@ METRICS = ("inner_product", "l2")
 _BLOCK_CELLS = 2**22  # (query, rank) cells in one call: faiss keeps a few copies of each, so about 100 MB
 _BLOCK_QUERIES = (32, 4096)  # at least and at most; with fewer than 20 queries faiss leaves BLAS and gets slow
 _UNIT_ROWS = 2**16  # normalised at once: a gallery is not copied several times over
+_JUDGED = 1000
 
 
 class Index(Protocol):
@@ -78,6 +79,17 @@ def unit(rows: Tensor) -> Tensor:
     # Divided by the largest entry first: the square of a huge entry would overflow, that of a tiny one vanish.
     largest = rows.abs().amax(dim=1, keepdim=True)
     return functional.normalize(rows / largest.masked_fill(largest == 0, 1.0), dim=1)
+
+
+def are_one_vector(vectors: Tensor) -> bool:
+    """Whether several vectors (n, dim) are one but for rounding: float32 cannot tell their scores apart.
+
+    Their mean squared distance from their mean is below its resolution of their mean squared length; of a thousand of
+    them, where there are more.
+    """
+    some = vectors[:: -(-len(vectors) // _JUDGED) or 1].double()
+    spread = (some - some.mean(dim=0)).square().sum(dim=1).mean()
+    return len(some) > 1 and bool(spread <= torch.finfo(torch.float32).eps * some.square().sum(dim=1).mean())
 
 
 def check_settings(dim: int, metric: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
-from tripletmas.index.base import unit
+from tripletmas.index.base import are_one_vector, unit
 from tripletmas.index.choice import AUTO, Choice, choose_drift
 from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.models.embedding import embed
@@ -141,6 +141,29 @@ def embed_images(
         raise ValueError(f"no image can be read; the first: {first}")
     logger.warning("skipped %d of %d images; the first: %s", len(shown.unreadable), len(images), first)
     return vectors[kept], kept
+
+
+def refuse_collapse(vectors: Tensor, images: Sequence[Tensor], rows: Sequence[int], *, by: str) -> None:
+    """Raise a ValueError where images that differ have one and the same vector: nothing could be found among them.
+
+    Args:
+        vectors: (n, dim), as they are compared.
+        rows: which of the images they are of; images that cannot be read any more count as different.
+        by: what made the vectors, in words.
+    """
+    if are_one_vector(vectors) and not _are_one_image(images, rows):
+        raise ValueError(
+            f"{by} gives {len(vectors)} images one and the same vector: it has collapsed, and all are found equally "
+            "near. Train it anew (a lower --training.lr, another --loss); --force goes on all the same"
+        )
+
+
+def _are_one_image(images: Sequence[Tensor], rows: Sequence[int]) -> bool:
+    try:
+        first = images[rows[0]]
+        return all(torch.equal(images[row], first) for row in rows[1:])
+    except ValueError:
+        return False
 
 
 class _Shown(Sequence[Tensor]):
