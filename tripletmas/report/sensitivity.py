@@ -42,7 +42,13 @@ class Panel:
 
 
 def draw_sensitivity(
-    path: Path, panels: Sequence[Panel], *, score: str = "average recall@1", bottom: float | None = None
+    path: Path,
+    panels: Sequence[Panel],
+    *,
+    score: str = "average recall@1",
+    base: str = "finetune",
+    axis: str = "strength",
+    bottom: float | None = None,
 ) -> None:
     """One panel for each data set, side by side: strength (log) against the change of the final average to finetune.
 
@@ -52,6 +58,8 @@ def draw_sensitivity(
 
     Args:
         score: what was measured, for the axis.
+        base: what it is compared with: the panels' `finetune`.
+        axis: what was varied.
         bottom: where the axis ends, such as -0.1, so that a method that collapses does not flatten the others; None
             shows everything.
 
@@ -67,11 +75,12 @@ def draw_sensitivity(
         columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(columns, panels, strict=True):
             _draw_panel(axes, panel, labels)
+            axes.set_xlabel(axis)
         columns[0].set_ylim(bottom=bottom)
-        columns[0].set_ylabel(f"{score}, change to finetune")
+        columns[0].set_ylabel(f"{score}, change to {base}")
         for i, (axes, panel) in enumerate(zip(columns, panels, strict=True)):  # the shared scale is now known
             named = {label: curve for label, curve in panel.curves.items() if last[label] == i}
-            _name_ends(axes, panel, named, labels, with_finetune=axes is columns[-1])
+            _name_ends(axes, panel, named, labels, base if axes is columns[-1] else None)
 
 
 def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
@@ -91,16 +100,15 @@ def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     log_axis(axes, ticks=7)
     axes.yaxis.set_major_formatter(lambda value, _: _signed(round(value, 4)))
     axes.tick_params(which="both", length=0)
-    axes.set_xlabel("strength")
     axes.grid(axis="y")
 
 
 def _name_ends(
-    axes: Axes, panel: Panel, curves: Mapping[str, Curve], labels: Sequence[str], *, with_finetune: bool
+    axes: Axes, panel: Panel, curves: Mapping[str, Curve], labels: Sequence[str], base: str | None
 ) -> None:
     """The names stand right of the axes; a thin line leads from a curve that ends earlier to its height there."""
     right = axes.get_xlim()[1]
-    ends = [(0.0, "finetune", LIGHT.muted)] if with_finetune else []
+    ends = [(0.0, base, LIGHT.muted)] if base else []
     for label, curve in curves.items():
         colour, y = series_style(labels.index(label))[0], float(curve.means[-1]) - panel.finetune[0]
         y = max(y, axes.get_ylim()[0])  # where the axis is cut, the name stands at the cut
