@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tripletmas.basics.weights import state_of
+from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
-from tripletmas.protection.protection import MAS, LocalMAS
+from tripletmas.protection.protection import MAS, LocalMAS, Protection
 from tripletmas.protection.structured.gram import Gram
 
 GUARDS: dict[str, Callable[..., Guard]] = {
@@ -359,3 +360,38 @@ def test_with_a_strength_of_zero_a_layer_without_gradient_stays(make: Callable[.
     assert model.head.weight.grad is None
     with guard.protect():  # and nobody is warned that nothing was protected
         learn(model, optimizer)
+
+
+# --- files of another shape
+
+
+def loaded(path: Path, model: nn.Module) -> Guard:
+    """By the one of the two that reads such files."""
+    try:
+        return Gram.load(path, model)
+    except ValueError as error:
+        if "Protection.load reads it" not in str(error):
+            raise
+        return Protection.load(path, model)
+
+
+@every_guard
+def test_a_saved_protection_of_another_shape_is_told_by_its_file(make: Callable[..., Guard], tmp_path: Path):
+    model, guard = guarded(make)
+    path = tmp_path / "held.safetensors"
+    guard.save(path)
+    assert loaded(path, model).value() == guard.value()
+    with read_protection(path) as (state, settings):
+        pass
+    others: list[Any] = [None, 1, "x", [], {}, {"function": 1}, {"function": "mas_importance", "options": []}]
+    wrong = [(state, {name: each for name, each in settings.items() if name != key}) for key in settings]
+    for key, value in settings.items():
+        # what may be so: no budget or strength, numbers, and for `exact` all that is true or false
+        fits = {"budget": others[:2], "strength": others[:2], "decay": [1], "exact": others}.get(key, [])
+        wrong += [(state, settings | {key: other}) for other in others if other != value and other not in fits]
+    wrong += [(state | {name: torch.zeros(3, 1, 2)}, settings) for name in state]
+    wrong += [({key: state[key] for key in state if key != name}, settings) for name in state]
+    for tensors, about in wrong:
+        write_protection(path, tensors, about)
+        with pytest.raises(ValueError, match=r"held.safetensors"):
+            loaded(path, model)

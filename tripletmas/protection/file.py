@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tripletmas.basics.files import read_tensors, save_tensors
+from tripletmas.basics.files import damaged, read_tensors, save_tensors
 from tripletmas.basics.weights import Params
 
 _HEADER = "protection"
@@ -19,16 +20,23 @@ def write_protection(path: str | Path, state: Params, settings: dict[str, Any]) 
     save_tensors(path, state, {_HEADER: settings})
 
 
-def read_protection(path: str | Path) -> tuple[Params, dict[str, Any]]:
-    """State and settings, as they were written.
+@contextmanager
+def read_protection(path: str | Path) -> Iterator[tuple[Params, dict[str, Any]]]:
+    """State and settings, as they were written, for a `with` block that makes a protection of them.
 
     Raises:
-        ValueError: if the file is no saved protection or was cut short.
+        ValueError: if the file is no saved protection or was cut short; naming it, for what is wrong in the block.
     """
-    state, settings = read_tensors(path, "restore it from a copy, or save the protection again", header=_HEADER)
-    if settings is None:
+    remedy = "restore it from a copy, or save the protection again"
+    state, settings = read_tensors(path, remedy, header=_HEADER)
+    if not isinstance(settings, dict):
         raise ValueError(f"{path} is no saved protection: Protection.save writes those")
-    return state, settings
+    try:
+        yield state, settings
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}", remedy) from None
 
 
 def described(function: Callable[..., Any]) -> dict[str, Any]:

@@ -178,18 +178,18 @@ class Protection(Guard):
             ValueError: if the file is no saved protection or was cut short; if it was saved for another model (missing
                 and unexpected names are listed), or measures in another unit than `estimate` does.
         """
-        state, settings = read_protection(path)
-        if "estimate" not in settings:
-            raise ValueError(f"{path} is a Gram, which holds layers: tm.Gram.load reads it")
-        saved = settings["estimate"]
-        if estimate is None:
-            if saved["function"] not in ESTIMATORS or saved["unsaved"]:
-                raise ValueError(f"{path} was measured with {saved}: give the same function as estimate=")
-            estimate = partial(ESTIMATORS[saved["function"]], **saved["options"])
-        elif described(estimate) != saved:
-            raise ValueError(f"{path} was measured with {saved}, but estimate= is {described(estimate)}")
-        protection = Protection(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
-        protection.load_state_dict(state)
+        with read_protection(path) as (state, settings):
+            if settings.get("holds") == "gram":
+                raise ValueError("it is a Gram, which holds layers: tm.Gram.load reads it")
+            saved = settings["estimate"]
+            if estimate is None:
+                if saved["function"] not in ESTIMATORS or saved["unsaved"]:
+                    raise ValueError(f"it was measured with {saved}: give the same function as estimate=")
+                estimate = partial(ESTIMATORS[saved["function"]], **saved["options"])
+            elif described(estimate) != saved:
+                raise ValueError(f"it was measured with {saved}, but estimate= is {described(estimate)}")
+            protection = Protection(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
+            protection.load_state_dict(state)
         return protection
 
     # --- at an optimizer's step

@@ -290,19 +290,19 @@ class Gram(Guard):
         Raises:
             ValueError: if the file is no saved Gram or was cut short; if it was saved for another model.
         """
-        state, settings = read_protection(path)
-        if settings.get("holds") != "gram":
-            raise ValueError(f"{path} holds weights one by one: Protection.load reads it")
-        gram = Gram(
-            model,
-            settings["budget"],
-            strength=settings["strength"],
-            reference=settings["reference"],
-            decay=settings["decay"],
-            exact=settings["exact"],
-            forward=forward,
-        )
-        gram.load_state_dict(state)
+        with read_protection(path) as (state, settings):
+            if settings.get("holds") != "gram":
+                raise ValueError("it holds weights one by one: Protection.load reads it")
+            gram = Gram(
+                model,
+                settings["budget"],
+                strength=settings["strength"],
+                reference=settings["reference"],
+                decay=settings["decay"],
+                exact=settings["exact"],
+                forward=forward,
+            )
+            gram.load_state_dict(state)
         return gram
 
     # --- inside

@@ -41,21 +41,39 @@ def from_tensors(state: Params, model: nn.Module) -> tuple[dict[LinearMap, Held]
     """What `to_tensors` was given, on the devices of the model.
 
     Raises:
-        ValueError: for parameters that the model lacks, or has in other shapes.
+        ValueError: for parameters or forms that the model lacks, or has in other shapes.
     """
     current = named_parameters(model)
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_FORM, "scalars", "reference")}
     for key, value in state.items():
         kind, _, name = key.partition("/")
         parts.setdefault(kind, {})[name] = value
-    reference = parts.get("reference", {})
+    reference = parts["reference"]
     refuse_other_model(model, reference)
-    held = {}
-    for key, scalars in parts.get("scalars", {}).items():
-        each = LinearMap.from_key(key)
-        device = current[each.parameters[0]].device
-        kept = {kind: parts[kind][key].to(device) for kind in _FORM if key in parts.get(kind, {})}
-        gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], kept["rest"])
-        value, _, multiplier, found = scalars.to(next(iter(kept.values()))).unbind()
-        held[each] = Held(Quadratic(gram, kept.get("offset"), value, float(scalars[1])), multiplier, found)
+    if any(not parts[kind].keys() <= parts["scalars"].keys() for kind in _FORM):
+        raise ValueError("the state lacks the scalars of a map")
+    held = {each: _held_of(each, parts, current) for each in map(LinearMap.from_key, parts["scalars"])}
     return held, {name: value.to(current[name].device) for name, value in reference.items()}
+
+
+def _held_of(each: LinearMap, parts: dict[str, dict[str, Tensor]], current: Mapping[str, nn.Parameter]) -> Held:
+    if any(name not in parts["reference"] and current[name].requires_grad for name in each.parameters):
+        raise ValueError(f"the state lacks the weights that {each.name} is held at")
+    device, scalars = current[each.parameters[0]].device, parts["scalars"][each.key]
+    kept = {kind: parts[kind][each.key].to(device) for kind in _FORM if each.key in parts[kind]}
+    gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], kept["rest"])
+    value, _, multiplier, found = scalars.to(next(iter(kept.values()))).unbind()
+    form = Quadratic(gram, kept.get("offset"), value, float(scalars[1]))
+    if not _fits(form, each.matrices(current).shape):
+        raise ValueError(f"saved for another model: what is held of {each.name} has another shape")
+    return Held(form, multiplier, found)
+
+
+def _fits(form: Quadratic, matrices: torch.Size) -> bool:
+    """Whether a form is one of matrices of this shape."""
+    groups, _, columns = matrices
+    if isinstance(form.gram, LowRank):
+        right = form.gram.factor.shape[:2] == (groups, columns) and form.gram.rest.shape == (groups,)
+    else:
+        right = form.gram.shape == (groups, columns, columns)
+    return right and (form.offset is None or form.offset.shape == matrices)
