@@ -66,3 +66,9 @@ def _has_optimizer(value: Any) -> bool:
 def is_registered(handle: Any, optimizer: Optimizer) -> bool:
     """Whether a hook that was registered with this handle still runs before the optimizer's steps."""
     return handle is not None and handle.id in optimizer._optimizer_step_pre_hooks
+
+
+def gradient_scale(optimizer: Optimizer) -> Tensor | float:
+    """What the gradients are multiplied with: a GradScaler says so where the (fused) optimizer unscales them itself."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else scale

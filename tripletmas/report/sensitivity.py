@@ -103,9 +103,7 @@ def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.grid(axis="y")
 
 
-def _name_ends(
-    axes: Axes, panel: Panel, curves: Mapping[str, Curve], labels: Sequence[str], base: str | None
-) -> None:
+def _name_ends(axes: Axes, panel: Panel, curves: Mapping[str, Curve], labels: Sequence[str], base: str | None) -> None:
     """The names stand right of the axes; a thin line leads from a curve that ends earlier to its height there."""
     right = axes.get_xlim()[1]
     ends = [(0.0, base, LIGHT.muted)] if base else []

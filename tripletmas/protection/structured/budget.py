@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -54,3 +55,13 @@ def most_for_sgd(curvatures: Tensor, rate: float) -> Tensor:
         curvatures: largest eigenvalues (maps,) of the forms that are multiplied, whose gradients are twice as steep.
     """
     return 0.9 / (rate * curvatures).clamp_min(1e-30)
+
+
+def warn_if_unstable(strength: float, most: float) -> None:
+    """Warn of a strength above the most with which plain gradient steps converge."""
+    if strength > most:
+        warnings.warn(
+            f"strength {strength:g} is above {most:.3g}, where plain gradient steps on this penalty may diverge: lower "
+            "the strength or the learning rate, or give a budget",
+            stacklevel=2,
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage, warn_of_moving_statistics
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
+from tripletmas.protection.hooks import gradient_scale
 from tripletmas.protection.penalty import dense_gradient
 from tripletmas.protection.place import is_in_place
 from tripletmas.protection.structured.budget import (
@@ -26,6 +26,7 @@ from tripletmas.protection.structured.budget import (
     default_budget,
     most_for_sgd,
     next_multipliers,
+    warn_if_unstable,
 )
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
@@ -150,15 +151,12 @@ class Gram(Guard):
         if optimizer not in self._checked_rates:
             warn_of_moving_statistics(self.model)
         if self._has_budget and not isinstance(optimizer, LBFGS):  # a line search wants the weights left alone
-            most = (FURTHEST * self._budget_now()) ** 2
-            found = torch.stack([held.found for held in here.values()]).tolist()
-            far = [each for each, share in zip(here, found, strict=True) if share > most]
-            self._bring_back(far, most, parameters, stepped)
-        scale = getattr(optimizer, "grad_scale", None)  # see `Protection`
+            self._bring_back_far_ones(here, parameters, stepped)
+        scale = gradient_scale(optimizer)
         for each, held in here.items():
             value, half = held.form.of(self._change(each, parameters))
             held.found = value / held.form.tasks
-            half.mul_(2 * self._weight(held) * (1 if scale is None else scale))
+            half.mul_(2 * self._weight(held) * scale)
             for name, part in each.spread(half, parameters):
                 if name in stepped:
                     each.rows(dense_gradient(parameters[name])).add_(part)
@@ -174,6 +172,15 @@ class Gram(Guard):
             parameters, trained = named_parameters(self.model), trainable(self.model).keys()
             for _ in range(_ROUNDS):
                 self._bring_back(self._present(), self._budget_now() ** 2, parameters, trained)
+
+    def _bring_back_far_ones(
+        self, here: Mapping[LinearMap, Held], parameters: Mapping[str, Tensor], moved: Collection[str]
+    ) -> None:
+        """Those that were found too far at the step before: what that says is known without waiting for this one."""
+        most = (FURTHEST * self._budget_now()) ** 2
+        found = torch.stack([held.found for held in here.values()]).tolist()
+        far = [each for each, share in zip(here, found, strict=True) if share > most]
+        self._bring_back(far, most, parameters, moved)
 
     def _bring_back(
         self, maps: Iterable[LinearMap], most: float, parameters: Mapping[str, Tensor], moved: Collection[str]
@@ -202,22 +209,14 @@ class Gram(Guard):
             after = next_multipliers(before, shares, self._budget_now(), most)
             for held, multiplier in zip(here, after.unbind(), strict=True):
                 held.multiplier = multiplier
-        elif most is not None:
-            self._warn_if_unstable(optimizer, float(most.min()))
+        elif most is not None and optimizer not in self._checked_rates:
+            warn_if_unstable(self.strength, float(most.min()))
 
     def _most(self, optimizer: Optimizer, here: list[Held]) -> Tensor:
         """The multipliers, or strengths, (maps,) up to which plain gradient steps converge."""
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         curvatures = [held.curvature / (held.form.tasks if self._has_budget else 1.0) for held in here]
         return most_for_sgd(torch.stack(curvatures), rate)
-
-    def _warn_if_unstable(self, optimizer: Optimizer, most: float) -> None:
-        if optimizer not in self._checked_rates and self.strength > most:
-            warnings.warn(
-                f"strength {self.strength:g} is above {most:.3g}, where plain gradient steps on this penalty may "
-                "diverge: lower the strength or the learning rate, or give a budget",
-                stacklevel=2,
-            )
 
     # --- after a task
 
