@@ -287,6 +287,17 @@ def test_images_that_cannot_be_read_are_left_out_if_asked_for(place, call, caplo
     assert torch.allclose(new.vectors, old.vectors, atol=1e-6)
 
 
+def test_adding_nothing_but_what_cannot_be_read_is_no_failure_where_it_may_be_left_out(place, call, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "bad.png").write_text("no picture")
+    before = Path("old.index").read_bytes()
+    status, text, _ = call("index", "add", "old.index", "--images", tmp_path / "new", "--skip-unreadable")
+    assert status == 0
+    assert "old.index: nothing added: no image can be read; the first: " in text
+    assert Path("old.index").read_bytes() == before
+    failed(call("index", "add", "old.index", "--images", tmp_path / "new"), r"bad\.png cannot be read: not an image")
+
+
 def test_a_model_that_gives_nan_is_told(place, call):
     weights = RunDirectory("run").read_tensors("weights/task01.safetensors")
     RunDirectory("run").write_tensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -234,3 +235,10 @@ def test_unlabelled_images_are_all_below_a_folder_in_order_of_their_names(write_
     for position in range(4):
         assert torch.equal(lazily[position][0], found[position][0])
         assert torch.equal(inverted[position][0], 1 - found[position][0])
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path):
+    tree(tmp_path, ["a/0.png"])
+    (tmp_path / "a").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(ValueError, match=r"the name of the class 'caf\\udce9' is not UTF-8: rename it"):
+        folder(root=str(tmp_path), size=4)

@@ -111,7 +111,10 @@ REFUSED = [
     (lambda index: index.add(torch.zeros(2, 9)), r"vectors must have shape \(n, 8\), got \(2, 9\)"),
     (lambda index: index.add(torch.zeros(2, 8, dtype=torch.int64)), "vectors must be floating point, got torch.int64"),
     (lambda index: index.search(torch.zeros(3), 1), r"queries must have shape \(n, 8\), got \(3,\)"),
-    (lambda index: index.search(torch.zeros(1, 8), 0), "k must be >= 1, got 0"),
+    (
+        lambda index: index.search(torch.zeros(1, 8), 0),
+        "k must lie between 1 and 1048576 for an index of .* vectors, got 0",
+    ),
 ]
 REFUSED += [
     (lambda index, x=x, do=do: do(index, x), f"{what} must be finite in float32; row 7 holds NaN or infinity")

@@ -197,7 +197,7 @@ def test_repeated_and_cut_records_of_an_interrupted_run(tmp_path: Path):
     ("file", "content", "message"),
     [
         (None, "", r"lacks config\.yaml"),
-        ("config.yaml", "a: [1", r"config\.yaml is no valid YAML"),
+        ("config.yaml", "a: [1", r"config\.yaml is no YAML"),
         ("scores.json", "{}", r"scores\.json holds no score matrices"),
         ("scores.json", "{", r"scores\.json holds no score matrices.*delete the file"),
         ("index/final.safetensors", "cut", r"final\.safetensors cannot be read"),

@@ -150,8 +150,8 @@ def test_what_is_wrong_is_named(arguments, message):
         ("trainin: {epochs: 1}", r"unknown option '--trainin.epochs' \(did you mean '--training.epochs'\?\)"),
         ("training: {epochs: many}", "training.epochs"),
         ("strategy: nothing", "unknown strategy 'nothing'"),
-        ("- strategy", r"config\.yaml' must be a mapping such as `strategy: mas`"),
-        ("", "must be a mapping"),
+        ("- strategy", r"config\.yaml' must hold a mapping such as `strategy: mas`"),
+        ("", "must hold a mapping"),
         ("strategy: [", r"config\.yaml' is no YAML"),
     ],
 )
@@ -227,3 +227,13 @@ def test_a_preset_is_read_by_its_name(file, tmp_path, monkeypatch):
     assert config("--config", "no-reindex")["strategy"] == {"name": "finetune"}
     with pytest.raises(ValueError, match=r"'no-such.yaml' cannot be read: .* \(presets are no-reindex\)"):
         config("--config", "no-such.yaml")
+
+
+def test_values_that_no_file_holds_or_that_take_forever():
+    with pytest.raises(ValueError, match=r"'--data\.root=caf\\udce9' is not UTF-8"):
+        parse(["--data", "folder", "--data.root=caf\udce9"])
+    bomb = "[&a [x,x,x,x,x,x,x,x,x,x]" + "".join(
+        f", &{after} [{','.join([f'*{before}'] * 10)}]" for before, after in zip("abcdef", "bcdefg", strict=True)
+    )
+    with pytest.raises(ValueError, match=r"the value of --data\.groups=.* unfolds to more than 10,000"):
+        parse(["--data", "folder", "--data.root", "x", f"--data.groups={bomb}]"])

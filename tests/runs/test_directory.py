@@ -390,7 +390,8 @@ def test_a_folder_that_is_empty_or_where_the_start_was_killed_is_taken(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "no valid YAML"), ("- 1", r"hold a mapping .*, got \[1\]"), ("", "got None")]
+    ("text", "message"),
+    [("a: [", "is no YAML: .*, in line 1"), ("- 1", r"hold a mapping .*, got \[1\]"), ("", "got None")],
 )
 def test_a_damaged_configuration_is_told(text, message, run):
     (run.path / "config.yaml").write_text(text)

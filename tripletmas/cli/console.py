@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 
+from tripletmas.cli.terminal import visible
 from tripletmas.runs import configuration, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 
@@ -61,7 +64,29 @@ def know_kinds(directories: Iterable[Path], *, trust_code: bool) -> None:
 
 def console() -> Console:
     """The terminal; where output goes to a file or a pipe, wide enough for any table. Text is shown as it is."""
-    return Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+    stream = getattr(
+        sys.stdout, "stream", sys.stdout
+    )  # without a `Terminal` in between: colours are control characters
+    found = Console(file=stream, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+    found.push_render_hook(_Visible())
+    return found
+
+
+class _Visible(RenderHook):
+    """Writes control characters out, as `visible` does, and what the encoding lacks; styles stay."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Written(each) for each in renderables]
+
+
+@dataclass(frozen=True)
+class _Written:
+    content: ConsoleRenderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self.content, options):
+            known = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+            yield Segment(known if control else visible(known), style, control)
 
 
 def make_table(title: str, *columns: str, show_header: bool = True) -> Table:

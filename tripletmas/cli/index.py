@@ -21,7 +21,14 @@ from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import RunModel, embed_images, load_model, refuse_collapse, weight_hashes
+from tripletmas.runs.models import (
+    NoneReadable,
+    RunModel,
+    embed_images,
+    load_model,
+    refuse_collapse,
+    weight_hashes,
+)
 
 _NO_CLASS = SPLITS.keys() | LEFT_OUT
 
@@ -97,7 +104,11 @@ def add(arguments: Sequence[str]) -> None:
             return
         model = model_of(before, options)
         present = replace(before, run=os.path.abspath(model.run))
-        after = _with_images(present, model, names, options)
+        try:
+            after = _with_images(present, model, names, options)
+        except NoneReadable as error:  # one broken file a night is no failure
+            print(f"{options.index}: nothing added: {error}")
+            return
         after.save(options.index)
     print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
     if after.stale(model.hash):

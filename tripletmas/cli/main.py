@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 
 from tripletmas.basics.sentences import refused, suggestion
 from tripletmas.basics.version import __version__
+from tripletmas.cli.terminal import guarded
 
 # command -> (the module and the function that it is, what it does)
 COMMANDS = {
@@ -28,6 +30,8 @@ COMMANDS = {
     "doctor": ("doctor.doctor", "versions, devices, OpenMP runtimes, and what is missing for which feature"),
 }
 
+_TOO_LARGE = re.compile("can't allocate|out of memory|overflow", re.IGNORECASE)  # what torch and NumPy say
+
 _HELP = """usage: tripletmas COMMAND [options]
 
 Continual metric learning: embeddings learned task by task with metric losses, protected by
@@ -37,6 +41,7 @@ commands:
 {commands}
 
   tripletmas COMMAND --help     the options of a command
+  tripletmas COMMAND --debug    with an error, where in the program it happened
   tripletmas --version
 
 start here:
@@ -45,10 +50,30 @@ start here:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0 if it went well, 2 for what the user can fix, 130 after Ctrl-C."""
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("",)
+    """Run a command.
+
+    The exit status is 0 if it went well, 2 for what the user can fix, 1 for what should not happen, 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    name, *rest = [each for each in given if each != "--debug"] or ("",)
+    with guarded():
+        try:
+            return _main(name, rest)
+        except BrokenPipeError:  # the reader of a pipe, such as head, has left
+            return 0
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            return _failed(*_told(error, debug=debug))
+        except KeyboardInterrupt as interrupt:
+            print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
+            return 130
+
+
+def _main(name: str, arguments: Sequence[str]) -> int:
     if name in COMMANDS:
-        return _run(name, rest)
+        return _run(name, arguments)
     if name in ("-V", "--version"):
         print(f"tripletmas {__version__}")
     elif name in ("", "-h", "--help", "help"):
@@ -63,24 +88,31 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         # imported one by one: doctor is for installations in which torch or faiss cannot be imported
         getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
-    except ImportError as error:
-        return _failed(f"{error}; what is wrong with this installation: tripletmas doctor")
-    except BrokenPipeError:  # the reader of a pipe, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except argparse.ArgumentError as error:
         command = " ".join([name, *arguments[:1]]) if name == "index" else name
         return _failed(f"{refused(error)}; see: tripletmas {command} --help")
-    except (ValueError, OSError, FloatingPointError) as error:
-        return _failed(str(error))
-    except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
-        return 130
     return 0
 
 
-def _failed(message: str) -> int:
+def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
+    """(a sentence about an error, the exit status)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "Original Traceback" in str(error):  # of a process that loads images
+        lines = [lines[-1].partition(": ")[2]]
+    message = " ".join(lines)
+    if isinstance(error, ImportError):
+        return f"{message}; what is wrong with this installation: tripletmas doctor", 2
+    if isinstance(error, MemoryError) or _TOO_LARGE.search(message):
+        return "there is not enough memory for this, or a number is too large (--debug shows where)", 2
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return message, 2
+    where = "" if debug else "; --debug shows where"
+    return f"unexpected {type(error).__name__}: {message}{where}. This should not happen: please report it", 1
+
+
+def _failed(message: str, status: int = 2) -> int:
     print(f"tripletmas: error: {message}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

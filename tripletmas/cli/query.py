@@ -76,6 +76,8 @@ def query(arguments: Sequence[str]) -> None:
 
 def _search(options: Namespace) -> None:
     """Search an index."""
+    if not Path(options.index).exists():
+        raise ValueError(f"no such index file: {options.index}, and no run on facts, which can be asked as well")
     if options.fact or options.gallery:
         raise ValueError("--fact and --gallery are for the directory of a run on facts; an index takes images")
     index = ImageIndex.open(options.index)
@@ -232,19 +234,14 @@ def _label(hit: Hit) -> str | None:
 
 
 def _table(row: Row) -> Table:
-    table = Table(title=_shown(row.name), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=row.name, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
     table.add_column("label")
     table.add_column("path", overflow="fold")
     for rank, hit in enumerate(row.found[0], start=1):
-        table.add_row(str(rank), f"{hit.score:.6f}", _shown(_label(hit) or ""), _shown(hit.name))
+        table.add_row(str(rank), f"{hit.score:.6f}", _label(hit) or "", hit.name)
     return table
-
-
-def _shown(text: str) -> str:
-    """A path as it can be printed: the bytes of a file name that is not UTF-8 are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _write(path: str, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import yaml
 
 from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
-from tripletmas.runs import configuration, sweeps, trust
+from tripletmas.runs import configuration, loop, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 from tripletmas.runs.experiment import run_experiment
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
 _GIBIBYTE = 2**30
+_SECONDS_BETWEEN = 10  # lines about epochs in a log
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -105,7 +107,9 @@ def _names(arguments: Sequence[str], option: str) -> bool:
 
 def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on: str | None = None) -> None:
     """Train, print the scores, write the report; Ctrl-C says how to go on."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Seldom())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which of its builds it loads is no news
     keep_freed_memory()
     try:
@@ -136,6 +140,22 @@ def _run_seeds(
     for seed in seeds:
         _run({**config, "seed": seed}, out / f"seed{seed}", write_report=write_report, go_on=again)
     print_comparison([out])
+
+
+class _Seldom(logging.Filter):
+    """Lets what is told of each epoch through once in a while, and only where no bar can show it, as in a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = time.monotonic()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name != loop.__name__ or record.levelno > logging.INFO:
+            return True
+        if sys.stderr.isatty() or time.monotonic() - self._told < _SECONDS_BETWEEN:
+            return False
+        self._told = time.monotonic()
+        return True
 
 
 _Configured = Callable[[sweeps.Chosen], dict[str, Any]]  # the configuration with these values

@@ -235,6 +235,9 @@ def encode_labels(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     (tensor([1, 0, 1]), ('9', '10'))
     """
     class_names = in_order(set(names))
+    foreign = [name for name in class_names if re.search("[\ud800-\udfff]", name)]  # bytes that Python kept so
+    if foreign:
+        raise ValueError(f"the name of the class {foreign[0]!r} is not UTF-8: rename it")
     label_of = {name: label for label, name in enumerate(class_names)}
     return torch.tensor([label_of[name] for name in names], dtype=torch.int64), tuple(class_names)
 

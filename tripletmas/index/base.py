@@ -15,6 +15,7 @@ from torch.nn import functional
 METRICS = ("inner_product", "l2")
 
 _BLOCK_CELLS = 2**22  # (query, rank) cells in one call: faiss keeps a few copies of each, so about 100 MB
+_MOST_RANKS = 2**20  # that are asked for although the index ends before: each is stored
 _BLOCK_QUERIES = (32, 4096)  # at least and at most; with fewer than 20 queries faiss leaves BLAS and gets slow
 _UNIT_ROWS = 2**16  # normalised at once: a gallery is not copied several times over
 _JUDGED = 1000
@@ -110,8 +111,9 @@ def search_in_blocks(
     index: Index, queries: Tensor, k: int, best: Callable[[Tensor, int], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """What `Index.search` gives; `best(block, k)` finds scores and ids for prepared queries and k <= g."""
-    if k < 1:
-        raise ValueError(f"k must be >= 1, got {k}")
+    most = max(len(index), _MOST_RANKS)
+    if not 1 <= k <= most:
+        raise ValueError(f"k must lie between 1 and {most} for an index of {len(index)} vectors, got {k}")
     check_rows(queries, index.dim, "queries")
     scores, ids = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
     found = min(k, len(index))

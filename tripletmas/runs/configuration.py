@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
-import yaml
 
 from tripletmas.basics.options import Option, options_of
 from tripletmas.basics.sentences import listed, refused, suggestion
+from tripletmas.basics.yaml_files import MOST, read_mapping, unfolds
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import KINDS, kind_named, kind_with
 from tripletmas.runs import catalog, plugins, trust
@@ -54,6 +55,8 @@ def parse(
             code that may not be executed (see `plugins`).
     """
     arguments, own = _with_files_unfolded(arguments)
+    for argument in arguments:
+        _check_value(argument)
     names, recorded = _admitted(_part_names(arguments), _part_names(own), code)
     chosen, kind = _chosen(names)
     parser = _parser(chosen, kind, program, extra)
@@ -64,14 +67,20 @@ def parse(
         raise ValueError(refused(error)) from None
     config = {key: parsed.pop(key) for key in (*catalog.PARTS, "training", "gallery", *_ALONE)}
     for part, name in chosen.items():
-        config[part] = {"name": name, **{key: value for key, value in config[part].items() if key != "name"}}
+        config[part] = {"name": name} | config[part] | {"name": name}  # the name comes first
     config["objective"] = names["objective"] or kind.name
     search = parsed.pop("search")
     if searched(config["strategy"]) is not None:
         config["search"] = search
-    elif not may_search and (unused := [each for each in arguments if each.startswith("--search.")]):
-        raise ValueError(f"{unused[0].partition('=')[0]} is for a strength that is searched: set a strength to auto")
+    elif not may_search:
+        _refuse_search(arguments)
     return _plain(config | ({"code": recorded} if recorded else {})), parsed
+
+
+def _refuse_search(arguments: Sequence[str]) -> None:
+    for each in arguments:
+        if each.startswith("--search."):
+            raise ValueError(f"{each.partition('=')[0]} is for a strength that is searched: set a strength to auto")
 
 
 def _chosen(names: Mapping[str, str]) -> tuple[dict[str, str], Kind]:
@@ -230,20 +239,21 @@ def presets() -> dict[str, Path]:
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name."""
+    """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name.
+
+    Raises:
+        ValueError: if it cannot be read; as `read_mapping`.
+    """
     path = Path(file) if Path(file).is_file() else presets().get(str(file), Path(file))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_mapping(path)
     except OSError as error:
         names = ", ".join(presets())
         raise ValueError(
             f"the configuration {str(file)!r} cannot be read: {error.strerror} (presets are {names})"
         ) from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"the configuration {str(file)!r} is no YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"the configuration {str(file)!r} must be a mapping such as `strategy: mas`")
-    return content
+    except ValueError as error:
+        raise ValueError(f"the configuration {str(file)!r} {error}") from None
 
 
 def _as_arguments(config: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
@@ -315,6 +325,14 @@ def _refuse_unknown(arguments: Sequence[str], parser: jsonargparse.ArgumentParse
             names = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
             raise ValueError(f"{part} {chosen[part]!r} has no option {key!r}{suggestion(key, sorted(names))}")
         raise ValueError(f"unknown option {option!r}{suggestion(option, sorted(known))}")
+
+
+def _check_value(argument: str) -> None:
+    """Whether an option can be kept in a file, and is read in no time."""
+    if re.search("[\ud800-\udfff]", argument):  # what Python makes of other bytes in a name
+        raise ValueError(f"{argument!r} is not UTF-8, as all that a run keeps: give the folder or file another name")
+    if unfolds(argument.partition("=")[2] or argument):
+        raise ValueError(f"the value of {argument:.40} unfolds to more than {MOST:,}: write it without aliases")
 
 
 def _plain(value: Any) -> Any:

@@ -31,6 +31,7 @@ from torch import nn
 
 from tripletmas.basics.files import damaged, read_json, read_tensors, save_json, save_tensors, save_text, without_nan
 from tripletmas.basics.weights import Params, load_state
+from tripletmas.basics.yaml_files import read_mapping
 from tripletmas.runs.checkpoint import REMEDY, Checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -135,12 +136,11 @@ class RunDirectory:
         """
         path = self.path / "config.yaml"
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{path} is no valid YAML: {error}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} must hold a mapping (data, model, loss, strategy, ...), got {config!r}")
-        return config
+            return read_mapping(path)
+        except OSError as error:
+            raise damaged(path, error, REMEDY) from None
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from None
 
     # --- records
 

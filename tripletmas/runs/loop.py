@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,8 @@ from tripletmas.runs.resume import check_identities, check_unseen, earlier_score
 from tripletmas.runs.strength import SearchConfig, find_strength
 from tripletmas.runs.task import Learner, train_task
 from tripletmas.strategies.base import Strategy
+
+logger = logging.getLogger(__name__)
 
 
 def train_stream(
@@ -90,6 +93,8 @@ def train_stream(
             if run:
                 run.append({"kind": "epoch", "task": n, "name": task.name, "epoch": epoch, **record})
                 _save(run, learner, n, epoch + 1, steps)
+            of, loss = f"{n + 1} of {len(stream)} ({task.name}), epoch {epoch + 1}", record["loss"]
+            logger.info("task %s of %d: loss %.4g", of, learner.config.epochs, loss)
 
         train_task(learner, task, earlier, resumed=resumed, on_epoch=on_epoch)
         after((*earlier, task), scores, run)

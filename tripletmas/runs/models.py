@@ -32,6 +32,10 @@ class OtherImages(ValueError):
     """A model that takes other images than those it is to be shown."""
 
 
+class NoneReadable(ValueError):
+    """Of several images none can be read."""
+
+
 @dataclass(frozen=True, eq=False)
 class RunModel:
     """The model that a run deploys after a task.
@@ -124,7 +128,8 @@ def embed_images(
         option: what that error says leaves them out; None: nothing.
 
     Raises:
-        ValueError: naming the image that cannot be read, or whose embedding is not finite; if none can be read.
+        NoneReadable: if none can be read.
+        ValueError: naming the image that cannot be read, or whose embedding is not finite.
     """
     hint = f" ({option} leaves out what cannot be read)" if option else ""
     shown = _Shown(images, model.sample_shape, hint=None if skip_unreadable else hint)
@@ -138,7 +143,7 @@ def embed_images(
     first = next(iter(shown.unreadable.values()))
     kept = [position for position in range(len(images)) if position not in shown.unreadable]
     if not kept:
-        raise ValueError(f"no image can be read; the first: {first}")
+        raise NoneReadable(f"no image can be read; the first: {first}")
     logger.warning("skipped %d of %d images; the first: %s", len(shown.unreadable), len(images), first)
     return vectors[kept], kept
 
