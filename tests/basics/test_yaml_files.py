@@ -50,6 +50,12 @@ def test_what_is_no_mapping_of_plain_values_is_refused(text, message, tmp_path):
         read_mapping(tmp_path / "a.yaml")
 
 
+def test_a_file_of_too_many_bytes_is_not_parsed(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"# " + bytes(10_000_000))
+    with pytest.raises(ValueError, match="holds more than 10,000,000 bytes"):
+        read_mapping(tmp_path / "a.yaml")
+
+
 def test_other_bytes_and_no_file(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"a: \xff")
     with pytest.raises(ValueError, match="is not UTF-8 text"):

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 MOST = 10_000  # values in a file, what aliases repeat included
+MOST_BYTES = 10_000_000
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -18,22 +19,26 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ValueError: in words that follow a name of the file, if it is no YAML, holds no mapping, more than MOST values,
             a key twice, or a value of another type, such as a date without quotes.
     """
+    with open(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"holds more than {MOST_BYTES:,} bytes")
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(content.decode("utf-8-sig"))
         node = loader.get_single_node()
         if node is not None and _checked(node, {}) > MOST:  # before aliases and merges unfold
             raise ValueError(f"holds more than {MOST:,} values, those that aliases repeat included")
-        content = None if node is None else loader.construct_document(node)
+        found = None if node is None else loader.construct_document(node)
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text ({error})") from None
     except yaml.YAMLError as error:
         raise ValueError(f"is no YAML: {_reason(error)}") from None
     except RecursionError:
         raise ValueError("is no YAML of ours: it is nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"must hold a mapping such as `strategy: mas`, got {content!r:.80}")
-    _refuse_others(content, "")
-    return content
+    if not isinstance(found, dict):
+        raise ValueError(f"must hold a mapping such as `strategy: mas`, got {found!r:.80}")
+    _refuse_others(found, "")
+    return found
 
 
 def unfolds(text: str) -> bool:

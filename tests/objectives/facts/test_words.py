@@ -200,6 +200,12 @@ def test_a_file_that_is_not_well_is_an_error_that_names_it(tmp_path, content, me
     [
         ("cut.gz", gzip.compress(LINES.encode(), mtime=0)[:-10], r"cut\.gz cannot .* vectors: Compressed file ended"),
         ("plain.gz", LINES.encode(), r"plain\.gz cannot .* vectors: Not a gzipped file"),
+        (
+            "bomb.gz",
+            gzip.compress(bytes(2**21), mtime=0),
+            "vectors: it has a line of more than 1,048,576",
+        ),
+        ("bomb.gz", gzip.compress(b"1 1\n" + bytes(2**21), mtime=0), "cut short: its header says 1 words of 1 values"),
     ],
 )
 def test_a_compressed_file_that_is_not_well(tmp_path, name, content, message):

@@ -11,9 +11,10 @@ import hashlib
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ NGRAMS = (3, 4, 5)  # letters in an n-gram, boundary markers included
 WHOLE_WORD = 0.5  # weight of the word itself, where all of its n-grams together weigh 1
 HEADER = re.compile(rb"\d+ \d+ ?\r?\n")  # of a word2vec file: how many words, how many values each
 CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # no text has these; four bytes of a float often do
+LONGEST_LINE = 2**20  # bytes of a word and its values as text
+LONGEST_WORD = 2**12  # bytes of a word in a binary file, with what separates it
 NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")
 
 
@@ -149,16 +152,32 @@ def _read(path: Path) -> WordVectors:
         header = HEADER.match(start)
         file.seek(header.end() if header else 0)
         if header is None:
-            return _read_text(path.name, file)
+            return _read_text(path.name, _lines(file))
         count, dim = (int(number) for number in header.group().split())
         if not count or not dim:
             raise ValueError(f"its header says {count} words of {dim} values")
         if _is_text(start[header.end() :]):
-            return _read_text(path.name, file, count, dim)
-        return _read_binary(path.name, file.read(), count, dim)
+            return _read_text(path.name, _lines(file), count, dim)
+        return _read_binary(path.name, _start_of(file, count * (4 * dim + LONGEST_WORD)), count, dim)
 
 
-def _read_binary(name: str, content: bytes, count: int, dim: int) -> WordVectors:
+def _start_of(file: BufferedIOBase, most: int) -> bytearray:
+    """So many bytes, or as many as there are: whatever a compressed file goes on with is not unpacked."""
+    content = bytearray()
+    while block := file.read(min(most - len(content), 2**20)):
+        content += block
+    return content
+
+
+def _lines(file: BufferedIOBase) -> Iterator[bytes]:
+    """The lines of a file, which may be compressed and unpack to anything."""
+    for line in iter(lambda: file.readline(LONGEST_LINE + 1), b""):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"it has a line of more than {LONGEST_LINE:,} bytes")
+        yield line
+
+
+def _read_binary(name: str, content: bytearray, count: int, dim: int) -> WordVectors:
     """A word, a space, its values in little-endian float32, and with most writers a line end; and so on."""
     place: dict[str, int] = {}
     end = 0
