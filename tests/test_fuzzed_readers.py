@@ -151,7 +151,7 @@ def fuzz(reader: Reader, place: Path, count: int) -> None:
     @settings(
         max_examples=count,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck],  # pyright: ignore[reportArgumentType]
         phases=[Phase.generate, Phase.shrink],
     )
     @given(content=damaged(reader.seeds, reader.tokens))

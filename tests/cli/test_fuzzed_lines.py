@@ -1,7 +1,6 @@
 """Command lines with mistakes in them: whatever is typed, one sentence comes back, and never a traceback.
 
-A few dozen lines among the slow tests; under `long` as many as the environment variable TRIPLETMAS_FUZZ says, 2,000 if it is not
-set.
+A few dozen lines among the slow tests; under `long` as many as the variable TRIPLETMAS_FUZZ says, else 2,000.
 """
 
 from __future__ import annotations

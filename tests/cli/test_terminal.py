@@ -136,6 +136,20 @@ def test_epochs_are_told_in_a_log_once_in_a_while(monkeypatch):
     assert passes("tripletmas.data.images")
 
 
+def test_warnings_are_told_again_at_the_end_each_once(hostile, call, tmp_path):
+    data = ("--data", "folder", "--data.root", hostile / "photos", "--data.size", "8", "--data.tasks", "[2,1,1]")
+    given = ("--model", "mlp", "--training.epochs", "1", "--report", "false", "--strategy", "finetune")
+    status, _, complaint = call("train", *data, *given, "--out", tmp_path / "run")
+    assert status == 0
+    again = [line for line in complaint.splitlines() if line.startswith("warned of before: ")]
+    assert again == [
+        f"warned of before: task '{name}' has one class, so a triplet finds no negative in it" for name in "cd"
+    ]
+    assert complaint.splitlines()[-2:] == again
+    status, _, complaint = call("train", "--data.per_class", "6", *given[2:], "--out", tmp_path / "digits")
+    assert "warned of before" not in complaint
+
+
 # --- what is no error of ours
 
 

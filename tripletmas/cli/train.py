@@ -6,7 +6,8 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which of its builds it loads is no news
     keep_freed_memory()
+    with _kept_warnings() as warned:
+        _train(config, out, go_on)
+        print_comparison([out])
+        if write_report:
+            from tripletmas.report import page  # it draws, and that takes a while to import
+
+            print(f"report: {page.write_report(out)}")
+    for message in warned:
+        print(f"warned of before: {message}", file=sys.stderr)
+
+
+def _train(config: dict[str, Any], out: Path, go_on: str | None) -> None:
     try:
         run_experiment(config, out)
     except KeyboardInterrupt:
@@ -119,11 +132,6 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
             raise  # it came while the data were read: there is no run to go on with
         go_on = go_on or f"tripletmas resume {out}"
         raise KeyboardInterrupt(f"saved up to the last whole epoch; go on with: {go_on}") from None
-    print_comparison([out])
-    if write_report:
-        from tripletmas.report import page  # it draws, and that takes a while to import
-
-        print(f"report: {page.write_report(out)}")
 
 
 def _run_seeds(
@@ -140,6 +148,24 @@ def _run_seeds(
     for seed in seeds:
         _run({**config, "seed": seed}, out / f"seed{seed}", write_report=write_report, go_on=again)
     print_comparison([out])
+
+
+@contextmanager
+def _kept_warnings() -> Iterator[list[str]]:
+    """What is warned of inside, each once, to be told again at the end: much has been printed since."""
+    kept: list[str] = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() not in kept:
+                kept.append(record.getMessage())
+
+    keeper, logger = Keeper(logging.WARNING), logging.getLogger("tripletmas")
+    logger.addHandler(keeper)
+    try:
+        yield kept
+    finally:
+        logger.removeHandler(keeper)
 
 
 class _Seldom(logging.Filter):
