@@ -477,11 +477,16 @@ def test_evaluate_galleries(call, runs, tmp_path):
     assert [sum(value is not None for value in row) for row in kept] == list(range(1, len(kept) + 1))
 
 
-def test_images_of_ones_own_join_the_fit(call, write_images, tmp_path, monkeypatch, undrawn):
-    """An interrupted run that goes on ends with the same pairs and records as one that was not."""
+@pytest.mark.parametrize("strategy", ["finetune", "gram"])
+def test_images_of_ones_own_join_the_fit(strategy, call, write_images, tmp_path, monkeypatch, undrawn):
+    """An interrupted run that goes on ends with the same pairs and records as one that was not.
+
+    Under a budget of a thousandth the layers say that old vectors stay where they are, whatever new images do.
+    """
     own = ["--gallery.images", write_images(tmp_path / "own"), "--gallery.compensate", "auto", *SMALL]
     monkeypatch.setattr(drift, "_STEPS", 5)
-    train = ("train", "--strategy", "finetune", "--report", "false", *own)
+    budget = ("--strategy.budget", "0.001") if strategy == "gram" else ()
+    train = ("train", "--strategy", strategy, *budget, "--report", "false", *own)
     assert call(*train, "--out", tmp_path / "whole")[0] == 0
     with monkeypatch.context() as patched:
         interrupt_after(patched, 2)
@@ -495,6 +500,9 @@ def test_images_of_ones_own_join_the_fit(call, write_images, tmp_path, monkeypat
         assert len(one["before"]) == len(task.train) + 6
     chosen = [[record.get("compensated_by") for record in run.records("task")] for run in (whole, stopped)]
     assert chosen[0] == chosen[1]
+    refused = [each.get("refused", []) for each in chosen[0][1:]]
+    assert any(refused) == (strategy == "gram")
+    assert all(each["map"] not in each.get("refused", []) for each in chosen[0][1:])
     shutil.rmtree(tmp_path / "own")
     assert call("evaluate", tmp_path / "whole", "--gallery", "auto")[0] == 0
 

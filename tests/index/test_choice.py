@@ -10,7 +10,7 @@ import torch
 
 from tripletmas.index import drift
 from tripletmas.index.base import unit
-from tripletmas.index.choice import CANDIDATES, choose_drift
+from tripletmas.index.choice import CANDIDATES, Limit, choose_drift
 from tripletmas.index.drift import DRIFT_MAPS, fit_drift, neighbouring_folds
 
 
@@ -116,3 +116,31 @@ def test_pairs_that_do_not_fit_are_refused():
         choose_drift(random(3, 2), random(4, 2))
     with pytest.raises(ValueError, match="NaN or infinity"):
         choose_drift(random(1, 2), random(1, 2) * torch.nan)
+
+
+def test_a_map_that_moves_stored_vectors_further_than_they_can_have_moved_is_refused():
+    """The pairs turn by a right angle, and maps with them (mlp, cut short here, a part of the way): 1 - cosine is 1."""
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    before, stored = unit(random(60, 2)), unit(random(20, 2, seed=1))
+    free, wide = choose_drift(before, before @ turn), choose_drift(before, before @ turn, limit=Limit(stored, 1.01))
+    assert free.name == wide.name == "procrustes"
+    assert not wide.refused
+    held = choose_drift(before, before @ turn, limit=Limit(stored, 0.01))
+    assert held.name == "none"
+    assert set(held.refused) == set(CANDIDATES) - {"none"}
+    assert list(held.scores) == list(free.scores)  # in the same order, for tables
+    assert held.scores["none"] == pytest.approx(0.0, abs=1e-6)
+    assert all(math.isnan(held.scores[name]) for name in held.refused)
+    assert "would move vectors further than the layers moved" in held.sentence()
+
+
+def test_a_limit_is_of_the_mean():
+    """By hand: half of the vectors turn by 60 degrees, 1 - cosine 0.5, and half stay."""
+    stored = unit(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    sixty = torch.tensor([[0.5, 0.75**0.5]])
+
+    def move(vectors: torch.Tensor) -> torch.Tensor:
+        return torch.where(vectors[:, :1] == 1, sixty, vectors)
+
+    assert Limit(stored, 0.2501).allows(move)
+    assert not Limit(stored, 0.2499).allows(move)

@@ -127,7 +127,7 @@ def test_auto_moves_by_the_map_that_was_chosen_at_each_task(tiny_stream, few_ste
 def test_auto_follows_whatever_is_chosen(tiny_stream, monkeypatch):
     """Choices by a script: a rotation at the second task, nothing at the third; queries go back through both, too."""
     script = iter(["procrustes", "procrustes", "none", "none"])  # at each task first of vectors, then of queries
-    monkeypatch.setattr(followed_by, "choose_drift", lambda *pairs: Choice(next(script), {}, len(pairs[0])))
+    monkeypatch.setattr(followed_by, "choose_drift", lambda *pairs, limit: Choice(next(script), {}, len(pairs[0])))
     galleries, model = Galleries(("auto",), back="auto"), Linear()
     for number, task in enumerate(tiny_stream):
         galleries.before_task(model, task)

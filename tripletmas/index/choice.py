@@ -6,13 +6,15 @@ Shapes: n pairs, g stored vectors, dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from tripletmas.basics.sentences import listed
 from tripletmas.index.base import unit
-from tripletmas.index.drift import DRIFT_MAPS, NONE, DriftMapName, fit_drift, neighbouring_folds
+from tripletmas.index.drift import DRIFT_MAPS, NONE, DriftMap, DriftMapName, fit_drift, neighbouring_folds
 
 AUTO = "auto"
 CompensateName = DriftMapName | Literal["auto"]  # how stored vectors can be moved
@@ -30,19 +32,44 @@ class Choice:
         scores: candidate -> how near it brings held-out pairs, more is better: of unit vectors the mean cosine, else
             the negative mean squared distance; nan where there were too few pairs to hold any out.
         num_pairs: how many there were.
+        refused: candidates that would move stored vectors further than they can have moved.
     """
 
     name: str
     scores: dict[str, float]
     num_pairs: int
+    refused: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """The choice in a line."""
-        found = ", ".join(f"{name} {score:.5f}" for name, score in self.scores.items())
-        return f"{self.name}, which was best on held-out pairs of {self.num_pairs}: {found}"
+        found = ", ".join(f"{name} {score:.5f}" for name, score in self.scores.items() if name not in self.refused)
+        too_far = f"; {listed(self.refused)} would move vectors further than the layers moved" if self.refused else ""
+        return f"{self.name}, which was best on held-out pairs of {self.num_pairs}: {found}{too_far}"
 
 
-def choose_drift(before: Tensor, after: Tensor, *, normalize: bool = True, seed: int = 0) -> Choice:
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """How far stored vectors can have moved, where a protection knows how far the layers' answers have.
+
+    The pairs of a new task say nothing of that: under such a protection they move, and old vectors hardly do.
+
+    Attributes:
+        vectors: stored ones (g, dim), of unit length.
+        most: the largest mean of 1 - cosine between where they were and where they are.
+    """
+
+    vectors: Tensor
+    most: float
+
+    def allows(self, move: DriftMap) -> bool:
+        """Whether a map keeps to it."""
+        moved = unit(move(self.vectors))
+        return 1 - float((moved * self.vectors).sum(dim=1).double().mean()) <= self.most
+
+
+def choose_drift(
+    before: Tensor, after: Tensor, *, normalize: bool = True, seed: int = 0, limit: Limit | None = None
+) -> Choice:
     """Which of the candidates brings pairs (n, dim) nearest to where the new model has them, without having seen them.
 
     `fit_drift(choose_drift(before, after).name, before, after)` is then the map itself.
@@ -54,6 +81,7 @@ def choose_drift(before: Tensor, after: Tensor, *, normalize: bool = True, seed:
     Args:
         normalize: the vectors are of unit length, and scaled to it again when they are moved. Otherwise sdc, which
             depends on what is near, is no candidate.
+        limit: candidates that move stored vectors further than it says are refused. Not without normalize.
 
     Raises:
         ValueError: as `fit_drift`.
@@ -62,6 +90,19 @@ def choose_drift(before: Tensor, after: Tensor, *, normalize: bool = True, seed:
     fit_drift(NONE, before, after)  # what no map can be fitted on is an error, even where none is tried
     if len(before) < 2:
         return Choice(NONE, dict.fromkeys(names, math.nan), len(before))
+    refused = ()
+    if limit is not None and normalize:
+        refused = tuple(each for each in names[1:] if not limit.allows(fit_drift(each, before, after, seed=seed)))
+    tried = [name for name in names if name not in refused]
+    scores = _held_out_scores(tried, before, after, normalize, seed)
+    enough = max(scores.values()) - _EQUAL * (1 if normalize else -scores[NONE])
+    best = next(name for name in tried if scores[name] >= enough)
+    return Choice(best, {name: scores.get(name, math.nan) for name in names}, len(before), refused)
+
+
+def _held_out_scores(
+    names: Sequence[str], before: Tensor, after: Tensor, normalize: bool, seed: int
+) -> dict[str, float]:
     scores = dict.fromkeys(names, 0.0)
     for inside, outside in neighbouring_folds(len(before)):
         for name in names:
@@ -69,7 +110,5 @@ def choose_drift(before: Tensor, after: Tensor, *, normalize: bool = True, seed:
             moved = unit(moved) if normalize else moved
             squared = float((moved.double() - after[outside].double()).square().sum())
             scores[name] -= (squared / 2 if normalize else squared) / len(before)
-    if normalize:  # 1 - ||a - b||^2 / 2 is the cosine of unit vectors
-        scores = {name: 1 + score for name, score in scores.items()}
-    enough = max(scores.values()) - _EQUAL * (1 if normalize else -scores[NONE])
-    return Choice(next(name for name in names if scores[name] >= enough), scores, len(before))
+    # 1 - ||a - b||^2 / 2 is the cosine of unit vectors
+    return {name: 1 + score for name, score in scores.items()} if normalize else scores

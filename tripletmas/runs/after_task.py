@@ -52,11 +52,11 @@ class AfterTask:
         seed_everything(config.seed, len(seen) - 1, config.epochs)
         for protection in strategy.protections:
             protection.settle()
-        changed = {"changed_responses": shares} if (shares := self._shares()) else {}  # of the weights held until now
+        shares = self._shares()  # of the weights held until now
         strategy.after_task(model, seen[-1])
         deployed = strategy.deployed(model)
         embedded = embed_tasks(deployed, seen, objective.embed)
-        self.galleries.after_task(deployed, seen[-1], embedded.galleries[-1], strategy.kept_pairs())
+        self.galleries.after_task(deployed, seen[-1], embedded.galleries[-1], strategy.kept_pairs(), shares)
         objective.after_task(deployed, seen)
         found = objective.score(seen, embedded, named(self.galleries.parts, self.config.compensate))
         scores.enter(len(seen) - 1, found.values)
@@ -64,6 +64,7 @@ class AfterTask:
             self._keep(deployed, seen, embedded, found, run)
             run.keep_scores(scores.to_json())
             record = self._record(deployed, seen, embedded, found)
+            changed = {"changed_responses": shares} if shares else {}
             run.append({**record, **changed, "seconds": time.perf_counter() - began})
 
     def _record(self, deployed: nn.Module, seen: Stream, embedded: EmbeddedTasks, found: TaskScores) -> dict[str, Any]:

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from tripletmas.basics.files import without_nan
 from tripletmas.index.base import unit
+from tripletmas.index.choice import Limit
 from tripletmas.index.drift import fit_drift
 from tripletmas.index.exact import ExactIndex
+from tripletmas.runs.directory import RunDirectory
 
 FRESH, STALE, COMPENSATED = "fresh", "stale", "compensated"
 GALLERIES = (STALE, COMPENSATED, FRESH)
@@ -163,14 +165,30 @@ def forecast_of(
     )
 
 
+def shares_of(run: RunDirectory, after: int) -> dict[str, float]:
+    """How far the update moved the responses of each layer to old inputs, where a protection knew; else {}."""
+    return next((each.get("changed_responses", {}) for each in run.records("task") if each["task"] == after), {})
+
+
+def allowed_move(shares: Mapping[str, float]) -> float | None:
+    """How far stored vectors can have moved at most, as a mean of 1 - cosine; None where no layer tells."""
+    return _PER_SHARE * sum(shares.values()) if shares else None
+
+
+def limit_of(shares: Mapping[str, float], stored: Sequence[Tensor]) -> Limit | None:
+    """The same, of these stored vectors (g, dim), for the choice of a map."""
+    most = allowed_move(shares)
+    return None if most is None else Limit(unit(torch.cat(list(stored))), most)
+
+
 def allowed_scale(parts: Sequence[Part], shares: Mapping[str, float]) -> float:
     """By how much the movement of imagined images is scaled down, so that it fits what layers say; 1 if it does.
 
     The squared change of a unit vector is twice its 1 - cosine, and grows as the shares do.
     """
     moved = 1 - float(torch.stack([cosine_to_stored(part, 1.0).mean() for part in parts]).mean())
-    allowed = _PER_SHARE * sum(shares.values())
-    return math.sqrt(allowed / moved) if shares and moved > allowed else 1.0
+    allowed = allowed_move(shares)
+    return math.sqrt(allowed / moved) if allowed is not None and moved > allowed else 1.0
 
 
 def cosine_to_stored(part: Part, scale: float) -> Tensor:

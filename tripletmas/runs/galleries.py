@@ -28,6 +28,7 @@ from tripletmas.models.embedding import Embedder, Embeddings
 from tripletmas.objectives.embedded import EmbeddedTasks, asked_by_part
 from tripletmas.objectives.objective import gallery_of
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.forecast import limit_of, shares_of
 
 STALE, COMPENSATED = "stale", "compensated"
 
@@ -119,19 +120,25 @@ class Galleries:
         self._before = self._pairs(model, task) if len(self) else None
 
     def after_task(
-        self, model: nn.Module, task: Task, gallery: Embeddings, kept: tuple[Tensor, Tensor] | None = None
+        self,
+        model: nn.Module,
+        task: Task,
+        gallery: Embeddings,
+        kept: tuple[Tensor, Tensor] | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         """Move what is stored, and store the gallery of the new task.
 
         Args:
             model: the one that is deployed from now on; `gallery` holds its raw embeddings.
             kept: old samples by the model before the task and by this one, which join the pairs; None for none.
+            shares: of each layer's squared response to old inputs, the share that has changed; None if not known.
         """
         after = self._pairs(model, task) if len(self) else None
         if kept is not None and after is not None:
             assert self._before is not None
             self._before, after = torch.cat([self._before, kept[0]]), torch.cat([after, kept[1]])
-        self._follow(after, gallery)
+        self._follow(after, gallery, shares or {})
 
     def asked_by_part(self, embedded: EmbeddedTasks) -> EmbeddedTasks:
         """Tasks by the present model, such that every query is moved back to each stored part that it searches.
@@ -168,7 +175,8 @@ class Galleries:
         for number, task in enumerate(stream[:done]):
             kept = run.galleries.read(number)
             self._before = kept.get("before")
-            self._follow(kept.get("after"), Embeddings(kept["stored"], gallery_of(task).labels))
+            stored = Embeddings(kept["stored"], gallery_of(task).labels)
+            self._follow(kept.get("after"), stored, shares_of(run, number))
         if 0 < done < len(stream):
             model = copy.deepcopy(model)
             run.load_weights(model, done - 1)
@@ -185,19 +193,19 @@ class Galleries:
             return vectors
         return torch.cat([vectors, self._embed(model, self._images).vectors])
 
-    def _follow(self, after: Tensor | None, gallery: Embeddings) -> None:
+    def _follow(self, after: Tensor | None, gallery: Embeddings, shares: Mapping[str, float]) -> None:
         self._after = after
         choice = choice_back = None
         if len(self):
             assert self._before is not None
             assert after is not None
-            pairs = unit(self._before), unit(after)
-            choice = choose_drift(*pairs) if AUTO in self._maps else None
+            pairs, limit = (unit(self._before), unit(after)), limit_of(shares, [e.vectors for e in self.parts[STALE]])
+            choice = choose_drift(*pairs, limit=limit) if AUTO in self._maps else None
             for name in self._maps:
                 move = fit_drift(choice.name if choice and name == AUTO else name, *pairs)
                 self.parts[name] = [Embeddings(unit(move(each.vectors)), each.labels) for each in self.parts[name]]
             if self._back:
-                choice_back = choose_drift(*pairs[::-1]) if self._back == AUTO else None
+                choice_back = choose_drift(*pairs[::-1], limit=limit) if self._back == AUTO else None
                 self._backwards.append(fit_drift(choice_back.name if choice_back else self._back, *pairs[::-1]))
         self.choices.append(choice)
         self.choices_back.append(choice_back)
@@ -223,7 +231,9 @@ def choice_record(choice: Choice | None) -> dict[str, Any]:
     """What the record of a task says of the map that "auto" chose, with the mean cosine of held-out pairs by each."""
     if choice is None:
         return {}
-    return {"compensated_by": {"map": choice.name, "pairs": choice.num_pairs, "held_out_cosine": choice.scores}}
+    refused = {"refused": list(choice.refused)} if choice.refused else {}
+    found = {"map": choice.name, "pairs": choice.num_pairs, "held_out_cosine": choice.scores, **refused}
+    return {"compensated_by": found}
 
 
 def named(parts: Mapping[str, list[Embeddings]], compensate: str | None) -> dict[str, list[Embeddings]]:

@@ -7,7 +7,7 @@ no image of an earlier one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -136,9 +136,3 @@ def _drawn(size: int, count: int, seed: int) -> Tensor:
     """At most so many of the numbers below `size`, ascending, always the same."""
     random = torch.Generator().manual_seed(seed)
     return torch.randperm(size, generator=random)[:count].sort().values
-
-
-def shares_of(run: RunDirectory, after: int) -> dict[str, float]:
-    """How far the update moved the responses of each layer to old inputs, where a protection knew; else {}."""
-    records: Sequence[Mapping] = run.records("task")
-    return next((each.get("changed_responses", {}) for each in records if each["task"] == after), {})

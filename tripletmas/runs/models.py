@@ -24,6 +24,7 @@ from tripletmas.runs import configuration
 from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import choose_device, load_trained
+from tripletmas.runs.forecast import limit_of, shares_of
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,9 @@ def drifts_between(
     for task in range(min(starts) + 1, end + 1):
         before, after = _pairs_of(run, task, normalize=normalize, dim=dim)[:: -1 if back else 1]
         if kind == AUTO:
-            choices[task] = choose_drift(before, after, normalize=normalize)
+            shares = shares_of(run, task)
+            limit = limit_of(shares, [run.galleries.read(each)["stored"] for each in range(task)] if shares else [])
+            choices[task] = choose_drift(before, after, normalize=normalize, limit=limit)
         maps[task] = fit_drift(choices[task].name if kind == AUTO else kind, before, after)
     order = sorted(maps, reverse=back)
     moves = {start: partial(_moved, [maps[task] for task in order if task > start], normalize) for start in starts}
