@@ -171,6 +171,7 @@ def test_paths_are_relative_to_the_table_or_to_root(tmp_path, caplog):
         ("path,label\n0.png, \n", "line 2: no label"),
         ('path,label\n0.png,"a\n1.png,b\n2.png,c\n', "line 2: a quote is opened here, and never closed"),
         ('path,label\n0.png,"a\n1.png,b"\n2.png,c\n', "line 2: a cell of several lines.*is a quote not closed"),
+        ('"path,label\n0.png,a"\n', "line 1: a cell of several lines"),
         ('path,label\n0.png,"a"b\n', "line 2: a quoted cell goes on after its quote"),
         ("path,label\n0.png,dress, red\n", "line 2: more cells than columns; quote a cell that holds a comma"),
         ("path,label,\n1.png,dress,\n0.png,dress, red\n", "line 3: a cell that no column wants"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from tripletmas.basics.sentences import listed
@@ -68,6 +69,7 @@ def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
 
 def _check_columns(columns: Sequence[str], needed: Sequence[str], optional: Sequence[str]) -> None:
     """Whether the header has the columns that are needed, each once, and none that was meant for another."""
+    _refuse_lines(columns)
     for name in needed:
         if name not in columns:
             raise ValueError(f"no column {name!r} (there are {', '.join(columns) or 'none'})")
@@ -80,13 +82,17 @@ def _check_columns(columns: Sequence[str], needed: Sequence[str], optional: Sequ
             raise ValueError(f"the column {name!r} is not known: call it {near[0]!r}, or something else")
 
 
+def _refuse_lines(cells: Iterable[str]) -> None:
+    if re.search(r"[\n\r\0]", "".join(cells)):
+        raise ValueError("a cell of several lines, or with a zero byte: is a quote not closed?")
+
+
 def _row(cells: Sequence[str], columns: Sequence[str], known: Iterable[str], *, spaced: bool) -> dict[str, str]:
     """known column -> cell; `spaced` says that spaces follow commas in this file."""
     if len(cells) != len(columns):
         more = "more" if len(cells) > len(columns) else "fewer"
         raise ValueError(f"{more} cells than columns; {_QUOTE}")
-    if any({"\n", "\r", "\0"}.intersection(cell) for cell in cells):
-        raise ValueError("a cell of several lines, or with a zero byte: is a quote not closed?")
+    _refuse_lines(cells)
     row = dict(zip(columns, cells, strict=True))
     found = {name: row.pop(name).strip() for name in known}
     if row.get("") or (not spaced and any(cell.startswith(" ") for cell in row.values())):
