@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, SparseAdam
 
 from tripletmas.basics.weights import state_of
 from tripletmas.protection.file import read_protection, write_protection
@@ -206,6 +206,8 @@ def test_other_optimizers_without_hooks_are_refused(make: Callable[..., Guard]):
         guard.attach(Several(list(model.parameters())))
     with pytest.raises(ValueError, match=r"Unfinished has not called torch.optim.Optimizer.__init__.*value\(\)"):
         guard.attach(Unfinished(list(model.parameters())))
+    with pytest.raises(ValueError, match="SparseAdam takes sparse gradients only"):
+        guard.attach(SparseAdam(list(model.parameters())))
 
 
 @every_guard

@@ -92,6 +92,24 @@ def test_images_are_imagined_where_vectors_lie():
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+class Standardising(Squared):
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.5).mul_(2) if self.in_place else images.sub(0.5).mul(2))
+
+
+def test_a_model_may_change_images_in_place():
+    random = torch.Generator().manual_seed(1)
+    images = torch.rand(20, 1, 3, 3, generator=random)
+    targets, kept = unit(torch.randn(7, 4, generator=random)), images.clone()
+    found = imagine(Standardising(in_place=True), targets, images, steps=5)
+    assert torch.equal(images, kept)
+    assert torch.equal(found, imagine(Standardising(in_place=False), targets, images, steps=5))
+
+
 def test_an_image_starts_as_the_nearest():
     """No step is made: of three images, each target gets the one that lies nearest."""
     model = nn.Flatten()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam
 
 StepHook = Callable[[Optimizer, tuple, dict], tuple[tuple, dict] | None]
 
@@ -44,13 +44,18 @@ def make_step_hook(change_gradients: Callable[[Optimizer], None], added_value: C
 
 
 def check_steps(optimizer: Optimizer) -> None:
-    """Raise a ValueError for an optimizer at whose own step hooks may never run: it leaves its steps to another one (a
-    wrapper, or one of two steps as SAM), or was not set up as torch's are."""
+    """Raise a ValueError for an optimizer that cannot be given a penalty before its steps.
+
+    At its own step hooks may never run: it leaves its steps to another one (a wrapper, or one of two steps as SAM), or
+    was not set up as torch's are; or it takes no dense gradient.
+    """
     inner = [name for name, value in vars(optimizer).items() if _has_optimizer(value)]
     if inner:
         raise ValueError(
             f"a {type(optimizer).__name__} leaves its steps to another optimizer: attach that one, its {inner[0]!r}"
         )
+    if isinstance(optimizer, SparseAdam):
+        raise ValueError("SparseAdam takes sparse gradients only, and a penalty's is dense: use Adam")
     if "_optimizer_step_pre_hooks" not in vars(optimizer):
         raise ValueError(
             f"a {type(optimizer).__name__} has not called torch.optim.Optimizer.__init__, so that no hook runs when it "
