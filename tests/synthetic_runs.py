@@ -1,4 +1,4 @@
-"""Writes run directories by hand, with numbers that a test can choose."""
+"""Writes run directories by hand, with numbers that a test can choose; without checksums, so that it can edit them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commands import earlier_version
 
 from tripletmas.objectives.grid import FOLLOWED, Grid, Hit, Row, write_grid
 from tripletmas.objectives.scores import Scores
@@ -81,7 +82,7 @@ def write_run(
         "seed": seed,
         "device": "cpu",
     }
-    run, scores = RunDirectory.create(path, config), Scores(tuple(names))
+    run, scores = RunDirectory(earlier_version(RunDirectory.create(path, config).path)), Scores(tuple(names))
     for record in searches or ():
         run.append(record)
     state = _weights(layers, random)

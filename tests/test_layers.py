@@ -35,7 +35,7 @@ ONLY_IN = {
     "pytorch_metric_learning": {"objectives", "data"},
     "sklearn": {"data", "report", "objectives"},
     "optuna": {"runs"},
-    "filelock": {"index"},
+    "filelock": {"basics"},
     "pyarrow": {"cli"},
     "safetensors": {"basics"},
     "torch.distributed": set(),

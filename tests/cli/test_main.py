@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import SMALL, failed, interrupt_after
+from commands import SMALL, earlier_version, failed, interrupt_after
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -101,7 +101,7 @@ def test_the_package_can_be_run_and_its_status_is_the_exit_code():
         (("train", "--model.hidden", "wide"), "--model.hidden takes list, not 'wide'"),
         (("train", "--strategy"), "argument --strategy.name: expected one argument"),
         (("train", "--objective"), "argument --objective: expected one argument"),
-        (("doctor", "--fix", "me"), "doctor takes no arguments, got --fix me"),
+        (("doctor", "--fix", "me"), "doctor takes a run or an index, and --repair, got --fix"),
         (("export", "run", "--embedings", "x"), "unrecognized arguments: --embedings x; see: tripletmas export --help"),
     ],
 )
@@ -854,7 +854,7 @@ def test_a_sweep_outlives_a_value_that_diverges(call, tmp_path):
 def test_a_run_of_an_older_version_is_gone_on_with(call, runs, monkeypatch):
     """It lacks the options that were not there yet; they had what is the default now."""
     monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
-    path = runs / "mas" / "config.yaml"
+    path = earlier_version(runs / "mas") / "config.yaml"
     config = yaml.safe_load(path.read_text())
     for part, option in (
         ("data", "validation"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import failed, interrupt_after
+from commands import failed, interrupt_after, write_config
 
 from tripletmas.runs.directory import RunDirectory
 
@@ -247,12 +247,12 @@ def test_an_edited_run_executes_nothing_new(call):
     Path("evil.py").write_text("1 / 0")
     path = Path("run/config.yaml")
     text = path.read_text()
-    path.write_text(text.replace("mine.py:Anchored", "evil.py:Evil").replace("/mine.py", "/evil.py"))
+    write_config(Path("run"), text.replace("mine.py:Anchored", "evil.py:Evil").replace("/mine.py", "/evil.py"))
     failed(call("evaluate", "run"), r"evil\.py has changed since the run was trained")
-    path.write_text(text.replace("name: ", "name: evil.py:Evil #"))
+    write_config(Path("run"), text.replace("name: ", "name: evil.py:Evil #"))
     failed(call("evaluate", "run"), "data 'evil.py:Evil' is code without a recorded checksum, so it is not executed")
     for code in ("code: 5", "code: {strategy: [evil.py]}"):
-        path.write_text(text.partition("code:")[0] + code + "\n")
+        write_config(Path("run"), text.partition("code:")[0] + code)
         failed(call("evaluate", "run", "--trust-code"), "is code without a recorded checksum")
 
 

@@ -198,10 +198,15 @@ def test_repeated_and_cut_records_of_an_interrupted_run(tmp_path: Path):
     [
         (None, "", r"lacks config\.yaml"),
         ("config.yaml", "a: [1", r"config\.yaml is no YAML"),
-        ("scores.json", "{}", r"scores\.json holds no score matrices"),
-        ("scores.json", "{", r"scores\.json holds no score matrices.*delete the file"),
+        ("scores.json", "{}", r"scores\.json cannot be read .it has no 'task_names'"),
+        ("scores.json", "{", r"scores\.json cannot be read"),
+        (
+            "scores.json",
+            '{"task_names": ["a"], "matrices": {"seen": {"mrr": []}}}',
+            r"holds no score .*delete the file",
+        ),
         ("index/final.safetensors", "cut", r"final\.safetensors cannot be read"),
-        ("compatibility.json", '{"metric": "recall@1"}', r"compatibility\.json holds no compatibility matrix"),
+        ("compatibility.json", '{"metric": "recall@1"}', r"compatibility\.json cannot be read .it has no 'matrix'"),
         ("shown/grid.json", "{", r"grid\.json cannot be read"),
     ],
 )

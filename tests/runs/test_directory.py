@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import subprocess
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import earlier_version
 from safetensors import SafetensorError
 from torch import nn
 
@@ -65,7 +67,7 @@ def test_a_checkpoint_comes_back_as_it_was(run):
     run.save_checkpoint(saved)
     found = loaded(run)
     assert (found.task, found.epoch) == (1, 2)
-    assert found.record_bytes == len('{"kind": "epoch"}\n')
+    assert found.record_bytes == len('{"kind": "epoch", "seal": "01234567"}\n')
     assert list(found.model) == ["z.weight", "a.count", "b.weight"]  # the order too: sums over them depend on it
     for name, value in saved.model.items():
         assert torch.equal(found.model[name], value)
@@ -116,7 +118,9 @@ def test_everything_is_on_the_disk_before_it_is_renamed(run, monkeypatch):
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc to tell which file a descriptor is")
     run.save_checkpoint(state())
-    assert renamed == [(str(run.path / "checkpoint" / "task0001-epoch000002"), list(FILES))]
+    place = run.path / "checkpoint" / "task0001-epoch000002"
+    # "run": that there is a folder `checkpoint` in it
+    assert renamed == [(str(place), sorted([*FILES, "run", f"{place.name}.part"]))]
 
 
 def test_nothing_is_pickled(run):
@@ -228,9 +232,9 @@ def test_a_file_that_is_cut_short_is_named(file, run):
     run.save_checkpoint(state())
     path = only_folder(run) / file
     whole = path.read_bytes()
-    for kept in sorted({0, 1, 7, len(whole) // 3, len(whole) // 2, len(whole) - 20, len(whole) - 1}):
+    for kept in sorted({0, 1, 7, len(whole) // 3, len(whole) // 2, len(whole) - 20, len(whole.rstrip()) - 1}):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match=f"{path} cannot be read .*missing, cut short or .*; restore it"):
+        with pytest.raises(ValueError, match=f"{path} cannot be read .*missing, changed, cut short or .*; restore it"):
             run.load_checkpoint()
     path.unlink()
     with pytest.raises(ValueError, match=f"{path} cannot be read"):
@@ -289,16 +293,21 @@ def test_weights_go_into_a_model(run):
 
 
 def test_records_are_appended_and_nan_is_null(run):
-    run.append({"kind": "task", "scores": {"mrr": [0.5, float("nan")]}, "name": "Ωmega"})
+    run.append({"kind": "task", "scores": {"seen": {"mrr": [0.5, float("nan")]}}, "name": "Ωmega"})
     run.append({"kind": "epoch", "objective": 1.0})
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert lines == ['{"kind": "task", "scores": {"mrr": [0.5, null]}, "name": "\\u03a9mega"}', lines[1]]
+    record = {"kind": "task", "scores": {"seen": {"mrr": [0.5, None]}}, "name": "Ωmega"}
+    seal = f"{zlib.crc32(json.dumps([run.identity, record]).encode()):08x}"
+    assert lines == [json.dumps({**record, "seal": seal}), lines[1]]
+    assert "\\u03a9mega" in lines[0]
     assert run.records() == [
-        {"kind": "task", "scores": {"mrr": [0.5, None]}, "name": "Ωmega"},
+        {"kind": "task", "scores": {"seen": {"mrr": [0.5, None]}}, "name": "Ωmega"},
         {"kind": "epoch", "objective": 1.0},
     ]
     run.write_json("a/b.json", {"x": (float("nan"), 1)})
-    assert json.loads((run.path / "a" / "b.json").read_text()) == {"x": [None, 1]}
+    written = json.loads((run.path / "a" / "b.json").read_text())
+    assert written.pop("seal")[:3] == [run.identity, "a/b.json", 0]
+    assert written == {"x": [None, 1]}
     assert run.read_json("a/b.json") == {"x": [None, 1]}
     assert run.read_json("none.json") is None
     (run.path / "none.json").write_text("{")
@@ -311,17 +320,18 @@ def test_records_are_appended_and_nan_is_null(run):
     [
         ('{"kind": "a"}\n\n{"kind": "b"}\n', [{"kind": "a"}, {"kind": "b"}]),
         ('{"kind": "a"}\n{"kind": ', [{"kind": "a"}]),  # its process was killed
-        ('{"kind": "a"}\n{"kind": \n{"kind": "b"}\n', "line 2 is no record .Expecting value"),
+        ('{"kind": "a"}\n{"kind": \n{"kind": "b"}\n', "line 2 is no record of this run .Expecting value"),
         ('{"kind": "a"}\n7\n', "line 2 is no record"),
     ],
 )
-def test_a_damaged_record_is_told_by_its_line(text, found, run):
+def test_a_damaged_record_is_told_by_its_line(text, found, tmp_path):
+    run = RunDirectory(earlier_version(RunDirectory.create(tmp_path / "run", CONFIG).path))
     (run.path / "metrics.jsonl").write_text(text)
     if isinstance(found, list):
         assert run.records() == found
         assert run.records("a") == [{"kind": "a"}]
     else:
-        with pytest.raises(ValueError, match=rf"metrics\.jsonl, {found}.*: remove the line"):
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl, {found}.*; restore it from a copy"):
             run.records()
 
 
@@ -341,7 +351,7 @@ def test_records_that_are_gone_are_an_error(run):
     run.append({"n": 1})
     run.save_checkpoint(state())
     (run.path / "metrics.jsonl").write_text("{")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be read \(1 bytes of 9\)"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be read \(1 bytes of 29\)"):
         run.rewind(loaded(run))
 
 
@@ -383,9 +393,10 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
 
 def test_a_folder_that_is_empty_or_where_the_start_was_killed_is_taken(tmp_path):
     RunDirectory.create(tmp_path, CONFIG)
-    killed = tmp_path / "killed"
+    killed = tmp_path.with_name("killed")
     killed.mkdir()
-    (killed / "config.yaml.part").write_text("seed")
+    for left in ("config.yaml.part", "config.yaml.part.mode", "lock", "lock.holder"):
+        (killed / left).write_text("seed")
     assert RunDirectory.create(killed, CONFIG).config() == CONFIG
 
 

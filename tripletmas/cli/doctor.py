@@ -1,6 +1,7 @@
-"""What this machine has: versions, devices, OpenMP runtimes, and what is missing for which feature.
+"""What this machine has: versions, devices, OpenMP runtimes, and what is missing for which feature; or what is wrong
+with the files of a run or an index.
 
-Imports nothing that may be broken but inside `findings`.
+Imports nothing that may be broken but inside functions.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,13 +39,34 @@ class Finding(NamedTuple):
 
 
 def doctor(arguments: Sequence[str]) -> None:
-    """The command: print every finding."""
+    """The command: print every finding; of a run or an index, that it has problems is an error."""
     parser = argparse.ArgumentParser(prog="tripletmas doctor", description=__doc__)
-    if unknown := parser.parse_known_args(arguments)[1]:
-        raise ValueError(f"doctor takes no arguments, got {' '.join(unknown)}")
-    for finding in findings():
+    parser.add_argument("path", nargs="?", help="a run directory or an index: verify all its files instead")
+    parser.add_argument("--repair", action="store_true", help="derive anew what can be: scores, importance, report")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ValueError(f"doctor takes a run or an index, and --repair, got {' '.join(unknown)}")
+    if options.path is None:
+        if options.repair:
+            raise ValueError("--repair is for a run: name its directory")
+        _print(findings())
+        return
+    from tripletmas.cli import integrity  # it imports what a broken installation cannot
+
+    for sentence in integrity.repair(options.path) if options.repair else ():
+        print(f"repaired {sentence}")
+    if problems := _print(Finding(*each) for each in integrity.check(options.path)):
+        raise ValueError(f"{options.path}: {problems} of its files are not as they were written")
+
+
+def _print(found: Iterable[Finding]) -> int:
+    """Print findings; how many are problems."""
+    problems = 0
+    for finding in found:
         mark = {True: "ok", False: "PROBLEM", None: "note"}[finding.good]
         print(f"{mark:8} {finding.what:24} {finding.text}")
+        problems += finding.good is False
+    return problems
 
 
 def findings() -> Iterator[Finding]:

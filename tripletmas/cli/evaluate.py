@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tripletmas.basics.files import without_nan
+from tripletmas.basics.files import save_json
 from tripletmas.cli import galleries
 from tripletmas.cli.console import (
     console,
@@ -22,6 +21,7 @@ from tripletmas.cli.console import (
     open_run,
     print_comparison,
 )
+from tripletmas.cli.outputs import check_output, check_place
 from tripletmas.data.tasks import Stream
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.objectives.embedded import embed_tasks
@@ -51,6 +51,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     own, of_data = _split_data_options(arguments)
     options = parser.parse_args(own)
+    check_output("--json", options.json, "JSON", read=_values(of_data))
     run = open_run(options.run, trust_code=options.trust_code)
     experiment, after = load_trained(run, options.after)
     kinds = galleries.kinds_of(options.gallery, experiment.gallery.compensate)
@@ -77,12 +78,12 @@ def evaluate(arguments: Sequence[str]) -> None:
         for table in galleries.choices_tables(kept, [task.name for task in stream]):
             console().print(table)
     if options.compatibility:
-        galleries.print_compatibility(run, experiment, after)
+        with run.locked():
+            galleries.print_compatibility(run, experiment, after)
     if left_out := sum(found.without_relevant[number] for number in chosen):
         print(f"{left_out} {experiment.kind.wording.left_out}")
     if options.json:
-        text = json.dumps(without_nan(content), indent=1, allow_nan=False)
-        Path(options.json).write_text(f"{text}\n", encoding="utf-8")
+        save_json(options.json, content)
 
 
 def _check(kind: Kind, of_data: Sequence[str], *, stored: bool, compatibility: bool) -> None:
@@ -142,9 +143,10 @@ def compare(arguments: Sequence[str]) -> None:
     know_kinds(directories, trust_code=options.trust_code)
     print_comparison(directories, markdown=options.markdown, seeds=seeds)
     if not options.markdown:
+        out = Path(options.out) if options.out else directories[0].parent / "comparison"
+        check_place("--out", str(out))
         from tripletmas.report.page import write_comparison  # it draws, and that takes a while to import
 
-        out = Path(options.out) if options.out else directories[0].parent / "comparison"
         print(f"page: {write_comparison(directories, out, seeds=seeds)}")
 
 
@@ -170,6 +172,11 @@ def _split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]
         if "=" not in argument and waiting:
             of_data.append(waiting.pop(0))
     return own, of_data
+
+
+def _values(options: Sequence[str]) -> list[str]:
+    """The values of `--option=value` and `--option value`."""
+    return [each.rpartition("=")[2] for each in options]
 
 
 def _chosen(stream: Stream, task: str | None) -> list[int]:

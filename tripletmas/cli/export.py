@@ -15,6 +15,7 @@ from tripletmas.basics.files import atomic_write
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.console import make_parser, open_run
+from tripletmas.cli.outputs import check_output
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
 from tripletmas.runs.experiment import load_trained
@@ -32,6 +33,7 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--part", type=str, default="all", help=f"{', '.join(_PARTS)} or all")
     options = parser.parse_args(arguments)
     check_ending(options.embeddings)
+    check_output("--embeddings", options.embeddings, Path(options.embeddings).suffix.lower())
     if options.part not in (*_PARTS, "all"):
         raise ValueError(f"--part must be one of {', '.join(_PARTS)} or all, got {options.part!r}")
     run = open_run(options.run, trust_code=options.trust_code)

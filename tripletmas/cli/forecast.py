@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 
+from tripletmas.basics.files import save_json
 from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.cli.index_info import map_for, task_of_part
+from tripletmas.cli.outputs import check_output
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
@@ -36,6 +36,7 @@ def forecast(arguments: Sequence[str]) -> None:
         raise ValueError("an index is compared with the present model: leave --all and --after out")
     if options.map and not options.index:
         raise ValueError("--map is for --index: what moves a run's own galleries is in its configuration")
+    check_output("--json", options.json, "JSON", read=[options.index] if options.index else [])
     run = open_run(options.run, trust_code=options.trust_code)
     last = run.task_done(options.after)
     device = None if options.device == "auto" else options.device
@@ -44,7 +45,7 @@ def forecast(arguments: Sequence[str]) -> None:
     else:
         records = [_of_run(run, after, device) for after in (range(1, last + 1) if options.all and last else [last])]
     if options.json:
-        Path(options.json).write_text(f"{json.dumps(records, indent=1)}\n", encoding="utf-8")
+        save_json(options.json, records)
 
 
 def _of_run(run: RunDirectory, after: int, device: str | None) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def _of_run(run: RunDirectory, after: int, device: str | None) -> dict[str, Any]
     experiment, _ = load_trained(run, after, device=device)
     found = forecast_of(parts_of_run(run, experiment, after), shares=shares_of(run, after))
     record = {"after": after, **found.to_json()}
-    run.keep_forecast(record)
+    with run.locked():
+        run.keep_forecast(record)
     _print(found, f"{run.path}, the update by task {after} ({experiment.stream[after].name})", _measured(run, after))
     return record
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from tripletmas.basics.weights import Params, load_state
@@ -16,6 +17,7 @@ from tripletmas.data.images import ImageFiles
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment, load_trained
+from tripletmas.runs.resume import mend_importance
 
 
 def importance(arguments: Sequence[str]) -> None:
@@ -32,14 +34,21 @@ def importance(arguments: Sequence[str]) -> None:
     if options.weight <= 0:
         raise ValueError(f"--weight must be > 0, got {options.weight}")
     run = open_run(options.run, trust_code=options.trust_code)
+    with run.locked():
+        _add(run, options)
+
+
+def _add(run: RunDirectory, options: Namespace) -> None:
     state = run.load_checkpoint()
     if state is None or state.epoch:
         raise ValueError(f"{run.path} stopped in the middle of a task; first: tripletmas resume {run.path}")
+    run.check_records(state)
     experiment, _ = load_trained(run)
-    _prepare(experiment, run, state)
+    prepare(experiment, run, state)
     shape = experiment.stream[0].query.sample_shape
     images = unlabelled(options.images, shape, invert=options.invert, skip_unreadable=options.skip_unreadable)
     run.rewind(state)  # what an addition that was interrupted has recorded does not count
+    mend_importance(experiment.strategy, run, state.task - 1)
     images, checksums = _new(run, images, again=options.again)
     if not checksums:
         return
@@ -48,9 +57,11 @@ def importance(arguments: Sequence[str]) -> None:
     training = experiment.training
     batches = _shown(images.loader(training.eval_batch_size, num_workers=training.num_workers))
     measured = strategy.add_unlabelled(batches, weight=options.weight)
-    # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on
+    file = run.importance().file(state.task - 1)
+    # before the checkpoint, which says how many records belong to it: others are cut off when the run goes on; after
+    # that, by the record, the file is behind until it is written, by this process or by the one that resumes
     about = {"images": str(options.images), "samples": len(images), "weight": options.weight}
-    run.append({"kind": "importance", **about, "checksums": checksums})
+    run.append({"kind": "importance", **about, "checksums": checksums}, files=[file])
     run.save_checkpoint(replace(state, strategy=strategy.state_dict()))
     run.importance().write(state.task - 1, protection.importance)
     added = options.weight * sum(float(value.sum()) for value in measured.values())
@@ -60,7 +71,7 @@ def importance(arguments: Sequence[str]) -> None:
         print(sentence)
 
 
-def _prepare(experiment: Experiment, run: RunDirectory, state: Checkpoint) -> None:
+def prepare(experiment: Experiment, run: RunDirectory, state: Checkpoint) -> None:
     """Give the parts the state of a checkpoint.
 
     Raises:

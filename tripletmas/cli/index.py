@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.index_info import check_roots, model_of, stale_vectors, ways_out
+from tripletmas.cli.outputs import check_place
 from tripletmas.data.folders import LEFT_OUT, SPLITS
 from tripletmas.data.images import ImageFiles, find_images, missing_images
 from tripletmas.index.base import unit
@@ -60,6 +61,7 @@ def build(arguments: Sequence[str]) -> None:
     parser.add_argument("--nprobe", type=int, default=None, help="how many lists an IVF index looks into")
     parser.add_argument("--ef-search", type=int, default=None, help="how many candidates an HNSW index keeps")
     options = parser.parse_args(arguments)
+    check_place("--out", options.out, images=[options.images])
     with locked(options.out, new=True):
         names = find_images(options.images)  # before the model: what is not there is told at once
         if Path(options.out).exists():

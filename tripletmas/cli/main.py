@@ -27,7 +27,7 @@ COMMANDS = {
     "query": ("query.query", "find the images of an index that are nearest to others"),
     "export": ("export.export", "write the embeddings of a run for other programs"),
     "list": ("listing.print_list", "what there is, a line each: strategies, losses, models, data, objectives"),
-    "doctor": ("doctor.doctor", "versions, devices, OpenMP runtimes, and what is missing for which feature"),
+    "doctor": ("doctor.doctor", "what is wrong with this installation, or with the files of a run or an index"),
 }
 
 _TOO_LARGE = re.compile("can't allocate|out of memory|overflow", re.IGNORECASE)  # what torch and NumPy say

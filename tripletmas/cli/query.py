@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from tripletmas.basics.files import atomic_write
 from tripletmas.cli.console import console, make_parser, open_run
 from tripletmas.cli.index_info import map_for, model_of, stale_vectors, task_of_part, ways_out
+from tripletmas.cli.outputs import check_output
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
 from tripletmas.index.base import unit
@@ -68,10 +68,15 @@ def query(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.k < 1:
         raise ValueError(f"-k must be >= 1, got {options.k}")
-    for option, path in (("--html", options.html), ("--json", options.json)):
-        if path is not None and os.path.realpath(path) in map(os.path.realpath, (options.index, *options.images)):
-            raise ValueError(f"{option} {path} would overwrite what is searched: name another file")
+    _check_outputs(options)
     (_ask if Path(options.index).is_dir() else _search)(options)
+
+
+def _check_outputs(options: Namespace, images: Sequence[str] = ()) -> None:
+    read = [options.index, *options.images]
+    images = [*images, *([options.gallery] if options.gallery else [])]
+    check_output("--html", options.html, "HTML", read=read, images=images)
+    check_output("--json", options.json, "JSON", read=[*read, *([options.html] if options.html else [])], images=images)
 
 
 def _search(options: Namespace) -> None:
@@ -81,6 +86,7 @@ def _search(options: Namespace) -> None:
     if options.fact or options.gallery:
         raise ValueError("--fact and --gallery are for the directory of a run on facts; an index takes images")
     index = ImageIndex.open(options.index)
+    _check_outputs(options, index.roots)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
     if not options.force:

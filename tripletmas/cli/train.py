@@ -93,6 +93,7 @@ def resume(arguments: Sequence[str]) -> None:
     path = Path(options.run)
     for each in seed_directories(path) or [path]:
         run = open_run(each, trust_code=options.trust_code)
+        configuration.of_run(run)  # or it is told what it lacks
         _run({key: value for key, value in run.config().items() if key != "version"}, each)
 
 
@@ -222,7 +223,7 @@ def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configure
 
     best, value = sweeps.guided(texts, trials, score)
     folders = [out / f"trial{number:03d}" for number in range(trials)]
-    print_comparison([folder for folder in folders if RunDirectory(folder).scores()])
+    print_comparison([folder for folder in folders if RunDirectory(folder).num_done])
     print(f"best of {trials}: {', '.join(f'{name}={chosen}' for name, chosen in best.items())} ({value:.3f})")
 
 

@@ -7,8 +7,8 @@ labels    (n,) int64, which of the class names in the header; -1: no label
 paths     uint8, a JSON list of n texts in UTF-8
 index     uint8, only of approximate indexes: what faiss serialised
 
-The header has a checksum (CRC-32) of each, which is compared when the file is opened: a score that was computed from
-damaged vectors would look like any other.
+Checksums of all of it are compared when the file is opened: a score that was computed from damaged vectors would look
+like any other. Earlier versions wrote one of each tensor, and none of the header.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tripletmas.basics.files import read_tensors, save_tensors
+from tripletmas.basics.locks import locked as held
 from tripletmas.basics.weights import Params
 
 FORMAT = 1
@@ -38,7 +38,7 @@ _DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "l
 def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
     """Keeps other writers from an index file while it is read, changed and written; readers need no lock.
 
-    An empty file `<path>.lock` stays behind: to delete it would let two writers in.
+    An empty file `<path>.lock` stays behind (see `basics.locks`).
 
     Args:
         new: the file need not be there yet.
@@ -46,19 +46,10 @@ def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
     Raises:
         ValueError: if another process changes it at this moment, or if there is no such file.
     """
-    if new:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    elif not Path(path).is_file():
+    if not new and not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
-    lock = FileLock(f"{os.path.realpath(path)}.lock")  # one file has one lock, whatever links lead to it
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"{path} is being changed by another process: try again when that is done") from None
-    try:
+    with held(Path(f"{os.path.realpath(path)}.lock"), path):  # one file has one lock, whatever links lead to it
         yield
-    finally:
-        lock.release()
 
 
 def write_index_file(path: str | Path, tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> None:
@@ -68,8 +59,7 @@ def write_index_file(path: str | Path, tensors: Params, paths: tuple[str, ...], 
         OSError: if it cannot be written, as when the disk is full; the old file is untouched.
     """
     content = {**tensors, "paths": _to_bytes(json.dumps(paths, ensure_ascii=False).encode("utf-8", "surrogateescape"))}
-    checksums = {name: _checksum(value) for name, value in content.items()}
-    save_tensors(path, content, {_HEADER: {"format": FORMAT, "checksums": checksums, **header}})
+    save_tensors(path, content, {_HEADER: {"format": FORMAT, **header}})
 
 
 def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, tuple[str, ...], dict[str, Any]]:
@@ -85,13 +75,13 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
     """
     if not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
-    tensors, header = read_tensors(path, _REMEDY, header=_HEADER)
+    tensors, header = read_tensors(path, _REMEDY, header=_HEADER, verify=verify)
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
     try:
         if header["format"] == FORMAT:
             if verify:
-                _check_sums(tensors, header.get("checksums", {}))  # earlier versions wrote none
+                _check_sums(tensors, header.get("checksums", {}))  # of an earlier version
             paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
             _check(tensors, len(paths), header)
             return tensors, paths, header

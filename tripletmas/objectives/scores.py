@@ -53,6 +53,24 @@ class Scores:
                 for on_task, value in enumerate(per_task):
                     self.record(gallery, metric, after_task, on_task, math.nan if value is None else value)
 
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Enter what a record of a run says: of kind "task" after that task, of kind "ahead" on one not yet learned.
+
+        One of kind "ahead" and task 0 is of the untrained model, on all tasks that there were.
+        """
+        number = record.get("task", 0)
+        if record["kind"] == "task":
+            self.enter(number, record.get("scores", {}))
+            return
+        for gallery, metrics in record["scores"].items():
+            for metric, found in metrics.items():
+                values = [math.nan if each is None else each for each in found]
+                for task, value in enumerate(values[: len(self.task_names)]):
+                    if number:
+                        self.record(gallery, metric, number - 1, number, value)
+                    else:
+                        self.record_baseline(gallery, metric, task, value)
+
     def record_baseline(self, gallery: str, metric: str, task: int, value: float) -> None:
         """Set the score of the untrained model on one task; measuring again overwrites."""
         num_tasks = len(self.task_names)

@@ -57,7 +57,7 @@ class LayerMovement:
 def importance_by_layer(run: Run) -> LayerImportance | None:
     """Importance by layer after the last finished task; None where the run stores none or it is zero."""
     files = run.directory.importance()
-    if not files.numbers():
+    if not files.numbers() or run.directory.is_behind(files.file(files.numbers()[-1])):
         return None
     importance = files.read(files.numbers()[-1])
     layers = group_by_layer(list(importance))

@@ -24,6 +24,7 @@ from tripletmas.runs.directory import RunDirectory, flatten, is_run, seed_direct
 
 Record = dict[str, Any]
 
+_ADVICE = "delete the file, and the scores are taken from metrics.jsonl"
 _NO_METHOD = ("seed", "device", "version", "out")  # what tells no method apart: where and how a run was made
 
 
@@ -192,7 +193,7 @@ def read_run(path: Path | str) -> Run:
         epochs=_latest(records, "epoch", "task", "epoch"),
         tasks=tasks,
         searches=_latest(records, "search", "task"),
-        scores=_scores(directory, tasks),
+        scores=_scores(directory, records, tasks),
         classes=Classes(tuple(map(str, classes.get("class_names", ()))), tuple(map(tuple, classes.get("tasks", ())))),
     )
     return replace(run, missing=tuple(_missing(run)))
@@ -246,20 +247,20 @@ def _latest(records: Sequence[Record], kind: str, *keys: str) -> tuple[Record, .
     return tuple(latest[key] for key in sorted(latest))
 
 
-def _scores(directory: RunDirectory, tasks: Sequence[Record]) -> Scores:
-    """The score matrices; where they are absent, the same from the records of the finished tasks."""
-    try:
-        if (content := directory.scores()) is not None:
-            return Scores.from_json(content)
-    except (ValueError, KeyError, TypeError) as error:
-        advice = "delete the file, and the scores are taken from metrics.jsonl"
-        raise ValueError(f"{directory.path}/scores.json holds no score matrices ({error!r}); {advice}") from error
-    scores = Scores(tuple(str(task.get("name", f"task {number}")) for number, task in enumerate(tasks)))
-    for after, task in enumerate(tasks):
-        for gallery, metrics in task.get("scores", {}).items():
-            for metric, values in metrics.items():
-                for on, value in enumerate(values[: len(tasks)]):
-                    scores.record(gallery, metric, after, on, math.nan if value is None else value)
+def _scores(directory: RunDirectory, records: Sequence[Record], tasks: Sequence[Record]) -> Scores:
+    """The score matrices; of a run that is not done, or that lacks the file, from its records."""
+    names = tuple(str(task.get("name", f"task {number}")) for number, task in enumerate(tasks))
+    if (content := directory.scores()) is not None:
+        if content["matrices"]:
+            try:
+                return Scores.from_json(content)
+            except ValueError as error:
+                raise ValueError(f"{directory.path}/scores.json holds no score matrices ({error}); {_ADVICE}") from None
+        names = tuple(content["task_names"])
+    scores = Scores(names)
+    for record in records:
+        if record.get("kind") in ("task", "ahead"):
+            scores.take(record)
     return scores
 
 
@@ -271,9 +272,12 @@ def _missing(run: Run) -> list[str]:
         "No task is finished yet: there are no scores.": not size,
         "metrics.jsonl is absent: no loss curves and no duration.": not (run.epochs or run.tasks or run.searches),
         "scores.json is absent: the scores are those in metrics.jsonl; how many tasks follow is not known.": (
-            directory.scores() is None
+            not directory.has("scores.json")
         ),
         "weights/ is absent: how far the weights moved cannot be shown.": not directory.weights.numbers(),
+        "importance/ is not that of the checkpoint, as adding to it was interrupted: tripletmas resume mends it.": any(
+            directory.is_behind(directory.importance().file(number)) for number in directory.importance().numbers()[-1:]
+        ),
         "index/final.safetensors is absent: there is no picture of the embedding.": directory.embedding() is None,
     }
     return [sentence for sentence, absent in lacks.items() if absent]

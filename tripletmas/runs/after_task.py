@@ -62,7 +62,6 @@ class AfterTask:
         scores.enter(len(seen) - 1, found.values)
         if run:
             self._keep(deployed, seen, embedded, found, run)
-            run.keep_scores(scores.to_json())
             record = self._record(deployed, seen, embedded, found)
             changed = {"changed_responses": shares} if shares else {}
             run.append({**record, **changed, "seconds": time.perf_counter() - began})

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_crc32_options, set_crc32_options
 
-from tripletmas.basics.files import atomic_write, damaged, read_json, read_tensors, write_tensors
+from tripletmas.basics.files import (
+    Place,
+    atomic_write,
+    checksum,
+    damaged,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from tripletmas.basics.shape import check_shape
 from tripletmas.basics.weights import Params
 
 REMEDY = "restore it from a copy, or train anew"
 _PARTS = ("model", "strategy", "objective")
-_PLACE = ("task", "epoch", "record_bytes")
+_NAME = re.compile(r"task\d{4,}-epoch\d{6,}(-\d{4,})?")
+_WHERE = {"task": int, "epoch": int, "record_bytes": int, "record_sum?": (str, None), "optimizer_sum?": str}
+_STEPS = (None, {"optimizer": {"state": {str: dict}, "param_groups": [dict]}, "scaler": dict})
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Checkpoint:
         model, strategy, objective: tensors by name.
         optimizer: state_dicts of "optimizer" and "scaler"; None between tasks, since each task has fresh ones.
         record_bytes: how long metrics.jsonl was then; what follows was written by a run that did not get further.
+        record_sum: the checksum of that much of it; None in a checkpoint of an earlier version.
     """
 
     task: int
@@ -37,62 +51,124 @@ class Checkpoint:
     objective: Params
     optimizer: dict[str, Any] | None
     record_bytes: int = 0
+    record_sum: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where in the run it was written, in words."""
+        return f"after epoch {self.epoch} of task {self.task}" if self.epoch else f"before task {self.task}"
 
 
-def save_checkpoint(root: Path, state: Checkpoint) -> None:
+def save_checkpoint(root: Path, state: Checkpoint, run: str = "") -> None:
     """Replace the latest checkpoint in `root`; until the new one is whole, the old one stays.
+
+    Args:
+        run: the identity of the run.
 
     Raises:
         OSError: if it cannot be written, as when the disk is full; the old checkpoint is untouched.
     """
-    with atomic_write(root / _next_name(root, state)) as aside:
-        aside.mkdir()
+    name = _next_name(root, state)
+    with atomic_write(root / name, folder=True) as aside:
         for part in _PARTS:
-            write_tensors(aside / f"{part}.safetensors", getattr(state, part))
-        buffer = io.BytesIO()  # written to a disk that is full, torch.save hides that this was the cause
-        torch.save(state.optimizer, buffer)
-        (aside / "optimizer.pt").write_bytes(buffer.getbuffer())
-        place = {key: getattr(state, key) for key in _PLACE}
-        (aside / "place.json").write_text(json.dumps(place), encoding="utf-8")
+            write_tensors(aside / f"{part}.safetensors", getattr(state, part), place=_place(run, name, part))
+        steps = _saved(state.optimizer)
+        (aside / "optimizer.pt").write_bytes(steps)
+        where = {"task": state.task, "epoch": state.epoch, "record_bytes": state.record_bytes}
+        sums = {"record_sum": state.record_sum, "optimizer_sum": checksum(steps)}
+        write_json(aside / "place.json", {**where, **sums}, _place(run, name, "place"))
     for older in _folders(root)[:-1]:
         shutil.rmtree(older)
 
 
-def load_checkpoint(root: Path) -> Checkpoint | None:
+def load_checkpoint(root: Path, run: str = "") -> Checkpoint | None:
     """The latest checkpoint in `root`; None if there is none yet.
 
+    Args:
+        run: the identity of the run; "" where it has none, then files without a checksum are read, too.
+
     Raises:
-        ValueError: if a file of it is missing or damaged.
+        ValueError: if a file of it is missing, damaged or another one.
     """
     if not (folders := _folders(root)):
         return None
     folder = folders[-1]
-    found = read_json(folder / "place.json", REMEDY)
+    place = {part: _place(run, folder.name, part) if run else None for part in ("place", *_PARTS)}
+    where = read_json(folder / "place.json", REMEDY, place["place"])
     try:
-        place = {key: int(found[key]) for key in _PLACE}
-    except (TypeError, LookupError) as error:
+        check_shape(where, _WHERE)
+        if (where["task"], where["epoch"]) != _numbers(folder)[:2]:
+            raise ValueError(f"task {where['task']}, epoch {where['epoch']} is not where {folder.name} was written")
+    except ValueError as error:
         raise damaged(folder / "place.json", error, REMEDY) from None
-    parts: dict[str, Any] = {part: read_tensors(folder / f"{part}.safetensors", REMEDY)[0] for part in _PARTS}
-    return Checkpoint(**place, optimizer=_load_plain(folder / "optimizer.pt"), **parts)
+    parts: dict[str, Any] = {
+        part: read_tensors(folder / f"{part}.safetensors", REMEDY, place=place[part])[0] for part in _PARTS
+    }
+    return Checkpoint(
+        task=where["task"],
+        epoch=where["epoch"],
+        optimizer=_load_plain(folder / "optimizer.pt", where.get("optimizer_sum")),
+        record_bytes=where["record_bytes"],
+        record_sum=where.get("record_sum"),
+        **parts,
+    )
+
+
+def _saved(content: Any) -> memoryview:
+    """What torch.save writes; to a disk that is full, it would hide that this was the cause.
+
+    Without checksums of its own, which torch does not compare when it loads: ours then cost no time on the whole.
+    """
+    buffer, before = io.BytesIO(), get_crc32_options()
+    set_crc32_options(False)
+    try:
+        torch.save(content, buffer)
+    finally:
+        set_crc32_options(before)
+    return buffer.getbuffer()
+
+
+def _place(run: str, folder: str, part: str) -> Place:
+    return Place(run, f"checkpoint/{folder}/{part}")
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("task*") if path.suffix != ".part")
+    """The checkpoints, the latest last; what a killed process left beside them is none."""
+    found = [path for path in root.glob("task*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_numbers)
+
+
+def _numbers(path: Path) -> tuple[int, int, int]:
+    """(task, epoch, how many times it was saved there before) of a checkpoint, by its name."""
+    task, epoch, again = re.findall(r"\d+", f"{path.name}-0")[:3]
+    return int(task), int(epoch), int(again)
 
 
 def _next_name(root: Path, state: Checkpoint) -> str:
     """By the place in the run; saved again at the same place it gets a number, and replaces nothing yet."""
     name = f"task{state.task:04d}-epoch{state.epoch:06d}"
-    same = [path.name for path in _folders(root) if path.name.startswith(name)]
-    return f"{name}-{int(same[-1][len(name) + 1 :] or 0) + 1:04d}" if same else name
+    same = [_numbers(path)[2] for path in _folders(root) if _numbers(path)[:2] == (state.task, state.epoch)]
+    return f"{name}-{same[-1] + 1:04d}" if same else name
 
 
-def _load_plain(path: Path) -> Any:
-    """What torch.save wrote: tensors, numbers, containers of these."""
+def _load_plain(path: Path, expected: str | None) -> Any:
+    """What torch.save wrote: tensors, numbers, containers of these.
+
+    Args:
+        expected: its checksum; None where that is not known.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, LookupError, RuntimeError, EOFError, pickle.UnpicklingError):
+        content = path.read_bytes()
+        if expected is not None and checksum(content) != expected:
+            raise damaged(path, "its checksum is wrong", REMEDY)
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (LookupError, RuntimeError, EOFError, pickle.UnpicklingError):
         # torch's own words advise to load it with weights_only=False, which would run what is in the file
         raise damaged(path, "it holds no tensors that can be loaded", REMEDY) from None
     except OSError as error:
         raise damaged(path, error, REMEDY) from None
+    try:
+        check_shape(found, _STEPS, "the optimizer's state")
+    except ValueError as error:
+        raise damaged(path, error, REMEDY) from None
+    return found

@@ -13,60 +13,38 @@ index/               the final embeddings of all queries, and their classes
 compatibility.json   the scores of every model's queries in every earlier one's gallery, if they were asked for
 forecast.json        what updates were expected to do to stored vectors, if it was asked for
 report/              derived from the rest; may be deleted
+lock                 held by the process that writes
 
-No other module knows these names, but for those that objectives and the report give to what is shown.
+Every file says which one of which run it is, and bears a checksum (`basics.files`); the record of a task lists the
+files that were written for it, so that older ones in their places are noticed. No other module knows these names, but
+for those that objectives and the report give to what is shown.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
-from tripletmas.basics.files import damaged, read_json, read_tensors, save_json, save_tensors, save_text, without_nan
+from tripletmas.basics.files import damaged, edition_of, read_json, read_tensors, save_json, save_tensors
+from tripletmas.basics.locks import locked
+from tripletmas.basics.shape import check_shape
 from tripletmas.basics.weights import Params, load_state
-from tripletmas.basics.yaml_files import read_mapping
+from tripletmas.runs import shapes
 from tripletmas.runs.checkpoint import REMEDY, Checkpoint, load_checkpoint, save_checkpoint
+from tripletmas.runs.identity import differing_keys, read_config, write_config
+from tripletmas.runs.records import Record, Records
+from tripletmas.runs.task_files import TaskFiles
 
-
-@dataclass(frozen=True)
-class TaskFiles:
-    """Tensors that a run keeps of each of its tasks, which count from 0: <name>00.safetensors, <name>01, ..."""
-
-    name: Path
-    suffix: str = ""
-
-    def path(self, number: int) -> Path:
-        """The file of a task."""
-        return self.name.with_name(f"{self.name.name}{number:02d}{self.suffix}.safetensors")
-
-    def numbers(self) -> list[int]:
-        """The tasks that have a file, ascending."""
-        pattern = re.compile(rf"{re.escape(self.name.name)}(\d+){self.suffix}\.safetensors")
-        found = (pattern.fullmatch(path.name) for path in self.name.parent.glob("*.safetensors"))
-        return sorted(int(match[1]) for match in found if match)
-
-    def read(self, number: int) -> Params:
-        """The tensors of a task.
-
-        Raises:
-            ValueError: if their file is missing or damaged.
-        """
-        return read_tensors(self.path(number), REMEDY)[0]
-
-    def find(self, number: int) -> Params | None:
-        """The tensors of a task; None where it has none."""
-        return self.read(number) if self.path(number).exists() else None
-
-    def write(self, number: int, tensors: Params) -> None:
-        """Keep the tensors of a task, aside and renamed."""
-        save_tensors(self.path(number), tensors)
+_LEFT = {"config.yaml.part", "config.yaml.part.mode", "lock", "lock.holder"}  # by a start that was killed
+_START = "weights/start.safetensors"
 
 
 class RunDirectory:
@@ -83,6 +61,7 @@ class RunDirectory:
         self.weights = self.of_tasks("weights/task")
         self.objectives = self.of_tasks("objective/task")
         self.galleries = self.of_tasks("gallery/task")
+        self._written: set[str] = set()  # since the last record that lists files
 
     @classmethod
     def create(
@@ -95,23 +74,22 @@ class RunDirectory:
 
         Raises:
             ValueError: if the folder holds a run of another configuration (the differing keys are listed), or files
-                that are no run.
+                that are no run; if it lies inside a run; if another process writes to it.
         """
         run = cls(path)
-        if is_run(run.path):
-            differing = _differing(completed(run.config()), dict(config))
-            if differing:
+        if outer := run_around(path):
+            raise ValueError(f"{run.path} lies inside the run {outer}: choose another --out")
+        taken = not is_run(run.path) and run.path.exists()
+        if taken and (not run.path.is_dir() or any(p.name not in _LEFT for p in run.path.iterdir())):
+            raise ValueError(f"{run.path} exists and holds something that is no run: choose another --out")
+        with run.locked():
+            if not is_run(run.path):
+                write_config(run.path / "config.yaml", config)
+            elif differing := differing_keys(flatten(completed(run.config())), flatten(config)):
                 raise ValueError(
                     f"{run.path} holds a run with another configuration ({'; '.join(differing)}): choose another "
                     "--out, or delete that folder"
                 )
-            return run
-        if run.path.exists() and (
-            not run.path.is_dir() or any(p.name != "config.yaml.part" for p in run.path.iterdir())
-        ):
-            raise ValueError(f"{run.path} exists and holds something that is no run: choose another --out")
-        run.path.mkdir(parents=True, exist_ok=True)
-        save_text(run.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         return run
 
     @classmethod
@@ -132,41 +110,47 @@ class RunDirectory:
         """The resolved configuration.
 
         Raises:
-            ValueError: if its file is damaged.
+            ValueError: if its file is damaged, or was changed since it was written.
         """
-        path = self.path / "config.yaml"
-        try:
-            return read_mapping(path)
-        except OSError as error:
-            raise damaged(path, error, REMEDY) from None
-        except ValueError as error:
-            raise ValueError(f"{path} {error}") from None
+        return read_config(self.path / "config.yaml")[0]
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells the files of this run from those of others; "" in a run of an earlier version."""
+        return read_config(self.path / "config.yaml")[1] if is_run(self.path) else ""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other processes from writing to the run; errors as `basics.locks`."""
+        return locked(self.path / "lock", self.path)
 
     # --- records
 
-    @property
-    def _records(self) -> Path:
-        return self.path / "metrics.jsonl"
+    @cached_property
+    def _records(self) -> Records:
+        return Records(self.path / "metrics.jsonl", self.identity)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record."""
-        with open(self._records, "a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(record), allow_nan=False) + "\n")
+    def append(self, record: Mapping[str, Any], *, files: Sequence[str] = ()) -> None:
+        """Add a record; that of a task lists the files that were written for it.
 
-    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """All records, or those of a kind, without a last one that was cut short as its process was killed.
+        Args:
+            files: that will be written next: until then, those in their places count as older.
+        """
+        listed = sorted({*files, *(self._written if record.get("kind") == "task" else ())})
+        self._records.append({**record, **({"files": listed} if listed else {})})
+        self._written.difference_update(listed)
+
+    def records(self, kind: str | None = None, *, size: int | None = None) -> list[Record]:
+        """All records, those of a kind or in the first bytes, without a last one that was cut short by a kill.
 
         Raises:
             ValueError: if another line is damaged.
         """
-        text = self._records.read_text(encoding="utf-8") if self._records.exists() else ""
-        found: list[dict[str, Any]] = []
-        for number, line in enumerate(text.split("\n")[:-1], start=1):
-            try:
-                found += [dict(json.loads(line))] if line.strip() else []
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self._records}, line {number} is no record ({error}): remove the line") from None
-        return [record for record in found if kind in (None, record.get("kind"))]
+        return [record for record in self._records.read(size) if kind in (None, record.get("kind"))]
+
+    def is_behind(self, name: str) -> bool:
+        """Whether a safetensors file is older than the record that announces it: its writer was killed in between."""
+        expected = self._records.expected(name)
+        return expected is not None and self.has(name) and edition_of(self.path / name) < expected.edition
 
     # --- what is kept of each task
 
@@ -198,33 +182,33 @@ class RunDirectory:
 
     def importance(self, position: int = 0) -> TaskFiles:
         """The importance that a protection of the strategy, by its position, holds after each task."""
-        return TaskFiles(self.path / "importance/task", f"-{position}" if position else "")
+        return TaskFiles(self, "importance/task", f"-{position}" if position else "")
 
     def of_tasks(self, name: str) -> TaskFiles:
         """Files of tensors under a name of the caller's, such as gallery/shown, one for each task."""
-        return TaskFiles(self.path / name)
+        return TaskFiles(self, name)
 
     def start_weights(self) -> Params:
         """The state of the model before the first task."""
-        return self.read_tensors("weights/start.safetensors")
+        return self.read_tensors(_START)
 
     def keep_start_weights(self, state: Params) -> None:
         """Keep the state of the model before the first task."""
-        self.write_tensors("weights/start.safetensors", state)
+        save_tensors(self.path / _START, state, place=self._records.place(_START))
 
     # --- what is kept of the whole run; None where it is not there
 
     def scores(self) -> Any:
         """The score matrices, as `Scores.to_json` gave them."""
-        return self.read_json("scores.json")
+        return self.read_json("scores.json", shapes.SCORES)
 
     def keep_scores(self, scores: Mapping[str, Any]) -> None:
         """Keep the score matrices."""
-        self.write_json("scores.json", scores)
+        save_json(self.path / "scores.json", scores, self._records.place("scores.json"))
 
     def compatibility(self) -> Any:
         """The metric and the matrix of compatibility."""
-        return self.read_json("compatibility.json")
+        return self.read_json("compatibility.json", shapes.COMPATIBILITY)
 
     def keep_compatibility(self, metric: str, matrix: Sequence[Sequence[float]]) -> None:
         """Keep the matrix of compatibility."""
@@ -232,7 +216,7 @@ class RunDirectory:
 
     def forecasts(self) -> list[dict[str, Any]]:
         """What is expected of each update that was asked for, by the task `after` which it is, ascending."""
-        return self.read_json("forecast.json") or []
+        return self.read_json("forecast.json", shapes.FORECASTS) or []
 
     def keep_forecast(self, record: Mapping[str, Any]) -> None:
         """Keep what is expected of the update by the task `after`, in place of what was."""
@@ -246,7 +230,7 @@ class RunDirectory:
 
     def classes(self) -> Any:
         """`class_names` of the stream, by label, and `tasks`: the labels of each."""
-        return self.read_json("index/final.json")
+        return self.read_json("index/final.json", shapes.CLASSES)
 
     def keep_embedding(self, embedding: Params, class_names: Sequence[str], tasks: Sequence[Sequence[int]]) -> None:
         """Keep the present `vectors` and `labels` of all queries, and what `classes` gives."""
@@ -261,27 +245,40 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, aside and renamed."""
-        save_json(self.path / name, content)
+        save_json(self.path / name, content, self._records.place(name))
+        self._written.add(name)
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, shape: Any = None) -> Any:
         """A JSON file of the run; None if it has none of this name.
 
+        Args:
+            shape: how its content must be made, as of `check_shape`; None: in any way.
+
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if it is damaged, another one, or of another shape.
         """
-        return read_json(self.path / name, REMEDY) if self.has(name) else None
+        if not self.has(name):
+            return None
+        content = read_json(self.path / name, REMEDY, self._records.expected(name))
+        try:
+            if shape is not None:
+                check_shape(content, shape)
+        except ValueError as error:
+            raise damaged(self.path / name, error, REMEDY) from None
+        return content
 
     def write_tensors(self, name: str, tensors: Params) -> None:
         """Write a safetensors file of the run, aside and renamed."""
-        save_tensors(self.path / name, tensors)
+        save_tensors(self.path / name, tensors, place=self._records.place(name))
+        self._written.add(name)
 
     def read_tensors(self, name: str) -> Params:
         """A safetensors file of the run.
 
         Raises:
-            ValueError: if it is missing or damaged.
+            ValueError: if it is missing, damaged or another one.
         """
-        return read_tensors(self.path / name, REMEDY)[0]
+        return read_tensors(self.path / name, REMEDY, place=self._records.expected(name))[0]
 
     # --- checkpoints
 
@@ -291,15 +288,25 @@ class RunDirectory:
         Raises:
             OSError: if it cannot be written, as when the disk is full; the old checkpoint is untouched.
         """
-        save_checkpoint(self.path / "checkpoint", replace(state, record_bytes=self._record_bytes()))
+        size = self._records.size
+        state = replace(state, record_bytes=size, record_sum=self._records.checksum(size))
+        save_checkpoint(self.path / "checkpoint", state, self.identity)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The latest checkpoint; None if there is none yet.
 
         Raises:
-            ValueError: if a file of it is missing or damaged.
+            ValueError: if a file of it is missing, damaged or another one.
         """
-        return load_checkpoint(self.path / "checkpoint")
+        return load_checkpoint(self.path / "checkpoint", self.identity)
+
+    def check_records(self, state: Checkpoint | None) -> None:
+        """Whether the records are those that there were at the latest checkpoint, or, for None, before the first.
+
+        Raises:
+            ValueError: if some are missing or others, or if they tell of more than a run has without a checkpoint.
+        """
+        self._records.check(state)
 
     def rewind(self, state: Checkpoint | None) -> None:
         """Cut off the records that were written after this checkpoint, all for None: that part will be run again.
@@ -307,20 +314,19 @@ class RunDirectory:
         Raises:
             ValueError: if records are missing that were there when the checkpoint was written.
         """
-        kept, size = state.record_bytes if state else 0, self._record_bytes()
-        if size < kept:
-            raise damaged(self._records, f"{size} bytes of {kept}", REMEDY)
-        if size > kept:
-            with open(self._records, "rb+") as file:
-                file.truncate(kept)
-
-    def _record_bytes(self) -> int:
-        return self._records.stat().st_size if self._records.exists() else 0
+        self._records.cut(state.record_bytes if state else 0)
 
 
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run."""
     return (path / "config.yaml").is_file()
+
+
+def run_around(path: str | Path) -> Path | None:
+    """The run that has begun in one of the folders that a path lies in; None for none."""
+    begun = ("metrics.jsonl", "scores.json", "weights", "checkpoint")
+    parents = filter(is_run, Path(os.path.realpath(path)).parents)
+    return next((each for each in parents if any((each / name).exists() for name in begun)), None)
 
 
 def seed_directories(path: Path) -> list[Path]:
@@ -338,13 +344,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configurations differ, as `key: old -> new`; versions are no part of a configuration."""
-    a, b = (
-        {key: value for key, value in flatten(each).items() if key.split(".")[0] != "version"} for each in (old, new)
-    )
-    return [
-        f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
-    ]

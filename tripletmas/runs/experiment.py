@@ -127,7 +127,7 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
     """
     number = run.task_done(after)
     with _told_before():
-        experiment = build(run.config() | ({"device": device} if device else {}))
+        experiment = build(configuration.of_run(run) | ({"device": device} if device else {}))
     check_identities(run, experiment.objective, experiment.stream)
     if changed := changed_tasks(run, experiment.stream):
         names = listed(map(repr, changed))

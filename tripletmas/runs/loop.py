@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,14 @@ from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.options import TrainConfig
-from tripletmas.runs.resume import check_identities, check_unseen, earlier_scores, take_ahead
+from tripletmas.runs.resume import (
+    check_identities,
+    check_place,
+    check_unseen,
+    earlier_scores,
+    keep_scores,
+    mend_importance,
+)
 from tripletmas.runs.strength import SearchConfig, find_strength
 from tripletmas.runs.task import Learner, train_task
 from tripletmas.strategies.base import Strategy
@@ -63,23 +71,30 @@ def train_stream(
 
     Raises:
         FloatingPointError: if a loss is not finite; what was saved before stays as it was.
-        ValueError: if the run directory holds a checkpoint of another model or of other tasks.
+        ValueError: if the run directory holds a checkpoint of another model or of other tasks, or if another process
+            writes to it.
     """
     learner = Learner(model, objective_of(loss), strategy, config or TrainConfig())
+    with run.locked() if run else nullcontext():
+        return _train(learner, stream, run, search, gallery or GalleryConfig(), unseen)
+
+
+def _train(
+    learner: Learner,
+    stream: Stream,
+    run: RunDirectory | None,
+    search: SearchConfig | None,
+    gallery: GalleryConfig,
+    unseen: Task | None,
+) -> Scores:
+    model, strategy = learner.model, learner.strategy
     learner.objective.embed = Embedder(learner.config.eval_batch_size, learner.config.num_workers)
     strategy.prepare(model, learner.objective, stream)
     if search and search.start is not None:
         strategy.set_strength(search.start)
-    gallery = gallery or GalleryConfig()
     after = AfterTask(learner, gallery, unseen, own_images(gallery, stream[0].train.sample_shape))
-    scores = Scores(tuple(task.name for task in stream))
     start = run.load_checkpoint() if run else None
-    if run:
-        run.rewind(start)
-    if run and start:
-        scores = _go_on(learner, after, stream, run, start)
-    elif run:
-        run.keep_start_weights(state_of(model))
+    scores = _begin(learner, after, stream, run, start)
     for number in range(start.task if start else 0, len(stream)):
         task, earlier = stream[number], stream[:number]
         resumed = start if start and start.epoch and start.task == number else None
@@ -100,12 +115,36 @@ def train_stream(
         after((*earlier, task), scores, run)
         if run:
             _save(run, learner, number + 1, 0, None)
+    if run:
+        keep_scores(run, scores)
+    return scores
+
+
+def _begin(
+    learner: Learner, after: AfterTask, stream: Stream, run: RunDirectory | None, start: Checkpoint | None
+) -> Scores:
+    """The scores so far, once everything is as it was at the checkpoint, or before the first task."""
+    scores = Scores(tuple(task.name for task in stream))
+    if run is None:
+        return scores
+    if start is None:
+        run.check_records(None)
+        run.rewind(None)
+        run.keep_start_weights(state_of(learner.model))
+    else:
+        scores = _go_on(learner, after, stream, run, start)
+    if start is None or start.task < len(stream):
+        run.keep_scores(Scores(scores.task_names).to_json())  # its scores are in the records until all tasks are done
     return scores
 
 
 def _go_on(learner: Learner, after: AfterTask, stream: Stream, run: RunDirectory, start: Checkpoint) -> Scores:
-    """Have the state of a checkpoint again; the scores of the tasks that are done."""
-    scores = earlier_scores(run, stream)
+    """Have the state of a checkpoint again; the scores of the tasks that are done.
+
+    Nothing is written, nor records cut off, before all of it has been found to fit.
+    """
+    scores = earlier_scores(run, stream, start.record_bytes)
+    check_place(run, start, stream, learner.config.epochs)
     check_unseen(run, after.unseen)
     check_identities(run, learner.objective, stream)
     load_state(learner.model, start.model, f"the checkpoint in {run.path}")
@@ -113,6 +152,9 @@ def _go_on(learner: Learner, after: AfterTask, stream: Stream, run: RunDirectory
     after.galleries.restore(run, learner.model, stream, start.task)
     if not start.epoch:
         learner.strategy.load_state_dict(start.strategy)
+    run.rewind(start)
+    if not start.epoch:
+        mend_importance(learner.strategy, run, start.task - 1)
     if learner.config.forward_transfer:
         _score_added(learner, stream, scores, run)
     return scores
@@ -146,7 +188,7 @@ def _score_ahead(learner: Learner, stream: Stream, number: int, scores: Scores, 
     found = [learner.objective.score_one(model, task) for task in tasks]
     values = {metric: [each[metric] for each in found] for metric in found[0]}
     record = {"kind": "ahead", "task": number, "scores": {"task": values}}
-    take_ahead(scores, record)
+    scores.take(record)
     if run:
         run.append(record)
 

@@ -81,7 +81,7 @@ def load_model(
         ValueError: if that task is not done yet, the weights do not fit, or the model takes no square images.
     """
     number = run.task_done(after)
-    config = configuration.resolve(run.config())
+    config = configuration.of_run(run)
     shape = _shape(run, config["data"], sample_shape, number)
     options = {key: value for key, value in config["model"].items() if key != "name"}
     made = build_model(kind_of(config), config["model"]["name"], options, shape, of_data=config["data"])
@@ -194,7 +194,7 @@ class _Shown(Sequence[Tensor]):
 
 def default_map(run: RunDirectory) -> str:
     """The drift map that the run itself compensates with; linear, if it does not."""
-    return configuration.resolve(run.config())["gallery"]["compensate"] or "linear"
+    return configuration.of_run(run)["gallery"]["compensate"] or "linear"
 
 
 def drifts_between(

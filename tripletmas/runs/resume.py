@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from tripletmas.data.tasks import Stream, Task, fingerprint
 from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.scores import Scores
+from tripletmas.runs.checkpoint import REMEDY, Checkpoint
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.strategies.base import Strategy
 
 
-def take_ahead(scores: Scores, record: dict[str, Any]) -> None:
-    """Enter a record of scores on tasks before they were learned; that of task 0 is of the untrained model, on all."""
-    number = record["task"]
-    for gallery, values in record["scores"].items():
-        for metric, found in values.items():
-            for position, value in enumerate(math.nan if each is None else each for each in found):
-                if number:
-                    scores.record(gallery, metric, number - 1, number, value)
-                elif position < len(scores.task_names):
-                    scores.record_baseline(gallery, metric, position, value)
+def check_place(run: RunDirectory, start: Checkpoint, stream: Stream, epochs: int) -> None:
+    """Raises ValueError if a checkpoint lies outside the run, or the records are not those that belong to it."""
+    if start.task > len(stream) or start.epoch > epochs:
+        raise ValueError(
+            f"the latest checkpoint in {run.path} was written {start.place}, but the run has {len(stream)} tasks of "
+            f"{epochs} epochs: {REMEDY}"
+        )
+    run.check_records(start)
 
 
-def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
-    """The scores of the tasks that are done; tasks that were added to the stream since may follow."""
+def earlier_scores(run: RunDirectory, stream: Stream, size: int | None = None) -> Scores:
+    """The scores of the tasks that are done; tasks that were added to the stream since may follow.
+
+    Args:
+        size: as told by the first bytes of the records; None for all.
+    """
     names = tuple(task.name for task in stream)
     scores = Scores(names)
-    for record in run.records():
+    for record in run.records(size=size):
         if record["kind"] == "ahead":
-            take_ahead(scores, record)
+            scores.take(record)
         if record["kind"] not in ("epoch", "task"):
             continue
         now = repr(names[record["task"]]) if record["task"] < len(names) else "no such task"
@@ -43,8 +44,20 @@ def earlier_scores(run: RunDirectory, stream: Stream) -> Scores:
                 f"the data of task {record['name']!r} have changed since the run in {run.path} learned it: a sample "
                 "that was a query may now be trained on. New data come as new tasks; train anew for changed ones"
             )
-        scores.enter(record["task"], record.get("scores", {}))
+        if record["kind"] == "task":
+            scores.take(record)
     return scores
+
+
+def keep_scores(run: RunDirectory, scores: Scores) -> None:
+    """Keep the scores of a run that is done, unless they are there."""
+    content = scores.to_json()
+    try:
+        if run.scores() == content:
+            return
+    except ValueError:  # it was damaged
+        pass
+    run.keep_scores(content)
 
 
 def changed_tasks(run: RunDirectory, stream: Stream) -> list[str]:
@@ -72,3 +85,11 @@ def check_unseen(run: RunDirectory, unseen: Task | None) -> None:
                 f"the classes that are in no task are not those of the run in {run.path} when it learned task "
                 f"{record['name']!r}: {advice}"
             )
+
+
+def mend_importance(strategy: Strategy, run: RunDirectory, number: int) -> None:
+    """Have the importance after a task as the checkpoint has it, where a process died that added to it."""
+    for position, protection in enumerate(strategy.protections):
+        files = run.importance(position)
+        if run.is_behind(files.file(number)):
+            files.write(number, protection.importance)

@@ -61,8 +61,7 @@ def train_task(
     strategy.before_task(model, task, optimizer)
     if resumed and resumed.optimizer:
         strategy.load_state_dict(resumed.strategy)
-        optimizer.load_state_dict(resumed.optimizer["optimizer"])
-        scaler.load_state_dict(resumed.optimizer["scaler"])
+        _load_steps(optimizer, scaler, resumed.optimizer)
     data = strategy.training_data(task, earlier)
     if data is None:
         return
@@ -70,6 +69,14 @@ def train_task(
         record = _train_epoch(learner, task, data, number, epoch, optimizer, scaler, what)
         if on_epoch:
             on_epoch(epoch, record, {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()})
+
+
+def _load_steps(optimizer: Optimizer, scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the optimizer's state in the checkpoint is that of another optimizer ({error})") from None
 
 
 def _train_epoch(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from tripletmas.runs.plugins import GROUPS, Code, find
 
-_INDEX = b'"tripletmas index":'  # in the header of an index file
+# in the header of an index file, where quotes are escaped but in those of earlier versions
+_INDEX = re.compile(rb'"tripletmas index\\?":')
 _SHOWN = 12  # digits of a checksum
 
 
@@ -99,7 +101,7 @@ def _is_index(path: Path) -> bool:
             return False
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
-            return file.read(1) == b"{" and size <= 10**8 and _INDEX in file.read(size - 1)
+            return file.read(1) == b"{" and size <= 10**8 and _INDEX.search(file.read(size - 1)) is not None
     except OSError:
         return False
 
