@@ -89,3 +89,24 @@ class Disk:
 
     def _find(self, number: int) -> Path | None:
         return next((path for path in self.root.rglob("*") if path.stat().st_ino == number), None)
+
+
+def states_of(scratch: Path, work: Callable[[], object], root: Path, *, stride: int, seeds: int) -> list[Path]:
+    """Some of the states that a disk may have had while the work was done: of every so many moments, so many."""
+    found: list[Path] = []
+    moments = 0
+
+    def at_each() -> None:
+        nonlocal moments
+        moments += 1
+        if moments % stride == 0:
+            for seed in (None, *range(seeds)):
+                found.append(scratch / f"state{len(found)}")
+                disk.cut(found[-1], None if seed is None else 1000 * moments + seed)
+
+    root.mkdir(exist_ok=True)
+    disk = Disk(root, at_each)
+    with disk.followed():
+        work()
+    print(f"{moments} moments, {len(found)} states")
+    return found

@@ -150,7 +150,12 @@ def test_scores_that_say_something_else_than_the_records_are_told(place, call):
         ("index build run --images photos --out photos/new.index", "would lie among the images in photos"),
         ("index build run --images photos --out run/new.index", "would be written into the run"),
         ("compare run --out run/page", "would be written into the run"),
-        ("train --data digits --out run/inner", r"run/inner lies inside the run .*/run: choose another --out"),
+        (
+            "train --data folder --data.root photos --out photos/run",
+            "--out photos/run would lie among the images",
+        ),
+        ("train --data digits --gallery.images photos --out photos/run", "would lie among the images in photos"),
+        ("train --data digits --out run/inner", "--out run/inner would be written into the run .*/run"),
     ],
 )
 def test_what_is_there_is_not_written_over(line, message, place, call):

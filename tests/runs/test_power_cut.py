@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from power_cut import Disk
+from power_cut import states_of
 
 from tripletmas.data.batches import seed_everything
 from tripletmas.data.tasks import Stream
@@ -55,27 +55,6 @@ def result(path: Path) -> dict[str, object]:
     for each in records:
         each.pop("reembed", None)
     return found | {"records": records, "state": {name: value.tolist() for name, value in state.model.items()}}
-
-
-def states_of(scratch: Path, work: Callable[[], None], root: Path, *, stride: int, seeds: int) -> list[Path]:
-    """Some of the states that a disk may have had while the work was done: of every so many moments, so many."""
-    found: list[Path] = []
-    moments = 0
-
-    def at_each() -> None:
-        nonlocal moments
-        moments += 1
-        if moments % stride == 0:
-            for seed in (None, *range(seeds)):
-                found.append(scratch / f"state{len(found)}")
-                disk.cut(found[-1], None if seed is None else 1000 * moments + seed)
-
-    root.mkdir(exist_ok=True)
-    disk = Disk(root, at_each)
-    with disk.followed():
-        work()
-    print(f"{moments} moments, {len(found)} states")
-    return found
 
 
 @pytest.mark.parametrize(("stride", "seeds"), [(60, 1), pytest.param(1, 3, marks=pytest.mark.long)])

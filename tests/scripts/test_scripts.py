@@ -50,3 +50,12 @@ def test_bench_importance(tmp_path: Path):
         assert result["float64"] < 1e-10
         assert result["ours_float32_to_loop_float64"] < 1e-4
         assert name in ran.stdout
+
+
+def test_bench_checkpoint(tmp_path: Path):
+    ran = run("bench_checkpoint.py", "--megabytes", "1", "--rounds", "2", "--json", str(tmp_path / "x.json"))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert [len(found[key]) for key in ("with", "without")] == [2, 2]
+    assert min(found["with"] + found["without"]) > 0
+    assert ran.stdout.startswith("fastest ")

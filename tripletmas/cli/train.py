@@ -16,6 +16,7 @@ import yaml
 
 from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
+from tripletmas.cli.outputs import check_place
 from tripletmas.runs import configuration, loop, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 from tripletmas.runs.experiment import run_experiment
@@ -46,7 +47,7 @@ def train(arguments: Sequence[str]) -> None:
     if asked:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return
-    out = Path(own["out"] or f"runs/{short(config['strategy']['name'])}")
+    out = _out(own["out"] or f"runs/{short(config['strategy']['name'])}", config)
     seeds = _seeds(own["seeds"], arguments)
 
     def with_values(values: sweeps.Chosen) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def search(arguments: Sequence[str]) -> None:
         if _names(arguments, "--strategy.strength"):
             raise ValueError("a search chooses the strength itself: --search.start is the first that it tries")
         config, own = configuration.parse([*arguments, "--strategy.strength=auto"], extra=extra)
-    out = Path(own["out"] or "runs/search")
+    out = _out(own["out"] or "runs/search", config)
     trust.accept(config.get("code"))
     _run(config, out)
     from tripletmas.report.read import read_run  # a report draws, and that takes a while to import
@@ -95,6 +96,13 @@ def resume(arguments: Sequence[str]) -> None:
         run = open_run(each, trust_code=options.trust_code)
         configuration.of_run(run)  # or it is told what it lacks
         _run({key: value for key, value in run.config().items() if key != "version"}, each)
+
+
+def _out(path: str, config: dict[str, Any]) -> Path:
+    """Where a run is written: not among the images that it reads."""
+    read = [*config["data"].values(), config["gallery"]["images"]]
+    check_place("--out", path, images=[each for each in read if isinstance(each, str) and Path(each).is_dir()])
+    return Path(path)
 
 
 def _seeds(text: str | None, arguments: Sequence[str]) -> list[int] | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from tripletmas.basics.files import save_text
 from tripletmas.objectives.grid import Grid, read_grid
 from tripletmas.report import rows, search, tables, texts
 from tripletmas.report.compare import Comparison, comparison
@@ -116,5 +117,5 @@ def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:
 
 
 def _write(path: Path, template: str, values: dict[str, object]) -> Path:
-    path.write_text(render(template, values), encoding="utf-8")
+    save_text(path, render(template, values))
     return path
