@@ -19,7 +19,7 @@ from tripletmas.cli.console import console, make_parser, numbers, open_run, prin
 from tripletmas.cli.outputs import check_place
 from tripletmas.runs import configuration, loop, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
-from tripletmas.runs.experiment import run_experiment
+from tripletmas.runs.experiment import config_of, run_experiment
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
 _GIBIBYTE = 2**30
@@ -94,7 +94,7 @@ def resume(arguments: Sequence[str]) -> None:
     path = Path(options.run)
     for each in seed_directories(path) or [path]:
         run = open_run(each, trust_code=options.trust_code)
-        configuration.of_run(run)  # or it is told what it lacks
+        config_of(run)  # or it is told what it lacks
         _run({key: value for key, value in run.config().items() if key != "version"}, each)
 
 

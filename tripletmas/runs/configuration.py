@@ -24,7 +24,6 @@ from tripletmas.basics.yaml_files import MOST, read_mapping, unfolds
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import KINDS, kind_named, kind_with
 from tripletmas.runs import catalog, plugins, trust
-from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.plugins import Code
@@ -112,22 +111,6 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Code is executed as far as the configuration, under `code`, records it, as that of a run does.
     """
     return parse(list(_as_arguments(config)), code=config.get("code") or {})[0]
-
-
-def of_run(run: RunDirectory) -> dict[str, Any]:
-    """The whole configuration of a run, as `resolve` gives it; what it lacks is of an option that came later.
-
-    Raises:
-        ValueError: if it does not say what the run consists of, as that of a run which a program of one's own began;
-            as `resolve`.
-    """
-    config = run.config()
-    if lacking := [part for part in (*catalog.PARTS, "training") if part not in config]:
-        raise ValueError(
-            f"{run.path}/config.yaml does not say which {listed(lacking)} the run has: a program of its own began it, "
-            "and goes on with it by train_stream"
-        )
-    return resolve(config)
 
 
 def admit_objective(config: Mapping[str, Any]) -> None:

@@ -115,6 +115,22 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
     )
 
 
+def config_of(run: RunDirectory) -> dict[str, Any]:
+    """The whole configuration of a run; what it lacks is of an option that came later.
+
+    Raises:
+        ValueError: if it does not say what the run consists of, as that of a run which a program of one's own began;
+            as `configuration.resolve`.
+    """
+    config = run.config()
+    if lacking := [part for part in (*catalog.PARTS, "training") if part not in config]:
+        raise ValueError(
+            f"{run.path}/config.yaml does not say which {listed(lacking)} the run has: a program of its own began it, "
+            "and goes on with it by train_stream"
+        )
+    return configuration.resolve(config)
+
+
 def load_trained(run: RunDirectory, after: int | None = None, *, device: str | None = None) -> tuple[Experiment, int]:
     """The parts of a run with the weights after a task, and the number of that task; None for the last that is done.
 
@@ -127,7 +143,7 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
     """
     number = run.task_done(after)
     with _told_before():
-        experiment = build(configuration.of_run(run) | ({"device": device} if device else {}))
+        experiment = build(config_of(run) | ({"device": device} if device else {}))
     check_identities(run, experiment.objective, experiment.stream)
     if changed := changed_tasks(run, experiment.stream):
         names = listed(map(repr, changed))

@@ -20,10 +20,9 @@ from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import embedding_dim
 from tripletmas.objectives.kinds import kind_of
-from tripletmas.runs import configuration
 from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.experiment import choose_device, load_trained
+from tripletmas.runs.experiment import choose_device, config_of, load_trained
 from tripletmas.runs.forecast import limit_of, shares_of
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def load_model(
         ValueError: if that task is not done yet, the weights do not fit, or the model takes no square images.
     """
     number = run.task_done(after)
-    config = configuration.of_run(run)
+    config = config_of(run)
     shape = _shape(run, config["data"], sample_shape, number)
     options = {key: value for key, value in config["model"].items() if key != "name"}
     made = build_model(kind_of(config), config["model"]["name"], options, shape, of_data=config["data"])
@@ -194,7 +193,7 @@ class _Shown(Sequence[Tensor]):
 
 def default_map(run: RunDirectory) -> str:
     """The drift map that the run itself compensates with; linear, if it does not."""
-    return configuration.of_run(run)["gallery"]["compensate"] or "linear"
+    return config_of(run)["gallery"]["compensate"] or "linear"
 
 
 def drifts_between(
