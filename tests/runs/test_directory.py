@@ -241,6 +241,17 @@ def test_a_file_that_is_cut_short_is_named(file, run):
         run.load_checkpoint()
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_flipped_bit_is_noticed_in_each_file(file, run):
+    run.save_checkpoint(state())
+    path = only_folder(run) / file
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole.rstrip()), 8 * len(whole) // 97):
+        path.write_bytes(whole[: place // 8] + bytes([whole[place // 8] ^ 1 << place % 8]) + whole[place // 8 + 1 :])
+        with pytest.raises(ValueError, match=rf"{path.name} cannot be read"):
+            run.load_checkpoint()
+
+
 def test_a_place_without_its_numbers_is_named(run):
     run.save_checkpoint(state())
     for content in ("{}", '{"task": null, "epoch": 0, "record_bytes": 0}', "[1]"):
