@@ -220,6 +220,14 @@ def test_a_normalised_output_is_refused_and_its_layer_is_not(name: str, count: i
     assert_same(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
+def test_a_single_sample_is_no_normalised_output_however_large_the_weights_are(size: float):
+    """Its length equals itself. F = w x with x = 1: d F^2 / d w = 2 w."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, size)
+    assert mas_importance(layer, [torch.ones(1, 1)])["weight"].item() == pytest.approx(2 * size, rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_wide_normalised_model_in_float32_is_refused(seed: int):
     torch.manual_seed(seed)
