@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SMALL, earlier_version, failed
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tripletmas.basics.locks import locked
 from tripletmas.basics.weights import snapshot
@@ -98,6 +99,19 @@ def test_a_run_of_an_earlier_version_is_told_to_be_one(place, call):
     status, text, _ = call("doctor", "run")
     assert status == 0
     assert re.search(r"note +run/config\.yaml +of a version without checksums", text)
+
+
+def test_an_index_of_an_earlier_version_is_told_to_be_one(place, call):
+    path = Path("shop.index")
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["tripletmas"])
+        tensors = {name: file.get_tensor(name).clone() for name in about["order"]}
+    texts = {"order": about["order"], "tripletmas index": about["header"]["tripletmas index"]}
+    save_file(tensors, path, {name: json.dumps(text) for name, text in texts.items()})
+    status, text, _ = call("doctor", path)
+    assert status == 0
+    assert re.search(r"^ok +shop\.index +6 vectors$", text, re.MULTILINE)
+    assert re.search(r"note +shop\.index: header +of a version without checksums of headers", text)
 
 
 def test_what_can_be_derived_is_repaired(place, call):

@@ -243,13 +243,13 @@ def read_tensors(
         raise damaged(path, error, remedy) from None
 
 
-def edition_of(path: str | Path) -> int:
-    """The edition of a safetensors file, by its header alone; 0 where it says none."""
+def edition_of(path: str | Path) -> int | None:
+    """The edition of a safetensors file, by its header alone, 0 if it has no place; None where it bears no seal."""
     try:
         with safe_open(path, framework="pt") as file:
-            return int(json.loads((file.metadata() or {})[_ABOUT])["place"][2])
+            return int((json.loads((file.metadata() or {})[_ABOUT])["place"] or (0,))[-1])
     except (OSError, ValueError, LookupError, TypeError, SafetensorError):
-        return 0
+        return None
 
 
 def _about_of_earlier(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tripletmas.basics.files import edition_of
 from tripletmas.basics.locks import holder, is_held
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import open_run
@@ -139,6 +140,12 @@ def _of_index(path: Path) -> Iterator[Found]:
     index: list[ImageIndex] = []
     yield _told(str(path), lambda: index.append(ImageIndex.open(path)) or f"{len(index[0])} vectors")
     if index:
+        if edition_of(path) is None:
+            yield (
+                None,
+                f"{path}: header",
+                "of a version without checksums of headers: a changed one is not seen",
+            )
         missing = missing_images(index[0].paths)
         first = listed([index[0].paths[row] for row in missing], most=3)
         if missing:

@@ -150,7 +150,7 @@ class RunDirectory:
     def is_behind(self, name: str) -> bool:
         """Whether a safetensors file is older than the record that announces it: its writer was killed in between."""
         expected = self._records.expected(name)
-        return expected is not None and self.has(name) and edition_of(self.path / name) < expected.edition
+        return expected is not None and self.has(name) and (edition_of(self.path / name) or 0) < expected.edition
 
     # --- what is kept of each task
 
