@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,11 @@ def save_checkpoint(root: Path, state: Checkpoint, run: str = "") -> None:
         for part in _PARTS:
             write_tensors(aside / f"{part}.safetensors", getattr(state, part), place=_place(run, name, part))
         steps = _saved(state.optimizer)
-        (aside / "optimizer.pt").write_bytes(steps)
+        with ThreadPoolExecutor(1) as beside:
+            summed = beside.submit(checksum, steps)
+            (aside / "optimizer.pt").write_bytes(steps)
         where = {"task": state.task, "epoch": state.epoch, "record_bytes": state.record_bytes}
-        sums = {"record_sum": state.record_sum, "optimizer_sum": checksum(steps)}
+        sums = {"record_sum": state.record_sum, "optimizer_sum": summed.result()}
         write_json(aside / "place.json", {**where, **sums}, _place(run, name, "place"))
     for older in _folders(root)[:-1]:
         shutil.rmtree(older)
@@ -117,7 +120,7 @@ def load_checkpoint(root: Path, run: str = "") -> Checkpoint | None:
 def _saved(content: Any) -> memoryview:
     """What torch.save writes; to a disk that is full, it would hide that this was the cause.
 
-    Without checksums of its own, which torch does not compare when it loads: ours then cost no time on the whole.
+    Without checksums of its own, which torch does not compare when it loads: that pays for a part of ours.
     """
     buffer, before = io.BytesIO(), get_crc32_options()
     set_crc32_options(False)
