@@ -626,6 +626,30 @@ def test_the_map_of_the_run_is_the_default(place, call):
         assert run_models.default_map(RunDirectory("run")) == expected
 
 
+def test_vectors_whose_layers_were_held_are_moved_no_further(place, call, monkeypatch):
+    """After gram, maps that would move stored vectors further than its layers moved are refused, and info says how far
+    that is: 1 - cosine is at most ten times the sum of the shares, each a hundredth squared of two layers."""
+    monkeypatch.setattr(drift, "_STEPS", 5)
+    data = ("--data", "folder", "--data.root", place / "images", "--data.size", "8", "--data.channels", "1")
+    model = ("--model", "mlp", "--model.hidden", "[16]", "--model.dim", "8", "--training.epochs", "3")
+    held = ("--strategy", "gram", "--strategy.budget", "0.01", "--gallery.compensate", "null", "--report", "false")
+    assert call("train", "--out", "held", *held, *data, *model)[0] == 0
+    assert call("index", "build", "held", "--images", "images/a", "--out", "held.index", "--after", "0")[0] == 0
+    shares = RunDirectory("held").records("task")[1]["changed_responses"]
+    assert len(shares) == 2
+    assert sum(shares.values()) <= 2 * 0.01**2 * 1.01
+    known = f"to a mean cosine of {1 - 10 * sum(shares.values()):.3f} at least, since the layers were held"
+    assert known in " ".join(call("index", "info", "held.index")[1].split())
+    failed(call("query", "held.index", "images/a/x/0.png"), f"{known}.*--allow-stale")
+    old = ImageIndex.open("held.index").vectors.clone()
+    status, text, _ = call("index", "refresh", "held.index", "--compensate")
+    assert status == 0
+    assert "12 vectors moved by the map auto" in text
+    moved = 1 - float((old * ImageIndex.open("held.index").vectors).sum(dim=1).mean())
+    assert moved <= 10 * sum(shares.values())
+    assert call("query", "held.index", "images/a/x/0.png")[0] == 0
+
+
 def test_compensation_that_is_not_possible(place, call):
     with_pairs("run")
     before = Path("old.index").read_bytes()

@@ -29,7 +29,9 @@ def forecast(arguments: Sequence[str]) -> None:
     parser = make_parser("forecast", forecast.__doc__, "run", "--after", "--device", "--trust-code")
     parser.add_argument("--index", type=str, default=None, metavar="FILE", help="of the stale vectors of this index")
     parser.add_argument("--all", action="store_true", help="of all updates of the run, not only the last")
-    parser.add_argument("--map", type=str, default=None, help="that would move the index (default: the run's own map)")
+    parser.add_argument(
+        "--map", type=str, default=None, help="that would move the index (default: that of index refresh)"
+    )
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write what is expected there")
     options = parser.parse_args(arguments)
     if options.index and (options.all or options.after is not None):

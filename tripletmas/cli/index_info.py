@@ -13,6 +13,7 @@ from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.forecast import allowed_move, shares_of
 from tripletmas.runs.models import OtherImages, RunModel, default_map, load_model, weight_hashes
 
 _SHOWN = 12  # digits of a hash
@@ -24,11 +25,11 @@ def info(arguments: Sequence[str]) -> None:
     index = ImageIndex.open(options.index)
     try:
         run = run_of(index, options.run)
-        hashes, missing = weight_hashes(run), ""
+        hashes, missing, far = weight_hashes(run), "", how_far(run, run.task_done(None))
     except ValueError as error:
         if options.run:
             raise
-        hashes, missing = (), str(error)
+        hashes, missing, far = (), str(error), ""
     present = hashes[-1] if hashes else None
     shown = console()
     shown.print(_summary(options.index, index, options.run or index.run, hashes))
@@ -36,7 +37,7 @@ def info(arguments: Sequence[str]) -> None:
     if missing:
         print(f"which vectors are stale cannot be told: {missing}")
     elif present and (stale := index.stale(present)):
-        print(f"{len(index.of_parts(stale))} of {len(index)} vectors are stale: {ways_out(options.index)}")
+        print(f"{len(index.of_parts(stale))} of {len(index)} vectors are stale{far}: {ways_out(options.index)}")
         of = options.run or index.run
         print(f"how far they moved, and what searching them costs: tripletmas forecast {of} --index {options.index}")
     else:
@@ -133,6 +134,7 @@ def stale_vectors(index: ImageIndex, model: RunModel) -> str:
     return (
         f"{len(index.of_parts(stale))} of {len(index)} vectors are stale: they lie in the space of the model "
         f"{' and '.join(others)}, that of {model.run} after task {model.after_task} is {model.hash[:_SHOWN]}"
+        f"{how_far(RunDirectory(model.run), model.after_task)}"
     )
 
 
@@ -166,6 +168,12 @@ def map_for(index: ImageIndex, run: RunDirectory, given: str | None) -> str:
             "vectors: use linear or mlp"
         )
     return kind
+
+
+def how_far(run: RunDirectory, after: int) -> str:
+    """How far stored vectors have moved at most, where a protection knows: a part of a sentence, else nothing."""
+    most = allowed_move(shares_of(run, after))
+    return "" if most is None else f" (to a mean cosine of {1 - most:.3f} at least, since the layers were held)"
 
 
 def ways_out(path: str) -> str:

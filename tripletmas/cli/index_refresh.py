@@ -35,7 +35,7 @@ def refresh(arguments: Sequence[str]) -> None:
         const=_OF_RUN,
         metavar="MAP",
         help=f"move stale vectors by the drift, reading no image: {', '.join(COMPENSATE)} (default: the run's own map, "
-        "else linear)",
+        "else linear; after gram auto)",
     )
     parser.add_argument("--reembed", action="store_true", help="embed the images of stale vectors again")
     parser.add_argument("--map", type=str, default=None, help="the same as --compensate MAP")

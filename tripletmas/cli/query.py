@@ -60,7 +60,8 @@ def query(arguments: Sequence[str]) -> None:
         const=_OF_RUN,
         metavar="MAP",
         help="leave stale vectors as they are, and move the queries back to the model of each: "
-        f"{', '.join(COMPENSATE)} (default: the run's own map, else linear); each part is searched exactly",
+        f"{', '.join(COMPENSATE)} (default: the run's own map, else linear; after gram auto); each part is searched "
+        "exactly",
     )
     parser.add_argument("--html", type=str, default=None, metavar="FILE", help="also write a page with pictures there")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the neighbours there")

@@ -192,7 +192,12 @@ class _Shown(Sequence[Tensor]):
 
 
 def default_map(run: RunDirectory) -> str:
-    """The drift map that the run itself compensates with; linear, if it does not."""
+    """The drift map that the run itself compensates with; linear, if it does not.
+
+    auto, where a protection knows how far layers have moved: any other may move vectors further than that.
+    """
+    if any("changed_responses" in each for each in run.records("task")):
+        return AUTO
     return config_of(run)["gallery"]["compensate"] or "linear"
 
 
