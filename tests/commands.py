@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tripletmas.objectives import kinds
+from tripletmas.runs import catalog
 from tripletmas.runs import task as task_training
 from tripletmas.runs.directory import RunDirectory
 
@@ -16,6 +20,17 @@ SMALL = [
     *("--data.tasks", "[2,2,6]", "--model.hidden", "[16]", "--model.dim", "8"),
     *("--training.epochs", "1", "--device", "cpu"),
 ]
+
+
+@contextmanager
+def restored_tables() -> Iterator[None]:
+    """Training enters parts of one's own into the tables of parts: afterwards they are as they were."""
+    tables = (catalog.STRATEGIES, catalog.MODELS, kinds.KINDS, *catalog.OWN.values())
+    before = [dict(table) for table in tables]
+    yield
+    for table, was in zip(tables, before, strict=True):
+        table.clear()
+        table.update(was)
 
 
 def failed(result: tuple[int, str, str], message: str) -> None:

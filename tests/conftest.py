@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import restored_tables
 from hypothesis import settings
 from PIL import Image
 
 from tripletmas.cli import main as cli
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.tasks import Stream, make_stream
-from tripletmas.objectives import kinds
-from tripletmas.runs import catalog
 
 settings.register_profile("unhurried", deadline=None)  # speed is measured by scripts, never by a timed test
 settings.load_profile("unhurried")
@@ -112,9 +111,5 @@ def undrawn(without_drawing):
 @pytest.fixture(autouse=True)
 def tables() -> Iterator[None]:
     """The tables of parts, which training enters one's own into, as they were before the test."""
-    tables = (catalog.STRATEGIES, catalog.MODELS, kinds.KINDS, *catalog.OWN.values())
-    before = [dict(table) for table in tables]
-    yield
-    for table, was in zip(tables, before, strict=True):
-        table.clear()
-        table.update(was)
+    with restored_tables():
+        yield

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from commands import restored_tables
 from PIL import Image
 
 from tripletmas.cli.main import COMMANDS, main
@@ -75,7 +76,7 @@ def made(tmp_path_factory, write_images) -> Path:
     for number in range(4):
         write_images(folder / "photos" / str(number), seed=number)
     write_images(folder / "more" / "0", seed=9)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, restored_tables():
         patch.chdir(folder)
         patch.setenv("XDG_STATE_HOME", str(folder / "theirs"))
         data = ("--data", "folder", "--data.root", "photos", "--data.size", "8", "--data.channels", "1")
