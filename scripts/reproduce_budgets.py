@@ -100,8 +100,8 @@ def draw(results: Results, settings: dict[str, Setting], defaults: dict[str, flo
     draw_sensitivity(
         path,
         [Panel("gram", curves, (0.0, 0.0))],
-        score="mean of fresh and stale recall@1",
-        base="the best strength",
+        score="fresh and stale recall@1",
+        base="best strength",
         axis="budget, as a multiple of the default",
     )
 

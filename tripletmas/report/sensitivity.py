@@ -97,7 +97,13 @@ def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
         axes.fill_between(
             curve.strengths, change - deviation, change + deviation, color=colour, alpha=0.13, linewidth=0
         )
-    log_axis(axes, ticks=7)
+    values = sorted({value for curve in panel.curves.values() for value in curve.strengths})
+    if values and values[-1] < 100 * values[0]:  # too few decades for a scale of them
+        axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+    else:
+        log_axis(axes, ticks=7)
     axes.yaxis.set_major_formatter(lambda value, _: _signed(round(value, 4)))
     axes.tick_params(which="both", length=0)
     axes.grid(axis="y")
