@@ -85,6 +85,22 @@ def test_sums(one, other):
     assert (square(total) - expected).norm() < 0.02 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sum_of_the_same_many_times(dtype: torch.dtype):
+    """Directions of the one lie in those of the other: nothing is divided by what is nearly 0, and no rank grows."""
+    one = compressed(moment(0).to(dtype))
+    assert isinstance(one, LowRank)
+    total = one
+    for times_as_much in range(2, 12):
+        total = added(total, one)
+        assert isinstance(total, LowRank)
+        assert total.factor.shape[2] <= one.factor.shape[2]
+        assert (square(total) - times_as_much * square(one)).norm() < 0.02 * times_as_much * square(one).norm()
+        vectors, large, _ = spectrum(total)
+        assert large.max() < 1.01 * times_as_much * spectrum(one).large.max()
+        assert torch.allclose(vectors.mT @ vectors, torch.eye(large.shape[1], dtype=dtype), atol=1e-3)
+
+
 def test_white_noise_stays_square():
     assert isinstance(compressed(torch.eye(COLUMNS).unsqueeze(0)), Tensor)
 

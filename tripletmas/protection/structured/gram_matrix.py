@@ -54,7 +54,10 @@ def scaled(gram: GramMatrix, factor: Tensor | float) -> GramMatrix:
 def added(one: GramMatrix, other: GramMatrix) -> GramMatrix:
     """The sum; of two of low rank it is of low rank again, and the square itself is never made."""
     if isinstance(one, LowRank) and isinstance(other, LowRank):
-        return _cut(torch.cat([one.factor, other.factor], dim=2), one.rest + other.rest)
+        factor, rest = torch.cat([one.factor, other.factor], dim=2), one.rest + other.rest
+        own = factor.square().sum((1, 2))
+        trace = own + factor.shape[1] * rest
+        return _cut(factor, rest, trace, torch.minimum(KEPT * trace, (1 + KEPT) / 2 * own))
     return square(one) + square(other)
 
 
@@ -84,7 +87,8 @@ def compressed(whole: Tensor) -> GramMatrix:
         inside = basis.transpose(1, 2) @ whole @ basis
         if bool((inside.diagonal(dim1=1, dim2=2).sum(1) >= KEPT * trace).all()):
             values, vectors = torch.linalg.eigh(inside)
-            return _cut(basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1), torch.zeros_like(trace), trace)
+            factor = basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1)
+            return _cut(factor, torch.zeros_like(trace), trace, KEPT * trace)
         size *= 2
     return whole
 
@@ -121,14 +125,14 @@ def spectrum(gram: GramMatrix) -> Spectrum:
     return Spectrum(vectors * known.unsqueeze(1), values * known, torch.zeros_like(values[:, 0]))
 
 
-def _cut(factor: Tensor, rest: Tensor, trace: Tensor | None = None) -> LowRank:
-    """factor factor^T + rest I with no more directions than keep 99 % of its trace, or of the trace (groups,) given;
-    what is left of that is spread over the others."""
-    columns = factor.shape[1]
-    values, vectors = torch.linalg.eigh(factor.transpose(1, 2) @ factor)  # ascending
-    trace = values.sum(1) + columns * rest if trace is None else trace
-    rank = min(values.shape[1], int((values.flip(1).cumsum(1) < KEPT * trace.unsqueeze(1)).sum(1).max()) + 1)
-    large = values[:, -rank:] + rest.unsqueeze(1)
-    little = ((trace - large.sum(1)) / max(1, columns - rank)).clamp_min(0)
-    turned = factor @ vectors[..., -rank:] / values[:, -rank:].clamp_min(1e-30).sqrt().unsqueeze(1)
-    return LowRank(turned * (large - little.unsqueeze(1)).clamp_min(0).sqrt().unsqueeze(1), little)
+def _cut(factor: Tensor, rest: Tensor, trace: Tensor, kept: Tensor) -> LowRank:
+    """factor factor^T + rest I, of this trace (groups,), with no more directions than have `kept` (groups,) of the
+    factor's; what is left of the trace is spread over all others."""
+    values, vectors = torch.linalg.eigh(factor.mT @ factor)  # ascending
+    known = values > values.amax(1, keepdim=True) * values.shape[1] * torch.finfo(values.dtype).eps
+    rank = min(int(known.sum(1).max()), int((values.flip(1).cumsum(1) < kept.unsqueeze(1)).sum(1).max()) + 1)
+    values, vectors, known = values[:, -rank:], vectors[..., -rank:], known[:, -rank:]
+    large = (values + rest.unsqueeze(1)) * known
+    little = ((trace - large.sum(1)) / (factor.shape[1] - known.sum(1)).clamp_min(1)).clamp_min(0)
+    length = (large - little.unsqueeze(1)).clamp_min(0) / values.where(known, torch.ones_like(values))
+    return LowRank(factor @ vectors * length.sqrt().unsqueeze(1), little)
