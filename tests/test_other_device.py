@@ -236,6 +236,7 @@ UNFIT = ("data written into a constant", "layer called twice", "tied weights")
 )
 @pytest.mark.parametrize("measure", ["mas", "gram"])
 @pytest.mark.filterwarnings("ignore:nothing to hold of")  # of parameters that are zero at first
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_importance_is_there_as_on_the_cpu(measure: str, name: str):
     compare_importance(measure, name)
 
