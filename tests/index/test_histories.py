@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from histories import try_histories
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,7 +22,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from torch import Tensor
 
@@ -246,27 +245,10 @@ def same(one: ImageIndex, other: ImageIndex) -> bool:
     )
 
 
-def tell(steps: int) -> None:
-    """Try about so many operations."""
-    asked = int(os.environ.get("TRIPLETMAS_STEPS", steps))
-    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    run_state_machine_as_test(
-        History,
-        settings=settings(
-            max_examples=max(1, asked // STEPS),
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=checks,
-            derandomize=steps < 1000,
-            database=None,
-        ),
-    )
-
-
 def test_some_histories():
-    tell(400)
+    try_histories(History, 400, length=STEPS)
 
 
 @pytest.mark.long
 def test_many_histories():
-    tell(20_000)
+    try_histories(History, 20_000, length=STEPS)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from histories import try_histories
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from killed_runs import Killed, Points, assert_same_run, train
 
 from tripletmas.data.tasks import Stream
@@ -131,27 +131,15 @@ def memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def tell(stream: Stream, folder: Path, steps: int) -> None:
-    """Try about so many operations."""
-    asked = int(os.environ.get("TRIPLETMAS_STEPS", steps))
-    made = type("History", (History,), {"stream": stream, "undisturbed": {("", 0): folder}})
-    run_state_machine_as_test(
-        made,
-        settings=settings(
-            max_examples=max(1, asked // STEPS),
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-            derandomize=steps < 1000,
-            database=None,
-        ),
-    )
+def machine(stream: Stream, folder: Path) -> type[History]:
+    """One whose runs learn these tasks, and whose references lie there."""
+    return type("History", (History,), {"stream": stream, "undisturbed": {("", 0): folder}})
 
 
 def test_some_histories(tiny_stream, tmp_path):
-    tell(tiny_stream, tmp_path, 60)
+    try_histories(machine(tiny_stream, tmp_path), 60, length=STEPS)
 
 
 @pytest.mark.long
 def test_many_histories(tiny_stream, tmp_path):
-    tell(tiny_stream, tmp_path, 2000)
+    try_histories(machine(tiny_stream, tmp_path), 2000, length=STEPS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -228,11 +228,12 @@ def drifts_between(
     starts = set(starts)
     maps: dict[int, DriftMap] = {}
     choices: dict[int, Choice] = {}
+    stored_after = cache(lambda number: run.galleries.read(number)["stored"])
     for task in range(min(starts) + 1, end + 1):
         before, after = _pairs_of(run, task, normalize=normalize, dim=dim)[:: -1 if back else 1]
         if kind == AUTO:
             shares = shares_of(run, task)
-            limit = limit_of(shares, [run.galleries.read(each)["stored"] for each in range(task)] if shares else [])
+            limit = limit_of(shares, [stored_after(each) for each in range(task)] if shares else [])
             choices[task] = choose_drift(before, after, normalize=normalize, limit=limit)
         maps[task] = fit_drift(choices[task].name if kind == AUTO else kind, before, after)
     order = sorted(maps, reverse=back)

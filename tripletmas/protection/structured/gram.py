@@ -187,10 +187,9 @@ class Gram(Guard):
     ) -> None:
         """Of these maps, those of which a larger share has changed; only weights with these names."""
         for each in maps:
-            held = self._held[each]
-            if float(self._share(each, held.form, parameters)) <= most * (1 + _TOLERANCE):
+            held, change = self._held[each], self._change(each, parameters)
+            if float(held.form.of(change)[0] / held.form.tasks) <= most * (1 + _TOLERANCE):
                 continue
-            change = self._change(each, parameters)
             for name, part in each.spread(held.nearest(change, most) - change, parameters):
                 if name in moved:
                     each.rows(parameters[name].detach()).add_(part)
