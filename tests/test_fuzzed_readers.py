@@ -26,6 +26,7 @@ from PIL import Image
 from tripletmas.basics.yaml_files import read_mapping
 from tripletmas.data.folders import csv, folder
 from tripletmas.data.images import ImageFiles, find_images
+from tripletmas.data.preparation import Preparation
 from tripletmas.objectives.facts.listed import facts
 from tripletmas.objectives.facts.words import read_word_vectors
 from tripletmas.runs.configuration import parse
@@ -73,13 +74,13 @@ def packed(**files: bytes) -> bytes:
 
 
 def decode(path: Path) -> None:
-    images = ImageFiles(path.parent, [path.name], size=4, channels=3)
+    images = ImageFiles(path.parent, [path.name], Preparation((4, 4), 3))
     images.check(0)
     images[0]
 
 
 def unpack(path: Path) -> None:
-    images = ImageFiles(path, find_images(path), size=4, channels=1)
+    images = ImageFiles(path, find_images(path), Preparation((4, 4), 1))
     for number in range(len(images)):
         images[number]
     folder(root=str(path), size=4)

@@ -168,7 +168,7 @@ def test_build_for_data_of_a_size_of_their_own(place, call):
     assert call("index", "build", "digits", "--images", "images/a", "--out", "plain.index")[0] == 0
     assert call("index", "build", "digits", "--images", "images/a", "--out", "inverted.index", "--invert")[0] == 0
     plain, inverted = (ImageIndex.open(f"{name}.index") for name in ("plain", "inverted"))
-    assert (plain.settings.transform.size, inverted.settings.transform.invert) == (8, True)
+    assert (plain.settings.transform.size, inverted.settings.transform.invert) == ((8, 8), True)
     assert not torch.allclose(plain.vectors, inverted.vectors)
     assert call("query", "inverted.index", plain.paths[3], "-k", "1", "--json", "found.json")[0] == 0
     nearest = json.loads(Path("found.json").read_text())["queries"][0]["neighbours"][0]
@@ -181,7 +181,7 @@ def test_build_for_a_sequence_that_configures_no_channels(place, call):
     small = ("--model", "mlp", "--model.hidden", "[16]", "--training.epochs", "1", "--report", "false")
     assert call("train", "--out", "sequence", *data, *small)[0] == 0
     assert call("index", "build", "sequence", "--images", "images/a", "--out", "new.index")[0] == 0
-    assert ImageIndex.open("new.index").settings.transform.size == 28  # the default
+    assert ImageIndex.open("new.index").settings.transform.size == (28, 28)  # the default
     assert call("query", "new.index", "images/a/x/0.png", "-k", "1")[0] == 0
 
 
@@ -470,9 +470,14 @@ def test_info_tells_what_is_stale(place, call):
     assert status == 0
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert f"present model {hashes[1][:12]}, after task 1" in lines
-    assert {"vectors 24", "dim 8", "metric inner_product", "normalised yes", "kind exact", "images 8 x 8, grey"} < {
-        *lines
-    }
+    assert {
+        "vectors 24",
+        "dim 8",
+        "metric inner_product",
+        "normalised yes",
+        "kind exact",
+        "images 8 x 8, grey, bilinear",
+    } < {*lines}
     assert f"12 {hashes[0][:12]} 0 stale" in lines
     assert f"12 {hashes[1][:12]} 1 current" in lines
     assert "12 of 24 vectors are stale: tripletmas index refresh" in text

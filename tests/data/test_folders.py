@@ -13,6 +13,7 @@ from PIL import Image
 
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import csv, folder, unlabelled
+from tripletmas.data.preparation import Preparation
 from tripletmas.data.tasks import make_stream
 
 
@@ -227,12 +228,15 @@ def test_a_table_or_its_folder_may_be_missing(tmp_path):
 def test_unlabelled_images_are_all_below_a_folder_in_order_of_their_names(write_images, tmp_path):
     for number, name in enumerate(("b/x", "a")):
         write_images(tmp_path / name, count=2, seed=number)
-    found = unlabelled(tmp_path, (3, 4, 4))
+    found = unlabelled(tmp_path, Preparation((4, 4), 3))
     assert [Path(path).relative_to(tmp_path).as_posix() for path in found.paths or ()] == [
         *("a/0.png", "a/1.png", "b/x/0.png", "b/x/1.png")
     ]
     assert found.sample_shape == (3, 4, 4)
-    lazily, inverted = unlabelled(tmp_path, (3, 4, 4), in_memory=False), unlabelled(tmp_path, (3, 4, 4), invert=True)
+    lazily, inverted = (
+        unlabelled(tmp_path, Preparation((4, 4), 3), in_memory=False),
+        unlabelled(tmp_path, Preparation((4, 4), 3), invert=True),
+    )
     for position in range(4):
         assert torch.equal(lazily[position][0], found[position][0])
         assert torch.equal(inverted[position][0], 1 - found[position][0])

@@ -17,6 +17,7 @@ from PIL import Image
 
 import tripletmas.data.images as image_files
 from tripletmas.data.images import ImageFiles, find_images, missing_images, read_images, thumbnail
+from tripletmas.data.preparation import Preparation
 
 
 def grey(rows: list[list[int]], dtype: type = np.uint8) -> Image.Image:
@@ -54,7 +55,7 @@ WIDE = [[0] * 4 + [200] * 4 + [0] * 4] * 4
 )
 def test_what_an_image_becomes(image, saving, size, channels, expected, tmp_path):
     image.save(tmp_path / "a.png", **saving)
-    pixels = ImageFiles(tmp_path, ["a.png"], size=size, channels=channels)[0]
+    pixels = ImageFiles(tmp_path, ["a.png"], Preparation((size, size), channels))[0]
     assert pixels.dtype == torch.uint8
     assert pixels.tolist() == expected
 
@@ -85,7 +86,7 @@ def png(depth: int, rows: list[bytes], key: tuple[int, ...], *, kind: int = 0) -
 )
 def test_a_transparent_colour_is_white_at_every_depth(content, below, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
-    pixels = ImageFiles(tmp_path, ["a.png"], size=2, channels=1)[0]
+    pixels = ImageFiles(tmp_path, ["a.png"], Preparation((2, 2), 1))[0]
     assert pixels.tolist() == [[[255, 255], [below, below]]]
 
 
@@ -106,13 +107,13 @@ LEVELS = [[203, 51], [51, 255]]
 )
 def test_one_picture_in_types_of_other_ranges_is_one_picture(image, tmp_path):
     image.save(tmp_path / "a.tif")
-    assert ImageFiles(tmp_path, ["a.tif"], size=2, channels=1)[0].tolist() == [LEVELS]
+    assert ImageFiles(tmp_path, ["a.tif"], Preparation((2, 2), 1))[0].tolist() == [LEVELS]
 
 
 def test_where_zero_is_white(tmp_path):
     Image.fromarray(np.array(LEVELS, np.uint16) * 257).save(tmp_path / "a.tif", tiffinfo={262: 0})
     inverted = [[255 - level for level in row] for row in LEVELS]
-    assert ImageFiles(tmp_path, ["a.tif"], size=2, channels=1)[0].tolist() == [inverted]
+    assert ImageFiles(tmp_path, ["a.tif"], Preparation((2, 2), 1))[0].tolist() == [inverted]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +132,13 @@ def test_where_zero_is_white(tmp_path):
 def test_values_that_do_not_fill_their_type_are_refused(values, message, tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=rf"a\.tif cannot be read: {message}"):
-        ImageFiles(tmp_path, ["a.tif"], size=2, channels=1)[0]
+        ImageFiles(tmp_path, ["a.tif"], Preparation((2, 2), 1))[0]
 
 
 def test_what_says_itself_how_many_bits_it_has_is_read_so(tmp_path):
     (tmp_path / "a.pgm").write_bytes(b"P5 2 2 4095\n" + np.array([[0, 4095], [1000, 1000]], ">u2").tobytes())
     # 1000 of 4095, in 16 bits 16003.7, divided by 257: 62.3
-    assert ImageFiles(tmp_path, ["a.pgm"], size=2, channels=1)[0].tolist() == [[[0, 255], [62, 62]]]
+    assert ImageFiles(tmp_path, ["a.pgm"], Preparation((2, 2), 1))[0].tolist() == [[[0, 255], [62, 62]]]
 
 
 def test_images_of_too_many_pixels_or_bytes_are_not_read(tmp_path, monkeypatch):
@@ -147,10 +148,10 @@ def test_images_of_too_many_pixels_or_bytes_are_not_read(tmp_path, monkeypatch):
         archive.write(tmp_path / "a.png", "a.png")
     monkeypatch.setattr(image_files, "MAX_PIXELS", 31)
     with pytest.raises(ValueError, match=r"a\.png cannot be read: 8 x 4 pixels are more than 31"):
-        ImageFiles(tmp_path, ["a.png"], size=2, channels=1).check(0)
+        ImageFiles(tmp_path, ["a.png"], Preparation((2, 2), 1)).check(0)
     monkeypatch.setattr(image_files, "MAX_UNPACKED", 9_999)
     with pytest.raises(ValueError, match=r"zeros\.png cannot be read: it takes 10,000 bytes unpacked, more than 9,999"):
-        ImageFiles(tmp_path / "all.zip", ["zeros.png"], size=2, channels=1)[0]
+        ImageFiles(tmp_path / "all.zip", ["zeros.png"], Preparation((2, 2), 1))[0]
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def some_bad(tmp_path):
     (tmp_path / "c.png").write_bytes(b"no picture at all")
     Image.new("RGB", (4, 4), "blue").save(tmp_path / "e.png")
     names = ["a.png", "b.png", "c.png", "d.png", "e.png"]  # d.png does not exist
-    return ImageFiles(tmp_path, names, size=2, channels=3)
+    return ImageFiles(tmp_path, names, Preparation((2, 2), 3))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -186,7 +187,7 @@ def test_an_image_cut_short_is_found_when_it_is_decoded(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-600])
-    images = ImageFiles(tmp_path, ["a.jpg"], size=8, channels=3)
+    images = ImageFiles(tmp_path, ["a.jpg"], Preparation((8, 8), 3))
     with pytest.raises(ValueError, match=r"a\.jpg cannot be read: .*truncated"):
         read_images(images, in_memory=True)
     lazy, _ = read_images(images, in_memory=False)
@@ -196,7 +197,7 @@ def test_an_image_cut_short_is_found_when_it_is_decoded(tmp_path):
 
 def test_small_sets_are_decoded_at_once_and_large_ones_when_asked_for(tmp_path, monkeypatch):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    images = ImageFiles(tmp_path, ["a.png"], size=4, channels=1)
+    images = ImageFiles(tmp_path, ["a.png"], Preparation((4, 4), 1))
     assert isinstance(read_images(images)[0], torch.Tensor)
     monkeypatch.setattr(image_files, "IN_MEMORY_BYTES", 15)  # one less than 4 x 4
     assert isinstance(read_images(images)[0], ImageFiles)
@@ -208,7 +209,7 @@ def test_an_archive_is_read_like_a_folder_also_from_a_copy(tmp_path):
         archive.write(tmp_path / "a.png", "x/a.png")
         archive.writestr("__MACOSX/x/._a.png", b"")
     assert find_images(tmp_path / "all.zip") == ["x/a.png"]
-    images = ImageFiles(tmp_path / "all.zip", ["x/a.png", "x/b.png"], size=2, channels=1)
+    images = ImageFiles(tmp_path / "all.zip", ["x/a.png", "x/b.png"], Preparation((2, 2), 1))
     assert images[0].unique().tolist() == [9]
     assert pickle.loads(pickle.dumps(images))[0].unique().tolist() == [9]
     assert images.paths[0].endswith("all.zip/x/a.png")
@@ -223,7 +224,7 @@ def test_a_forked_process_opens_the_archive_itself(tmp_path, monkeypatch):
         archive.write(tmp_path / "a.png", "a.png")
     opened = []
     monkeypatch.setattr(zipfile, "ZipFile", lambda path, make=zipfile.ZipFile: opened.append(make(path)) or opened[-1])
-    images = ImageFiles(tmp_path / "all.zip", ["a.png", "a.png"], size=2, channels=1)
+    images = ImageFiles(tmp_path / "all.zip", ["a.png", "a.png"], Preparation((2, 2), 1))
     assert torch.equal(images[0], images[1])
     assert len(opened) == 1
     monkeypatch.setattr(os, "getpid", lambda: -1)
@@ -272,7 +273,7 @@ def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     assert find_images(tmp_path) == ["a.png"]
     with pytest.raises(ValueError, match=r"a\.png cannot be read: it is no regular file"):
-        ImageFiles(tmp_path, ["a.png"], size=2, channels=1)[0]
+        ImageFiles(tmp_path, ["a.png"], Preparation((2, 2), 1))[0]
     with pytest.raises(ValueError, match="neither a folder nor a zip archive"):
         find_images(tmp_path / "a.png")
 
@@ -297,12 +298,6 @@ def test_places_without_images_are_errors(tmp_path):
         find_images(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("options", "message"), [({"channels": 4}, "channels must be"), ({"size": 0}, "size must be")])
-def test_impossible_shapes_are_refused(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        ImageFiles(tmp_path, [], **{"size": 8, "channels": 3, **options})
-
-
 # --- by whole paths, wherever they lie
 
 
@@ -320,7 +315,7 @@ def place(tmp_path):
 def test_images_are_read_wherever_they_lie(place, monkeypatch):
     monkeypatch.chdir(place)
     paths = ["a/2.png", "all.zip/in/3.png", str(place / "a" / "1.png"), "b/c/3.png", "all.zip/1.png"]
-    images = ImageFiles.at(paths, size=2, channels=1)
+    images = ImageFiles.at(paths, Preparation((2, 2), 1))
     assert [int(image.unique()) for image in images] == [2, 3, 1, 3, 1]
     assert images[0].shape == (1, 2, 2)
     assert images[0].dtype == torch.uint8
@@ -330,7 +325,7 @@ def test_images_are_read_wherever_they_lie(place, monkeypatch):
 def test_what_has_vanished_is_named(name, place):
     paths = [str(place / "a" / "1.png"), str(place / name), str(place / "all.zip" / "1.png")]
     assert missing_images(paths) == [1]
-    images = ImageFiles.at(paths, size=2, channels=1)
+    images = ImageFiles.at(paths, Preparation((2, 2), 1))
     with pytest.raises(ValueError, match=f"{name} cannot be read: no such file"):
         images[1]
     assert images[2].unique().tolist() == [1]

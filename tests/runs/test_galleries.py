@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tripletmas.cli import galleries as command
 from tripletmas.data.dataset import LabelledDataset, concatenate
 from tripletmas.data.folders import unlabelled
+from tripletmas.data.preparation import Preparation
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index import drift
 from tripletmas.index.base import unit
@@ -162,7 +163,7 @@ def test_pairs_lie_class_by_class(tiny_stream):
 
 def test_images_of_ones_own_join_the_pairs(tiny_stream, write_images, tmp_path):
     """Each update's pairs end with the images, sorted by name; a map is fitted on all of them."""
-    images = unlabelled(write_images(tmp_path / "own", side=4), (1, 4, 4))
+    images = unlabelled(write_images(tmp_path / "own", side=4), Preparation((4, 4), 1))
     galleries, model = followed(Linear(), tiny_stream, ("linear",), images), Linear()
     model.turn(0)
     vectors = unit(embed(model, tiny_stream[0].query).vectors)
@@ -186,7 +187,7 @@ def test_a_run_keeps_the_pairs_of_ones_own_images(tiny_stream, write_images, tmp
     train_stream(perceptron(), tiny_stream, Finetune(), loss, SMALL, run, gallery=gallery)
     model = perceptron()
     run.load_weights(model, 1)
-    expected = embed(model, unlabelled(folder, (1, 4, 4), invert=True)).vectors
+    expected = embed(model, unlabelled(folder, Preparation((4, 4), 1), invert=True)).vectors
     torch.testing.assert_close(run.galleries.read(1)["after"][14:], expected)
     torch.testing.assert_close(run.galleries.read(2)["before"][14:], expected)
     shutil.rmtree(folder)
@@ -225,16 +226,18 @@ def test_what_are_no_images_of_ones_own(write_images, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "0.png").write_text("no image")
-    flat = r"gallery.images: the model takes samples of shape \(16,\), which are no square images"
+    flat = r"gallery.images: the model takes samples of shape \(16,\), which are no images"
     for folder, shape, message in (
         (tmp_path / "empty", (1, 4, 4), "gallery.images: no images in .*empty"),
         (tmp_path / "none", (1, 4, 4), "gallery.images: no such folder or zip archive: .*none"),
         (tmp_path / "broken", (1, 4, 4), r"gallery.images: .*0\.png cannot be read: not an image$"),
         (write_images(tmp_path / "own"), (16,), flat),
-        (tmp_path / "own", (2, 4, 4), "which are no square images, grey or RGB"),
+        (tmp_path / "own", (2, 4, 4), "which are no images, grey or RGB"),
     ):
         with pytest.raises(ValueError, match=message):
-            own_images(GalleryConfig(images=str(folder)), shape)
+            own_images(
+                GalleryConfig(images=str(folder)), LabelledDataset(torch.zeros(1, *shape), torch.zeros(1), ["a"])
+            )
     assert own_images(GalleryConfig(), (16,)) is None
 
 

@@ -13,7 +13,8 @@ from tripletmas.basics.weights import Params, load_state
 from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import unlabelled
-from tripletmas.data.images import ImageFiles
+from tripletmas.data.images import ImageFiles, preparation_of
+from tripletmas.data.preparation import Preparation
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment, load_trained
@@ -45,8 +46,8 @@ def _add(run: RunDirectory, options: Namespace) -> None:
     run.check_records(state)
     experiment, _ = load_trained(run)
     prepare(experiment, run, state)
-    shape = experiment.stream[0].query.sample_shape
-    images = unlabelled(options.images, shape, invert=options.invert, skip_unreadable=options.skip_unreadable)
+    prepared = preparation_of(experiment.stream[0].query)
+    images = unlabelled(options.images, prepared, invert=options.invert, skip_unreadable=options.skip_unreadable)
     run.rewind(state)  # what an addition that was interrupted has recorded does not count
     mend_importance(experiment.strategy, run, state.task - 1)
     images, checksums = _new(run, images, again=options.again)
@@ -87,7 +88,7 @@ def prepare(experiment: Experiment, run: RunDirectory, state: Checkpoint) -> Non
 
 def _new(run: RunDirectory, images: LabelledDataset, *, again: bool) -> tuple[LabelledDataset, list[str]]:
     """Those of the images that were not added before, or all again; and their checksums."""
-    files = ImageFiles.at(images.paths or (), size=1, channels=1)
+    files = ImageFiles.at(images.paths or (), Preparation((1, 1), 1))
     checksums = [files.checksum(position) for position in range(len(files))]
     known = {each for record in run.records("importance") for each in record.get("checksums", ())}
     new = [position for position, each in enumerate(checksums) if again or each not in known]

@@ -20,7 +20,7 @@ from tripletmas.data.images import ImageFiles, find_images, missing_images
 from tripletmas.index.base import unit
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
-from tripletmas.index.images import ImageIndex, Part, Settings, Transform, prefix
+from tripletmas.index.images import ImageIndex, Part, Settings, prefix
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import (
     NoneReadable,
@@ -28,6 +28,7 @@ from tripletmas.runs.models import (
     embed_images,
     load_model,
     refuse_collapse,
+    transform_of,
     weight_hashes,
 )
 
@@ -69,10 +70,9 @@ def build(arguments: Sequence[str]) -> None:
         model = load_model(
             open_run(options.run, trust_code=options.trust_code), after=options.after, device=options.device
         )
-        channels, size, _ = model.sample_shape
         settings = Settings(
             dim=model.dim,
-            transform=Transform(size, channels, options.invert),
+            transform=transform_of(model, options.invert),
             metric=options.metric,
             normalize=not options.no_normalize,
             kind=options.kind,
@@ -163,9 +163,10 @@ def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
 
 def _with_images(index: ImageIndex, model: RunModel, names: Sequence[str], options: Namespace) -> ImageIndex:
     """The index with these of the images below the root that the options name."""
-    root, transform = options.images, index.settings.transform
-    images = ImageFiles(root, names, size=transform.size, channels=transform.channels)
-    vectors, kept = embed_images(model, images, invert=transform.invert, skip_unreadable=options.skip_unreadable)
+    root = options.images
+    images = ImageFiles(root, names, model.prepared)
+    invert = index.settings.transform.invert
+    vectors, kept = embed_images(model, images, invert=invert, skip_unreadable=options.skip_unreadable)
     if not options.force:
         compared = unit(vectors) if index.settings.normalize else vectors
         refuse_collapse(compared, images, kept, by=f"the model of {model.run}")

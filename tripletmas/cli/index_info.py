@@ -11,10 +11,18 @@ from rich.table import Table
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.index.choice import COMPENSATE
-from tripletmas.index.images import ImageIndex
+from tripletmas.index.images import ImageIndex, Transform
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.forecast import allowed_move, shares_of
-from tripletmas.runs.models import OtherImages, RunModel, default_map, load_model, weight_hashes
+from tripletmas.runs.models import (
+    OtherImages,
+    RunModel,
+    default_map,
+    load_model,
+    prepared_by,
+    transform_of,
+    weight_hashes,
+)
 
 _SHOWN = 12  # digits of a hash
 
@@ -49,7 +57,6 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
     kind = settings.kind
     for name, value in (("nprobe", settings.nprobe), ("ef_search", settings.ef_search)):
         kind += "" if value is None else f", {name} {value}"
-    transform = settings.transform
     rows = {
         "run": run,
         "present model": f"{hashes[-1][:_SHOWN]}, after task {len(hashes) - 1}" if hashes else "unknown",
@@ -58,8 +65,7 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
         "metric": settings.metric,
         "normalised": "yes" if settings.normalize else "no",
         "kind": kind,
-        "images": f"{transform.size} x {transform.size}, {'RGB' if transform.channels == 3 else 'grey'}"
-        + (", inverted" if transform.invert else ""),
+        "images": _shown(settings.transform),
         "labels": f"{len(index.labels[index.labels >= 0].unique())} classes, {int((index.labels < 0).sum())} without",
         "roots": ", ".join(index.roots),
         "file": f"{Path(path).stat().st_size / 2**20:.2f} MiB",
@@ -68,6 +74,17 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _shown(transform: Transform) -> str:
+    """How an image becomes what the model is shown, in words."""
+    height, width = transform.size
+    words = [f"{height} x {width}", "RGB" if transform.channels == 3 else "grey", transform.interpolation]
+    words += [f"crop {transform.crop:g}"] if transform.crop < 1 else []
+    if transform.mean is not None and transform.deviation is not None:
+        pairs = zip(transform.mean, transform.deviation, strict=True)
+        words.append("normalised by " + " ".join(f"{mean:.3g}/{deviation:.3g}" for mean, deviation in pairs))
+    return ", ".join([*words, *(["inverted"] if transform.invert else [])])
 
 
 def _parts(index: ImageIndex, hashes: Sequence[str]) -> Table:
@@ -112,17 +129,22 @@ def model_of(index: ImageIndex, options: Namespace, after: int | None = None) ->
         ValueError: if there is no run, or if it takes other images or gives vectors of another dimension.
     """
     run = open_run(run_of(index, options.run).path, trust_code=options.trust_code)
-    transform = index.settings.transform
     other = f"the index was not made with {run.path}: name the run that made it with --run, or build another index"
     try:
-        shape = (transform.channels, transform.size, transform.size)
-        model = load_model(run, after=after, sample_shape=shape, device=options.device or "auto")
+        prepared = prepared_by(index.settings.transform)
+        model = load_model(run, after=after, prepared=prepared, device=options.device or "auto")
     except OtherImages as error:
         raise ValueError(f"{error}; {other}") from None
     if model.dim != index.settings.dim:
         raise ValueError(
             f"the index holds vectors of dim {index.settings.dim}, the model of {run.path} gives dim {model.dim}; "
             f"{other}"
+        )
+    of_index, of_model = index.settings.transform, transform_of(model, index.settings.transform.invert)
+    if of_index.mean is not None and (of_index.mean, of_index.deviation) != (of_model.mean, of_model.deviation):
+        raise ValueError(
+            f"the index has vectors of images normalised by mean {of_index.mean} and deviation {of_index.deviation}, "
+            f"the model of {run.path} takes {of_model.mean} and {of_model.deviation}; {other}"
         )
     return model
 

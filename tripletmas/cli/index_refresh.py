@@ -140,12 +140,10 @@ def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, options: Namespa
     """Those of these rows whose images can be read, and their raw vectors."""
     if not len(rows):
         return rows, torch.empty(0, index.settings.dim)
-    transform = index.settings.transform
-    images = ImageFiles.at(
-        [index.paths[row] for row in rows.tolist()], size=transform.size, channels=transform.channels
-    )
+    images = ImageFiles.at([index.paths[row] for row in rows.tolist()], model.prepared)
+    invert = index.settings.transform.invert
     vectors, kept = embed_images(
-        model, images, invert=transform.invert, skip_unreadable=options.drop_missing, option="--drop-missing"
+        model, images, invert=invert, skip_unreadable=options.drop_missing, option="--drop-missing"
     )
     if not options.force:
         compared = unit(vectors) if index.settings.normalize else vectors

@@ -27,7 +27,14 @@ from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.models import RunModel, drifts_between, embed_images, refuse_collapse, weight_hashes
+from tripletmas.runs.models import (
+    RunModel,
+    drifts_between,
+    embed_images,
+    prepared_by,
+    refuse_collapse,
+    weight_hashes,
+)
 
 _OF_RUN = "run"  # --move-queries without the name of a map
 
@@ -103,9 +110,9 @@ def _search(options: Namespace) -> None:
         notes.append(f"{stale_vectors(index, model)}: scores with them do not compare")
     if options.k > len(index):
         notes.append(f"the index holds {len(index)} vectors, fewer than the {options.k} that are asked for")
-    k, transform = min(options.k, len(index)), index.settings.transform
-    images = ImageFiles.at(options.images, size=transform.size, channels=transform.channels)
-    vectors, _ = embed_images(model, images, invert=transform.invert, option=None)
+    k = min(options.k, len(index))
+    images = ImageFiles.at(options.images, model.prepared)
+    vectors, _ = embed_images(model, images, invert=index.settings.transform.invert, option=None)
     scores, rows = _moved_search(index, model, vectors, k, options) if move_queries else index.search(vectors, k)
     found = neighbours(index, options.images, scores, rows)
     fewest = min(len(row.found[0]) for row in found.rows)
@@ -120,12 +127,12 @@ def _search(options: Namespace) -> None:
 
 def _refuse_collapse(index: ImageIndex, file: str) -> None:
     """Raise a ValueError if the vectors of a part of the index are all one, of images that differ."""
-    transform = index.settings.transform
+    prepared = prepared_by(index.settings.transform)
     for number, part in enumerate(index.parts):
         rows = index.of_parts([number])
         rows = rows[:: -(-len(rows) // 1000) or 1]
         paths = [index.paths[row] for row in rows.tolist()]
-        images = ImageFiles.at(paths, size=transform.size, channels=transform.channels)
+        images = ImageFiles.at(paths, prepared)
         by = f"{file}: the model after task {part.after_task}"
         refuse_collapse(index.vectors[rows], images, range(len(rows)), by=by)
 

@@ -9,10 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from tripletmas.data.preparation import Preparation
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -33,6 +37,7 @@ class LabelledDataset(Dataset):
         class_names: the name of each label. Labels that users write as strings or as large numbers stay names.
         groups: the group of each *class* (an alphabet, the folder of a task), for streams of one task a group.
         paths: the file of each sample, where samples are files.
+        prepared: how each sample was made from an image; None where it was not, or nobody noted it.
 
     Attributes:
         transform: applied to each sample when it is read, as augmentation is; `plain` is the view without it.
@@ -48,6 +53,7 @@ class LabelledDataset(Dataset):
         *,
         groups: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
+        prepared: Preparation | None = None,
     ):
         labels = torch.as_tensor(labels)
         if len(labels) != len(samples):
@@ -64,6 +70,7 @@ class LabelledDataset(Dataset):
         self._all_labels = labels if several else labels.to(torch.int64)
         self._labels = self._all_labels
         self._all_paths = paths
+        self.prepared = prepared
         _check_labels(self._all_labels, len(class_names))
 
     def __len__(self) -> int:

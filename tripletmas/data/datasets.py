@@ -22,6 +22,7 @@ from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.downloads import fetch, missing, reason_of
 from tripletmas.data.folders import Entry, read_entries
 from tripletmas.data.images import find_images
+from tripletmas.data.preparation import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def omniglot(*, root: str = "data", size: int = 28, download: bool = False) -> S
     files = [name for name in find_images(tree) if _OMNIGLOT_NAME.search(name)]
     parts = [PurePosixPath(name).parts[-3:] for name in files]
     entries = [Entry(name, "/".join(part[:2]), group=part[0]) for name, part in zip(files, parts, strict=True)]
-    train = read_entries(tree, entries, size=size, channels=1, in_memory=True).train
+    train = read_entries(tree, entries, Preparation((size, size), 1), in_memory=True).train
     if len(train.class_names) != 964:
         logger.warning("omniglot: %s has %d characters, the whole set has 964", tree, len(train.class_names))
     assert isinstance(train.samples, Tensor)

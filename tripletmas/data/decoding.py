@@ -1,14 +1,18 @@
 """From an opened image file to pixels of one size, whatever its depth, its orientation and its transparency.
 
-Shapes: pixels are uint8 (channels, size, size), values 0..255.
+Shapes: pixels are uint8 (channels, height, width), values 0..255.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from tripletmas.data.preparation import Preparation
 
 PIL_MODES = {1: "L", 3: "RGB"}  # channels -> mode
 MAX_PIXELS = 120_000_000  # decoding takes up to 12 bytes a pixel
@@ -19,16 +23,18 @@ _PHOTOMETRIC = 262  # the tag of a TIFF that is 0 where 0 is white
 _SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey levels of 2 and 4 bits by
 
 
-def decode(opened: Image.Image, *, size: int, channels: int) -> Tensor:
-    """The pixels of an image: turned as its EXIF orientation says, grey or RGB, a centre square.
+def decode(opened: Image.Image, prepared: Preparation) -> Tensor:
+    """The pixels of an image: turned as its EXIF orientation says, and then as the preparation says.
 
-    Transparent parts become white. The short side is resized to `size` with antialiasing. Values of 8 bits are taken as
+    Transparent parts become white. Values of 8 bits are taken as
     they are; of 16, 65535 is white; floats reach to 1, or else to 255.
 
     Raises:
         ValueError: for values that do not fill their type, of which nothing says what is white.
     """
-    opened.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at half, quarter, ... scale
+    height, width = prepared.size
+    least = math.ceil(2 * max(height, width) / prepared.crop)
+    opened.draft(None, (least, least))  # a large JPEG is decoded at half, quarter, ... scale
     tiles = getattr(opened, "tile", None)
     raw = tiles[0][3] if tiles else None  # how the file holds a pixel; known until it is loaded
     image = ImageOps.exif_transpose(opened)
@@ -40,10 +46,11 @@ def decode(opened: Image.Image, *, size: int, channels: int) -> Tensor:
         _mend_colour_key(image, raw)
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert(PIL_MODES[channels])
-    image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    image = image.convert(PIL_MODES[prepared.channels])
+    resampling = Image.Resampling[prepared.interpolation.upper()]
+    image = ImageOps.fit(image, (width, height), resampling, bleed=(1 - prepared.crop) / 2)
     pixels = torch.from_numpy(np.array(image))
-    return pixels.reshape(size, size, channels).permute(2, 0, 1).contiguous()
+    return pixels.reshape(height, width, prepared.channels).permute(2, 0, 1).contiguous()
 
 
 def _of_eight_bits(image: Image.Image, *, declared: bool) -> Image.Image:

@@ -13,6 +13,7 @@ import torch
 from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
 from tripletmas.data.images import ImageFiles, find_images, identity_of, read_images
+from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
 from tripletmas.data.tables import read_rows
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,10 @@ class Entry:
 def folder(
     *,
     root: str,
-    size: int = 64,
+    size: Size = 64,
     channels: int = 3,
+    interpolation: Interpolation = "bilinear",
+    crop: float = 1.0,
     in_memory: bool | None = None,
     skip_unreadable: bool = False,
 ) -> Source:
@@ -46,8 +49,10 @@ def folder(
 
     Args:
         root: the folder, or a zip archive of it.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
+        size: height and width in pixels, 224 or 224x160: the image is resized to cover it, and cut about its middle.
         channels: 1 for grey, 3 for RGB.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        crop: the share of each side that is kept of that, in (0, 1].
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         skip_unreadable: leave out images that cannot be read, and say how many; else the first one is an error.
     """
@@ -65,9 +70,8 @@ def folder(
             f"{root} must hold <class>/<image> or <task>/<class>/<image>, the same everywhere "
             f"(each may lie below train, test or gallery), but has {' and '.join(sorted(example.values()))}"
         )
-    return read_entries(
-        root, entries, size=size, channels=channels, in_memory=in_memory, skip_unreadable=skip_unreadable
-    )
+    prepared = Preparation(height_and_width(size), channels, interpolation, crop)
+    return read_entries(root, entries, prepared, in_memory=in_memory, skip_unreadable=skip_unreadable)
 
 
 def _unwrapped(branches: list[list[str]]) -> list[list[str]]:
@@ -95,8 +99,10 @@ def csv(
     *,
     path: str,
     root: str | None = None,
-    size: int = 64,
+    size: Size = 64,
     channels: int = 3,
+    interpolation: Interpolation = "bilinear",
+    crop: float = 1.0,
     in_memory: bool | None = None,
     skip_unreadable: bool = False,
 ) -> Source:
@@ -110,8 +116,10 @@ def csv(
     Args:
         path: the CSV file, UTF-8, with a header.
         root: the folder that the column `path` is relative to. None: the folder of the CSV file.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
+        size: height and width in pixels, 224 or 224x160: the image is resized to cover it, and cut about its middle.
         channels: 1 for grey, 3 for RGB.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        crop: the share of each side that is kept of that, in (0, 1].
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         skip_unreadable: leave out images that are missing or cannot be read, and say how many; else the first one is an
             error.
@@ -129,9 +137,8 @@ def csv(
     entries = table.entries
     if not entries:
         raise ValueError(f"{path} lists no images")
-    return read_entries(
-        folder_of_paths, entries, size=size, channels=channels, in_memory=in_memory, skip_unreadable=skip_unreadable
-    )
+    prepared = Preparation(height_and_width(size), channels, interpolation, crop)
+    return read_entries(folder_of_paths, entries, prepared, in_memory=in_memory, skip_unreadable=skip_unreadable)
 
 
 class _Table:
@@ -205,51 +212,49 @@ def _entry(cells: dict[str, str]) -> Entry:
 
 def unlabelled(
     root: str | Path,
-    shape: tuple[int, ...],
+    prepared: Preparation,
     *,
     invert: bool = False,
     in_memory: bool | None = None,
     skip_unreadable: bool = False,
     option: str | None = "skip_unreadable",
 ) -> LabelledDataset:
-    """All images below a folder, or in a zip archive, as samples of this shape, whose labels say nothing.
+    """All images below a folder, or in a zip archive, as a model takes them, with labels that say nothing.
 
     Args:
-        shape: (channels, size, size), as a model takes them.
         invert: black is read as white, and white as black.
         in_memory, skip_unreadable, option: as `read_images`.
 
     Raises:
-        ValueError: if these are no shapes of images, if there is none, or one cannot be read.
+        ValueError: if there is none, or one cannot be read.
     """
-    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
-        raise ValueError(f"the model takes samples of shape {shape}, which are no square images, grey or RGB")
-    images = ImageFiles(root, find_images(root), size=shape[1], channels=shape[0])
+    images = ImageFiles(root, find_images(root), prepared)
     samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable, option=option)
     if not kept:
         raise ValueError(f"{root}: no image in it can be read")
     paths = images.subset(kept).paths
-    found = LabelledDataset(samples, torch.zeros(len(kept), dtype=torch.int64), ["unlabelled"], paths=paths)
+    labels = torch.zeros(len(kept), dtype=torch.int64)
+    found = LabelledDataset(samples, labels, ["unlabelled"], paths=paths, prepared=prepared)
     return found.with_transform(lambda image: 1 - image) if invert else found
 
 
 def read_entries(
     root: str | Path,
     entries: Sequence[Entry],
+    prepared: Preparation,
     *,
-    size: int,
-    channels: int = 3,
     in_memory: bool | None = None,
     skip_unreadable: bool = False,
 ) -> Source:
     """Reads the images (see `read_images`) and sorts them into parts, which share the samples and the class names."""
-    images = ImageFiles(root, [entry.file for entry in entries], size=size, channels=channels)
+    images = ImageFiles(root, [entry.file for entry in entries], prepared)
     samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable)
     entries = [entries[i] for i in kept]
     labels, class_names = encode_labels([entry.class_name for entry in entries])
     group_of = {entry.class_name: entry.group or "" for entry in entries}
     groups = [group_of[name] for name in class_names] if any(group_of.values()) else None
-    whole = LabelledDataset(samples, labels, class_names, groups=groups, paths=images.subset(kept).paths)
+    paths = images.subset(kept).paths
+    whole = LabelledDataset(samples, labels, class_names, groups=groups, paths=paths, prepared=prepared)
     rows: dict[str, list[int]] = {"train": []}
     for row, entry in enumerate(entries):
         rows.setdefault(entry.split, []).append(row)

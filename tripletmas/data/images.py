@@ -1,6 +1,6 @@
 """Image files, in folders and zip archives: finding them, and decoding them to tensors of one size.
 
-Shapes: an image is uint8 (channels, size, size), values 0..255.
+Shapes: an image is uint8 (channels, height, width), values 0..255.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import os
 import stat
 import warnings
@@ -24,7 +25,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.decoding import MAX_PIXELS, PIL_MODES, decode
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.decoding import MAX_PIXELS, decode
+from tripletmas.data.preparation import CHANNELS, Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ _THUMBNAIL = 64  # pixels
 
 
 class ImageFiles(Sequence[Tensor]):
-    """Images on disk, decoded when asked for: `images[i]` is uint8 (channels, size, size).
+    """Images on disk, decoded when asked for: `images[i]` is uint8 (channels, height, width).
 
     What an image becomes, `decode` says. One of more than MAX_PIXELS, or in an archive one that unpacks to more than
     MAX_UNPACKED bytes, is not read.
@@ -43,25 +46,19 @@ class ImageFiles(Sequence[Tensor]):
     Args:
         root: a folder or a zip archive; `at` takes images wherever they lie.
         names: the files, relative to `root`.
-        size: height and width in pixels.
-        channels: 1 for grey, 3 for RGB.
+        prepared: what an image becomes.
     """
 
-    def __init__(self, root: str | Path, names: Iterable[str], *, size: int, channels: int):
-        if channels not in PIL_MODES:
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
-        if size < 1:
-            raise ValueError(f"size must be >= 1 pixel, got {size}")
+    def __init__(self, root: str | Path, names: Iterable[str], prepared: Preparation):
         root = Path(root)
-        self.size = size
-        self.channels = channels
+        self.prepared = prepared
         self._places = [(root, name) for name in names]  # the folder or archive of each, and its name there
         self._archives: dict[tuple[int, Path], zipfile.ZipFile] = {}
 
     @classmethod
-    def at(cls, paths: Iterable[str], *, size: int, channels: int) -> ImageFiles:
+    def at(cls, paths: Iterable[str], prepared: Preparation) -> ImageFiles:
         """Images by their whole paths: in folders, or in zip archives as `archive.zip/name`."""
-        images = cls("", (), size=size, channels=channels)
+        images = cls("", (), prepared)
         images._places = [_split(path) for path in paths]
         return images
 
@@ -70,7 +67,7 @@ class ImageFiles(Sequence[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - no slices
         with self._opened(index) as image:
-            return decode(image, size=self.size, channels=self.channels)
+            return decode(image, self.prepared)
 
     def check(self, index: int) -> None:
         """Raises ValueError if file `index` is missing, empty or no image; reads its header, decodes nothing."""
@@ -92,7 +89,7 @@ class ImageFiles(Sequence[Tensor]):
 
     def subset(self, positions: Iterable[int]) -> ImageFiles:
         """The images at these positions."""
-        images = ImageFiles("", (), size=self.size, channels=self.channels)
+        images = ImageFiles("", (), self.prepared)
         images._places = [self._places[position] for position in positions]
         return images
 
@@ -163,9 +160,9 @@ def read_images(
         option: what that error says leaves them out; None: nothing.
     """
     if in_memory is None:
-        in_memory = len(images) * images.channels * images.size**2 <= IN_MEMORY_BYTES
+        in_memory = len(images) * math.prod(images.prepared.shape) <= IN_MEMORY_BYTES
     room = len(images) if in_memory else 0
-    pixels = torch.empty((room, images.channels, images.size, images.size), dtype=torch.uint8)
+    pixels = torch.empty((room, *images.prepared.shape), dtype=torch.uint8)
     kept, unreadable = [], []
     for index in tqdm(range(len(images)), desc="reading images", unit="image", disable=None, leave=False):
         try:
@@ -217,6 +214,20 @@ def missing_images(paths: Sequence[str]) -> list[int]:
         if not (name in inside[root] if root in inside else (root / name).is_file()):
             missing.append(position)
     return missing
+
+
+def preparation_of(dataset: LabelledDataset) -> Preparation:
+    """How another image becomes such a sample as these.
+
+    Raises:
+        ValueError: where samples are no images.
+    """
+    if dataset.prepared is not None:
+        return dataset.prepared
+    shape = dataset.sample_shape
+    if len(shape) != 3 or shape[0] not in CHANNELS:
+        raise ValueError(f"the model takes samples of shape {shape}, which are no images, grey or RGB")
+    return Preparation((shape[1], shape[2]), shape[0])
 
 
 def thumbnail(sample: Tensor) -> Tensor:

@@ -11,45 +11,72 @@ from typing import Any
 from tripletmas.data.dataset import Source
 from tripletmas.data.downloads import fetch, missing, reason_of
 from tripletmas.data.folders import Entry, read_entries
+from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
 
 logger = logging.getLogger(__name__)
 
 _FLOWERS = {"trnid": "train", "valid": "train", "tstid": "test"}
 
 
-def cub200(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
+def cub200(
+    *,
+    root: str = "data",
+    size: Size = 224,
+    interpolation: Interpolation = "bilinear",
+    crop: float = 1.0,
+    in_memory: bool | None = None,
+    download: bool = False,
+) -> Source:
     """CUB-200-2011: 11,788 photographs of 200 kinds of birds; all of them as training part, no test part.
 
     Args:
         root: the folder that holds `CUB_200_2011`, or `cub200/CUB_200_2011`.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
+        size: height and width in pixels, 224 or 224x160: the image is resized to cover it, and cut about its middle.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        crop: the share of each side that is kept of that, in (0, 1].
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         download: fetch the set into `root/cub200` if it is missing.
     """
     folder, names, _ = _metric_learning("cub200", "CUB", "CUB_200_2011/images.txt", root, download, 11_788)
     entries = [Entry(name, Path(name).parent.name) for name in names]
-    return read_entries(folder, entries, size=size, in_memory=in_memory)
+    return read_entries(
+        folder, entries, Preparation(height_and_width(size), 3, interpolation, crop), in_memory=in_memory
+    )
 
 
-def cars196(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
+def cars196(
+    *,
+    root: str = "data",
+    size: Size = 224,
+    interpolation: Interpolation = "bilinear",
+    crop: float = 1.0,
+    in_memory: bool | None = None,
+    download: bool = False,
+) -> Source:
     """Cars196: 16,185 photographs of 196 models of cars; all of them as training part, no test part.
 
     Args:
         root: the folder that holds `names.csv`, `anno_train.csv`, `anno_test.csv` and `car_data`, or `cars196` with
             them.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
+        size: height and width in pixels, 224 or 224x160: the image is resized to cover it, and cut about its middle.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        crop: the share of each side that is kept of that, in (0, 1].
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         download: fetch the set into `root/cars196` if it is missing.
     """
     folder, names, _ = _metric_learning("cars196", "Cars196", "anno_train.csv", root, download, 16_185)
     entries = [Entry(name, Path(name).parent.name) for name in names]
-    return read_entries(folder, entries, size=size, in_memory=in_memory)
+    return read_entries(
+        folder, entries, Preparation(height_and_width(size), 3, interpolation, crop), in_memory=in_memory
+    )
 
 
 def sop(
     *,
     root: str = "data",
-    size: int = 224,
+    size: Size = 224,
+    interpolation: Interpolation = "bilinear",
+    crop: float = 1.0,
     min_images: int = 4,
     in_memory: bool | None = None,
     download: bool = False,
@@ -60,7 +87,9 @@ def sop(
 
     Args:
         root: the folder that holds `Stanford_Online_Products`, or `sop/Stanford_Online_Products`.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
+        size: height and width in pixels, 224 or 224x160: the image is resized to cover it, and cut about its middle.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        crop: the share of each side that is kept of that, in (0, 1].
         min_images: leaves out products with fewer images; 4 is the least of which 2 can be held out as queries.
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         download: fetch the set into `root/sop` if it is missing.
@@ -77,10 +106,20 @@ def sop(
     if few == len(counts):
         raise ValueError(f"sop: no product in {folder} has min_images={min_images} images")
     entries = [entry for entry in entries if counts[entry.class_name] >= min_images]
-    return read_entries(folder, entries, size=size, in_memory=in_memory)
+    return read_entries(
+        folder, entries, Preparation(height_and_width(size), 3, interpolation, crop), in_memory=in_memory
+    )
 
 
-def flowers102(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
+def flowers102(
+    *,
+    root: str = "data",
+    size: Size = 224,
+    interpolation: Interpolation = "bilinear",
+    crop: float = 1.0,
+    in_memory: bool | None = None,
+    download: bool = False,
+) -> Source:
     """Oxford 102 Flowers: 8,189 photographs of 102 kinds of flowers; 2,040 to learn from, 6,149 as test part.
 
     The training part is the published training and validation part together, 10 + 10 images of each class. A class
@@ -88,7 +127,9 @@ def flowers102(*, root: str = "data", size: int = 224, in_memory: bool | None = 
 
     Args:
         root: the folder that holds `flowers-102`.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
+        size: height and width in pixels, 224 or 224x160: the image is resized to cover it, and cut about its middle.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        crop: the share of each side that is kept of that, in (0, 1].
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         download: fetch the set into `root/flowers-102` (checked by MD5 sums).
     """
@@ -110,17 +151,28 @@ def flowers102(*, root: str = "data", size: int = 224, in_memory: bool | None = 
     except Exception as error:  # SciPy reports a broken file with many types
         raise missing("flowers102", f"no complete lists in {home} ({reason_of(error)})") from None
     _check_number("flowers102", home, len(entries), 8189)
-    return read_entries(home, entries, size=size, in_memory=in_memory)
+    prepared = Preparation(height_and_width(size), 3, interpolation, crop)
+    return read_entries(home, entries, prepared, in_memory=in_memory)
 
 
-def aircraft(*, root: str = "data", size: int = 224, in_memory: bool | None = None, download: bool = False) -> Source:
+def aircraft(
+    *,
+    root: str = "data",
+    size: Size = 224,
+    interpolation: Interpolation = "bilinear",
+    crop: float = 1.0,
+    in_memory: bool | None = None,
+    download: bool = False,
+) -> Source:
     """FGVC-Aircraft: 10,000 photographs of 100 variants of aircraft; 6,667 to learn from, 3,333 as test part.
 
     The training part is the published training and validation part together (`trainval`).
 
     Args:
         root: the folder that holds `fgvc-aircraft-2013b`.
-        size: height and width in pixels: the short side is resized, the centre square cut out.
+        size: height and width in pixels, 224 or 224x160: the image is resized to cover it, and cut about its middle.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        crop: the share of each side that is kept of that, in (0, 1].
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         download: fetch the set into `root/fgvc-aircraft-2013b` if it is missing.
     """
@@ -138,7 +190,8 @@ def aircraft(*, root: str = "data", size: int = 224, in_memory: bool | None = No
         except (OSError, ValueError) as error:
             raise missing("aircraft", f"no list of images {file} ({reason_of(error)})") from None
     _check_number("aircraft", home, len(entries), 10_000)
-    return read_entries(home, entries, size=size, in_memory=in_memory)
+    prepared = Preparation(height_and_width(size), 3, interpolation, crop)
+    return read_entries(home, entries, prepared, in_memory=in_memory)
 
 
 def _metric_learning(

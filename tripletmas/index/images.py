@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,30 @@ _TENSORS = ("vectors", "ids", "part", "labels")
 
 @dataclass(frozen=True)
 class Transform:
-    """What the model is shown of an image: a square of so many pixels, in grey (1) or RGB (3), inverted or not."""
+    """How an image becomes what the model is shown; vectors of images that were made otherwise do not compare.
 
-    size: int
+    Args:
+        size: (height, width) in pixels; one number, as in older files, is both.
+        channels: 1 for grey, 3 for RGB.
+        invert: black is shown as white, and white as black.
+        interpolation, crop: how the image is brought to that size.
+        mean, deviation: what the values of each channel are normalised by; None where they are not.
+    """
+
+    size: tuple[int, int]
     channels: int
     invert: bool = False
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        size: Any = self.size
+        object.__setattr__(self, "size", (size, size) if isinstance(size, int) else tuple(size))
+        for name in ("mean", "deviation"):
+            values = getattr(self, name)
+            object.__setattr__(self, name, None if values is None else tuple(values))
 
 
 @dataclass(frozen=True)

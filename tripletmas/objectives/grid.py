@@ -18,6 +18,7 @@ from torch import Tensor
 from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
+from tripletmas.data.preparation import Preparation
 
 
 class TaskFiles(Protocol):
@@ -172,6 +173,6 @@ def _row(content: dict[str, Any]) -> Row:
 
 def _read(path: str, size: int) -> Tensor | None:
     try:
-        return ImageFiles.at([path], size=size, channels=3)[0]
+        return ImageFiles.at([path], Preparation((size, size)))[0]
     except ValueError:
         return None

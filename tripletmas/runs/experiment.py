@@ -100,7 +100,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
         ValueError: as `build`, and if `out` holds another run.
     """
     experiment = build(config)
-    own_images(experiment.gallery, experiment.stream[0].train.sample_shape, in_memory=False)  # or no run is begun
+    own_images(experiment.gallery, experiment.stream[0].train, in_memory=False)  # or no run is begun
     run = RunDirectory.create(out, {"version": versions(), **experiment.config}, completed=_completed)
     return train_stream(
         experiment.model,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import Params
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import unlabelled
+from tripletmas.data.images import preparation_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.base import unit
 from tripletmas.index.choice import AUTO, COMPENSATE, Choice, CompensateName, choose_drift
@@ -58,11 +59,12 @@ class GalleryConfig:
 
 
 def own_images(
-    config: GalleryConfig, sample_shape: tuple[int, ...], *, in_memory: bool | None = None
+    config: GalleryConfig, samples: LabelledDataset, *, in_memory: bool | None = None
 ) -> LabelledDataset | None:
     """The unlabelled images that join the fit of a map, as the run's model takes them; None where there are none.
 
     Args:
+        samples: of the run.
         in_memory: as `data.images.read_images`; False decodes nothing now.
 
     Raises:
@@ -71,7 +73,8 @@ def own_images(
     if config.images is None:
         return None
     try:
-        return unlabelled(config.images, sample_shape, invert=config.invert, in_memory=in_memory, option=None)
+        prepared = preparation_of(samples)
+        return unlabelled(config.images, prepared, invert=config.invert, in_memory=in_memory, option=None)
     except ValueError as error:
         raise ValueError(f"gallery.images: {error}") from None
 

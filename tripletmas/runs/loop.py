@@ -92,7 +92,7 @@ def _train(
     strategy.prepare(model, learner.objective, stream)
     if search and search.start is not None:
         strategy.set_strength(search.start)
-    after = AfterTask(learner, gallery, unseen, own_images(gallery, stream[0].train.sample_shape))
+    after = AfterTask(learner, gallery, unseen, own_images(gallery, stream[0].train))
     start = run.load_checkpoint() if run else None
     scores = _begin(learner, after, stream, run, start)
     for number in range(start.task if start else 0, len(stream)):

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.images import ImageFiles
+from tripletmas.data.images import ImageFiles, preparation_of
+from tripletmas.data.preparation import Preparation, height_and_width
 from tripletmas.index.base import are_one_vector, unit
 from tripletmas.index.choice import AUTO, Choice, choose_drift
 from tripletmas.index.drift import DriftMap, fit_drift
+from tripletmas.index.images import Transform
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import embedding_dim
 from tripletmas.objectives.kinds import kind_of
@@ -43,7 +45,8 @@ class RunModel:
     Args:
         run: the path of the run directory, as it was given.
         hash: of the weights, as `weight_hash` gives it.
-        sample_shape: (channels, size, size).
+        prepared: how an image becomes what it is shown.
+        mean, deviation: what it normalises the channels by; None where it does not.
         dim: of its embeddings.
     """
 
@@ -51,7 +54,9 @@ class RunModel:
     after_task: int
     hash: str
     model: nn.Module
-    sample_shape: tuple[int, ...]
+    prepared: Preparation
+    mean: tuple[float, ...] | None
+    deviation: tuple[float, ...] | None
     dim: int
     batch_size: int
     num_workers: int
@@ -67,47 +72,70 @@ def weight_hashes(run: RunDirectory) -> tuple[str, ...]:
 
 
 def load_model(
-    run: RunDirectory, *, after: int | None = None, sample_shape: tuple[int, ...] | None = None, device: str = "auto"
+    run: RunDirectory, *, after: int | None = None, prepared: Preparation | None = None, device: str = "auto"
 ) -> RunModel:
     """The model of a run after a task; None for the last that is done.
 
     Args:
-        sample_shape: (channels, size, size) of what the model is shown; None: what the configuration says, or if it
-            says nothing (digits have one size), what the data have, which are read for that.
+        prepared: how images are made into what the model is shown; None: as the configuration says, or if it says
+            nothing (digits have one size), as the data are, which are read for that.
 
     Raises:
-        OtherImages: if the model does not take images of the shape that is asked for.
-        ValueError: if that task is not done yet, the weights do not fit, or the model takes no square images.
+        OtherImages: if the run's images are made otherwise.
+        ValueError: if that task is not done yet, the weights do not fit, or the model takes no images.
     """
     number = run.task_done(after)
     config = config_of(run)
-    shape = _shape(run, config["data"], sample_shape, number)
+    shown = _prepared(run, config["data"], prepared, number)
     options = {key: value for key, value in config["model"].items() if key != "name"}
-    made = build_model(kind_of(config), config["model"]["name"], options, shape, of_data=config["data"])
+    made = build_model(kind_of(config), config["model"]["name"], options, shown.shape, of_data=config["data"])
     model = made.to(choose_device(device))
     state = run.weights.read(number)
     try:
         load_state(model, state, str(run.weights.path(number)))
-        dim = embedding_dim(model, shape)
+        dim = embedding_dim(model, shown.shape)
     except ValueError as error:
         raise OtherImages(str(error)) from None
     except RuntimeError as error:  # torch's, for images that the layers do not fit
         reason = str(error).splitlines()[0]
-        raise OtherImages(f"the model of {run.path} takes no images of shape {shape}: {reason}") from None
+        raise OtherImages(f"the model of {run.path} takes no images of shape {shown.shape}: {reason}") from None
     size, workers = (config["training"][option] for option in ("eval_batch_size", "num_workers"))
-    return RunModel(str(run.path), number, weight_hash(state), model, shape, dim, batch_size=size, num_workers=workers)
+    mean, deviation = (options.get(each) and tuple(options[each]) for each in ("mean", "deviation"))
+    return RunModel(
+        str(run.path),
+        number,
+        weight_hash(state),
+        model,
+        shown,
+        mean,
+        deviation,
+        dim,
+        batch_size=size,
+        num_workers=workers,
+    )
 
 
-def _shape(run: RunDirectory, data: Mapping[str, Any], asked: tuple[int, ...] | None, number: int) -> tuple[int, ...]:
-    """The shape that is asked for, else that of the configuration, else that of the data."""
-    channels, size = data.get("channels"), data.get("size")
-    configured = None if channels is None or size is None else (channels, size, size)
-    if asked and configured not in (None, asked):
-        raise OtherImages(f"the model of {run.path} takes images of shape {configured}, not {asked}")
-    shape = asked or configured or load_trained(run, number)[0].stream[0].query.sample_shape
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"the model of {run.path} takes samples of shape {shape}, which are no square images")
-    return shape
+def transform_of(model: RunModel, invert: bool) -> Transform:
+    """What an index notes of how its images were made."""
+    shown = model.prepared
+    return Transform(shown.size, shown.channels, invert, shown.interpolation, shown.crop, model.mean, model.deviation)
+
+
+def prepared_by(transform: Transform) -> Preparation:
+    """The part of it that makes an image file into pixels."""
+    interpolation: Any = transform.interpolation
+    return Preparation(transform.size, transform.channels, interpolation, transform.crop)
+
+
+def _prepared(run: RunDirectory, data: Mapping[str, Any], asked: Preparation | None, number: int) -> Preparation:
+    """As it is asked for, else as the configuration says, else as the data are."""
+    if data.get("channels") is None or data.get("size") is None:
+        return asked or preparation_of(load_trained(run, number)[0].stream[0].query)
+    said = {key: data[key] for key in ("interpolation", "crop") if data.get(key) is not None}
+    configured = Preparation(height_and_width(data["size"]), data["channels"], **said)
+    if asked and configured != asked:
+        raise OtherImages(f"the model of {run.path} takes images made by {configured}, not {asked}")
+    return configured
 
 
 def embed_images(
@@ -132,7 +160,7 @@ def embed_images(
         ValueError: naming the image that cannot be read, or whose embedding is not finite.
     """
     hint = f" ({option} leaves out what cannot be read)" if option else ""
-    shown = _Shown(images, model.sample_shape, hint=None if skip_unreadable else hint)
+    shown = _Shown(images, model.prepared.shape, hint=None if skip_unreadable else hint)
     dataset = LabelledDataset(shown, torch.zeros(len(images)), ["unlabelled"], paths=images.paths)
     if invert:
         dataset = dataset.with_transform(lambda image: 1 - image)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.data.dataset import LabelledDataset, concatenate
-from tripletmas.data.images import ImageFiles, find_images, thumbnail
+from tripletmas.data.images import ImageFiles, find_images, preparation_of, thumbnail
 from tripletmas.data.tasks import Stream
 from tripletmas.index.exact import ExactIndex
 from tripletmas.objectives.facts.fact import parse_query
@@ -53,8 +53,7 @@ def language_of(objective: Objective) -> LanguageView:
 def gallery_of(learned: Stream, folder: str | None) -> Gallery:
     """The test images of these tasks, or all images of a folder."""
     if folder is not None:
-        channels, size = learned[0].query.sample_shape[:2]
-        files = ImageFiles(folder, find_images(folder), size=size, channels=channels)
+        files = ImageFiles(folder, find_images(folder), preparation_of(learned[0].query))
         return Gallery(_unlabelled(files), files.paths, None, True)
     images = concatenate([task.query for task in learned])
     return Gallery(images, names_of(images), images.truth, images.paths is not None)
@@ -98,9 +97,8 @@ def images_for(
 def facts_for(language: LanguageView, embed: Embed, learned: Stream, images: Sequence[str], k: int) -> Grid:
     """For each image file the k best of the facts that these tasks have."""
     columns = torch.tensor(sorted(label for task in learned for label in task.classes))
-    channels, size = learned[0].query.sample_shape[:2]
     index = ExactIndex.over(fact_vectors(language.vectors[columns], language.mask[columns]), normalize=False)
-    asked = image_vectors(embed(_unlabelled(ImageFiles.at(images, size=size, channels=channels))))
+    asked = image_vectors(embed(_unlabelled(ImageFiles.at(images, preparation_of(learned[0].query)))))
     scores, found = index.search(asked, min(k, len(columns)))
     rows = []
     for path, near, facts in zip(images, scores.tolist(), columns[found].tolist(), strict=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import ImageFiles, find_images, read_images
+from tripletmas.data.preparation import Preparation
 from tripletmas.data.tables import read_rows
 from tripletmas.objectives.facts.fact import PARTS, Fact, by_order, fact, truth_of
 
@@ -47,7 +48,7 @@ def facts(
     table = _read(csv, root)
     columns = by_order(table.tasks)
     groups = [table.tasks[each] for each in columns]
-    files = ImageFiles(root, list(table.facts), size=size, channels=channels)
+    files = ImageFiles(root, list(table.facts), Preparation((size, size), channels))
     samples, _ = read_images(files, in_memory=in_memory, skip_unreadable=False)
     everything = LabelledDataset(
         samples,
