@@ -12,6 +12,7 @@ import torch
 from commands import restored_tables
 from hypothesis import settings
 from PIL import Image
+from tiny_texts import write_encoder
 
 from tripletmas.cli import main as cli
 from tripletmas.data.dataset import LabelledDataset, Source
@@ -113,3 +114,9 @@ def tables() -> Iterator[None]:
     """The tables of parts, which training enters one's own into, as they were before the test."""
     with restored_tables():
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """The folder of a tiny sentence encoder of random weights; see `tiny_texts`."""
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny")

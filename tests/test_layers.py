@@ -38,6 +38,9 @@ ONLY_IN = {
     "filelock": {"basics"},
     "pyarrow": {"cli"},
     "safetensors": {"basics"},
+    "sentence_transformers": {"models"},
+    "transformers": {"models"},
+    "huggingface_hub": {"models"},
     "torch.distributed": set(),
 }
 

@@ -56,6 +56,12 @@ def test_every_option_has_a_type_and_help(part, name):
         assert not option.help.startswith("as in ") or part == "loss", key  # a foreign loss is described by its class
 
 
+REQUIRED = {"folder": {"root"}, "csv": {"path"}, "sequence": {"parts"}, "facts": {"csv"}} | {
+    "texts": {"root"},
+    "jsonl": {"path"},
+}
+
+
 @pytest.mark.parametrize("name", sorted(set(catalog.names("data"))))
 def test_data_options_are_those_of_the_reader_and_of_the_stream(name):
     options = catalog.options("data", name)
@@ -65,7 +71,7 @@ def test_data_options_are_those_of_the_reader_and_of_the_stream(name):
     assert (of_facts <= options.keys()) == (name in FactsKind.datasets) == of_classes.isdisjoint(options.keys())
     assert ("download" in options) == (name in DOWNLOADED | {"omniglot", "sequence"})
     required = {key for key, option in options.items() if option.default is inspect.Parameter.empty}
-    assert required == {"folder": {"root"}, "csv": {"path"}, "sequence": {"parts"}, "facts": {"csv"}}.get(name, set())
+    assert required == REQUIRED.get(name, set())
 
 
 def test_an_option_is_read_from_signature_and_docstring():

@@ -27,7 +27,7 @@ from tripletmas.index.choice import COMPENSATE
 from tripletmas.objectives.embedded import embed_tasks
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import kind_of
-from tripletmas.runs import catalog, configuration
+from tripletmas.runs import catalog, configuration, texts
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment, load_trained
 
@@ -100,6 +100,7 @@ def _other_data(run: RunDirectory, experiment: Experiment, of_data: Sequence[str
     """The tasks that these options describe, if the model takes their samples."""
     config, _ = configuration.parse(of_data, program="tripletmas evaluate")
     stream = catalog.build_data(*name_and_options(config["data"]), kind_of(config)).stream
+    stream = texts.stream_read_by(experiment.model, stream, experiment.config["model"]["name"])
     own, other = (each[0].query.sample_shape for each in (experiment.stream, stream))
     if own != other:
         raise ValueError(

@@ -18,3 +18,6 @@ from .sequences import sequence as sequence
 from .tasks import Stream as Stream
 from .tasks import Task as Task
 from .tasks import make_stream as make_stream
+from .text_tables import jsonl as jsonl
+from .text_tables import texts as texts
+from .tokens import Tokenizer as Tokenizer

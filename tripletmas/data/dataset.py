@@ -1,6 +1,7 @@
 """A labelled data set: samples, and labels that are readable without loading a sample.
 
-Shapes: n samples; a sample is a float32 tensor, an image (channels, height, width) with values in [0, 1].
+Shapes: n samples; a sample is a float32 tensor, an image (channels, height, width) with values in [0, 1]; or a text,
+int64 (2, length): the ids of its tokens, and ones, which say of a batch's zeros that they are no tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
@@ -32,12 +34,13 @@ class LabelledDataset(Dataset):
 
     Args:
         samples: a tensor (n, ...) in memory, uint8 (0..255, scaled to [0, 1] when read) or floating, or any sequence
-            whose items are such tensors of one shape, decoded when asked for.
+            whose items are such tensors of one shape, decoded when asked for. Those of int64 stay as they are.
         labels: (n,), integers in [0, len(class_names)); or (n, len(class_names)), booleans.
         class_names: the name of each label. Labels that users write as strings or as large numbers stay names.
         groups: the group of each *class* (an alphabet, the folder of a task), for streams of one task a group.
-        paths: the file of each sample, where samples are files.
+        paths: the file of each sample, where samples are files; of a text its file and its line there.
         prepared: how each sample was made from an image; None where it was not, or nobody noted it.
+        texts: each sample as a text, where samples are texts, whose lengths differ: a batch has that of its longest.
 
     Attributes:
         transform: applied to each sample when it is read, as augmentation is; `plain` is the view without it.
@@ -54,6 +57,7 @@ class LabelledDataset(Dataset):
         groups: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
         prepared: Preparation | None = None,
+        texts: Sequence[str] | None = None,
     ):
         labels = torch.as_tensor(labels)
         if len(labels) != len(samples):
@@ -71,6 +75,7 @@ class LabelledDataset(Dataset):
         self._labels = self._all_labels
         self._all_paths = paths
         self.prepared = prepared
+        self._all_texts = texts
         _check_labels(self._all_labels, len(class_names))
 
     def __len__(self) -> int:
@@ -89,7 +94,8 @@ class LabelledDataset(Dataset):
         if isinstance(self.samples, Tensor) and self.transform is None:
             samples = _as_float(self.samples[chosen])
         else:
-            samples = torch.stack([self._read(i) for i in chosen.tolist()])
+            read = [self._read(i) for i in chosen.tolist()]
+            samples = torch.stack(read if self._all_texts is None else _as_long_as_the_longest(read))
         labels = self._labels[positions]
         return samples, labels if self.within is None else labels & self.within
 
@@ -121,10 +127,18 @@ class LabelledDataset(Dataset):
         return None if all_paths is None else tuple(all_paths[int(i)] for i in self.indices)
 
     @property
+    def texts(self) -> tuple[str, ...] | None:
+        """Each sample of this view as a text; None where samples are no texts."""
+        all_texts = self._all_texts
+        return None if all_texts is None else tuple(all_texts[int(i)] for i in self.indices)
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
+        """The shape of one sample; () for texts, whose lengths differ."""
         if not len(self):
             raise ValueError("an empty data set has no sample whose shape could be told")
+        if self._all_texts is not None:
+            return ()
         return tuple(self[0][0].shape)
 
     def subset(self, positions: Tensor | Sequence[int]) -> LabelledDataset:
@@ -152,6 +166,13 @@ class LabelledDataset(Dataset):
     def with_transform(self, transform: Transform | None) -> LabelledDataset:
         """The same samples, read through `transform`."""
         return self._view(self.indices, transform)
+
+    def with_samples(self, samples: Tensor | Sequence[Tensor]) -> LabelledDataset:
+        """The same view of other samples, one for each that there is: texts as a model reads them."""
+        assert len(samples) == len(self._all_labels)
+        view = copy(self)
+        view.samples = samples
+        return view
 
     def _view(self, indices: Tensor, transform: Transform | None, within: Tensor | None = None) -> LabelledDataset:
         view = copy(self)
@@ -283,4 +304,12 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def _as_float(samples: Tensor) -> Tensor:
+    if samples.dtype == torch.int64:
+        return samples  # ids of tokens
     return samples.float() / 255 if samples.dtype == torch.uint8 else samples.float()
+
+
+def _as_long_as_the_longest(texts: Sequence[Tensor]) -> list[Tensor]:
+    """Texts (2, length) with zeros at their ends."""
+    longest = max(text.shape[1] for text in texts)
+    return [functional.pad(text, (0, longest - text.shape[1])) for text in texts]

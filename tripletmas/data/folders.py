@@ -13,13 +13,12 @@ import torch
 from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
 from tripletmas.data.images import ImageFiles, find_images, identity_of, read_images
+from tripletmas.data.parts import LEFT_OUT as LEFT_OUT
+from tripletmas.data.parts import SPLITS, parts_of
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
 from tripletmas.data.tables import read_rows
 
 logger = logging.getLogger(__name__)
-
-SPLITS = {"train": "train", "test": "test", "query": "test", "gallery": "gallery"}  # a query is a test sample
-LEFT_OUT = frozenset({"val", "valid", "validation"})  # nothing is selected on them, and test scores stay comparable
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def folder(
     if Path(root).is_file():
         branches = _unwrapped(branches)
     entries, example = [], {}
-    for file, split, branch in zip(files, *_parts_of(root, branches), strict=True):
+    for file, split, branch in zip(files, *parts_of(root, branches), strict=True):
         if split in SPLITS:
             entries.append(Entry(file, "/".join(branch), branch[0] if len(branch) == 2 else None, SPLITS[split]))
             example.setdefault(len(branch), file)
@@ -80,21 +79,6 @@ def _unwrapped(branches: list[list[str]]) -> list[list[str]]:
     return [branch[1:] for branch in branches] if one_top and min(map(len, branches)) > 1 else branches
 
 
-def _parts_of(root: str, branches: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The part of the set that each image lies in, and its folders there; "train" where folders are no parts."""
-    firsts = ["".join(branch[:1]).lower() for branch in branches]
-    tops = {*firsts} - {""}
-    known = tops <= SPLITS.keys() | LEFT_OUT
-    if not known or "train" not in tops:
-        if known and len(tops) > 1:
-            logger.warning("%s: no folder train, so %s are read as classes or tasks", root, ", ".join(sorted(tops)))
-        return ["train"] * len(branches), branches
-    left_out = sum(map(firsts.count, LEFT_OUT))
-    if left_out:
-        logger.warning("%s: left out %d images of the validation part", root, left_out)
-    return [first or "train" for first in firsts], [branch[1:] for branch in branches]
-
-
 def csv(
     *,
     path: str,
@@ -105,13 +89,17 @@ def csv(
     crop: float = 1.0,
     in_memory: bool | None = None,
     skip_unreadable: bool = False,
+    text: str | None = None,
+    label: str = "label",
+    test_path: str | None = None,
 ) -> Source:
-    """Images listed in a CSV file with the columns `path,label[,task][,split]`; others are ignored.
+    """Images listed in a CSV file with the columns `path,label[,task][,split]`, or texts in it; others are ignored.
 
     Labels may be any text or number; they name the classes. `task` groups classes, so a label belongs to one task.
     `split` is train, test, query (the same as test) or gallery; without it all images are for training. A file has one
     label; it may be for training and in the gallery, but a query is nothing else. A row that is there twice counts
-    once, and is warned of, as are files outside of `root`.
+    once, and is warned of, as are files outside of `root`. Texts need no `path`, and may have several lines in quotes;
+    for them the options of images have no meaning.
 
     Args:
         path: the CSV file, UTF-8, with a header.
@@ -123,14 +111,27 @@ def csv(
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         skip_unreadable: leave out images that are missing or cannot be read, and say how many; else the first one is an
             error.
+        text: the column of the texts that are learned, in place of images, by a model of texts.
+        label: the column of the classes.
+        test_path: of texts a second CSV file, of the queries, where the first has no column split.
     """
+    if text is not None:
+        if root is not None or skip_unreadable:
+            raise ValueError(
+                "root and skip_unreadable are for images, and text names a column of texts: leave them out"
+            )
+        from tripletmas.data.text_tables import csv_of_texts  # here, so that no chain of imports grows longer
+
+        return csv_of_texts(path, text=text, label=label, test_path=test_path)
+    if test_path is not None:
+        raise ValueError("test_path is for texts: name their column with text; images have a column split")
     folder_of_paths = Path(path).parent if root is None else Path(root)
     if not folder_of_paths.is_dir():
         raise ValueError(f"no such folder: {folder_of_paths}")
     table = _Table(folder_of_paths)
-    for number, cells in read_rows(path, ("path", "label"), ("task", "split")):
+    for number, cells in read_rows(path, ("path", label), ("task", "split")):
         try:
-            table.add(number, cells, may_be_missing=skip_unreadable)
+            table.add(number, {**cells, "label": cells[label]}, may_be_missing=skip_unreadable)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     table.tell(path)

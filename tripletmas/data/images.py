@@ -190,13 +190,22 @@ def find_images(root: str | Path) -> list[str]:
     Raises:
         ValueError: if there is no such folder or archive, or no image in it.
     """
+    return find_files(root, IMAGE_SUFFIXES, "images")
+
+
+def find_files(root: str | Path, suffixes: frozenset[str], what: str) -> list[str]:
+    """As `find_images`, for files with other endings.
+
+    Args:
+        what: they are called.
+    """
     names = [name for name in _files_in(Path(root)) if not any(map(_is_hidden, name.split("/")))]
-    found = sorted(name for name in names if _suffix(name) in IMAGE_SUFFIXES)
+    found = sorted(name for name in names if _suffix(name) in suffixes)
     if not found:
-        raise ValueError(f"no images in {root} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise ValueError(f"no {what} in {root} (looked for {', '.join(sorted(suffixes))})")
     if len(found) < len(names):
-        others = sorted({*map(_suffix, names)} - IMAGE_SUFFIXES - {""})
-        logger.warning("%s: left out %d files that are no images (%s)", root, len(names) - len(found), " ".join(others))
+        others, left_out = " ".join(sorted({*map(_suffix, names)} - suffixes - {""})), len(names) - len(found)
+        logger.warning("%s: left out %d files that are no %s (%s)", root, left_out, what, others)
     return found
 
 
@@ -224,6 +233,8 @@ def preparation_of(dataset: LabelledDataset) -> Preparation:
     """
     if dataset.prepared is not None:
         return dataset.prepared
+    if dataset.texts is not None:
+        raise ValueError("the model reads texts, and can be shown no images")
     shape = dataset.sample_shape
     if len(shape) != 3 or shape[0] not in CHANNELS:
         raise ValueError(f"the model takes samples of shape {shape}, which are no images, grey or RGB")

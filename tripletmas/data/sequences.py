@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed, suggestion
-from tripletmas.data import datasets, folders, photographs
+from tripletmas.data import datasets, folders, photographs, text_tables
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import IN_MEMORY_BYTES
 
@@ -35,6 +35,8 @@ READERS: dict[str, Callable[..., Source]] = {
     "aircraft": photographs.aircraft,
     "folder": folders.folder,
     "csv": folders.csv,
+    "texts": text_tables.texts,
+    "jsonl": text_tables.jsonl,
 }
 
 Samples = Tensor | Sequence[Tensor]

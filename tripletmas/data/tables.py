@@ -6,7 +6,7 @@ import csv
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from tripletmas.basics.sentences import listed
 
@@ -19,12 +19,15 @@ _REASONS = {  # what Python's reader says -> what a user can mend
 }
 
 
-def read_rows(path: str, needed: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(
+    path: str, needed: Sequence[str], optional: Sequence[str], *, texts: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
     """(number of the line, column -> cell without spaces around it) of each row, for the columns that are known.
 
     Args:
         needed: the columns that must be there.
         optional: those that may be. Others are left out, and the log names them.
+        texts: those of the needed ones that hold texts, which may have several lines, as then may those left out.
 
     Raises:
         ValueError: naming the file, and the line of what is wrong: a column that is there twice, or is nearly one that
@@ -41,10 +44,11 @@ def read_rows(path: str, needed: Sequence[str], optional: Sequence[str]) -> Iter
     others = sorted({*columns} - {"", *known})
     if others:
         logger.warning("%s: columns that nothing is read from: %s", path, listed(others))
-    spaced = any(name.startswith(" ") for name in header)
+    spaced = any(name.startswith(" ") for name in header) or bool(texts)
+    of_one_line = {*known} - {*texts} if texts else {*columns}
     for number, cells in lines:
         try:
-            yield number, _row(cells, columns, known, spaced=spaced)
+            yield number, _row(cells, columns, known, of_one_line, spaced=spaced)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
 
@@ -87,12 +91,14 @@ def _refuse_lines(cells: Iterable[str]) -> None:
         raise ValueError("a cell of several lines, or with a zero byte: is a quote not closed?")
 
 
-def _row(cells: Sequence[str], columns: Sequence[str], known: Iterable[str], *, spaced: bool) -> dict[str, str]:
+def _row(
+    cells: Sequence[str], columns: Sequence[str], known: Iterable[str], of_one_line: Container[str], *, spaced: bool
+) -> dict[str, str]:
     """known column -> cell; `spaced` says that spaces follow commas in this file."""
     if len(cells) != len(columns):
         more = "more" if len(cells) > len(columns) else "fewer"
         raise ValueError(f"{more} cells than columns; {_QUOTE}")
-    _refuse_lines(cells)
+    _refuse_lines(cell for name, cell in zip(columns, cells, strict=True) if name in of_one_line or "\0" in cell)
     row = dict(zip(columns, cells, strict=True))
     found = {name: row.pop(name).strip() for name in known}
     if row.get("") or (not spaced and any(cell.startswith(" ") for cell in row.values())):

@@ -50,7 +50,7 @@ def fingerprint(task: Task) -> str:
     parts = [[task.train.class_names[label] for label in task.classes]]
     for part in (task.train, task.query, task.gallery):
         if part is not None:
-            parts.append(list(part.paths or map(str, part.indices.tolist())))
+            parts.append(list(part.texts or part.paths or map(str, part.indices.tolist())))
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
@@ -208,6 +208,8 @@ def _augmentation(name: str, train: LabelledDataset) -> Transform | None:
         return None
     if name not in ("flip", "crop-flip"):
         raise ValueError(f"unknown augmentation {name!r} (there are none, flip, crop-flip)")
+    if train.texts is not None:
+        raise ValueError(f"augment={name!r} changes images, and these are texts: leave it none")
     if len(train.sample_shape) != 3:
         raise ValueError(f"augment={name!r} needs images (channels, height, width), got samples {train.sample_shape}")
     from torchvision.transforms import v2  # here, because it takes a second that other streams need not wait

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tripletmas.basics.sentences import suggestion
 from tripletmas.basics.weights import device_of
+from tripletmas.models import text
 
 INCEPTIONS = ("googlenet", "inception_v3")  # auxiliary heads, and an input normalisation of their own
 
@@ -43,11 +44,24 @@ def model_names() -> tuple[str, ...]:
     return (*MODELS, *torchvision.models.list_models(module=torchvision.models))
 
 
+def is_prefixed(name: str) -> bool:
+    """Whether a name begins with what says how such models are made, and ends in which of them it is."""
+    return name.startswith(tuple(PREFIXED))
+
+
+def defaults_for(name: str) -> Mapping[str, Any]:
+    """option -> its default, where it is another one for this model: one that is pretrained learns slowly."""
+    return text.DEFAULTS if name.startswith(text.PREFIX) else {}
+
+
 def constructor_for(name: str) -> Callable[..., nn.Module]:
     """The function that makes model `name`; its keyword-only parameters are the model's options.
 
     For a torchvision name it is `backbone` with `name` filled in.
     """
+    for prefix, constructor in PREFIXED.items():
+        if name.startswith(prefix):
+            return partial(constructor, name=name)
     if name in MODELS:
         return MODELS[name]
     if name not in model_names():
@@ -133,7 +147,9 @@ def backbone(sample_shape: tuple[int, ...], *, name: str, dim: int = 128, pretra
 
 
 def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
-    """The length of a model's embedding: that of one sample of zeros. The model is left as it was.
+    """The length of a model's embedding: that of one sample of zeros, or of a text of a single token.
+
+    The model is left as it was.
 
     Raises:
         ValueError: if the model does not return (batch, dim).
@@ -142,7 +158,8 @@ def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
     model.eval()
     try:
         with torch.no_grad():
-            shape = tuple(model(torch.zeros(1, *sample_shape, device=device_of(model))).shape)
+            sample = torch.zeros(1, *sample_shape) if sample_shape else torch.tensor([[[0], [1]]])  # one token
+            shape = tuple(model(sample.to(device_of(model))).shape)
     finally:
         for module, flag in training:  # not model.train(): parts may be in eval mode on purpose
             module.training = flag
@@ -152,6 +169,7 @@ def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "conv4": conv4}
+PREFIXED: dict[str, Callable[..., nn.Module]] = {text.PREFIX: text.sentence_encoder}
 
 
 class Normalize(nn.Module):

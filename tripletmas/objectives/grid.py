@@ -3,7 +3,7 @@
 Data alone. A report and `tripletmas query` show it; a run directory keeps it:
 
 shown/found00.json           after task 0: what was found then, by which later grids tell what has changed
-shown/grid.json              of the last task: the grid that a report shows
+shown/grid.json              of the last task: the grid that a report shows, with its texts
 shown/pictures.safetensors   its pictures, by name
 """
 
@@ -108,6 +108,7 @@ class Grid:
         note: what a reader has to know besides.
         pictures: name -> uint8 (1 or 3, height, width), None where it could not be read; what has no name here is no
             image.
+        texts: name -> the text, of what is one.
     """
 
     moments: tuple[str, ...]
@@ -115,6 +116,7 @@ class Grid:
     tables: tuple[Table, ...] = ()
     note: str = ""
     pictures: Mapping[str, Tensor | None] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def with_files(self, size: int) -> Grid:
         """The same with the pictures that are still None read from their files: colour, the centre square."""
@@ -154,6 +156,7 @@ def read_grid(run: Folder) -> Grid | None:
         tables=tuple(Table(**{**table, "rows": tuple(map(tuple, table["rows"]))}) for table in content["tables"]),
         note=content["note"],
         pictures=run.read_tensors("shown/pictures.safetensors"),
+        texts=content.get("texts", {}),
     )
 
 

@@ -86,7 +86,7 @@ class Wording:
     )
     shown: tuple[str, str] = (
         "Queries and what they find",
-        "Pictures of test queries and the five nearest items of the gallery of everything seen, before the last task "
+        "Test queries and the five nearest items of the gallery of everything seen, before the last task "
         "was learned and after it, the nearest first. ✓ and a green frame: of the query's class; ✗ and an orange "
         "dashed frame: of another. Queries whose first answer turned right or wrong come first, then those that found "
         "more or fewer: they show what changed and are no fair sample.",

@@ -70,7 +70,8 @@ def query_page(grid: Grid, *, about: str, measure: str, notes: Sequence[str] = (
         measure: what the scores are.
         notes: sentences that a reader should see first.
     """
-    title = f"Nearest images of {len(grid.rows)} queries" if len(grid.rows) != 1 else "Nearest images"
+    nearest = "Nearest texts" if grid.texts else "Nearest images"
+    title = f"{nearest} of {len(grid.rows)} queries" if len(grid.rows) != 1 else nearest
     said = f"{about}; scores: {measure}, larger is nearer"
     values = {"title": title, "about": [said], "grid": grid, "notes": notes, "versions": {}, "side": QUERY_PIXELS}
     return render("query.html.j2", {**values, **GRID_TOOLS})

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tripletmas.report import texts
-from tripletmas.report.numbers import begun, middle_cut, number
+from tripletmas.report.numbers import begun, end_cut, middle_cut, number
 from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, canvas
 
 
@@ -79,5 +79,5 @@ def data_uri(content: bytes, kind: str) -> str:
 def _environment() -> Environment:
     loader = PackageLoader("tripletmas.report", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters.update(begun=begun, number=number, middle_cut=middle_cut)
+    made.filters.update(begun=begun, number=number, middle_cut=middle_cut, end_cut=end_cut)
     return made

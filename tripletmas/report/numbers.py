@@ -66,6 +66,11 @@ def middle_cut(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"{name[: limit - tail - 1]}…{name[-tail:]}"
 
 
+def end_cut(text: str, limit: int) -> str:
+    """A text without what follows its first `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def averages(matrix: Tensor) -> list[float]:
     """The mean over the tasks learned so far, after each task."""
     return [average(matrix[: t + 1, : t + 1]) for t in range(len(matrix))]

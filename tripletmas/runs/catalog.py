@@ -16,7 +16,8 @@ from torch import nn
 from tripletmas.basics.options import Option, call, options_of
 from tripletmas.basics.sentences import suggestion
 from tripletmas.data.dataset import Source
-from tripletmas.models.networks import MODELS, model_names
+from tripletmas.models.networks import MODELS, is_prefixed, model_names
+from tripletmas.models.text import PREFIX
 from tripletmas.objectives.kind import Data, Kind
 from tripletmas.objectives.kinds import KINDS, kind_with, objective_of
 from tripletmas.objectives.objective import Objective
@@ -82,7 +83,7 @@ def options(part: str, name: str, kind: Kind | None = None) -> dict[str, Option]
     """
     if part == "strategy":
         return _strategy_options(name)
-    if name not in names(part) and name not in OWN.get(part, ()):
+    if not is_built_in(part, name) and name not in names(part) and name not in OWN.get(part, ()):
         raise _unknown(part, name)
     kind = kind or kind_with(part, name)
     if part == "model":
@@ -122,6 +123,8 @@ def build_model(
     data: Data | None = None,
 ) -> nn.Module:
     """The model `name`, as this kind needs it for data with the options `of_data`."""
+    if not sample_shape and name in BUILT_IN["model"]:
+        raise ValueError(f"the data are texts, and model {name!r} reads none: choose --model {PREFIX}NAME_OR_FOLDER")
     made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     model = kind.model(name, made, sample_shape, of_data=of_data, data=data)
     if not isinstance(model, nn.Module):
@@ -196,6 +199,11 @@ def _unknown(part: str, name: str) -> ValueError:
 
 
 BUILT_IN = {**{part: frozenset(names(part)) for part in PARTS}, "objective": frozenset(KINDS)}
+
+
+def is_built_in(part: str, name: str) -> bool:
+    """Whether a part of this name comes with the package, and is nobody's own code."""
+    return name in BUILT_IN[part] or (part == "model" and is_prefixed(name))
 
 
 def admit(code: Code) -> None:

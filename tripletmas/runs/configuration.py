@@ -21,6 +21,7 @@ import jsonargparse
 from tripletmas.basics.options import Option, options_of
 from tripletmas.basics.sentences import listed, refused, suggestion
 from tripletmas.basics.yaml_files import MOST, read_mapping, unfolds
+from tripletmas.models.networks import defaults_for
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import KINDS, kind_named, kind_with
 from tripletmas.runs import catalog, plugins, trust
@@ -140,7 +141,7 @@ def _admitted(
 
 def _code_of(part: str, name: str, *, is_typed: bool, records: object) -> Code | None:
     """The code of a part of one's own; None for a part that is built in, or that there is not."""
-    if name in catalog.BUILT_IN[part]:
+    if catalog.is_built_in(part, name):
         plugins.refuse_registered(part, name)
         return None
     if not plugins.is_written_out(name) and name not in plugins.registered(part):
@@ -170,6 +171,7 @@ def _parser(chosen: Mapping[str, str], kind: Kind, program: str, extra) -> jsona
         _add(group, part, catalog.options(part, chosen[part], kind))
     _add(parser.add_argument_group("training"), "training", options_of(TrainConfig, leave_out=("seed",)))
     named = {f"{part}.{key}": value for part, values in kind.defaults.items() for key, value in values.items()}
+    named |= defaults_for(chosen["model"])
     known = {action.dest for action in parser._actions}
     parser.set_defaults({key: value for key, value in named.items() if key in known})
     _add(parser.add_argument_group("gallery"), "gallery", options_of(GalleryConfig))

@@ -22,7 +22,7 @@ from tripletmas.objectives.kind import Data, Kind
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.scores import Scores
-from tripletmas.runs import catalog, configuration
+from tripletmas.runs import catalog, configuration, texts
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.loop import train_stream
@@ -74,6 +74,7 @@ def build(config: Mapping[str, Any], *, data: Data | None = None) -> Experiment:
     shape = built.stream[0].train.sample_shape
     seed_everything(resolved["seed"])
     made_model = catalog.build_model(kind, *model, shape, of_data=named[1], data=built).to(device)
+    built, resolved = texts.read_by(made_model, built, model[0]), texts.as_begun(resolved, made_model)
     if training.backbone_lr is not None:
         split_backbone(made_model)  # whether there is one is told before anything is written
     dim = embedding_dim(made_model, shape)

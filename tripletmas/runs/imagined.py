@@ -120,6 +120,11 @@ def _check(run: RunDirectory, experiment: Experiment, after: int) -> None:
     kind = experiment.kind
     if not kind.finds_items:
         raise ValueError(f"a forecast is for images that search images, not for objective {kind.name}")
+    if experiment.stream[after].train.texts is not None:
+        raise ValueError(
+            "a forecast imagines images, and texts cannot be imagined: measure what the update did, by evaluate "
+            "--gallery stale,compensated"
+        )
     if after == 0:
         raise ValueError(f"{run.path}: no update has followed the first task, so that no stored vector has moved")
     missing = [number for number in range(after + 1) if run.galleries.find(number) is None]

@@ -44,13 +44,19 @@ def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks)
     pictured = min(_PICTURED, max(2, _PICTURED_IN_ALL // len(seen)))
     found = _nearest(seen, embedded, [draw[:pictured] for draw in draws])
     write_found(run, number, found)
-    if not are_pictures(seen[0].query):
+    are_texts = seen[0].query.texts is not None
+    if not are_texts and not are_pictures(seen[0].query):
         return
     before = {name: row.found[0] for name, row in read_found(run, number - 1).items()} if number else {}
     rows = [replace(row, found=(before.get(row.name, ()), *row.found)) for row in found]
     shown = [name for row in rows for name in (row.name, *(hit.name for hits in row.found for hit in hits))]
+    moments = ("before the last task", "after the last task")
+    if are_texts:
+        texts = {name: _text(seen, name) for name in dict.fromkeys(shown)}
+        write_grid(run, Grid(moments, tuple(rows), texts=texts))
+        return
     pictures = {name: thumbnail(_sample(seen, name)) for name in dict.fromkeys(shown)}
-    write_grid(run, Grid(("before the last task", "after the last task"), tuple(rows), pictures=pictures))
+    write_grid(run, Grid(moments, tuple(rows), pictures=pictures))
 
 
 def write_followed(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks) -> list[Tensor]:
@@ -107,6 +113,16 @@ def _items(task: Task) -> LabelledDataset:
 
 
 def _sample(seen: Stream, name: str) -> Tensor:
-    """The sample that a row or a hit has its name from: the number of its task, and its place there."""
+    """The sample that a row or a hit has its name from."""
+    return _one(seen, name)[0][0]
+
+
+def _text(seen: Stream, name: str) -> str:
+    """The same as a text."""
+    return next(iter(_one(seen, name).texts or ("",)))
+
+
+def _one(seen: Stream, name: str) -> LabelledDataset:
+    """It alone, by the number of its task and its place there, which its name consists of."""
     number, place = map(int, name.removeprefix("query ").split("/"))
-    return (seen[number].query if name.startswith("query ") else _items(seen[number]))[place][0]
+    return (seen[number].query if name.startswith("query ") else _items(seen[number])).subset([place])

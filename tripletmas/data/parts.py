@@ -1,0 +1,25 @@
+"""The parts of a user's own data: what is learned from, what is asked, where that is searched, by names of folders."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "test": "test", "query": "test", "gallery": "gallery"}  # a query is a test sample
+LEFT_OUT = frozenset({"val", "valid", "validation"})  # nothing is selected on them, and test scores stay comparable
+
+
+def parts_of(root: str, branches: list[list[str]], *, what: str = "images") -> tuple[list[str], list[list[str]]]:
+    """The part of the set that each file lies in, and its folders there; "train" where folders are no parts."""
+    firsts = ["".join(branch[:1]).lower() for branch in branches]
+    tops = {*firsts} - {""}
+    known = tops <= SPLITS.keys() | LEFT_OUT
+    if not known or "train" not in tops:
+        if known and len(tops) > 1:
+            logger.warning("%s: no folder train, so %s are read as classes or tasks", root, ", ".join(sorted(tops)))
+        return ["train"] * len(branches), branches
+    left_out = sum(map(firsts.count, LEFT_OUT))
+    if left_out:
+        logger.warning("%s: left out %d %s of the validation part", root, left_out, what)
+    return [first or "train" for first in firsts], [branch[1:] for branch in branches]

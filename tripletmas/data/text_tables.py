@@ -1,0 +1,219 @@
+"""Texts of a user's own, each with its class: columns of a CSV file, JSON lines, and files in folders."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tripletmas.basics.sentences import listed
+from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
+from tripletmas.data.images import find_files
+from tripletmas.data.parts import SPLITS, parts_of
+from tripletmas.data.tables import read_rows
+from tripletmas.data.tokens import Texts
+
+logger = logging.getLogger(__name__)
+
+Rows = Iterator[tuple[int, dict[str, str]]]  # (number of the line, column -> cell)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One text: where it is from, its class, the group of its class, and the part of the set that it belongs to."""
+
+    text: str
+    place: str
+    class_name: str
+    group: str | None = None
+    split: str = "train"
+
+
+def csv_of_texts(path: str, *, text: str, label: str, test_path: str | None) -> Source:
+    """The texts in a column of a CSV file; as `folders.csv` says."""
+
+    def rows(file: str) -> Rows:
+        return read_rows(file, (text, label), ("task", "split", *({"path"} - {text, label})), texts=(text,))
+
+    return _of_tables(path, test_path, rows, text=text, label=label)
+
+
+def jsonl(*, path: str, text: str = "text", label: str = "label", test_path: str | None = None) -> Source:
+    """Texts in a file of JSON lines, each an object with a text and its class, as {"text": ..., "label": ...}.
+
+    Labels may be any text or number; they name the classes. `task` and `split` are keys as they are columns of a CSV
+    file.
+
+    Args:
+        path: the file, UTF-8, an object a line.
+        text: the key of the texts.
+        label: the key of their classes.
+        test_path: a second such file, of the queries.
+    """
+
+    def rows(file: str) -> Rows:
+        return _json_lines(file, (text, label), ("task", "split"))
+
+    return _of_tables(path, test_path, rows, text=text, label=label)
+
+
+def texts(*, root: str) -> Source:
+    """Texts in folders, a file each: `<class>/<name>.txt` or `<task>/<class>/<name>.txt`, as images lie in them.
+
+    Each may lie below `train`, `test` and `gallery`. With task folders, a class is '<task>/<class>' and its group is
+    the task.
+
+    Args:
+        root: the folder.
+    """
+    if not Path(root).is_dir():
+        raise ValueError(f"no such folder: {root}")
+    files = find_files(root, frozenset({".txt"}), "texts")
+    branches = [file.split("/")[:-1] for file in files]
+    entries, example = [], {}
+    for file, split, branch in zip(files, *parts_of(root, branches, what="texts"), strict=True):
+        if split in SPLITS:
+            place, group = Path(root) / file, branch[0] if len(branch) == 2 else None
+            entries.append(Entry(_content(place), str(place), "/".join(branch), group, SPLITS[split]))
+            example.setdefault(len(branch), file)
+    if len(example) != 1 or not example.keys() <= {1, 2}:
+        raise ValueError(
+            f"{root} must hold <class>/<name>.txt or <task>/<class>/<name>.txt, the same everywhere "
+            f"(each may lie below train, test or gallery), but has {' and '.join(sorted(example.values()))}"
+        )
+    return source_of(entries, root)
+
+
+def source_of(entries: Sequence[Entry], about: str) -> Source:
+    """The parts of a data set of texts.
+
+    Args:
+        about: where they are from, for errors and the log.
+    """
+    entries = _told(entries, about)
+    labels, class_names = encode_labels([entry.class_name for entry in entries])
+    group_of = {entry.class_name: entry.group or "" for entry in entries}
+    groups = [group_of[name] for name in class_names] if any(group_of.values()) else None
+    samples = Texts([entry.text for entry in entries])
+    places = [entry.place for entry in entries]
+    whole = LabelledDataset(samples, labels, class_names, groups=groups, paths=places, texts=samples.strings)
+    rows: dict[str, list[int]] = {"train": []}
+    for row, entry in enumerate(entries):
+        rows.setdefault(entry.split, []).append(row)
+    if not rows["train"]:
+        raise ValueError(f"{about} has no text to learn from")
+    return Source.of(whole, rows)
+
+
+def _of_tables(path: str, test_path: str | None, rows: Callable[[str], Rows], *, text: str, label: str) -> Source:
+    """The texts of a table, and of a second one with the queries."""
+    if text == label:
+        raise ValueError(f"text and label name one column, {text!r}")
+    entries: list[Entry] = []
+    of_class: dict[str, tuple[str, str | None]] = {}  # the place that it is first in, its group
+    for file in [path] if test_path is None else [path, test_path]:
+        found = len(entries)
+        for number, cells in rows(file):
+            try:
+                entry = _entry(cells, f"{file}, line {number}", text, label, "test" if file == test_path else None)
+                _check_group(entry, of_class)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {error}") from None
+            entries.append(entry)
+        if len(entries) == found:
+            raise ValueError(f"{file} lists no texts")
+    return source_of(entries, path)
+
+
+def _entry(cells: Mapping[str, str], place: str, text: str, label: str, split: str | None) -> Entry:
+    if "path" in cells and "path" not in (text, label):
+        raise ValueError(
+            f"there is a column 'path', as of images, and text names the column {text!r}: a run learns from one of "
+            "them, so take the column out, or leave text out"
+        )
+    empty = [name for name, cell in cells.items() if not cell]
+    if empty:
+        raise ValueError(f"the {'text' if empty[0] == text else 'cell'} in the column {empty[0]!r} is empty")
+    if split and "split" in cells:
+        raise ValueError("the file of queries (test_path) needs no column split: take it out, or leave test_path out")
+    given = cells.get("split", "train").lower()
+    if given not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
+    return Entry(cells[text], place, cells[label], cells.get("task"), split or SPLITS[given])
+
+
+def _check_group(entry: Entry, of_class: dict[str, tuple[str, str | None]]) -> None:
+    first, group = of_class.setdefault(entry.class_name, (entry.place, entry.group))
+    if group != entry.group and entry.group is not None:
+        raise ValueError(
+            f"label {entry.class_name!r} is in task {entry.group!r}, but in {first} in task {group!r}; a class belongs "
+            "to one task"
+        )
+
+
+def _told(entries: Sequence[Entry], about: str) -> list[Entry]:
+    """The texts, each once in its class and part; the log says what is better known of those that come again."""
+    kept: dict[tuple[str, str, str], Entry] = {}
+    for entry in entries:
+        kept.setdefault((entry.text, entry.class_name, entry.split), entry)
+    if again := len(entries) - len(kept):
+        logger.warning("%s: %d texts repeat one of their class, and count once", about, again)
+    classes: dict[str, set[str]] = {}
+    learned = {(entry.text, entry.class_name) for entry in kept.values() if entry.split == "train"}
+    for entry in kept.values():
+        classes.setdefault(entry.text, set()).add(entry.class_name)
+    of_several = [text for text, names in classes.items() if len(names) > 1]
+    if of_several:
+        logger.warning("%s: %d texts are of several classes (%s)", about, len(of_several), _short(of_several))
+    known = [each.text for each in kept.values() if each.split == "test" and (each.text, each.class_name) in learned]
+    if known:
+        logger.warning("%s: %d queries are learned from, word for word (%s)", about, len(known), _short(known))
+    return list(kept.values())
+
+
+def _short(found: Sequence[str]) -> str:
+    return listed([f"{text:.40}" + ("..." if len(text) > 40 else "") for text in found], 2)
+
+
+def _json_lines(path: str, needed: Sequence[str], optional: Sequence[str]) -> Rows:
+    """The lines of a file as rows: of the keys that are known, all values as text without spaces around."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield number, _cells(json.loads(line), needed, optional)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from None
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from None
+
+
+def _cells(content: object, needed: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
+    if not isinstance(content, dict):
+        raise ValueError("each line must be an object, as {...}")
+    for key in needed:
+        if key not in content:
+            raise ValueError(f"no key {key!r} (there are {', '.join(map(str, content)) or 'none'})")
+    found = {key: content[key] for key in (*needed, *optional) if key in content}
+    for key, value in found.items():
+        if isinstance(value, (dict, list)) or value is None:
+            raise ValueError(f"{key!r} must be a text or a number, got {json.dumps(value):.40}")
+    return {key: str(value).strip() for key, value in found.items()}
+
+
+def _content(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    if not text:
+        raise ValueError(f"{file} is empty")
+    return text
