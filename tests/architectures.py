@@ -180,6 +180,31 @@ class DataDependent(nn.Module):
         return self.positive(x) if x.sum() > 0 else self.negative(x)
 
 
+class ReadsItsMask(nn.Module):
+    """As encoders of text do: a mask of ones is left out, and positions and kinds are looked up for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.positions, self.kinds = nn.Embedding(9, 4), nn.Embedding(5, 4), nn.Embedding(2, 4)
+        self.attend, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, 2, 5): words and mask
+        words, mask = x.unbind(1)
+        kinds = self.kinds(torch.zeros_like(self.positions.weight[:, 0]).long().expand(len(x), -1))
+        kinds = kinds + self.positions(torch.arange(5)).unsqueeze(0)
+        x = self.words(words) + kinds
+        scores = self.attend(x) @ x.transpose(1, 2)
+        if not mask.all():
+            scores = scores.masked_fill(mask.unsqueeze(1) == 0, -torch.inf)
+        return self.head((scores.softmax(2) @ x)[:, 0])
+
+
+def masked(n: int) -> Tensor:
+    """Every third has a mask of ones."""
+    mask = (torch.arange(5) < torch.tensor([5, 2, 3]).repeat(n)[:n].unsqueeze(1)).long()
+    return torch.stack([torch.randint(9, (n, 5)), mask], dim=1)
+
+
 class InfluencingEachOther(nn.Module):
     """Centred by the batch: only a sample alone says what a sample's own output is."""
 
@@ -437,7 +462,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "no gradient inside": Architecture(UnderNoGrad, randn(6)),
     "partly used": Architecture(UsedPartly, randn(6)),
     "own autograd function": Architecture(OwnFunction, randn(6), slow="weight", one_by_one=True),
-    "data dependent": Architecture(DataDependent, randn(6), slow="positive", one_by_one=True),
+    "data dependent": Architecture(DataDependent, randn(6)),
+    "reads its mask": Architecture(ReadsItsMask, masked),
     "samples influence each other": Architecture(InfluencingEachOther, randn(6), slow="layer"),
 }
 

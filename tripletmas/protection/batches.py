@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -224,16 +224,32 @@ def num_samples(batch: Any) -> int:
 
 def rows(batch: Any, start: int, stop: int) -> Any:
     """The samples [start, stop) of a batch: rows of tensors, and items of lists that have one for each sample."""
+    return _of_each_sample(batch, lambda values: values[start:stop])
+
+
+def chosen(batch: Any, samples: Sequence[int]) -> Any:
+    """The samples with these numbers, in rising order; the batch itself if these are all."""
+    if len(samples) == num_samples(batch):
+        return batch
+    if len(samples) == samples[-1] - samples[0] + 1:
+        return rows(batch, samples[0], samples[-1] + 1)
+    return _of_each_sample(
+        batch, lambda values: values[samples] if isinstance(values, Tensor) else [values[each] for each in samples]
+    )
+
+
+def _of_each_sample(batch: Any, part: Callable[[Any], Any]) -> Any:
+    """The batch with a part of each tensor with rows, and of each list without tensors that has an item a sample."""
     count = num_samples(batch)
 
-    def part(value: Any) -> Any:
+    def parted(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value[start:stop] if value.ndim else value
+            return part(value) if value.ndim else value
         if isinstance(value, (tuple, list)) and len(value) == count and not any(True for _ in _tensors(value)):
-            return value[start:stop]
-        return _with_each(part, value)
+            return part(value)
+        return _with_each(parted, value)
 
-    return part(batch)
+    return parted(batch)
 
 
 def split(batch: Any, size: int) -> Iterator[Any]:

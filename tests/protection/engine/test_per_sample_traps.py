@@ -88,6 +88,36 @@ def written_through_a_view(s: Any, x: Tensor) -> Tensor:
     return h * 2 if t.sum() > 0 else h
 
 
+def nested(s: Any, x: Tensor) -> Tensor:
+    """Off some samples two values are read, off some one."""
+    if (x[:, 0] > 0).all():
+        return s.a(x) if (x[:, 1] > 0).all() else s.b(x)
+    return s.a(s.b(x))
+
+
+def coupled_if_positive(s: Any, x: Tensor) -> Tensor:
+    return only_the_gradient(s, x) if (x[:, 0] > 0).all() else s.b(s.a(x))
+
+
+def positive_last() -> Tensor:
+    """The two ways in turns; the first of which gradients are looked at is the harmless one."""
+    x = torch.randn(6, 4).abs()
+    x[1::2] *= -1
+    return x
+
+
+def scaled_by_its_largest(s: Any, x: Tensor) -> Tensor:
+    return s.a(x) * float(x.abs().max())
+
+
+def catching(s: Any, x: Tensor) -> Tensor:
+    """Whatever goes wrong in the branch, it has an answer."""
+    try:
+        return s.a(x) if (x[:, 0] > 0).all() else s.b(x)
+    except Exception:
+        return s.a(s.b(x))
+
+
 def checkpointed(s: Any, x: Tensor) -> Tensor:
     return s.b(checkpoint(s.c, s.a(x), use_reentrant=False))
 
@@ -145,11 +175,16 @@ TRAPS: dict[str, Trap] = {
     "unpadded": Trap(unpadded, samples=lambda: torch.randn(6, 3, 4), says=READS_DATA),
     "experts": Trap(experts, lambda: square(gate=L(4, 2)), says=READS_DATA),
     "a computed weight changed in place": Trap(changed_weight, says="changed in place after a layer used it"),
-    "a branch by torch.is_nonzero": Trap(
-        lambda s, x: s.a(x) if torch.is_nonzero(x.sum() > 0) else s.b(x), says=READS_DATA
+    "a branch by torch.is_nonzero": Trap(lambda s, x: s.a(x) if torch.is_nonzero(x.sum() > 0) else s.b(x)),
+    "a branch that a batch takes and no sample": Trap(
+        lambda s, x: s.a(x) * (2 if x.sum() > 10 else 1), samples=lambda: torch.ones(6, 4), says="others for a sample"
     ),
+    "branches on branches": Trap(nested),
+    "values of each sample's own": Trap(scaled_by_its_largest),
+    "coupled in one of two ways": Trap(coupled_if_positive, samples=positive_last, says=OTHER_GRADIENTS),
     "a branch by numpy": Trap(lambda s, x: s.a(x) if np.asarray(x.detach()).sum() > 0 else s.b(x), says=READS_DATA),
-    "a branch on a constant with data": Trap(written_through_a_view, says=READS_DATA),
+    "a branch on a constant with data": Trap(written_through_a_view),
+    "what is read is caught": Trap(catching),
     "a branch on the number of samples": Trap(one_alone, says="by other calls than a sample alone"),
     "an order that cannot be told": Trap(
         windows_of_constants,
@@ -179,6 +214,25 @@ def test_equals_the_loop(name: str, count: int, caplog: pytest.LogCaptureFixture
     assert_same(mas_importance(model, [x]), reference(model, x))
     assert trap.says in caplog.text
     assert_same(mas_importance(model, x.split(3)), reference(model, x))
+
+
+def test_values_of_each_sample_s_own_in_a_large_batch(caplog: pytest.LogCaptureFixture):
+    torch.manual_seed(0)
+    model, x = Fn(scaled_by_its_largest, **square()).double(), torch.randn(20, 4).double()
+    caplog.set_level("INFO", "tripletmas")
+    assert_same(mas_importance(model, [x]), reference(model, x))
+    assert "most samples have their own" in caplog.text
+
+
+def test_a_sample_that_is_not_finite_is_named_where_samples_are_parted_by_what_is_read():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.a(x) if (x > 0).all() else s.b(x)
+
+    torch.manual_seed(0)
+    x = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]).unsqueeze(1).repeat(1, 4)
+    x[3, 0] = torch.inf  # in the part that is measured first, of the negative ones, the second
+    with pytest.raises(ValueError, match="not finite for sample 9"):
+        mas_importance(Fn(forward, **square()), [x.nan_to_num(posinf=-1.0), x])
 
 
 def test_the_stem_is_outside_the_model():
@@ -214,7 +268,7 @@ def without_a_rule_for_long_ones(s: Any, x: Tensor) -> Tensor:
 
 LATER = {  # -> whether it takes the slow path
     merged: False,
-    reads_long_ones: True,
+    reads_long_ones: False,
     one_layer_more_for_long_ones: False,
     without_a_rule_for_long_ones: True,
 }

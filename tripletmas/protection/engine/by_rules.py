@@ -7,27 +7,38 @@ In the first batch its gradients are compared with those of a pass that nobody w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params, device_of
-from tripletmas.protection.batches import Forward, num_samples, rows, split
+from tripletmas.protection.batches import Forward, chosen, num_samples, rows
 from tripletmas.protection.engine.blocks import Blocks
 from tripletmas.protection.engine.rule import Rule, is_near, magnitude_
 from tripletmas.protection.engine.trace import Trace
-from tripletmas.protection.engine.watch import Call, Probe, Watch, Weight
+from tripletmas.protection.engine.watch import Call, Enough, Probe, Watch, Weight
 
 Scalar = Callable[[Tensor], Tensor]  # the outputs of all samples (n, ...) -> (n, m), each row of its sample alone
 
 # The activations of a batch that is differentiated at once stay below this many numbers; larger batches are parted.
 _ACTIVATIONS = {"cpu": 2**28, "cuda": 2**31}
+# A model may take so many ways through the samples of one batch (a mask that is all ones, or is not).
+_MOST_WAYS = 8
 
 # How far a sample's gradient may be from the one it has alone, relative to its own norm (a rounding error can switch a
 # ReLU) and to the largest of all parameters: more is an error, and nobody's rounding.
 _GRADIENT_TOLERANCE = {torch.float64: (1e-6, 1e-12), torch.float32: (2e-2, 1e-4)}
+
+
+class Part(NamedTuple):
+    """Samples of a batch, by number, that a model treats alike, and the calls of the last of them alone."""
+
+    inputs: Any
+    samples: Sequence[int]
+    calls: list[Call]
 
 
 class ByRules:
@@ -48,34 +59,34 @@ class ByRules:
         self.lengths: dict[frozenset[str], float] = {}
         self._model, self._call, self._scalar, self._power = model, call, scalar, power
         self._parameters = parameters
-        self._is_checked = scalar is None
+        self._read: list[bool | int | float] = []  # off the sample that was passed alone last
+        self._checked: set[tuple[bool | int | float, ...]] = set()  # what was read where gradients were found right
 
     def is_no_use(self) -> bool:
         return len(self.without_rule) == len(self._parameters)
 
-    def parts(self, inputs: Any) -> Iterator[tuple[Any, list[Call]]]:
-        """Parts of a batch that are small enough, each with its `_probed` calls."""
-        n, calls = num_samples(inputs), self._probed(inputs)
-        numbers = 2 * n * sum(call.alone.numel() for call in calls if call.alone is not None)
-        most = _ACTIVATIONS.get(device_of(self._model).type, _ACTIVATIONS["cuda"])
-        num_parts = max(1, min(-(-numbers // most), n // 2))
-        if num_parts == 1:
-            yield inputs, calls
-            return
-        for part in split(inputs, -(-n // num_parts)):
-            yield part, self._probed(part)
+    def parts(self, inputs: Any) -> Iterator[Part]:
+        """Parts of a batch that are small enough, and whose samples are treated alike; each must be added at once."""
+        for alike, calls in self._alike(inputs):
+            n = len(alike)
+            numbers = 2 * n * sum(call.alone.numel() for call in calls if call.alone is not None)
+            most = _ACTIVATIONS.get(device_of(self._model).type, _ACTIVATIONS["cuda"])
+            size = -(-n // max(1, min(-(-numbers // most), n // 2)))
+            for start in range(0, n, size):
+                samples = alike[start : start + size]
+                yield Part(chosen(inputs, samples), samples, calls if size == n else self._probed(inputs, samples[-1]))
 
-    def add(self, inputs: Any, calls: list[Call], totals: Params) -> Tensor | None:
-        """totals[name] += sum_k |gradient_k|^power of the parameters with rules, for a part with its calls.
+    def add(self, part: Part, totals: Params) -> Tensor | None:
+        """totals[name] += sum_k |gradient_k|^power of the parameters with rules, for the samples of a part.
 
         Returns:
             The scalars of every sample, (n, m); None, and nothing added, if these samples cannot be measured so.
         """
-        n = num_samples(inputs)
+        inputs, n = part.inputs, len(part.samples)
         if self.is_no_use() or (n == 1 and self._scalar is not None):  # a sample alone needs no rules
             return None
         blocks = Blocks(n) if self._scalar is None else None
-        trace = Trace(self._model, self._parameters, n, calls, blocks)
+        trace = Trace(self._model, self._parameters, n, part.calls, self._read, blocks)
         try:
             output = self._watched(trace, inputs)
             if output is None:
@@ -90,17 +101,44 @@ class ByRules:
 
     # --- the forward pass
 
-    def _probed(self, inputs: Any) -> list[Call]:
-        """The calls that are given weights when the last sample is passed alone; none if rules are no use."""
-        n = num_samples(inputs)
-        if n == 1 or self.is_no_use():
+    def _alike(self, inputs: Any) -> Iterator[tuple[list[int], list[Call]]]:
+        """Samples for which the model takes the same way, and its calls: off each of them, alone, it reads the same
+        values. All of a batch, if it reads none."""
+        rest, known = list(range(num_samples(inputs))), {}
+        for _ in range(_MOST_WAYS):
+            calls = self._probed(inputs, rest[-1]) if len(rest) > 1 else []
+            others = [each for each in rest[:-1] if calls and not self._reads_the_same(inputs, each, known)]
+            yield [each for each in rest if each not in others], calls
+            if not others:
+                return
+            rest = others
+        self._give_up("the model reads values off its data, and most samples have their own")
+        yield rest, []
+
+    def _probed(self, inputs: Any, sample: int) -> list[Call]:
+        """The calls that are given weights when this sample is passed alone; none if rules are no use."""
+        if self.is_no_use():
             return []
         probe = Probe(self._model, self._parameters)
-        output = self._watched(probe, rows(inputs, n - 1, n))
+        output = self._watched(probe, rows(inputs, sample, sample + 1))
         if output is None:
             return []
-        self._alone = output.detach()
+        self._alone, self._read = output.detach(), probe.read
         return probe.calls
+
+    def _reads_the_same(self, inputs: Any, sample: int, known: dict[int, list]) -> bool:
+        """Whether the model reads the same values off a sample as off the one that was passed alone last.
+
+        Args:
+            known: what was read off samples, as far as they were looked at; more is added.
+        """
+        count = len(self._read)
+        if len(known.setdefault(sample, [])) < count:
+            probe = Probe(self._model, self._parameters, stop_after=count)
+            with suppress(Enough):
+                self._watched(probe, rows(inputs, sample, sample + 1))
+            known[sample] = probe.read
+        return known[sample][:count] == self._read
 
     def _watched(self, watch: Watch, inputs: Any) -> Tensor | None:
         """The output of a watched forward pass; None if watching is no use."""
@@ -132,19 +170,23 @@ class ByRules:
         leaves = _leaves_reached(scalars)
         self._note_without_rule(trace, {id(leaf) for leaf in leaves})
         ruled = {name: value for name, value in self._parameters.items() if name not in self.without_rule}
-        if self._is_checked or trace.num_samples == 1:
+        if self._is_checked(trace):
             Backward(trace, ruled, totals, self._power).run(scalars, leaves)
             return scalars.detach()
-        # the first time, into sums of its own: where the gradients are not right, nothing is added
+        # the first time on this way, into sums of its own: where the gradients are not right, nothing is added
         own = {name: torch.zeros_like(totals[name]) for name in ruled}
         backward = Backward(trace, ruled, own, self._power, keep_last=True)
         backward.run(scalars, leaves)
         if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.last, ruled, last):
             return self._give_up("a sample has other gradients in a batch than alone")
-        self._is_checked = True
+        self._checked.add(tuple(trace.read))
         for name, value in own.items():
             totals[name] += value
         return scalars.detach()
+
+    def _is_checked(self, trace: Trace) -> bool:
+        """Whether gradients on this way through the model were found right, or there is no need to compare them."""
+        return self._scalar is None or trace.num_samples == 1 or tuple(trace.read) in self._checked
 
     def _note_without_rule(self, trace: Trace, reached: set[int]) -> None:
         for name, value in self._parameters.items():

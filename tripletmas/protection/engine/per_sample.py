@@ -139,17 +139,18 @@ class PerSampleGradients:
         if self._approximate and self._scalar is not None:  # for comparison: the gradient of the batch's sum
             scalars = self._scalar(self._call(self.model, inputs))
             add_gradients(scalars.sum(0), self.parameters, self.sums, self._power)
-            self._keep(scalars.detach())
+            self._keep(scalars.detach(), range(self.num_samples, self.num_samples + len(scalars)))
             return
-        for part, calls in self._by_rules.parts(inputs):
-            scalars = self._by_rules.add(part, calls, self.sums)
+        before = self.num_samples
+        for part in self._by_rules.parts(inputs):
+            scalars = self._by_rules.add(part, self.sums)
             slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self._without_rule}
             if slow:
                 self._refuse_slow_layers(slow)
-                found = self._one_by_one.add(slow, part, self.sums)
+                found = self._one_by_one.add(slow, part.inputs, self.sums)
                 scalars = found if scalars is None else scalars
             assert scalars is not None
-            self._keep(scalars)
+            self._keep(scalars, [before + sample for sample in part.samples])
 
     def _refuse_slow_layers(self, names: Iterable[str]) -> None:
         if self._scalar is None:
@@ -160,10 +161,10 @@ class PerSampleGradients:
                 "have no importance"
             )
 
-    def _keep(self, scalars: Tensor) -> None:
+    def _keep(self, scalars: Tensor, numbers: Sequence[int]) -> None:
         finite = torch.isfinite(scalars).all(1)
         if not finite.all():
-            first = self.num_samples + int((~finite).nonzero()[0])
+            first = numbers[int((~finite).nonzero()[0])]
             raise ValueError(f"the model's output is not finite for sample {first} of the importance data")
         self.num_samples += len(scalars)
         self._seen(scalars)

@@ -44,6 +44,7 @@ class Trace(Watch):
     Args:
         num_samples: samples in the batch.
         expected: the calls of its last sample alone; a batch of one needs none.
+        read: what was read off that sample alone.
         blocks: to measure each layer by itself.
 
     Attributes:
@@ -59,13 +60,17 @@ class Trace(Watch):
         parameters: Mapping[str, Tensor],
         num_samples: int,
         expected: Sequence[Call],
+        read: Sequence[bool | int | float],
         blocks: Blocks | None,
     ):
         super().__init__(model, parameters)
-        self.num_samples, self._expected, self._blocks = num_samples, expected, blocks
+        self.num_samples, self._expected, self._expected_read, self._blocks = num_samples, expected, read, blocks
         self.uses: dict[int, Use] = {}
         self.without_rule: set[str] = set()
         self.arrived: Callable[[int, Tensor], None] | None = None
+        # what is computed from parameters alone, but for each sample: to the rest of the pass a weight, whose gradients
+        # were handed to a rule where it was made
+        self._made: dict[int, Tensor] = {}
         self._alone: Tensor | None = None  # what the present call returned for the last sample alone
         self._as_expected = True
         self._anchor: Tensor | None = None  # a zero on which everything watched depends, so that its graph has a leaf
@@ -73,17 +78,36 @@ class Trace(Watch):
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
         number = len(self.calls)
-        self.calls.append(call)
+        weights = filter(None, map(self._weight, tensors_in(args, kwargs)))
+        names = {name for weight in weights for name in weight.parameters}
+        self.calls.append(call._replace(parameters=tuple(sorted(names))))
         if self.num_samples > 1 and (number >= len(self._expected) or self._expected[number][:2] != call[:2]):
             self._as_expected = False
             return call.function(*args, **kwargs)
-        if constant:
-            return self._derived(call, args, kwargs)
         self._alone = self._expected[number].alone if self.num_samples > 1 else None
-        output = self._measured(call.function, args, kwargs)
+        return self._constant(call, args, kwargs) if constant else self._used(call.function, args, kwargs)
+
+    def _weight(self, tensor: Tensor) -> Weight | None:
+        """The weight that this tensor is, if its gradients still have to be handed on."""
+        return None if id(tensor) in self._made else self._weights.get(id(tensor))
+
+    def _constant(self, call: Call, args: tuple, kwargs: dict) -> Any:
+        if self._made.keys().isdisjoint(map(id, tensors_in(args, kwargs))):
+            output = self._derived(call, args, kwargs)
+            if self._alone is None or self._alone.shape == output.shape:
+                return output
+        # a constant was copied for each sample before weights were applied to it
+        output = self._used(call.function, args, kwargs)
+        for each in tensors_in((output,), {}):
+            self._weights[id(each)] = Weight(each, call.parameters, False)
+            self._made[id(each)] = each
+        return output
+
+    def _used(self, function: Callable, args: tuple, kwargs: dict) -> Any:
+        output = self._measured(function, args, kwargs) if self.calls[-1].parameters else None
         if output is None:
-            self.without_rule.update(call.parameters)
-            return call.function(*args, **kwargs)
+            self.without_rule.update(self.calls[-1].parameters)
+            return function(*args, **kwargs)
         return output
 
     def passed(self, function: Callable, args: tuple, output: Any) -> None:
@@ -94,6 +118,8 @@ class Trace(Watch):
         used = [each for use in self.uses.values() for each in use.versions]
         if any(tensor._version != version for tensor, version in used):
             self.not_by_rules = "an input or weight is changed in place after a layer used it"
+        elif self.num_samples > 1 and self.read != self._expected_read:
+            self.not_by_rules = "the model reads values off its data that are others for a sample alone"
         elif self.num_samples > 1 and not (self._as_expected and len(self.calls) == len(self._expected)):
             self.not_by_rules = "a batch is processed by other calls than a sample alone"
 
@@ -102,7 +128,7 @@ class Trace(Watch):
         for handle in self._handles:
             handle.remove()
         self.uses, self.arrived, self._blocks = {}, None, None
-        self._weights, self._constants = {}, {}
+        self._weights, self._constants, self._made = {}, {}, {}
 
     # --- a call with weights: what it returns with its weights detached, and a rule to get the gradient; None without
 
@@ -117,9 +143,9 @@ class Trace(Watch):
 
     def _by_rule(self, function: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         rule = RULES[function](*args, **kwargs)
-        if rule is None or id(rule.input) in self._weights:
+        if rule is None or self._weight(rule.input):
             return None
-        weights = {role: self._weights[id(each)] for role, each in rule.weights.items() if id(each) in self._weights}
+        weights = {role: weight for role, each in rule.weights.items() if (weight := self._weight(each))}
         if not weights:
             return None  # a weight in a role that is none for this rule
         instead = {id(weight.tensor): weight.tensor.detach() for weight in weights.values()}
@@ -139,7 +165,7 @@ class Trace(Watch):
         return output if output.requires_grad else output.add_(self._zero(output))
 
     def _by_expanding(self, function: Callable, args: tuple, kwargs: dict) -> Tensor | None:
-        weight = self._weights.get(id(args[0]))
+        weight = self._weight(args[0])
         if weight is None:
             return None
         output = function(args[0].detach() + self._zero(args[0]), *args[1:], **kwargs)
@@ -150,7 +176,7 @@ class Trace(Watch):
         tensors = list(tensors_in(args, kwargs))
         shape = torch.broadcast_shapes(*(each.shape for each in tensors))
         layout = next(iter(self._layouts(shape)), None)
-        weights = {id(each): self._weights[id(each)] for each in tensors if id(each) in self._weights}
+        weights = {id(each): weight for each in tensors if (weight := self._weight(each))}
         rules = {key: Copies(weight.tensor, shape) for key, weight in weights.items()}
         if layout is None or not all(rule.accepts(layout) for rule in rules.values()):
             return None

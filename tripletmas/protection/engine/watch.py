@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.repeat}
-# Python values read off a tensor: what the model does next may depend on which samples are in the batch.
+# One Python value read off a tensor: what the model does next may depend on which samples are in the batch.
 _READING = {
     *(getattr(Tensor, f"__{name}__") for name in ("bool", "int", "float", "index", "contains")),
-    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, torch.equal, Tensor.equal, torch.is_nonzero),
-    *(Tensor.is_nonzero, torch.allclose, Tensor.allclose),
-    # the number of rows depends on values
+    *(Tensor.item, torch.equal, Tensor.equal, torch.is_nonzero, Tensor.is_nonzero, torch.allclose, Tensor.allclose),
+}
+# Many values are read, or the number of rows depends on them: in a batch it is never what it is for a sample alone.
+_READING_ROWS = {
+    *(Tensor.tolist, Tensor.numpy, Tensor.__array__),
     *(torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.masked_select, Tensor.masked_select),
     *(torch.unique, Tensor.unique, torch.unique_consecutive, Tensor.unique_consecutive, torch.bincount),
     Tensor.bincount,
@@ -60,12 +62,14 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         calls: so far, in order.
+        read: values that Python read off tensors that may depend on the samples, in order; it may branch on them.
         not_by_rules: why no weight of this model can be measured by rules, if so.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]):
         super().__init__()
         self.calls: list[Call] = []
+        self.read: list[bool | int | float] = []
         self.not_by_rules: str | None = None
         self._weights = {id(tensor): Weight(tensor, (name,), True) for name, tensor in parameters.items()}
         # tensors that do not depend on the samples, with the version in which they do not
@@ -86,6 +90,8 @@ class Watch(TorchFunctionMode):
             call = Call(func, tuple(sorted({name for each in weights for name in each.parameters})))
             return self.weighted(call, constant and func not in EXPANDING, args, kwargs)
         output = func(*args, **kwargs)
+        if not constant and func in _READING:
+            self.read.append(output)
         self.passed(func, args, output)
         if constant:
             self._keep_constants(tensors_in((output,), {}))
@@ -112,12 +118,12 @@ class Watch(TorchFunctionMode):
             return "the model differentiates in its forward pass"
         if is_weighted:
             return "saved tensors are packed or computed again (checkpointing)" if _tensors_are_packed() else None
-        if not constant and self._reads_data(function, args, tensors):
+        if not constant and self._reads_rows(function, args, tensors):
             return "the model reads values off its data, on which it may branch"
         return None
 
-    def _reads_data(self, function: Callable, args: tuple, tensors: list[Tensor]) -> bool:
-        """Whether a Python value, or a number of rows, comes from values that may depend on the samples."""
+    def _reads_rows(self, function: Callable, args: tuple, tensors: list[Tensor]) -> bool:
+        """Whether Python values, or a number of rows, come from values that may depend on the samples."""
         if function in (torch.where, Tensor.where):
             return len(tensors) == 1
         if function in (torch.repeat_interleave, Tensor.repeat_interleave):
@@ -126,7 +132,7 @@ class Watch(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             masks = [each for each in index if isinstance(each, Tensor) and each.dtype == torch.bool]
             return not all(map(self._is_constant, masks))
-        return function in _READING
+        return function in _READING_ROWS
 
     def _keep_constants(self, tensors: Iterable[Tensor]) -> None:
         """Remember tensors that do not depend on the samples; what is written into one, or a view of it, is noticed."""
@@ -148,8 +154,24 @@ class Watch(TorchFunctionMode):
         return output
 
 
+class Enough(BaseException):  # no `Exception`, which the model may catch
+    """As many values were read as were asked for."""
+
+
 class Probe(Watch):
-    """Records what calls return for one sample alone."""
+    """Records what calls return for one sample alone.
+
+    Args:
+        stop_after: raise `Enough` as soon as so many values have been read.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], *, stop_after: int | None = None):
+        super().__init__(model, parameters)
+        self._stop_after = stop_after
+
+    def passed(self, function: Callable, args: tuple, output: Any) -> None:
+        if self._stop_after is not None and len(self.read) >= self._stop_after:
+            raise Enough
 
     def weighted(self, call: Call, constant: bool, args: tuple, kwargs: dict) -> Any:
         output = self._derived(call, args, kwargs) if constant else call.function(*args, **kwargs)
