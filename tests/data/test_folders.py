@@ -192,7 +192,7 @@ def test_paths_are_relative_to_the_table_or_to_root(tmp_path, caplog):
         ("path,label,tasks\n0.png,a,x\n", "line 1: the column 'tasks' is not known: call it 'task'"),
         ("path,label,label\n0.png,a,b\n", "line 1: the column 'label' is there twice"),
         ("path,label,split\n0.png,a,trian\n", "line 2: split must be one of train, test, query, gallery, got 'trian'"),
-        ("path,label,task\n0.png,a,x\n1.png,a,y\n", "line 3: label 'a' is in task 'y', but in line 2 in task 'x'"),
+        ("path,label,task\n0.png,a,x\n0.png,a,y\n", "line 3: 0.png is in task 'y', but in line 2 in task 'x'; a label"),
         ("path,label,split\n0.png,a,test\n", "no readable training image"),
     ],
 )
@@ -247,3 +247,35 @@ def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "a").rename(tmp_path / os.fsdecode(b"caf\xe9"))
     with pytest.raises(ValueError, match=r"the name of the class 'caf\\udce9' is not UTF-8: rename it"):
         folder(root=str(tmp_path), size=4)
+
+
+def test_folders_of_one_name_are_one_class_of_several_tasks(tmp_path, write_images):
+    for month, products in {"jan": ("cup", "mug"), "feb": ("mug",), "mar": ("bowl", "cup")}.items():
+        for product in products:
+            write_images(tmp_path / month / product, count=4)
+    source = folder(root=str(tmp_path), size=8, class_from="leaf")
+    assert source.train.class_names == ("bowl", "cup", "mug")
+    stream, _ = make_stream(source, groups=["jan", "feb", "mar"])
+    assert [task.classes for task in stream] == [(1, 2), (2,), (0, 1)]
+    assert all("/feb/mug/" in path for path in stream[1].train.paths or ())
+    by_path = folder(root=str(tmp_path), size=8).train
+    assert by_path.class_names == ("feb/mug", "jan/cup", "jan/mug", "mar/bowl", "mar/cup")
+    assert by_path.groups == ("feb", "jan", "jan", "mar", "mar")
+    with pytest.raises(ValueError, match="class_from must be path or leaf, got 'label'"):
+        folder(root=str(tmp_path), class_from="label")  # pyright: ignore[reportArgumentType]
+
+
+def test_tasks_that_share_no_class_are_groups_of_classes_as_ever(tmp_path, write_images):
+    for branch in ("jan/cup", "feb/mug"):
+        write_images(tmp_path / branch, count=4)
+    train = folder(root=str(tmp_path), size=8, class_from="leaf").train
+    assert (train.class_names, train.groups) == (("cup", "mug"), ("jan", "feb"))
+
+
+def test_a_label_may_be_in_several_tasks_of_a_table(tmp_path, write_images):
+    write_images(tmp_path / "images", count=12)
+    rows = [f"images/{i}.png,{'cup' if i % 2 else 'mug'},{'jan' if i < 8 else 'feb'}" for i in range(12)]
+    table = tmp_path / "shop.csv"
+    table.write_text("path,label,task\n" + "\n".join(rows))
+    members = csv(path=str(table), size=8).train.members
+    assert members == {"jan": (0, 1), "feb": (0, 1)}

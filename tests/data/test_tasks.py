@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.splits import split_samples
-from tripletmas.data.tasks import Stream, fingerprint, make_stream
+from tripletmas.data.tasks import Stream, fingerprint, known_before, make_stream
 
 
 def make(counts: list[int], *, groups: list[str] | None = None, names: list[str] | None = None) -> LabelledDataset:
@@ -370,3 +370,97 @@ def test_unseen_groups_and_their_order(seed):
     assert len(stream) == 2
     assert unseen is not None
     assert sorted(label for task in (*stream, unseen) for label in task.classes) == list(range(6))
+
+
+# --- classes of several tasks
+
+
+def months(counts: dict[str, list[int]]) -> LabelledDataset:
+    """group -> how many samples of each class; a sample is its own position, groups one after the other."""
+    cells = [(label, month) for month, of in counts.items() for label, count in enumerate(of) for _ in range(count)]
+    labels = torch.tensor([label for label, _ in cells])
+    names = [f"c{i}" for i in range(len(next(iter(counts.values()))))]
+    samples = torch.arange(float(len(labels))).unsqueeze(1)
+    return LabelledDataset(samples, labels, names, sample_groups=[month for _, month in cells])
+
+
+SHARED = {"jan": [10, 8, 0, 0], "feb": [6, 0, 9, 0], "mar": [4, 5, 6, 7]}
+STARTS = {"jan": 0, "feb": 18, "mar": 33}
+
+
+def literal_queries(counts: list[int], start: int) -> set[int]:
+    """Twin of one group: as `literal_hold_out`, of classes that have samples there."""
+    asked = set()
+    for label, count in enumerate(counts):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(zlib.crc32(f"0 c{label}".encode())))
+        size = min(max(round(0.3 * count), 2), count - 2) if count else 0
+        asked |= {start + i for i in order.tolist()[:size]}
+        start += count
+    return asked
+
+
+def test_tasks_may_share_classes_and_share_no_sample(caplog):
+    caplog.set_level("INFO")
+    stream = split(months(SHARED))
+    assert names(stream) == ["feb", "jan", "mar"]
+    assert classes(stream) == [(0, 2), (0, 1), (0, 1, 2, 3)]
+    for task in stream:
+        start, size = STARTS[task.name], sum(SHARED[task.name])
+        expected = literal_queries(SHARED[task.name], start)
+        assert set(contents(task.query)) == expected
+        assert set(contents(task.train)) == set(range(start, start + size)) - expected
+    assert [record.getMessage() for record in caplog.records] == [
+        "task 'jan': 1 of 2 classes were known before",
+        "task 'mar': 3 of 4 classes were known before",
+    ]
+    assert known_before(classes(stream)) == [0, 1, 3]
+
+
+def test_a_month_more_changes_nothing_of_those_before_it_whether_it_shares_classes_or_not():
+    alone = split(make([10, 8], groups=["jan", "jan"]))
+    grown = split(months({name: of[:2] for name, of in SHARED.items() if name != "feb"}))
+    assert [fingerprint(task) for task in alone] == [fingerprint(task) for task in grown[:1]]
+    whole = split(months(SHARED), groups=["jan", "mar"])
+    assert contents(whole[0].query) == contents(alone[0].query)
+
+
+def test_months_merge_and_classes_can_be_split_all_the_same():
+    merged = split(months(SHARED), tasks=[1, 2], groups=["mar", "jan", "feb"])
+    assert (names(merged), classes(merged)) == (["mar", "jan+feb"], [(0, 1, 2, 3), (0, 1, 2)])
+    assert len(merged[1].train) + len(merged[1].query) == 18 + 15
+    by_class = split(months(SHARED), by="class", tasks=2)
+    assert classes(by_class) == [(0, 1), (2, 3)]
+    assert sorted(contents(by_class[0].train) + contents(by_class[0].query)) == [
+        i for i, label in enumerate(months(SHARED).labels.tolist()) if label < 2
+    ]
+    jan = split(months(SHARED), by="class", groups=["jan"], tasks=2)
+    assert sorted(i for task in jan for part in (task.train, task.query) for i in contents(part)) == list(range(18))
+
+
+def test_a_cap_and_validation_count_in_each_month():
+    stream = split(months({"jan": [12, 12], "feb": [12, 0]}), per_class=6)
+    assert [(len(task.train), len(task.query)) for task in stream] == [(6, 4), (12, 8)]
+    checked = split(months({"jan": [12, 12], "feb": [12, 0]}), validation=True)
+    assert [(len(task.train), len(task.query)) for task in checked] == [(6, 2), (12, 4)]  # of 8 left in each
+
+
+def test_what_is_never_learned_has_no_class_of_a_task(caplog):
+    stream, unseen = make_stream(Source(months(SHARED)), unseen=1)
+    assert names(stream) == ["feb", "jan"]
+    assert unseen is not None
+    assert unseen.classes == (3,)
+    assert sorted(contents(unseen.train) + contents(unseen.query)) == list(range(48, 55))
+    assert "unseen: left out 3 classes of 'mar', which tasks learn" in caplog.text
+    with pytest.raises(ValueError, match="unseen: every class of 'feb' is learned in other tasks"):
+        make_stream(Source(months(SHARED)), groups=["jan", "mar", "feb"], unseen=1)
+
+
+def test_a_class_with_too_few_samples_in_a_month_is_named_with_it():
+    with pytest.raises(ValueError, match=r"too few training samples in class 'c0' of 'feb' \(3\): a class needs 4"):
+        split(months({"jan": [9, 9], "feb": [3, 9]}))
+    whole = months({"jan": [6, 6], "feb": [6, 0]})
+    train = whole.of_groups(["jan"])
+    with pytest.raises(ValueError, match="queries, but nothing to learn from, for class 'c0' of 'feb'"):
+        split(Source(train, whole))
+    with pytest.raises(ValueError, match="one group for each sample, and take the place of groups"):
+        LabelledDataset(torch.zeros(2, 1), torch.zeros(2), ["a"], groups=["x"], sample_groups=["x", "y"])

@@ -57,7 +57,7 @@ MEMORY: dict[str, Callable[[int], int]] = {
     "distill": lambda weights: weights + 8,
     "ebll": lambda weights: weights + 8 + TASKS * 4 * ((DIM // 4 + 2) * DIM + DIM // 4),
     "imm": lambda weights: weights + 8,
-    "replay": lambda weights: 2 * 8 * NUM_SAMPLES + 2 * 8,  # fewer than the default memory
+    "replay": lambda weights: 2 * 8 * NUM_SAMPLES + 8,  # fewer than the default memory
     "anchors": lambda weights: CLASSES * 5 * (8 + 4 * DIM) + 8,
 }
 NUM_SAMPLES = 84  # 20 of each class, of which 6 are held out

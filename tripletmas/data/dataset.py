@@ -38,6 +38,8 @@ class LabelledDataset(Dataset):
         labels: (n,), integers in [0, len(class_names)); or (n, len(class_names)), booleans.
         class_names: the name of each label. Labels that users write as strings or as large numbers stay names.
         groups: the group of each *class* (an alphabet, the folder of a task), for streams of one task a group.
+        sample_groups: the group of each *sample*, in place of `groups` where a class lies in several: a product that
+            was photographed in two months.
         paths: the file of each sample, where samples are files; of a text its file and its line there.
         prepared: how each sample was made from an image; None where it was not, or nobody noted it.
         texts: each sample as a text, where samples are texts, whose lengths differ: a batch has that of its longest.
@@ -55,6 +57,7 @@ class LabelledDataset(Dataset):
         class_names: Sequence[str],
         *,
         groups: Sequence[str] | None = None,
+        sample_groups: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
         prepared: Preparation | None = None,
         texts: Sequence[str] | None = None,
@@ -64,6 +67,8 @@ class LabelledDataset(Dataset):
             raise ValueError(f"{len(samples)} samples, but {len(labels)} labels")
         if groups is not None and len(groups) != len(class_names):
             raise ValueError(f"groups name one group for each of the {len(class_names)} classes, got {len(groups)}")
+        if sample_groups is not None and (groups is not None or len(sample_groups) != len(labels)):
+            raise ValueError("sample_groups name one group for each sample, and take the place of groups")
         several = labels.dtype == torch.bool
         self.samples = samples
         self.class_names = tuple(class_names)
@@ -76,6 +81,9 @@ class LabelledDataset(Dataset):
         self._all_paths = paths
         self.prepared = prepared
         self._all_texts = texts
+        self._group_names = tuple(dict.fromkeys(sample_groups or ()))
+        number_of = {name: number for number, name in enumerate(self._group_names)}
+        self._all_groups = None if sample_groups is None else torch.tensor([number_of[name] for name in sample_groups])
         _check_labels(self._all_labels, len(class_names))
 
     def __len__(self) -> int:
@@ -121,6 +129,33 @@ class LabelledDataset(Dataset):
         return tuple(self.labels.unique().tolist())
 
     @property
+    def members(self) -> dict[str, tuple[int, ...]] | None:
+        """group -> the labels, ascending, that have samples in it; None where there are no groups."""
+        found: dict[str, list[int]] = {}
+        if self.groups is not None:
+            for label in self.classes:
+                found.setdefault(self.groups[label], []).append(label)
+        elif self._all_groups is None:
+            return None
+        else:
+            pairs = torch.stack([self._labels, self._all_groups[self.indices]], dim=1).unique(dim=0)
+            for label, group in pairs.tolist():
+                found.setdefault(self._group_names[group], []).append(label)
+        return {group: tuple(labels) for group, labels in found.items()}
+
+    def cells(self) -> list[tuple[int, str, Tensor]]:
+        """(label, group, positions) of the samples of each class, by label; where a class may lie in several groups, of
+        each of them by itself, else with the group ""."""
+        names = self._group_names or ("",)
+        of = self._labels
+        if self._all_groups is not None:
+            of = of * len(names) + self._all_groups[self.indices]
+        order = of.argsort(stable=True)
+        values, counts = of[order].unique_consecutive(return_counts=True)
+        parts = zip(values.tolist(), order.split(counts.tolist()), strict=True)
+        return [(value // len(names), names[value % len(names)], positions) for value, positions in parts]
+
+    @property
     def paths(self) -> tuple[str, ...] | None:
         """The file of each sample of this view; None where samples are no files."""
         all_paths = self._all_paths
@@ -152,6 +187,13 @@ class LabelledDataset(Dataset):
             return self.subset(torch.isin(self.labels, chosen).nonzero().flatten())
         about = self.about(classes)
         return about.subset(about.labels.any(dim=1).nonzero().flatten())
+
+    def of_groups(self, groups: Sequence[str]) -> LabelledDataset:
+        """The view of the samples that lie in one of these groups; as it is where samples have none of their own."""
+        if self._all_groups is None:
+            return self
+        chosen = torch.tensor([number for number, name in enumerate(self._group_names) if name in groups])
+        return self.subset(torch.isin(self._all_groups[self.indices], chosen).nonzero().flatten())
 
     def about(self, classes: Sequence[int]) -> LabelledDataset:
         """The view of the same samples whose boolean labels tell of these classes only."""
@@ -252,6 +294,13 @@ class Source:
         """The same parts with the samples of these classes only."""
         test, gallery = (None if part is None else part.of_classes(labels) for part in (self.test, self.gallery))
         return replace(self, train=self.train.of_classes(labels), test=test, gallery=gallery)
+
+    def of_groups(self, groups: Sequence[str]) -> Source:
+        """The same parts with the samples of these groups only."""
+        members = self.train.members or {}
+        of = self.of_classes(sorted({label for group in groups for label in members.get(group, ())}))
+        test, gallery = (None if part is None else part.of_groups(groups) for part in (of.test, of.gallery))
+        return replace(of, train=of.train.of_groups(groups), test=test, gallery=gallery)
 
 
 def encode_labels(names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:

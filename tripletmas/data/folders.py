@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -14,16 +15,18 @@ from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
 from tripletmas.data.images import ImageFiles, find_images, identity_of, read_images
 from tripletmas.data.parts import LEFT_OUT as LEFT_OUT
-from tripletmas.data.parts import SPLITS, parts_of
+from tripletmas.data.parts import SPLITS, groups_of, parts_of
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
 from tripletmas.data.tables import read_rows
 
 logger = logging.getLogger(__name__)
 
+ClassFrom = Literal["path", "leaf"]
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: its file, its class, the group of its class, and the part of the set that it belongs to."""
+    """One image: its file, its class, the group that it is in (a task), and the part of the set that it belongs to."""
 
     file: str
     class_name: str
@@ -40,11 +43,14 @@ def folder(
     crop: float = 1.0,
     in_memory: bool | None = None,
     skip_unreadable: bool = False,
+    class_from: ClassFrom = "path",
 ) -> Source:
     """Images in folders: `<class>/<image>` or `<task>/<class>/<image>`, each also below `train`, `test` and `gallery`.
 
-    With task folders, a class is '<task>/<class>' and its group is the task. `query` is another name for `test`;
-    `val`, `valid` and `validation` beside `train` are left out.
+    With task folders, an image's group is the task, and its class '<task>/<class>', so that tasks have no class in
+    common; with class_from="leaf" it is '<class>', and folders of one name in several tasks are one class, of which
+    each task has images. `query` is another name for `test`; `val`, `valid` and `validation` beside `train` are left
+    out.
 
     Args:
         root: the folder, or a zip archive of it.
@@ -54,7 +60,11 @@ def folder(
         crop: the share of each side that is kept of that, in (0, 1].
         in_memory: decode all images at the start. None: if they take less than 1 GiB.
         skip_unreadable: leave out images that cannot be read, and say how many; else the first one is an error.
+        class_from: what names a class below task folders: path, '<task>/<class>', or leaf, '<class>': the same product
+            in two months is one class.
     """
+    if class_from not in ("path", "leaf"):
+        raise ValueError(f"class_from must be path or leaf, got {class_from!r}")
     files = find_images(root)
     branches = [file.split("/")[:-1] for file in files]
     if Path(root).is_file():
@@ -62,7 +72,8 @@ def folder(
     entries, example = [], {}
     for file, split, branch in zip(files, *parts_of(root, branches), strict=True):
         if split in SPLITS:
-            entries.append(Entry(file, "/".join(branch), branch[0] if len(branch) == 2 else None, SPLITS[split]))
+            class_name = branch[-1] if class_from == "leaf" and len(branch) == 2 else "/".join(branch)
+            entries.append(Entry(file, class_name, branch[0] if len(branch) == 2 else None, SPLITS[split]))
             example.setdefault(len(branch), file)
     if len(example) != 1 or not example.keys() <= {1, 2}:
         raise ValueError(
@@ -95,11 +106,11 @@ def csv(
 ) -> Source:
     """Images listed in a CSV file with the columns `path,label[,task][,split]`, or texts in it; others are ignored.
 
-    Labels may be any text or number; they name the classes. `task` groups classes, so a label belongs to one task.
-    `split` is train, test, query (the same as test) or gallery; without it all images are for training. A file has one
-    label; it may be for training and in the gallery, but a query is nothing else. A row that is there twice counts
-    once, and is warned of, as are files outside of `root`. Texts need no `path`, and may have several lines in quotes;
-    for them the options of images have no meaning.
+    Labels may be any text or number; they name the classes. `task` groups images; a label in several tasks is one
+    class, of which each task has images. `split` is train, test, query (the same as test) or gallery; without it all
+    images are for training. A file has one label and one task; it may be for training and in the gallery, but a query
+    is nothing else. A row that is there twice counts once, and is warned of, as are files outside of `root`. Texts need
+    no `path`, and may have several lines in quotes; for them the options of images have no meaning.
 
     Args:
         path: the CSV file, UTF-8, with a header.
@@ -142,6 +153,14 @@ def csv(
     return read_entries(folder_of_paths, entries, prepared, in_memory=in_memory, skip_unreadable=skip_unreadable)
 
 
+class _Row(NamedTuple):
+    """What a row says of a file besides its part of the set."""
+
+    line: int
+    label: str
+    task: str | None
+
+
 class _Table:
     """What the rows say, taken one by one.
 
@@ -155,17 +174,10 @@ class _Table:
         self.entries: list[Entry] = []
         self.repeated: list[str] = []
         self.outside: list[str] = []
-        self._of_class: dict[str, tuple[int, str | None]] = {}  # the line that it is first in, its group
-        self._of_file: dict[object, dict[str, tuple[int, str]]] = {}  # split -> line, label
+        self._of_file: dict[object, dict[str, _Row]] = {}  # split -> what was said first
 
     def add(self, line: int, cells: dict[str, str], *, may_be_missing: bool) -> None:
         entry = _entry(cells)
-        first, group = self._of_class.setdefault(entry.class_name, (line, entry.group))
-        if group != entry.group:
-            raise ValueError(
-                f"label {entry.class_name!r} is in task {entry.group!r}, but in line {first} in task {group!r}; a "
-                "class belongs to one task"
-            )
         place = self.folder / entry.file
         identity = identity_of(place)
         if identity is None and not may_be_missing:
@@ -175,7 +187,7 @@ class _Table:
         if entry.split in before:
             self.repeated.append(str(line))
             return
-        before[entry.split] = line, entry.class_name
+        before[entry.split] = _Row(line, entry.class_name, entry.group)
         self.entries.append(entry)
         if os.path.isabs(entry.file) or os.path.normpath(entry.file).startswith(".."):
             self.outside.append(entry.file)
@@ -192,13 +204,18 @@ class _Table:
             logger.warning("%s: %d images do not lie below %s: %s", path, len(self.outside), self.folder, files)
 
 
-def _check_again(entry: Entry, before: dict[str, tuple[int, str]]) -> None:
-    """Whether a file may be listed so, given the lines that list it already: split -> line, label."""
-    for split, (line, label) in before.items():
-        if label != entry.class_name:
-            raise ValueError(f"{entry.file} has label {entry.class_name!r}, but in line {line} {label!r}")
+def _check_again(entry: Entry, before: dict[str, _Row]) -> None:
+    """Whether a file may be listed so, given the rows that list it already, by split."""
+    for split, row in before.items():
+        if row.label != entry.class_name:
+            raise ValueError(f"{entry.file} has label {entry.class_name!r}, but in line {row.line} {row.label!r}")
+        if row.task != entry.group:
+            raise ValueError(
+                f"{entry.file} is in task {entry.group!r}, but in line {row.line} in task {row.task!r}; a label may be "
+                "in several tasks, a file belongs to one"
+            )
         if split != entry.split and "test" in (split, entry.split):
-            raise ValueError(f"{entry.file} is for {entry.split}, but in line {line} for {split}: choose one")
+            raise ValueError(f"{entry.file} is for {entry.split}, but in line {row.line} for {split}: choose one")
 
 
 def _entry(cells: dict[str, str]) -> Entry:
@@ -252,10 +269,9 @@ def read_entries(
     samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable)
     entries = [entries[i] for i in kept]
     labels, class_names = encode_labels([entry.class_name for entry in entries])
-    group_of = {entry.class_name: entry.group or "" for entry in entries}
-    groups = [group_of[name] for name in class_names] if any(group_of.values()) else None
+    groups = groups_of([entry.class_name for entry in entries], [entry.group for entry in entries])
     paths = images.subset(kept).paths
-    whole = LabelledDataset(samples, labels, class_names, groups=groups, paths=paths, prepared=prepared)
+    whole = LabelledDataset(samples, labels, class_names, **groups, paths=paths, prepared=prepared)
     rows: dict[str, list[int]] = {"train": []}
     for row, entry in enumerate(entries):
         rows.setdefault(entry.split, []).append(row)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+
+from tripletmas.data.dataset import in_order
 
 logger = logging.getLogger(__name__)
 
@@ -23,3 +26,17 @@ def parts_of(root: str, branches: list[list[str]], *, what: str = "images") -> t
     if left_out:
         logger.warning("%s: left out %d %s of the validation part", root, left_out, what)
     return [first or "train" for first in firsts], [branch[1:] for branch in branches]
+
+
+def groups_of(classes: Sequence[str], groups: Sequence[str | None]) -> dict[str, list[str]]:
+    """What a `LabelledDataset` is told of the group of each sample, given its class: "groups" or "sample_groups".
+
+    "groups" where each class lies in one, so that they are of the classes; {} where there are none.
+    """
+    pairs = {(name, group or "") for name, group in zip(classes, groups, strict=True)}
+    if not any(groups):
+        return {}
+    group_of = dict(pairs)
+    if len(pairs) == len(group_of):
+        return {"groups": [group_of[name] for name in in_order(group_of)]}
+    return {"sample_groups": [group or "" for group in groups]}

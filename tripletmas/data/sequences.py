@@ -120,14 +120,14 @@ def _completed(name: str, reader: str, options: dict[str, Any], common: Mapping[
 
 
 def _with_groups(name: str, source: Source, groups: Sequence[str]) -> Source:
-    """The source with the classes of these groups only."""
-    of_class = source.train.groups
-    if of_class is None:
+    """The source with these groups only."""
+    known = source.train.members
+    if known is None:
         raise ValueError(f"part {name!r} has no groups of classes, so groups {listed(groups)} cannot be chosen")
     for group in groups:
-        if group not in of_class:
-            raise ValueError(f"part {name!r} has no group {group!r}{suggestion(group, sorted(set(of_class)))}")
-    return source.of_classes([label for label, group in enumerate(of_class) if group in groups])
+        if group not in known:
+            raise ValueError(f"part {name!r} has no group {group!r}{suggestion(group, sorted(known))}")
+    return source.of_groups(groups)
 
 
 def _common_channels(sources: Mapping[str, Source]) -> int:

@@ -1,7 +1,9 @@
 """Which samples of a class are learned from, and which are asked for.
 
 All draws are seeded by the name of the class: classes that are added later, or left out, do not change what is drawn
-of the others, so nothing that was a query becomes training data when a stream grows.
+of the others, so nothing that was a query becomes training data when a stream grows. Where a class lies in several
+groups (a product in the folders of two months), it is drawn from in each of them by itself, by the same seed: a month
+that is added changes nothing of those before it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def split_samples(
     queries never are test samples, those that `per_class` leaves out included.
 
     Raises:
-        ValueError: if a class has too few samples, or queries but nothing to learn it from.
+        ValueError: if a class has too few samples, or queries but nothing to learn it from; where it lies in several
+            groups, in one of them.
     """
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
@@ -64,10 +67,10 @@ def _untested(source: Source) -> set[int]:
             raise ValueError(f"train and {name} must have the same class names")
     if test is None:
         return set(train.classes)
-    unlearned = sorted({*test.classes} - {*train.classes})
+    learned = {cell[:2] for cell in train.cells()}
+    unlearned = [_named(test, label, group) for label, group, _ in test.cells() if (label, group) not in learned]
     if unlearned:
-        names = [repr(test.class_names[label]) for label in unlearned]
-        raise ValueError(f"there are queries, but nothing to learn from, for class {listed(names, 5)}")
+        raise ValueError(f"there are queries, but nothing to learn from, for class {listed(unlearned, 5)}")
     groups = train.groups
     return set() if groups is None else {label for label in train.classes if groups[label] in source.hold_out}
 
@@ -86,19 +89,24 @@ def _at_most(part: LabelledDataset, count: int, seed: str) -> LabelledDataset:
 
 
 def drawn_of_class(part: LabelledDataset, classes: set[int], seed: str, count: Callable[[int], int]) -> Tensor:
-    """(n,) whether a sample is among those drawn of its class, `count` of them given its size."""
+    """(n,) whether a sample is among those drawn of its class, `count` of them given its size; in each group of it."""
     drawn = torch.zeros(len(part), dtype=torch.bool)
-    for label in sorted(classes):
-        positions = (part.labels == label).nonzero().flatten()
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {part.class_names[label]}".encode()))
-        order = torch.randperm(len(positions), generator=generator)
-        drawn[positions[order[: count(len(positions))]]] = True
+    for label, _, positions in part.cells():
+        if label in classes:
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {part.class_names[label]}".encode()))
+            order = torch.randperm(len(positions), generator=generator)
+            drawn[positions[order[: count(len(positions))]]] = True
     return drawn
 
 
 def _require(train: LabelledDataset, classes: set[int], least: int, why: str) -> None:
-    """Raises ValueError that names those of the classes with fewer than `least` samples."""
-    counts = torch.bincount(train.labels, minlength=len(train.class_names)).tolist()
-    short = [f"{train.class_names[label]!r} ({counts[label]})" for label in sorted(classes) if counts[label] < least]
+    """Raises ValueError that names those of the classes with fewer than `least` samples in a group of theirs."""
+    cells = [(label, group, len(positions)) for label, group, positions in train.cells() if label in classes]
+    short = [f"{_named(train, label, group)} ({size})" for label, group, size in cells if size < least]
     if short:
         raise ValueError(f"too few training samples in class {listed(short, 5)}: a class needs {why}")
+
+
+def _named(part: LabelledDataset, label: int, group: str) -> str:
+    """A class, and its group where it may lie in several."""
+    return repr(part.class_names[label]) + (f" of {group!r}" if group else "")

@@ -1,16 +1,17 @@
 """Tasks and streams: which classes are learned when, and what is searched in what after that.
 
-A stream is a tuple of tasks with disjoint classes. Labels mean the same in all tasks: they point into the class names
-of the data set that was split.
+A stream is a tuple of tasks with disjoint samples. Labels mean the same in all tasks: they point into the class names
+of the data set that was split. So tasks may share classes: a product that was photographed in two months is one class,
+learned in two tasks, each from its own samples and with its own queries.
 """
 
 from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -54,7 +55,23 @@ def fingerprint(task: Task) -> str:
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
-_Unit = tuple[str, tuple[int, ...]]  # the name of a class or group, its labels
+class _Unit(NamedTuple):
+    """What tasks are made of: a class, or the samples of some classes in a group.
+
+    Args:
+        group: None for all samples of the classes, wherever they lie.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    group: str | None = None
+
+
+def classes_of(tasks: Sequence[Task]) -> list[int]:
+    """The labels of all of them, each once, in the order in which they are learned."""
+    return list(dict.fromkeys(label for task in tasks for label in task.classes))
+
+
 _UNITS = {"class": ("classes", ","), "group": ("groups", "+")}  # by -> what a task is made of, joint of their names
 
 
@@ -72,7 +89,10 @@ def make_stream(
     unseen: int = 0,
     augment: Augmentation = "none",
 ) -> tuple[Stream, Task | None]:
-    """The tasks of a data set, with disjoint sets of classes, and the classes that are in none of them; None for none.
+    """The tasks of a data set, with disjoint sets of samples, and the classes that are in none of them; None for none.
+
+    Where classes lie in several groups (`LabelledDataset.sample_groups`), the tasks share them: each has the samples of
+    its own groups, to learn from and to ask for. How many of a task's classes were known before is logged.
 
     Args:
         tasks: the number of tasks, as even as possible with the larger ones first (30 alphabets in 10 tasks are 3
@@ -86,12 +106,14 @@ def make_stream(
             at least 2 samples, so that a query has something to find, and at most all but 2, so that a triplet has a
             positive.
         split_seed: draws what is held out, and what per_class keeps; each class by itself, so that other classes, tasks
-            and orders do not matter.
-        per_class: use at most so many samples of each class to learn from, and at most so many to ask for. None: all.
+            and orders do not matter; a class that lies in several groups in each of them by itself.
+        per_class: use at most so many samples of each class to learn from, and at most so many to ask for; in each
+            group that it lies in. None: all.
         validation: to choose options without a look at the test queries. These and the gallery are put away, and
             test_share of each class of the training part is held out as queries in their place.
         unseen: so many classes (or groups), the last in order, are in no task: they become a task of their own, whose
-            queries and gallery are drawn as those of other classes are, and of which nothing is ever learned.
+            queries and gallery are drawn as those of other classes are, and of which nothing is ever learned. Classes
+            of these groups that tasks learn, too, are left out of it.
         augment: changes training images at random: a horizontal flip, and a crop after padding by an eighth. none: as
             the training part reads them.
 
@@ -100,7 +122,7 @@ def make_stream(
             data set does not have; if a class has too few samples, or queries but nothing to learn it from.
     """
     transform = _augmentation(augment, source.train)
-    by = by or ("class" if source.train.groups is None else "group")
+    by = by or ("class" if source.train.members is None else "group")
     source, units = _units(source, by, groups)
     units = _shuffled(units, order_seed)
     learned = len(units) - unseen
@@ -112,13 +134,28 @@ def make_stream(
     )
     stream, start = [], 0
     for number, size in enumerate(sizes):
-        name, classes = _merged(units[start : start + size], number, _UNITS[by][1])
-        stream.append(_task(parts, name, classes, transform))
-        if len(classes) == 1:
-            logger.warning("task %r has one class, so a triplet finds no negative in it", name)
+        of_task = units[start : start + size]
+        stream.append(_task(parts, _joint_name(of_task, number, _UNITS[by][1]), of_task, transform))
         start += size
-    never = tuple(sorted(label for _, labels in units[learned:] for label in labels))
-    return tuple(stream), _task(parts, "unseen", never) if never else None
+    _tell(stream)
+    return tuple(stream), _unseen(parts, units[learned:], set(classes_of(stream)))
+
+
+def known_before(classes: Sequence[Sequence[int]]) -> list[int]:
+    """For each task, given the labels of each, how many of its classes are those of earlier tasks, too."""
+    found, known = [], set()
+    for of_task in classes:
+        found.append(len(known.intersection(of_task)))
+        known.update(of_task)
+    return found
+
+
+def _tell(stream: Sequence[Task]) -> None:
+    for task, known in zip(stream, known_before([task.classes for task in stream]), strict=True):
+        if len(task.classes) == 1:
+            logger.warning("task %r has one class, so a triplet finds no negative in it", task.name)
+        if known:
+            logger.info("task %r: %d of %d classes were known before", task.name, known, len(task.classes))
 
 
 def _units(source: Source, by: SplitBy, groups: Sequence[str] | None) -> tuple[Source, list[_Unit]]:
@@ -128,21 +165,19 @@ def _units(source: Source, by: SplitBy, groups: Sequence[str] | None) -> tuple[S
     units = []
     if by == "group" or groups is not None:
         units = _groups(source, groups)
-        source = source.of_classes([label for _, labels in units for label in labels])
+    if groups is not None:
+        source = source.of_groups(groups)
     if by == "class":
-        units = [(source.train.class_names[label], (label,)) for label in source.train.classes]
+        units = [_Unit(source.train.class_names[label], (label,)) for label in source.train.classes]
     return source, units
 
 
 def _groups(source: Source, named: Sequence[str] | None) -> list[_Unit]:
     """The groups that are named, in this order, or all in that of the data set."""
-    of_class = source.train.groups
-    if of_class is None:
+    members = source.train.members
+    if members is None:
         then = ": split it by class" if named is None else f", so groups {_quoted(named)} cannot be chosen"
         raise ValueError(f"this data set has no groups of classes{then}")
-    members: dict[str, list[int]] = {}
-    for label in source.train.classes:
-        members.setdefault(of_class[label], []).append(label)
     if named is None:
         named = source.group_order or in_task_order(members)
     for group in named:
@@ -150,34 +185,55 @@ def _groups(source: Source, named: Sequence[str] | None) -> list[_Unit]:
             raise ValueError(f"no group {group!r}{suggestion(group, members)}")
     if len(set(named)) < len(named):
         raise ValueError(f"each group can be named once, got {_quoted(named)}")
-    return [(group, tuple(members[group])) for group in named]
+    return [_Unit(group, members[group], group) for group in named]
 
 
 def _quoted(names: Sequence[str]) -> str:
     return listed([repr(name) for name in names], 5)
 
 
-def _merged(units: Sequence[_Unit], number: int, joint: str) -> tuple[str, tuple[int, ...]]:
-    """(the name, the classes) of a task of these classes or groups."""
-    names = [name for name, _ in units]
+def _joint_name(units: Sequence[_Unit], number: int, joint: str) -> str:
+    """What a task of these classes or groups is called."""
+    names = [unit.name for unit in units]
     name = joint.join(names)
     if len(name) > 40:
         name = f"task{number:02d} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-    return name, tuple(sorted(label for _, labels in units for label in labels))
+    return name
 
 
-def _task(parts: Source, name: str, classes: tuple[int, ...], augment: Transform | None = None) -> Task:
-    train, test, gallery = parts.train, parts.test, parts.gallery
-    assert test is not None
-    query = test.of_classes(classes)
+def _task(
+    parts: Source, name: str, units: Sequence[_Unit], augment: Transform | None = None, without: Set[int] = frozenset()
+) -> Task:
+    """The task of these classes or groups, but for some labels."""
+    classes = tuple(sorted({label for unit in units for label in unit.classes} - without))
+    groups = [unit.group for unit in units if unit.group is not None]
+
+    def of_task(part: LabelledDataset) -> LabelledDataset:
+        return (part.of_groups(groups) if groups else part).of_classes(classes)
+
+    assert parts.test is not None
+    train, query = of_task(parts.train), of_task(parts.test)
     if not len(query):
         raise ValueError(f"task {name!r} has no queries: the test part has none of its classes")
-    if gallery is not None:
-        gallery = gallery.of_classes(classes).plain()
+    gallery = None
+    if parts.gallery is not None:
+        gallery = of_task(parts.gallery).plain()
         if not len(gallery):
             raise ValueError(f"task {name!r} has nothing to search: the gallery part has none of its classes")
-    train = train.of_classes(classes)
     return Task(name, classes, train if augment is None else train.with_transform(augment), query.plain(), gallery)
+
+
+def _unseen(parts: Source, units: Sequence[_Unit], learned: Set[int]) -> Task | None:
+    """What is in no task, without the classes that tasks learn, too; None where nothing was to be left out."""
+    if not units:
+        return None
+    names = _quoted([unit.name for unit in units])
+    known = learned.intersection(label for unit in units for label in unit.classes)
+    if all(known.issuperset(unit.classes) for unit in units):
+        raise ValueError(f"unseen: every class of {names} is learned in other tasks, so that none is never learned")
+    if known:
+        logger.warning("unseen: left out %d classes of %s, which tasks learn", len(known), names)
+    return _task(parts, "unseen", units, without=known)
 
 
 def _sizes(tasks: int | Sequence[int] | None, total: int, by: SplitBy) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
 from tripletmas.data.images import find_files
-from tripletmas.data.parts import SPLITS, parts_of
+from tripletmas.data.parts import SPLITS, groups_of, parts_of
 from tripletmas.data.tables import read_rows
 from tripletmas.data.tokens import Texts
 
@@ -94,11 +94,10 @@ def source_of(entries: Sequence[Entry], about: str) -> Source:
     """
     entries = _told(entries, about)
     labels, class_names = encode_labels([entry.class_name for entry in entries])
-    group_of = {entry.class_name: entry.group or "" for entry in entries}
-    groups = [group_of[name] for name in class_names] if any(group_of.values()) else None
+    groups = groups_of([entry.class_name for entry in entries], [entry.group for entry in entries])
     samples = Texts([entry.text for entry in entries])
     places = [entry.place for entry in entries]
-    whole = LabelledDataset(samples, labels, class_names, groups=groups, paths=places, texts=samples.strings)
+    whole = LabelledDataset(samples, labels, class_names, **groups, paths=places, texts=samples.strings)
     rows: dict[str, list[int]] = {"train": []}
     for row, entry in enumerate(entries):
         rows.setdefault(entry.split, []).append(row)
@@ -112,13 +111,11 @@ def _of_tables(path: str, test_path: str | None, rows: Callable[[str], Rows], *,
     if text == label:
         raise ValueError(f"text and label name one column, {text!r}")
     entries: list[Entry] = []
-    of_class: dict[str, tuple[str, str | None]] = {}  # the place that it is first in, its group
     for file in [path] if test_path is None else [path, test_path]:
         found = len(entries)
         for number, cells in rows(file):
             try:
                 entry = _entry(cells, f"{file}, line {number}", text, label, "test" if file == test_path else None)
-                _check_group(entry, of_class)
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from None
             entries.append(entry)
@@ -142,15 +139,6 @@ def _entry(cells: Mapping[str, str], place: str, text: str, label: str, split: s
     if given not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
     return Entry(cells[text], place, cells[label], cells.get("task"), split or SPLITS[given])
-
-
-def _check_group(entry: Entry, of_class: dict[str, tuple[str, str | None]]) -> None:
-    first, group = of_class.setdefault(entry.class_name, (entry.place, entry.group))
-    if group != entry.group and entry.group is not None:
-        raise ValueError(
-            f"label {entry.class_name!r} is in task {entry.group!r}, but in {first} in task {group!r}; a class belongs "
-            "to one task"
-        )
 
 
 def _told(entries: Sequence[Entry], about: str) -> list[Entry]:

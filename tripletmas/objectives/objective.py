@@ -61,6 +61,13 @@ class Objective(nn.Module):
 
     # --- the moments of a run
 
+    def begin_task(self, number: int, mixed: Sequence[int] = ()) -> None:
+        """Whenever training on task `number` begins or goes on.
+
+        Args:
+            mixed: the classes of the training data, where samples of earlier tasks are among them; else none.
+        """
+
     def before_task(self, deployed: nn.Module, task: Task) -> None:
         """Before a task that follows others, with the model that is deployed so far."""
 

@@ -63,6 +63,7 @@ def train_task(
         strategy.load_state_dict(resumed.strategy)
         _load_steps(optimizer, scaler, resumed.optimizer)
     data = strategy.training_data(task, earlier)
+    learner.objective.begin_task(number, () if data is None or data is task.train else data.classes)
     if data is None:
         return
     for epoch in range(resumed.epoch if resumed else 0, config.epochs):

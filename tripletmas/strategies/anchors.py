@@ -16,7 +16,7 @@ from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.distill import cosine_distance
-from tripletmas.strategies.replay import herd
+from tripletmas.strategies.replay import by_turns, herd
 
 
 class Anchors(Strategy):
@@ -24,15 +24,16 @@ class Anchors(Strategy):
 
     v_k is the unit vector that was stored when the task of x_k had been learned, and no later task moves it: it is that
     of the stale gallery, also where galleries are compensated. Of each class those samples are kept whose mean is
-    nearest to that of the class (see `herd`). F is in eval mode here, as when v_k was made, and reads samples that are
-    not augmented; their labels are not used. Where galleries are compensated, what is kept is embedded before and after
-    each task, too, and joins the samples on which the map is fitted.
+    nearest to that of the class (see `herd`); of a class that several tasks have, those of each by turns. F is in eval
+    mode here, as when v_k was made, and reads samples that are not augmented; their labels are not used. Where
+    galleries are compensated, what is kept is embedded before and after each task, too, and joins the samples on which
+    the map is fitted.
     Stores for each sample that is kept its vector and one integer, and while a task is learned a second vector, beside
     the sample itself; costs a forward and a backward pass of a batch of old samples a step, and a forward pass over the
     task's data after it.
 
     Args:
-        per_class: how many samples of each class are kept; 0 keeps none, and is finetune.
+        per_class: how many samples of each class are kept, in however many tasks it is; 0 keeps none, and is finetune.
         strength: weight of the distance; 0 is finetune.
         batch_size: old samples that are drawn at a step; all of them if there are fewer.
 
@@ -56,6 +57,7 @@ class Anchors(Strategy):
             )
         self._objective = objective
         self._samples = concatenate([task.train for task in stream]).plain() if stream else None
+        self._ends = torch.tensor([len(task.train) for task in stream]).cumsum(0)
         self._forget()
 
     def before_task(self, model: nn.Module, task: Task, optimizer: Optimizer) -> None:
@@ -84,6 +86,7 @@ class Anchors(Strategy):
         self._held = torch.cat([self._held, self._num_seen + chosen])
         self._vectors = torch.cat([self._vectors.view(-1, vectors.shape[1]), vectors[chosen]])
         self._num_seen += len(task.train)
+        self._keep_shares()
 
     def kept_pairs(self) -> tuple[Tensor, Tensor] | None:
         return self._pairs
@@ -107,6 +110,16 @@ class Anchors(Strategy):
         self._num_seen = 0
         self._before: Tensor | None = None
         self._pairs: tuple[Tensor, Tensor] | None = None
+
+    def _keep_shares(self) -> None:
+        """Of a class that several tasks have, no more samples than of another: those of each task by turns."""
+        assert self._samples is not None
+        labels, tasks = self._samples.labels[self._held], torch.bucketize(self._held, self._ends, right=True)
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        for label in labels.unique():
+            members = (labels == label).nonzero().flatten()
+            kept[members[by_turns(tasks[members])[self.per_class :]]] = False
+        self._held, self._vectors = self._held[kept], self._vectors[kept]
 
     def _embedded(self, model: nn.Module) -> Tensor | None:
         """Where a model has the samples that are kept, in their order; None for none."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.data.dataset import LabelledDataset, Source
-from tripletmas.data.tasks import Stream, make_stream
+from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.index.drift import compensate_drift
 from tripletmas.models.embedding import Embeddings, embed
 from tripletmas.objectives.recognition.class_means import ClassMeans
@@ -131,3 +131,34 @@ def test_a_state_is_taken_over_in_the_middle_of_a_task():
     for each in (means, other):
         each.after_task(embedded(model, tasks), tasks)
     assert all(torch.equal(means.means[kind], other.means[kind]) for kind in means.means)
+
+
+def test_a_class_of_several_tasks_has_one_mean_of_all_its_samples():
+    """In a model that stands still, what is kept is what all data give; what moved weighs as many samples as it has."""
+    angles = torch.tensor([0.0, 0.2, 0.1, 0.3, 1.0, 1.2, 1.1, 1.3, 0.5, 0.7, 0.6, 0.8])
+    points, labels = torch.stack([angles.cos(), angles.sin()], 1), torch.tensor([0] * 4 + [1] * 4 + [0] * 4)
+    data = LabelledDataset(points, labels, list("ab"))
+    tasks = tuple(
+        Task(name, classes, data.subset(rows), data.subset(rows))
+        for name, classes, rows in (("1", (0, 1), [0, 1, 4, 5]), ("2", (0,), [8, 9, 10]))
+    )
+    model, means = Turned(), ClassMeans()
+    means.after_task(embedded(model, tasks[:1]), tasks[:1])
+    means.before_task(*embedded(model, tasks[1:]))
+    old = means.means["stale"].clone()
+    with torch.no_grad():
+        model.angle.fill_(0.4)
+    means.after_task(embedded(model, tasks), tasks)
+    assert means.labels.tolist() == [0, 1]
+    c, s = math.cos(0.4), math.sin(0.4)
+    turned = points @ torch.tensor([[c, s], [-s, c]])
+    torch.testing.assert_close(means.means["fresh"][0], turned[[0, 1, 8, 9, 10]].mean(dim=0))
+    # two samples by the first model, three by the second
+    torch.testing.assert_close(means.means["stale"][0], (2 * old[0] + 3 * turned[[8, 9, 10]].mean(dim=0)) / 5)
+    assert torch.equal(means.means["stale"][1], old[1])
+    moved = compensate_drift(old, points[[8, 9, 10]], turned[[8, 9, 10]])
+    torch.testing.assert_close(means.means["compensated"][0], (2 * moved[0] + 3 * turned[[8, 9, 10]].mean(dim=0)) / 5)
+    torch.testing.assert_close(means.means["compensated"][1], moved[1])
+    other = ClassMeans()
+    other.load_state_dict(means.state_dict(), tasks)
+    assert other.labels.tolist() == [0, 1]

@@ -11,7 +11,7 @@ from oracles import ridge_labels
 from torch import Tensor
 
 from tripletmas.data.dataset import LabelledDataset, Source
-from tripletmas.data.tasks import Stream, make_stream
+from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.recognition.ridge import (
     STRENGTHS,
@@ -70,6 +70,26 @@ def test_task_by_task_it_is_the_ridge_on_all_samples_at_once(random_dim, strengt
     expected = ridge_labels(samples.tolist(), labels, asked.tolist(), strength, random)
     assert ridge.predict(asked).tolist() == expected
     assert len(set(expected)) > 2
+
+
+def test_classes_that_come_again_add_to_what_is_kept_of_them():
+    """Tasks with the classes a b c, b d, d a e: it is still the ridge on all samples at once."""
+    data = points()
+    rows = [torch.arange(0, 60, 3), torch.arange(1, 60, 3), torch.arange(2, 60, 3)]
+    named = (((0, 1, 2), rows[0]), ((1, 3), rows[1]), ((0, 3, 4), rows[2]))
+    parts = [(classes, data.subset(at).of_classes(classes)) for classes, at in named]
+    tasks = tuple(Task(f"{number}", classes, part, part) for number, (classes, part) in enumerate(parts))
+    ridge = learned(tasks, 12)
+    assert ridge.labels.tolist() == [0, 1, 2, 3, 4]
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(DIM, 12, generator=generator, dtype=torch.float64)
+    samples, labels = all_of(tasks)
+    asked = torch.randn(50, DIM)
+    expected = ridge_labels(samples.tolist(), labels, asked.tolist(), ridge.strength, random)
+    assert ridge.predict(asked).tolist() == expected
+    other = RidgeClassifier(12)
+    other.load_state_dict(ridge.state_dict(), tasks)
+    assert other.predict(asked).tolist() == expected
 
 
 def test_what_is_kept_does_not_grow_with_samples():

@@ -4,6 +4,9 @@
 with all old data. **stale** means stay as they were when their class was learned. **compensated** means are stale ones
 moved by the drift that the new task's data show: no old data is needed.
 
+A class of several tasks has one mean, of its samples in all of them: when it is learned again, the mean that is kept
+and that of the new samples are weighed by the number of samples that each is of.
+
 Embeddings are normalised to unit length, means are not normalised again; distances are Euclidean.
 
 Shapes: c classes, n samples of the new task, q queries, dim.
@@ -20,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from tripletmas.basics.weights import Params
-from tripletmas.data.tasks import Stream
+from tripletmas.data.tasks import Stream, classes_of
 from tripletmas.index.drift import compensate_drift
 from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.embedded import joined
 
 KINDS = ("fresh", "stale", "compensated")
 
@@ -47,16 +51,15 @@ class ClassMeans:
     def after_task(self, embedded: Sequence[Embeddings], seen: Stream) -> None:
         """Take in the last of the tasks seen, given the training data of all by the model deployed from now on."""
         units = [_unit(each) for each in embedded]
-        fresh = [_means(each, task.classes) for each, task in zip(units, seen, strict=True)]
-        new = fresh[-1]
-        stale = torch.cat([self.means["stale"], new]) if len(self.labels) else new
-        compensated = new.clone()  # of its own, to be saved beside the stale ones
+        moved = self.means["compensated"]
         if len(self.labels):
             assert self._before is not None
-            moved = compensate_drift(self.means["compensated"], self._before, units[-1].vectors)
-            compensated = torch.cat([moved, new])
-        self.means = {"fresh": torch.cat(fresh), "stale": stale, "compensated": compensated}
-        self.labels = torch.tensor([label for task in seen for label in task.classes])
+            moved = compensate_drift(moved, self._before, units[-1].vectors)
+        new = _means(units[-1], seen[-1].classes)
+        stale, compensated = (_with_new(each, self.labels, new, seen) for each in (self.means["stale"], moved))
+        labels = classes_of(seen)
+        self.means = {"fresh": _means(joined(units), labels), "stale": stale, "compensated": compensated}
+        self.labels = torch.tensor(labels)
         self._before = None
 
     def nearest(self, vectors: Tensor, kind: str) -> Tensor:
@@ -75,8 +78,7 @@ class ClassMeans:
         The stream may have grown since: then a class may have another label than it had.
         """
         self.means = {kind: state[f"means/{kind}"] for kind in KINDS}
-        labels = [label for task in stream for label in task.classes]
-        self.labels = torch.tensor(labels[: len(self.means["stale"])], dtype=torch.int64)
+        self.labels = torch.tensor(classes_of(stream)[: len(self.means["stale"])], dtype=torch.int64)
         self._before = state.get("means/before")
 
 
@@ -84,5 +86,16 @@ def _unit(embedded: Embeddings) -> Embeddings:
     return Embeddings(functional.normalize(embedded.vectors, dim=1), embedded.labels)
 
 
-def _means(embedded: Embeddings, classes: tuple[int, ...]) -> Tensor:
+def _means(embedded: Embeddings, classes: Sequence[int]) -> Tensor:
     return torch.stack([embedded.vectors[embedded.labels == label].mean(dim=0) for label in classes])
+
+
+def _with_new(means: Tensor, labels: Tensor, new: Tensor, seen: Stream) -> Tensor:
+    """The means (c, dim) of `labels`, and those of the last task's classes, `new`, in a tensor of its own."""
+    classes = torch.tensor(seen[-1].classes)
+    means = means.clone() if len(labels) else new[:0]
+    for mean, label in zip(new, classes, strict=True):
+        for row in (labels == label).nonzero().flatten().tolist():
+            *before, size = (int((task.train.labels == label).sum()) for task in seen)
+            means[row] += (mean - means[row]) * size / (sum(before) + size)
+    return torch.cat([means, new[~torch.isin(classes, labels)]])

@@ -37,14 +37,16 @@ class Recognition(Objective):
     `recognition(embeddings, labels)` is called as a metric loss is: raw embeddings (n, dim), labels (n,) of the whole
     stream. A batch may mix tasks, as joint training and replay do: each sample goes to the head of its class.
 
+    A class of several tasks is in the head of each, with weights of its own there. Its samples go to the latest of
+    these heads so far; where old samples are among the training data (joint training, replay), to each earlier one,
+    too, of which these have all classes. The loss is then the mean over the pairs of a sample and a head that it goes
+    to.
+
     Args:
         dim: length of the embedding.
         tasks: the classes of each task, labels of the whole stream.
         class_names: the name of each label, for messages.
         ridge_dim: random dimensions of the ridge classifier; 0 for the embedding itself.
-
-    Raises:
-        ValueError: if a class is in two tasks.
     """
 
     measured = ("embedding", "logits")
@@ -59,28 +61,38 @@ class Recognition(Objective):
         self.tasks = tuple(tuple(classes) for classes in tasks)
         self.class_names = tuple(class_names)
         self.heads = nn.ModuleList(nn.Linear(dim, len(classes)) for classes in self.tasks)
-        head_of, position_of = (torch.full((len(class_names),), -1) for _ in range(2))
-        for number, classes in enumerate(self.tasks):
-            for position, label in enumerate(classes):
-                if head_of[label] >= 0:
-                    earlier = int(head_of[label])
-                    raise ValueError(f"class {class_names[label]!r} is in two tasks, {earlier} and {number}")
-                head_of[label], position_of[label] = number, position
-        self.register_buffer("head_of", head_of, persistent=False)
+        position_of = torch.full((len(self.tasks), len(class_names)), -1)
+        for head, classes in zip(position_of, self.tasks, strict=True):
+            head[torch.tensor(classes, dtype=torch.int64)] = torch.arange(len(classes))
         self.register_buffer("position_of", position_of, persistent=False)
+        self.register_buffer("head_of", torch.empty(0), persistent=False)
+        self.begin_task(len(self.tasks) - 1)
         self.means = ClassMeans()
         self.ridge = RidgeClassifier(ridge_dim)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         numbers = self.head_of[labels]
-        total = embeddings.new_zeros(())
+        total, pairs = embeddings.new_zeros(()), 0
         if int(numbers.min()) < 0:
             raise ValueError(f"class {self.class_names[int(labels[numbers.argmin()])]!r} has no head: it is in no task")
-        for number in numbers.unique().tolist():
-            rows = (numbers == number).nonzero().flatten()
+        for number in sorted({*numbers.unique().tolist(), *self._joining}):
+            goes = numbers == number
+            if number in self._joining:
+                goes = goes | (self.position_of[number][labels] >= 0)
+            rows = goes.nonzero().flatten()
             logits = self.logits(embeddings[rows], number)
             total = total + functional.cross_entropy(logits, self.positions(labels[rows], number), reduction="sum")
-        return total / len(labels)
+            pairs += len(rows)
+        return total / pairs
+
+    def begin_task(self, number: int, mixed: Sequence[int] = ()) -> None:
+        has = self.position_of[: number + 1] >= 0
+        last = has.long() * torch.arange(1, number + 2, device=has.device)[:, None]
+        self.head_of = last.max(dim=0).values - 1
+        given, owners = set(mixed), self.head_of.tolist()
+        shared = [n for n in range(number) if any(owners[label] != n for label in self.tasks[n])]
+        self._joining = frozenset(n for n in shared if given.issuperset(self.tasks[n]))
+        self._present = number
 
     def logits(self, embeddings: Tensor, head: int) -> Tensor:
         """What a head says of these embeddings, (n, c)."""
@@ -92,23 +104,25 @@ class Recognition(Objective):
         Raises:
             ValueError: for a class of another task.
         """
-        foreign = labels[self.head_of[labels] != head].unique().tolist()
+        positions = self.position_of[head][labels]
+        foreign = labels[positions < 0].unique().tolist()
         if foreign:
             names = listed([repr(self.class_names[label]) for label in foreign])
             own = listed([repr(self.class_names[label]) for label in self.tasks[head]])
             raise ValueError(f"head {head} tells apart {own}; it was asked for {names}, of another task")
-        return self.position_of[labels]
+        return positions
 
     def head_for(self, classes: Sequence[int]) -> int:
-        """The number of the head that tells these classes apart.
+        """The number of the head that tells these classes apart; of several the latest so far.
 
         Raises:
             ValueError: if there is none.
         """
-        if tuple(classes) not in self.tasks:
+        found = [number for number, own in enumerate(self.tasks) if own == tuple(classes)]
+        if not found:
             names = listed([repr(self.class_names[label]) for label in classes])
             raise ValueError(f"no head tells apart {names}: there is one for each of {len(self.tasks)} tasks")
-        return self.tasks.index(tuple(classes))
+        return max((number for number in found if number <= self._present), default=found[0])
 
     def output(self, name: str, model: nn.Module, batch: Any, number: int) -> Tensor:
         """The logits of the head of task `number`."""
@@ -167,7 +181,7 @@ class Recognition(Objective):
         """
         found = score_embedded(embedded, stored)
         parts = list(zip(seen, embedded.queries, strict=True))
-        found.values["task"]["accuracy"] = [self.accuracy(task, queries) for task, queries in parts]
+        found.values["task"]["accuracy"] = [self.accuracy(head, queries) for head, (_, queries) in enumerate(parts)]
         for kind in KINDS if len(self.means.labels) else ():
             nearest = [self.means.nearest(queries.vectors, kind) == queries.labels for _, queries in parts]
             found.values["seen"][f"accuracy_{kind}"] = [float(each.double().mean()) for each in nearest]
@@ -187,11 +201,11 @@ class Recognition(Objective):
         return samples_held_out(task, share, seed)
 
     def validate(self, model: nn.Module, task: Task) -> float:
-        return self.accuracy(task, self.embed(model, task.query))
+        return self.accuracy(self.head_for(task.classes), self.embed(model, task.query))
 
-    def accuracy(self, task: Task, queries: Embeddings) -> float:
-        """The share of a task's queries that the task's own head gets right."""
-        head, device = self.head_for(task.classes), device_of(self)
+    def accuracy(self, head: int, queries: Embeddings) -> float:
+        """The share of these queries that a head gets right."""
+        device = device_of(self)
         with torch.inference_mode():
             found = self.logits(queries.vectors.to(device), head).argmax(dim=1)
             return float((found == self.positions(queries.labels.to(device), head)).double().mean())

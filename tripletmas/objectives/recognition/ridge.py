@@ -1,7 +1,8 @@
 """Recognition without a task label: a ridge classifier on sums over the tasks, which cannot forget what was summed.
 
 Of each task's training data the second moments of their features, H^T H, and the products with the classes, H^T Y, are
-added to those of earlier tasks; no old data is needed. The classifier is W = (H^T H + strength I)^-1 H^T Y, as if all
+added to those of earlier tasks; no old data is needed. A class that is learned again adds to its own products. The
+classifier is W = (H^T H + strength I)^-1 H^T Y, as if all
 tasks had been fitted at once. That is exact while the model stands still (pretrained, or frozen after what it learned).
 A model that goes on learning leaves the sums of earlier tasks stale: they were made by the model of their time, and
 nothing moves them. The scores say what that costs.
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tripletmas.basics.weights import Params
-from tripletmas.data.tasks import Stream
+from tripletmas.data.tasks import Stream, classes_of
 from tripletmas.models.embedding import Embeddings
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-8, 9))
@@ -62,8 +63,8 @@ class RidgeClassifier:
             gram, products = gram + h.T @ h, products + h.T @ one_hot(labels, classes)
         self.strength = choose_strength(embedded, classes, self.random_dim)
         self.gram = self.gram + gram if len(self.labels) else gram
-        self.products = torch.cat([self.products, products], dim=1) if len(self.labels) else products
-        self.labels = torch.tensor([label for task in seen for label in task.classes])
+        self.products = _with_new(self.products, self.labels, products, classes)
+        self.labels = torch.tensor(classes_of(seen))
         self._weights = None
 
     def predict(self, vectors: Tensor) -> Tensor:
@@ -84,8 +85,7 @@ class RidgeClassifier:
         """
         self.gram, self.products = state["ridge/gram"], state["ridge/products"]
         self.strength = float(state["ridge/strength"])
-        labels = [label for task in stream for label in task.classes]
-        self.labels = torch.tensor(labels[: self.products.shape[1]], dtype=torch.int64)
+        self.labels = torch.tensor(classes_of(stream)[: self.products.shape[1]], dtype=torch.int64)
         self._weights = None
 
 
@@ -134,3 +134,12 @@ def held_out(labels: Tensor) -> Tensor:
 def _solve(square: Tensor, right: Tensor, strength: float) -> Tensor:
     """(square + strength I)^-1 right."""
     return torch.linalg.solve(square + strength * torch.eye(len(square), dtype=square.dtype), right)
+
+
+def _with_new(products: Tensor, labels: Tensor, new: Tensor, classes: Tensor) -> Tensor:
+    """The products (m, c) of `labels`, to which those of a task's classes are added: to its own column, or as a new."""
+    if not len(labels):
+        return new
+    again = torch.isin(classes, labels)
+    columns = (labels[:, None] == classes[again]).long().argmax(dim=0)
+    return torch.cat([products.index_add(1, columns, new[:, again]), new[:, ~again]], dim=1)
