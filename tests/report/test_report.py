@@ -276,7 +276,7 @@ def test_the_picture_of_the_embedding_is_repeatable_and_says_what_it_shows(run: 
 @pytest.mark.parametrize(("count", "dim"), [(1, 4), (2, 4), (20, 4), (80, 1), (80, 2), (80, 4)])
 def test_small_and_flat_embeddings_have_a_picture(count: int, dim: int):
     of: Any = SimpleNamespace(classes=Classes(tasks=(tuple(range(10)), tuple(range(10, 20)))), task_name=str)
-    picture = project(torch.ones(count, dim), torch.arange(count) % 20, of)
+    picture = project(torch.ones(count, dim), torch.arange(count) % 20, torch.zeros(count), of)
     assert picture.points.shape == (count, 2)
     assert picture.method == "PCA"
     assert picture.groups.by == ("task" if count >= 20 else "class")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -141,21 +142,12 @@ def make_stream(
     return tuple(stream), _unseen(parts, units[learned:], set(classes_of(stream)))
 
 
-def known_before(classes: Sequence[Sequence[int]]) -> list[int]:
-    """For each task, given the labels of each, how many of its classes are those of earlier tasks, too."""
-    found, known = [], set()
-    for of_task in classes:
-        found.append(len(known.intersection(of_task)))
-        known.update(of_task)
-    return found
-
-
 def _tell(stream: Sequence[Task]) -> None:
-    for task, known in zip(stream, known_before([task.classes for task in stream]), strict=True):
+    for number, task in enumerate(stream):
         if len(task.classes) == 1:
             logger.warning("task %r has one class, so a triplet finds no negative in it", task.name)
-        if known:
-            logger.info("task %r: %d of %d classes were known before", task.name, known, len(task.classes))
+        if known := {*task.classes}.intersection(classes_of(stream[:number])):
+            logger.info("task %r: %d of %d classes were known before", task.name, len(known), len(task.classes))
 
 
 def _units(source: Source, by: SplitBy, groups: Sequence[str] | None) -> tuple[Source, list[_Unit]]:
@@ -202,7 +194,11 @@ def _joint_name(units: Sequence[_Unit], number: int, joint: str) -> str:
 
 
 def _task(
-    parts: Source, name: str, units: Sequence[_Unit], augment: Transform | None = None, without: Set[int] = frozenset()
+    parts: Source,
+    name: str,
+    units: Sequence[_Unit],
+    augment: Transform | None = None,
+    without: AbstractSet[int] = frozenset(),
 ) -> Task:
     """The task of these classes or groups, but for some labels."""
     classes = tuple(sorted({label for unit in units for label in unit.classes} - without))
@@ -223,7 +219,7 @@ def _task(
     return Task(name, classes, train if augment is None else train.with_transform(augment), query.plain(), gallery)
 
 
-def _unseen(parts: Source, units: Sequence[_Unit], learned: Set[int]) -> Task | None:
+def _unseen(parts: Source, units: Sequence[_Unit], learned: set[int]) -> Task | None:
     """What is in no task, without the classes that tasks learn, too; None where nothing was to be left out."""
     if not units:
         return None

@@ -91,15 +91,15 @@ def final_picture(run: Run) -> Picture | None:
         return None
     finite = kept["vectors"].isfinite().all(dim=1)
     vectors, labels = kept["vectors"][finite].float(), kept["labels"][finite].long()
-    return project(vectors, labels, run) if len(vectors) else None
+    tasks = kept["tasks"][finite].long() if "tasks" in kept else run.classes.task_of(labels)
+    return project(vectors, labels, tasks, run) if len(vectors) else None
 
 
-def project(vectors: Tensor, labels: Tensor, run: Run) -> Picture:
-    """Lay vectors (n, dim) out in two dimensions; the same input gives the same picture."""
+def project(vectors: Tensor, labels: Tensor, tasks: Tensor, run: Run) -> Picture:
+    """Lay vectors (n, dim) of these classes and tasks out in two dimensions; the same input gives the same picture."""
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(vectors), generator=generator)[:_MAX_POINTS].sort().values
     points, method = _two_dimensions(normalize(vectors[chosen], dim=1).numpy())
-    tasks = run.classes.task_of(labels)
     groups = grouped(labels[chosen], tasks[chosen], run.classes.name, run.task_name)
     return Picture(points, groups, method, len(vectors))
 

@@ -45,11 +45,20 @@ class Classes:
         return self.names[label] if 0 <= label < len(self.names) else f"class {label}"
 
     def task_of(self, labels: Tensor) -> Tensor:
-        """The task of each label; 0 where it is not known."""
+        """The task of each label, of several the last; 0 where it is not known."""
         table = torch.zeros(int(labels.max()) + 1 if len(labels) else 0, dtype=torch.int64)
         for task, members in enumerate(self.tasks):
             table[[label for label in members if label < len(table)]] = task
         return table[labels]
+
+    def known_before(self) -> list[int]:
+        """For each task how many of its classes earlier ones have, too."""
+        known: set[int] = set()
+        found = []
+        for members in self.tasks:
+            found.append(len(known.intersection(members)))
+            known.update(members)
+        return found
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,18 @@ def task_rows(run: Run) -> list[tuple[str, list[str]]]:
     return lines
 
 
+def known_rows(run: Run) -> list[str]:
+    """For each finished task how many of its classes earlier ones had, "3 of 4"; [] where tasks share none."""
+    known = run.classes.known_before()
+    return [f"{count} of {len(own)}" for count, own in zip(known, run.classes.tasks, strict=True)] if any(known) else []
+
+
+def known_text(run: Run) -> str:
+    """What classes of several tasks mean for the scores."""
+    size = sum(map(len, run.classes.tasks[1:]))
+    return texts.SHARED.format(known=f"{sum(run.classes.known_before())} of {size}")
+
+
 def _coverage(run: Run) -> Coverage:
     """What the penalty held: names of what it did not hold in any task, and the weights by layer after the last."""
     found = Coverage()

@@ -17,6 +17,12 @@ PAIRED = (
     "Seed by seed, the method minus {first}: mean ± sample standard deviation of the differences, and on how many "
     "seeds it is better, the same, worse. Runs of one seed see the same data and start from the same weights."
 )
+SHARED = (
+    "Known before: how many of a task's classes earlier tasks had, too; {known} were, over all tasks after the first. "
+    "Each task has samples of its own. On everything seen, items of a query's class are right whichever task they are "
+    "from; on a task's own gallery only its own items are searched. Where a class is learned again, an earlier task's "
+    "score may rise: that is backward transfer, and forgetting below 0."
+)
 LOSS = (
     "What training minimised, in each epoch; dotted lines mark where the next task begins. The penalty, where there is "
     "one, is the price of moving weights that earlier tasks need."

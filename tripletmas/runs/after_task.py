@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from tripletmas.basics.weights import state_of
@@ -101,7 +102,8 @@ class AfterTask:
             run.objectives.write(number, state)
         run.galleries.write(number, self.galleries.last())
         objective.keep_shown(run, number, seen, embedded)
-        final = {"vectors": found.queries.vectors, "labels": one_label(found.queries.labels)}
+        of = torch.cat([torch.full((len(query),), place) for place, query in enumerate(embedded.queries)])
+        final = {"vectors": found.queries.vectors, "labels": one_label(found.queries.labels), "tasks": of}
         run.keep_embedding(final, seen[0].query.class_names, [task.classes for task in seen])
 
     def _shares(self) -> dict[str, float]:

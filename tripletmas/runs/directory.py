@@ -224,7 +224,7 @@ class RunDirectory:
         self.write_json("forecast.json", sorted([*others, dict(record)], key=lambda each: each["after"]))
 
     def embedding(self) -> Params | None:
-        """The present `vectors` (n, dim) and `labels` (n,) of all queries."""
+        """The present `vectors` (n, dim) of all queries, `labels` (n,) and, but in older runs, `tasks` (n,)."""
         name = "index/final.safetensors"
         return self.read_tensors(name) if self.has(name) else None
 
@@ -233,7 +233,7 @@ class RunDirectory:
         return self.read_json("index/final.json", shapes.CLASSES)
 
     def keep_embedding(self, embedding: Params, class_names: Sequence[str], tasks: Sequence[Sequence[int]]) -> None:
-        """Keep the present `vectors` and `labels` of all queries, and what `classes` gives."""
+        """Keep the present `vectors`, `labels` and `tasks` of all queries, and what `classes` gives."""
         self.write_tensors("index/final.safetensors", embedding)
         self.write_json("index/final.json", {"class_names": class_names, "tasks": tasks})
 
