@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from tripletmas.data.dataset import LabelledDataset, concatenate, encode_labels
+from tripletmas.data.dataset import LabelledDataset, concatenate
+from tripletmas.data.names import encode_labels
 
 NAMES = ("a", "b", "c")
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -88,7 +88,6 @@ def test_a_second_csv_file_has_the_queries(tmp_path, caplog):
         ("question,topic\nLost it,card\n", {"label": "question"}, "text and label name one column"),
         ("question,topic\nLost it,card\n", {"root": "."}, "root and skip_unreadable are for images"),
         ("question,topic,split\nLost it,card,later\n", {}, "split must be one of train, test, query, gallery"),
-        ("question,topic,task\nA,card,1\nB,card,2\n", {}, r"line 3: label 'card' is in task '2', but in .*line 2 in"),
         ("question,topic\nLost it,card\0\n", {}, "zero byte"),
     ],
 )
@@ -165,3 +164,9 @@ def test_texts_are_not_augmented(tmp_path):
     path = write_csv(tmp_path / "faq.csv", rows_of(6))
     with pytest.raises(ValueError, match="augment='flip' changes images, and these are texts"):
         make_stream(csv(path=str(path), text="question", label="topic"), augment="flip")
+
+
+def test_a_label_of_several_tasks_is_one_class(tmp_path):
+    table = tmp_path / "faq.csv"
+    table.write_text("question,topic,task\nA,card,1\nB,card,2\nC,loan,2\n")
+    assert csv(path=str(table), text="question", label="topic").train.members == {"1": (0,), "2": (0, 1)}

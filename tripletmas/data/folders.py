@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
+from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import ImageFiles, find_images, identity_of, read_images
+from tripletmas.data.names import encode_labels
 from tripletmas.data.parts import LEFT_OUT as LEFT_OUT
 from tripletmas.data.parts import SPLITS, groups_of, parts_of
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
@@ -269,9 +270,11 @@ def read_entries(
     samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable)
     entries = [entries[i] for i in kept]
     labels, class_names = encode_labels([entry.class_name for entry in entries])
-    groups = groups_of([entry.class_name for entry in entries], [entry.group for entry in entries])
+    groups, own = groups_of([entry.class_name for entry in entries], [entry.group for entry in entries])
     paths = images.subset(kept).paths
-    whole = LabelledDataset(samples, labels, class_names, **groups, paths=paths, prepared=prepared)
+    whole = LabelledDataset(
+        samples, labels, class_names, groups=groups, sample_groups=own, paths=paths, prepared=prepared
+    )
     rows: dict[str, list[int]] = {"train": []}
     for row, entry in enumerate(entries):
         rows.setdefault(entry.split, []).append(row)

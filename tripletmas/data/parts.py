@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from tripletmas.data.dataset import in_order
+from tripletmas.data.names import in_order
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +28,15 @@ def parts_of(root: str, branches: list[list[str]], *, what: str = "images") -> t
     return [first or "train" for first in firsts], [branch[1:] for branch in branches]
 
 
-def groups_of(classes: Sequence[str], groups: Sequence[str | None]) -> dict[str, list[str]]:
-    """What a `LabelledDataset` is told of the group of each sample, given its class: "groups" or "sample_groups".
+def groups_of(classes: Sequence[str], groups: Sequence[str | None]) -> tuple[list[str] | None, list[str] | None]:
+    """(`groups`, `sample_groups`) as a `LabelledDataset` takes them, given the class and the group of each sample.
 
-    "groups" where each class lies in one, so that they are of the classes; {} where there are none.
+    The first where each class lies in one group, the second where one lies in several; None for both without groups.
     """
     pairs = {(name, group or "") for name, group in zip(classes, groups, strict=True)}
     if not any(groups):
-        return {}
+        return None, None
     group_of = dict(pairs)
     if len(pairs) == len(group_of):
-        return {"groups": [group_of[name] for name in in_order(group_of)]}
-    return {"sample_groups": [group or "" for group in groups]}
+        return [group_of[name] for name in in_order(group_of)], None
+    return None, [group or "" for group in groups]

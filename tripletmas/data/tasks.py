@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from tripletmas.basics.sentences import listed, suggestion
-from tripletmas.data.dataset import LabelledDataset, Source, Transform, in_task_order
+from tripletmas.data.dataset import LabelledDataset, Source, Transform
+from tripletmas.data.names import in_task_order
 from tripletmas.data.splits import split_samples
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source, encode_labels
+from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import find_files
+from tripletmas.data.names import encode_labels
 from tripletmas.data.parts import SPLITS, groups_of, parts_of
 from tripletmas.data.tables import read_rows
 from tripletmas.data.tokens import Texts
@@ -94,10 +95,12 @@ def source_of(entries: Sequence[Entry], about: str) -> Source:
     """
     entries = _told(entries, about)
     labels, class_names = encode_labels([entry.class_name for entry in entries])
-    groups = groups_of([entry.class_name for entry in entries], [entry.group for entry in entries])
+    groups, own = groups_of([entry.class_name for entry in entries], [entry.group for entry in entries])
     samples = Texts([entry.text for entry in entries])
     places = [entry.place for entry in entries]
-    whole = LabelledDataset(samples, labels, class_names, **groups, paths=places, texts=samples.strings)
+    whole = LabelledDataset(
+        samples, labels, class_names, groups=groups, sample_groups=own, paths=places, texts=samples.strings
+    )
     rows: dict[str, list[int]] = {"train": []}
     for row, entry in enumerate(entries):
         rows.setdefault(entry.split, []).append(row)
