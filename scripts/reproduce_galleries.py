@@ -52,7 +52,7 @@ GALLERIES = ("fresh", "stale", *MAPS)
 
 def strategy_of(method: str, data: str) -> Config:
     """The strategy of a row; that of no-reindex is the preset's, mas+distill, with the strengths of the data set."""
-    from tripletmas.runs.configuration import read_yaml
+    from tripletmas.runs.arguments import read_yaml
 
     distill, (mas, with_mas) = CHOSEN[data]
     if method == "no-reindex":

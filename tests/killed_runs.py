@@ -15,7 +15,7 @@ from torch import Tensor
 from tripletmas.basics import files as aside
 from tripletmas.data.batches import seed_everything
 from tripletmas.data.tasks import Stream
-from tripletmas.models.networks import make_model
+from tripletmas.models.making import make_model
 from tripletmas.objectives import embedded as evaluation
 from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss

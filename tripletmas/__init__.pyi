@@ -22,7 +22,7 @@ from .index.images import ImageIndex as ImageIndex
 from .index.making import make_index as make_index
 from .models.embedding import Embeddings as Embeddings
 from .models.embedding import embed as embed
-from .models.networks import make_model as make_model
+from .models.making import make_model as make_model
 from .objectives.facts.fact import Fact as Fact
 from .objectives.facts.fact import fact as fact
 from .objectives.facts.language import language_view as language_view

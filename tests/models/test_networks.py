@@ -8,16 +8,9 @@ import torchvision
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from tripletmas.models.networks import (
-    Normalize,
-    backbone,
-    constructor_for,
-    conv4,
-    embedding_dim,
-    make_model,
-    mlp,
-    model_names,
-)
+from tripletmas.models.from_torchvision import backbone
+from tripletmas.models.making import Normalize, constructor_for, make_model, model_names
+from tripletmas.models.networks import conv4, embedding_dim, mlp
 
 # name -> the smallest size of image at which it is tested here
 SIZES = {
@@ -142,7 +135,10 @@ def test_unknown_names_and_options_get_a_suggestion():
         make_model("resnet81", (3, 32, 32))
     with pytest.raises(ValueError, match=r"model 'conv4' has no option 'widht' \(did you mean 'width'\?\)$"):
         make_model("conv4", (1, 28, 28), options={"widht": 3})
-    with pytest.raises(ValueError, match=r"model 'resnet18' has no option 'name' \(known: dim, pretrained\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"model 'resnet18' has no option 'name' \(known: dim, pretrained, weights, ",
+    ):
         make_model("resnet18", (3, 32, 32), options={"name": "resnet34"})
     with pytest.raises(ValueError, match="dim must be >= 1, got 0"):
         make_model("mlp", (4,), options={"dim": 0})
@@ -175,7 +171,7 @@ class TestPretrained:
         return state
 
     def test_colour_images_are_normalised_in_front(self, weights: dict[str, Tensor]):
-        model = backbone((3, 32, 32), name="resnet18", dim=5, pretrained=True).eval()
+        model = make_model("resnet18", (3, 32, 32), options={"dim": 5, "pretrained": True}).eval()
         assert isinstance(model, nn.Sequential)
         plain = torchvision.models.resnet18()
         plain.load_state_dict(weights)
@@ -189,7 +185,7 @@ class TestPretrained:
 
     @pytest.mark.parametrize("channels", [1, 4])
     def test_equal_channels_give_the_activations_of_a_grey_rgb_image(self, weights: dict[str, Tensor], channels: int):
-        model = backbone((channels, 32, 32), name="resnet18", pretrained=True)
+        model = make_model("resnet18", (channels, 32, 32), options={"pretrained": True})
         grey = torch.rand(2, 1, 32, 32)
         expected = nn.functional.conv2d(grey.expand(-1, 3, -1, -1), weights["conv1.weight"], stride=2, padding=3)
         first = model.get_submodule("backbone.conv1")
@@ -207,7 +203,7 @@ class TestPretrained:
     ):
         state = torchvision.models.get_model(name, init_weights=False).state_dict()
         monkeypatch.setattr(weights_of, "get_state_dict", lambda *_, **__: state)
-        model = backbone((1, size, size), name=name, dim=4, pretrained=True)
+        model = make_model(name, (1, size, size), options={"dim": 4, "pretrained": True})
         assert model(torch.rand(2, 1, size, size)).shape == (2, 4)
         assert not [key for key in model.state_dict() if "aux" in key.lower()]
         torch.testing.assert_close(model.get_submodule("normalize")(torch.ones(1, 1, 2, 2)), torch.ones(1, 1, 2, 2))

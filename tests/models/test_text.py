@@ -12,7 +12,8 @@ from torch import nn
 
 from tripletmas.data.tokens import Texts
 from tripletmas.models.embedding import embed
-from tripletmas.models.networks import embedding_dim, make_model
+from tripletmas.models.making import make_model
+from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import text_encoder_of
 
 STRINGS = ("where is my parcel?", "card", "the money is back . my account is blocked")

@@ -8,7 +8,7 @@ import typing
 import pytest
 import torch
 
-from tripletmas.models.networks import make_model
+from tripletmas.models.making import make_model
 from tripletmas.objectives.facts.kind import FactsKind
 from tripletmas.objectives.retrieval import losses
 from tripletmas.objectives.retrieval.losses import make_loss

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tripletmas.basics.version import __version__, versions
-from tripletmas.runs.configuration import parse, presets, resolve
+from tripletmas.runs.arguments import presets
+from tripletmas.runs.configuration import parse, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +34,8 @@ def test_every_default_is_filled_in():
     assert list(found) == ["data", "model", "loss", "strategy", "training", "gallery", "objective", "seed", "device"]
     assert found["gallery"] == {"compensate": "linear", "images": None, "invert": False}
     assert found["data"]["name"] == "digits"
-    assert found["model"] == {"name": "mlp", "dim": 32, "hidden": [256, 256]}
+    of_any = dict.fromkeys(("weights", "weights_sha256", "mean", "deviation"))
+    assert found["model"] == {"name": "mlp", "dim": 32, "hidden": [256, 256], **of_any}
     assert (found["loss"]["name"], found["loss"]["mining"]) == ("triplet", "batch_hard")
     chosen = {"strength": 0.3, "decay": 1.0, "relative": True, "output": "embedding", "batch_gradients": None}
     assert found["strategy"] == {"name": "mas", **chosen}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tripletmas.models.networks import make_model
+from tripletmas.models.making import make_model
 from tripletmas.runs.options import TrainConfig, make_optimizer, set_rate, split_backbone
 
 

@@ -16,7 +16,7 @@ from tripletmas.data.batches import seed_everything
 from tripletmas.data.tasks import Stream
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform
-from tripletmas.models.networks import make_model
+from tripletmas.models.making import make_model
 from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.loop import train_stream

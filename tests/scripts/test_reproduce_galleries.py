@@ -12,7 +12,7 @@ import reproduce_galleries as script
 import torch
 from PIL import Image
 
-from tripletmas.runs.configuration import read_yaml
+from tripletmas.runs.arguments import read_yaml
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torchvision
 
 from tripletmas.basics.sentences import suggestion
 from tripletmas.cli.console import make_parser
-from tripletmas.models.networks import MODELS
+from tripletmas.models.making import MODELS
 from tripletmas.objectives.kinds import KINDS, kind_with
 from tripletmas.runs import catalog, plugins
 

@@ -1,4 +1,4 @@
 from .embedding import Embeddings as Embeddings
 from .embedding import embed as embed
-from .networks import make_model as make_model
+from .making import make_model as make_model
 from .text import TextEncoder as TextEncoder

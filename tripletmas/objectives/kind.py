@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from tripletmas.basics.options import Option, options_of
+from tripletmas.basics.options import Option
 from tripletmas.data.dataset import Source
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.models.networks import constructor_for, make_model
+from tripletmas.models.making import make_model, model_options
 from tripletmas.objectives.objective import Objective
 
 
@@ -158,7 +158,7 @@ class Kind:
 
     def model_options(self, name: str) -> dict[str, Option]:
         """The options of the network `name`."""
-        return options_of(constructor_for(name), leave_out=("name",))
+        return model_options(name)
 
     def model(
         self,

@@ -16,12 +16,14 @@ from torch import nn
 from tripletmas.basics.options import Option, call, options_of
 from tripletmas.basics.sentences import suggestion
 from tripletmas.data.dataset import Source
-from tripletmas.models.networks import MODELS, is_prefixed, model_names
+from tripletmas.models import making
+from tripletmas.models.making import MODELS, model_names, without_start
 from tripletmas.models.text import PREFIX
 from tripletmas.objectives.kind import Data, Kind
 from tripletmas.objectives.kinds import KINDS, kind_with, objective_of
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs import plugins
+from tripletmas.runs.arguments import PARTS
 from tripletmas.runs.plugins import Code
 from tripletmas.strategies.anchors import Anchors
 from tripletmas.strategies.base import Strategy
@@ -56,7 +58,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "anchors": Anchors,
     "joint": Joint,
 }
-PARTS = ("data", "model", "loss", "strategy")
+
 METRIC = "metric"  # the kind of task that a loss of one's own is for: it compares embeddings by their labels
 OWN: dict[str, dict[str, Callable[..., Any]]] = {"data": {}, "loss": {}}  # admitted ones, which no kind lists
 _SIZES = ("dim", "num_classes")  # what a loss of one's own is told, if it has such parameters
@@ -72,6 +74,11 @@ def names(part: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in of_kinds for name in names))
 
 
+def is_known(part: str, name: str) -> bool:
+    """Whether there is a part of this name: a built-in one, or one of one's own that was admitted."""
+    return name in names(part) or name in OWN.get(part, ()) or is_built_in(part, name)
+
+
 def options(part: str, name: str, kind: Kind | None = None) -> dict[str, Option]:
     """The options of the `part` called `name`; those of a combination of strategies, `a+b`, as `a.OPTION`, `b.OPTION`.
 
@@ -83,7 +90,7 @@ def options(part: str, name: str, kind: Kind | None = None) -> dict[str, Option]
     """
     if part == "strategy":
         return _strategy_options(name)
-    if not is_built_in(part, name) and name not in names(part) and name not in OWN.get(part, ()):
+    if not is_known(part, name):
         raise _unknown(part, name)
     kind = kind or kind_with(part, name)
     if part == "model":
@@ -121,10 +128,16 @@ def build_model(
     *,
     of_data: Mapping[str, Any],
     data: Data | None = None,
+    start: bool = True,
 ) -> nn.Module:
-    """The model `name`, as this kind needs it for data with the options `of_data`."""
+    """The model `name`, as this kind needs it for data with the options `of_data`.
+
+    Args:
+        start: give it the weights that it starts from; where they are loaded from a run, none are read.
+    """
     if not sample_shape and name in BUILT_IN["model"]:
         raise ValueError(f"the data are texts, and model {name!r} reads none: choose --model {PREFIX}NAME_OR_FOLDER")
+    given = given if start else without_start(name, given)
     made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     model = kind.model(name, made, sample_shape, of_data=of_data, data=data)
     if not isinstance(model, nn.Module):
@@ -203,7 +216,7 @@ BUILT_IN = {**{part: frozenset(names(part)) for part in PARTS}, "objective": fro
 
 def is_built_in(part: str, name: str) -> bool:
     """Whether a part of this name comes with the package, and is nobody's own code."""
-    return name in BUILT_IN[part] or (part == "model" and is_prefixed(name))
+    return name in BUILT_IN[part] or (part == "model" and making.is_built_in(name))
 
 
 def admit(code: Code) -> None:

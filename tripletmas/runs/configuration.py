@@ -10,27 +10,25 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jsonargparse
 
+from tripletmas.basics.foreign_weights import file_sha256
 from tripletmas.basics.options import Option, options_of
 from tripletmas.basics.sentences import listed, refused, suggestion
-from tripletmas.basics.yaml_files import MOST, read_mapping, unfolds
-from tripletmas.models.networks import defaults_for
+from tripletmas.models.making import NORMALISED, defaults_for, made_for
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import KINDS, kind_named, kind_with
 from tripletmas.runs import catalog, plugins, trust
+from tripletmas.runs.arguments import DEFAULT_NAMES, as_arguments, check_value, part_names, with_files_unfolded
 from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.plugins import Code
 from tripletmas.runs.strength import SearchConfig
 
-_DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
 _ALONE = ("objective", "seed", "device")
 _EMPTY = inspect.Parameter.empty
 
@@ -55,27 +53,52 @@ def parse(
         ValueError: for unknown names, options or keys, with the nearest known one, and for values of a wrong type; for
             code that may not be executed (see `plugins`).
     """
-    arguments, own = _with_files_unfolded(arguments)
+    arguments, own = with_files_unfolded(arguments)
     for argument in arguments:
-        _check_value(argument)
-    names, recorded = _admitted(_part_names(arguments), _part_names(own), code)
+        check_value(argument)
+    names, recorded = _admitted(part_names(arguments), part_names(own), code)
     chosen, kind = _chosen(names)
     parser = _parser(chosen, kind, program, extra)
     _refuse_unknown(arguments, parser, chosen)
-    try:
-        parsed = parser.parse_args(arguments).as_dict()
-    except argparse.ArgumentError as error:
-        raise ValueError(refused(error)) from None
+    parsed = _parsed(parser, arguments)
+    if prepared := _prepared_for(chosen["model"], parsed, parser):
+        parser.set_defaults(prepared)  # what is given counts more
+        parsed = _parsed(parser, arguments)
     config = {key: parsed.pop(key) for key in (*catalog.PARTS, "training", "gallery", *_ALONE)}
     for part, name in chosen.items():
         config[part] = {"name": name} | config[part] | {"name": name}  # the name comes first
     config["objective"] = names["objective"] or kind.name
+    config["model"] = _with_checksum(config["model"])
     search = parsed.pop("search")
     if searched(config["strategy"]) is not None:
         config["search"] = search
     elif not may_search:
         _refuse_search(arguments)
     return _plain(config | ({"code": recorded} if recorded else {})), parsed
+
+
+def _parsed(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    try:
+        return parser.parse_args(arguments).as_dict()
+    except argparse.ArgumentError as error:
+        raise ValueError(refused(error)) from None
+
+
+def _prepared_for(name: str, parsed: Mapping[str, Any], parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
+    """Option -> its default, of those of data and model that what the model's weights were made for decides."""
+    expected = made_for(name, parsed["model"])
+    known = {action.dest for action in parser._actions}
+    named = {f"{'model' if key in NORMALISED else 'data'}.{key}": value for key, value in expected.items()}
+    return {key: value for key, value in named.items() if key in known}
+
+
+def _with_checksum(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model with the checksum, and the whole path, of the file of weights that it starts from."""
+    file = model.get("weights")
+    if not isinstance(file, str) or model.get("weights_sha256") or "weights_sha256" not in model:
+        return dict(model)
+    path = os.path.abspath(os.path.expanduser(file))
+    return {**model, "weights": path, "weights_sha256": file_sha256(path)}
 
 
 def _refuse_search(arguments: Sequence[str]) -> None:
@@ -86,7 +109,7 @@ def _refuse_search(arguments: Sequence[str]) -> None:
 
 def _chosen(names: Mapping[str, str]) -> tuple[dict[str, str], Kind]:
     """(part -> its name, the kind of task) with the defaults of what is not named."""
-    chosen = {part: names[part] or default for part, default in _DEFAULT_NAMES.items()}
+    chosen = {part: names[part] or default for part, default in DEFAULT_NAMES.items()}
     chosen["model"] = chosen["model"] or ("mlp" if chosen["data"] == "digits" else "conv4")
     kind = _kind(names["objective"], chosen["data"])
     chosen["loss"] = _loss_for(kind, chosen["loss"])
@@ -111,7 +134,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Code is executed as far as the configuration, under `code`, records it, as that of a run does.
     """
-    return parse(list(_as_arguments(config)), code=config.get("code") or {})[0]
+    return parse(list(as_arguments(config)), code=config.get("code") or {})[0]
 
 
 def admit_objective(config: Mapping[str, Any]) -> None:
@@ -207,89 +230,6 @@ def _add(group, part: str, options: Mapping[str, Option]) -> None:
         )
 
 
-def _with_files_unfolded(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(all options, those that are no file's): `--config FILE` replaced by the options in the file, which come first.
-
-    A part to which the command line gives another name starts from that name's defaults, not from the file's options.
-    """
-    rest, files = [], []
-    waiting = iter(arguments)
-    for argument in waiting:
-        option, equals, value = argument.partition("=")
-        if option == "--config":
-            files.append(value if equals else next(waiting, ""))
-        else:
-            rest.append(_named(argument))
-    here = _part_names(rest)
-    return [argument for file in files for argument in _content(file, here)] + rest, rest
-
-
-def _content(file: str, here: Mapping[str, str]) -> list[str]:
-    """The options in a configuration file, without those of parts to which the command line gives another name."""
-    content = [_named(argument) for argument in _as_arguments(read_yaml(file))]
-    there, renamed = _part_names(content), []
-    for part, default in _DEFAULT_NAMES.items():
-        before, now = plugins.canonical(there[part] or default), plugins.canonical(here[part])
-        if now and before not in ("", now):
-            renamed.append(f"--{part}.")
-    return [argument for argument in content if not argument.startswith(tuple(renamed))]
-
-
-def presets() -> dict[str, Path]:
-    """The configurations that come with the package, by name: `--config NAME`."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
-
-
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name.
-
-    Raises:
-        ValueError: if it cannot be read; as `read_mapping`.
-    """
-    path = Path(file) if Path(file).is_file() else presets().get(str(file), Path(file))
-    try:
-        return read_mapping(path)
-    except OSError as error:
-        names = ", ".join(presets())
-        raise ValueError(
-            f"the configuration {str(file)!r} cannot be read: {error.strerror} (presets are {names})"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"the configuration {str(file)!r} {error}") from None
-
-
-def _as_arguments(config: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
-    for key, value in config.items():
-        if key in ("version", "code") and prefix == "--":
-            continue
-        if isinstance(value, Mapping):
-            yield from _as_arguments(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _named(argument: str) -> str:
-    """`--strategy` as `--strategy.name`."""
-    option, equals, value = argument.partition("=")
-    return f"{option}.name{equals}{value}" if option in {f"--{part}" for part in catalog.PARTS} else argument
-
-
-class _First(argparse.ArgumentParser):
-    """Reads what the options of the rest depend on."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _part_names(arguments: Sequence[str]) -> dict[str, str]:
-    """The names that are asked for of parts and objective, "" for none; the rest of the command line is not read."""
-    first = _First(add_help=False, allow_abbrev=False)
-    first.add_argument("--objective", default="")
-    for part in catalog.PARTS:
-        first.add_argument(f"--{part}.name", dest=part, default="")
-    return vars(first.parse_known_args(list(arguments))[0])
-
-
 def _kind(objective: str, data: str) -> Kind:
     """The kind of task that is asked for; some data ask for it themselves."""
     kind = kind_named(objective or kind_with("data", data).name)
@@ -327,14 +267,6 @@ def _refuse_unknown(arguments: Sequence[str], parser: jsonargparse.ArgumentParse
             names = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
             raise ValueError(f"{part} {chosen[part]!r} has no option {key!r}{suggestion(key, sorted(names))}")
         raise ValueError(f"unknown option {option!r}{suggestion(option, sorted(known))}")
-
-
-def _check_value(argument: str) -> None:
-    """Whether an option can be kept in a file, and is read in no time."""
-    if re.search("[\ud800-\udfff]", argument):  # what Python makes of other bytes in a name
-        raise ValueError(f"{argument!r} is not UTF-8, as all that a run keeps: give the folder or file another name")
-    if unfolds(argument.partition("=")[2] or argument):
-        raise ValueError(f"the value of {argument:.40} unfolds to more than {MOST:,}: write it without aliases")
 
 
 def _plain(value: Any) -> Any:

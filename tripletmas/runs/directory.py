@@ -192,6 +192,10 @@ class RunDirectory:
         """The state of the model before the first task."""
         return self.read_tensors(_START)
 
+    def has_started(self) -> bool:
+        """Whether the state of the model before the first task is here."""
+        return (self.path / _START).is_file()
+
     def keep_start_weights(self, state: Params) -> None:
         """Keep the state of the model before the first task."""
         save_tensors(self.path / _START, state, place=self._records.place(_START))

@@ -52,11 +52,12 @@ class Experiment:
     unseen: Task | None = None
 
 
-def build(config: Mapping[str, Any], *, data: Data | None = None) -> Experiment:
+def build(config: Mapping[str, Any], *, data: Data | None = None, start: bool = True) -> Experiment:
     """The parts that a configuration names; what it leaves out has its default.
 
     Args:
         data: what the configuration names, where it was read before; None reads it.
+        start: give the model the weights that it starts from, as a file or a download; not where a run has its own.
 
     Raises:
         ValueError: for unknown names and options, for data that cannot be read, for a device that is not there.
@@ -73,7 +74,7 @@ def build(config: Mapping[str, Any], *, data: Data | None = None) -> Experiment:
     built = data or catalog.build_data(*named, kind)
     shape = built.stream[0].train.sample_shape
     seed_everything(resolved["seed"])
-    made_model = catalog.build_model(kind, *model, shape, of_data=named[1], data=built).to(device)
+    made_model = catalog.build_model(kind, *model, shape, of_data=named[1], data=built, start=start).to(device)
     built, resolved = texts.read_by(made_model, built, model[0]), texts.as_begun(resolved, made_model)
     if training.backbone_lr is not None:
         split_backbone(made_model)  # whether there is one is told before anything is written
@@ -100,7 +101,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
     Raises:
         ValueError: as `build`, and if `out` holds another run.
     """
-    experiment = build(config)
+    experiment = build(config, start=not RunDirectory(out).has_started())
     own_images(experiment.gallery, experiment.stream[0].train, in_memory=False)  # or no run is begun
     run = RunDirectory.create(out, {"version": versions(), **experiment.config}, completed=_completed)
     return train_stream(
@@ -144,7 +145,7 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
     """
     number = run.task_done(after)
     with _told_before():
-        experiment = build(config_of(run) | ({"device": device} if device else {}))
+        experiment = build(config_of(run) | ({"device": device} if device else {}), start=False)
     check_identities(run, experiment.objective, experiment.stream)
     if changed := changed_tasks(run, experiment.stream):
         names = listed(map(repr, changed))

@@ -88,7 +88,9 @@ def load_model(
     config = config_of(run)
     shown = _prepared(run, config["data"], prepared, number)
     options = {key: value for key, value in config["model"].items() if key != "name"}
-    made = build_model(kind_of(config), config["model"]["name"], options, shown.shape, of_data=config["data"])
+    made = build_model(
+        kind_of(config), config["model"]["name"], options, shown.shape, of_data=config["data"], start=False
+    )
     model = made.to(choose_device(device))
     state = run.weights.read(number)
     try:

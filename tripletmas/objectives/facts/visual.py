@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tripletmas.basics.sentences import suggestion
-from tripletmas.models.networks import make_model
+from tripletmas.models.making import make_model
 
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 

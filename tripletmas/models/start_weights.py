@@ -1,0 +1,132 @@
+"""The weights that a network starts from, in a file of another program, where names and last layer may differ."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tripletmas.basics.foreign_weights import read_foreign_weights
+from tripletmas.basics.sentences import listed
+from tripletmas.basics.weights import Params, state_of
+
+logger = logging.getLogger(__name__)
+
+_FEW = 0.02  # the share of a network's tensors that may be missing, its last layer apart
+_SHARE = 0.2  # of a file's names that have to begin alike: a file may hold a text encoder, or a teacher, besides
+_DEPTH = 3  # of wrappers, each of which puts a name before all names
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the tensors of a file fit a network.
+
+    Args:
+        taken: name in the network -> the tensor.
+        missing: names of the network that start as they were drawn.
+        reshaped: those of them that the file has in another shape.
+        unexpected: names of the file, without wrappers, that the network has no place for.
+    """
+
+    taken: Params
+    missing: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def load_start_weights(network: nn.Module, file: str, *, sha256: str | None = None) -> None:
+    """Give a network the weights in a file (see `read_foreign_weights`), and log what was left out.
+
+    What wrappers put before names (`module.`, `model.`, `_orig_mod.`, `backbone.`) is taken off, or put on, whatever
+    makes most names fit. A classifier of another size is left out. Filters of a first convolution for other channels
+    become their mean: equal channels, as those of a grey image, then give the same activations.
+
+    Args:
+        sha256: what the file must have; None for any.
+
+    Raises:
+        ValueError: as `read_foreign_weights`; if more than a few tensors of the network, its last layer apart, are not
+            in the file, or the file has layers within those of the network that it has not: weights of another one.
+    """
+    own = state_of(network)
+    fit = _fit(read_foreign_weights(file, sha256), own)
+    head = last_layer(network)
+    lacking = [name for name in fit.missing if not name.startswith(head) and not name.endswith("num_batches_tracked")]
+    inside = {name.partition(".")[0] for name in own if not name.startswith(head)}
+    foreign = [name for name in fit.unexpected if name.partition(".")[0] in inside]
+    if len(lacking) > _FEW * len(own) or len(foreign) > _FEW * len(own) or not fit.taken:
+        raise ValueError(
+            f"{file} has the weights of another network: {len(fit.taken)} of {len(own)} tensors fit"
+            + _named("; missing", [name for name in lacking if name not in fit.reshaped])
+            + _named("; of another shape", [name for name in lacking if name in fit.reshaped])
+            + _named("; unexpected", foreign)
+        )
+    with torch.no_grad():
+        for name, value in fit.taken.items():
+            own[name].copy_(value)
+    logger.info(
+        "%s: %d of %d tensors of the network start from it%s%s",
+        *(file, len(fit.taken), len(own)),
+        _named("; newly drawn", [name for name in fit.missing if not name.endswith("num_batches_tracked")]),
+        _named("; left out of the file", fit.unexpected),
+    )
+
+
+def last_layer(network: nn.Module) -> str:
+    """What the names of a network's last layer begin with, `fc.`, if that is linear; else what no name begins with."""
+    last = [(name, module) for name, module in network.named_modules() if list(module.parameters(recurse=False))][-1:]
+    for name, module in last:
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1}):
+            return f"{name}." if name else ""
+    return "."
+
+
+def _fit(found: Mapping[str, Tensor], own: Params) -> Fit:
+    """The tensors of a file under the names of the network, by the prefixes that make most of them fit."""
+    found = {name.replace("_orig_mod.", ""): value for name, value in found.items()}
+    best: Params = {}
+    for off in _prefixes(found):
+        bare = {name.removeprefix(off): value for name, value in found.items() if name.startswith(off)}
+        for on in _prefixes(own):
+            named = {on + name: value for name, value in bare.items()}
+            if _matching(named, own) > _matching(best, own):
+                best = named
+    taken = {name: fitting for name, value in best.items() if (fitting := _fitting(value, own.get(name))) is not None}
+    missing = tuple(name for name in own if name not in taken)
+    reshaped = tuple(name for name in missing if name in best)
+    return Fit(taken, missing, reshaped, tuple(name for name in best if name not in own))
+
+
+def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
+    """What many of the names begin with, up to a few dots; the shortest first, "" among them."""
+    counts: dict[str, int] = {"": len(names)}
+    for name in names:
+        parts = name.split(".")[:-1][:_DEPTH]
+        for end in range(1, len(parts) + 1):
+            prefix = ".".join(parts[:end]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    return sorted((prefix for prefix, count in counts.items() if _SHARE * len(names) <= count), key=len)
+
+
+def _matching(named: Mapping[str, Tensor], own: Params) -> int:
+    return sum(_fitting(value, own.get(name)) is not None for name, value in named.items())
+
+
+def _fitting(value: Tensor, place: Tensor | None) -> Tensor | None:
+    """The tensor as it fits its place in the network; None if it does not."""
+    if place is None or value.is_complex() != place.is_complex():
+        return None
+    if value.shape == place.shape:
+        return value
+    of_other_channels = value.ndim == place.ndim == 4 and value.shape[0] == place.shape[0]
+    if of_other_channels and value.shape[2:] == place.shape[2:] and value.shape[1] == 3:
+        # times 3 / channels, so that the sum over the channels of an image that is grey in each stays what it was
+        return value.mean(dim=1, keepdim=True).expand(place.shape) * (value.shape[1] / place.shape[1])
+    return None
+
+
+def _named(what: str, names: list[str] | tuple[str, ...]) -> str:
+    return f"{what}: {listed(list(names), 5)}" if names else ""

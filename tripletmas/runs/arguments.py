@@ -1,0 +1,107 @@
+"""The options of a run as one list: those of configuration files first, in which later ones count more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tripletmas.basics.yaml_files import MOST, read_mapping, unfolds
+from tripletmas.runs import plugins
+
+PARTS = ("data", "model", "loss", "strategy")
+DEFAULT_NAMES = {"data": "digits", "model": "", "loss": "", "strategy": "mas"}
+
+
+def with_files_unfolded(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(all options, those that are no file's): `--config FILE` replaced by the options in the file, which come first.
+
+    A part to which the command line gives another name starts from that name's defaults, not from the file's options.
+    """
+    rest, files = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        option, equals, value = argument.partition("=")
+        if option == "--config":
+            files.append(value if equals else next(waiting, ""))
+        else:
+            rest.append(_named(argument))
+    here = part_names(rest)
+    return [argument for file in files for argument in _content(file, here)] + rest, rest
+
+
+def _content(file: str, here: Mapping[str, str]) -> list[str]:
+    """The options in a configuration file, without those of parts to which the command line gives another name."""
+    content = [_named(argument) for argument in as_arguments(read_yaml(file))]
+    there, renamed = part_names(content), []
+    for part, default in DEFAULT_NAMES.items():
+        before, now = plugins.canonical(there[part] or default), plugins.canonical(here[part])
+        if now and before not in ("", now):
+            renamed.append(f"--{part}.")
+    return [argument for argument in content if not argument.startswith(tuple(renamed))]
+
+
+def presets() -> dict[str, Path]:
+    """The configurations that come with the package, by name: `--config NAME`."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name.
+
+    Raises:
+        ValueError: if it cannot be read; as `read_mapping`.
+    """
+    path = Path(file) if Path(file).is_file() else presets().get(str(file), Path(file))
+    try:
+        return read_mapping(path)
+    except OSError as error:
+        names = ", ".join(presets())
+        raise ValueError(
+            f"the configuration {str(file)!r} cannot be read: {error.strerror} (presets are {names})"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"the configuration {str(file)!r} {error}") from None
+
+
+def as_arguments(config: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+    for key, value in config.items():
+        if key in ("version", "code") and prefix == "--":
+            continue
+        if isinstance(value, Mapping):
+            yield from as_arguments(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _named(argument: str) -> str:
+    """`--strategy` as `--strategy.name`."""
+    option, equals, value = argument.partition("=")
+    return f"{option}.name{equals}{value}" if option in {f"--{part}" for part in PARTS} else argument
+
+
+class _First(argparse.ArgumentParser):
+    """Reads what the options of the rest depend on."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def part_names(arguments: Sequence[str]) -> dict[str, str]:
+    """The names that are asked for of parts and objective, "" for none; the rest of the command line is not read."""
+    first = _First(add_help=False, allow_abbrev=False)
+    first.add_argument("--objective", default="")
+    for part in PARTS:
+        first.add_argument(f"--{part}.name", dest=part, default="")
+    return vars(first.parse_known_args(list(arguments))[0])
+
+
+def check_value(argument: str) -> None:
+    """Whether an option can be kept in a file, and is read in no time."""
+    if re.search("[\ud800-\udfff]", argument):  # what Python makes of other bytes in a name
+        raise ValueError(f"{argument!r} is not UTF-8, as all that a run keeps: give the folder or file another name")
+    if unfolds(argument.partition("=")[2] or argument):
+        raise ValueError(f"the value of {argument:.40} unfolds to more than {MOST:,}: write it without aliases")
