@@ -608,10 +608,11 @@ def test_bars_are_for_terminals_only(tiny_stream, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.parametrize(("augment", "workers"), [("none", (0, 2)), ("flip", (2, 2))])
+@pytest.mark.parametrize("augment", ["none", "photo"])
 @pytest.mark.slow
-def test_workers_change_nothing(augment, workers, write_images, tmp_path):
-    """Images are decoded in worker processes, forked while faiss is in use; augmentation depends on their number."""
+def test_workers_change_nothing(augment, write_images, tmp_path):
+    """Images are decoded, and augmented, in worker processes, forked while faiss is in use."""
+    workers = [0, 1, 2]
     if hasattr(os, "sched_getaffinity"):
         workers = [min(number, len(os.sched_getaffinity(0))) for number in workers]  # torch warns of more
     for number, name in enumerate(("a/x", "a/y", "b/x", "b/y")):
@@ -624,7 +625,7 @@ def test_workers_change_nothing(augment, workers, write_images, tmp_path):
         model = perceptron()
         train_stream(model, stream, MAS(), triplet(), replace(SMALL, epochs=1, num_workers=num_workers))
         results.append(model)
-    assert same(*results)
+    assert all(same(results[0], other) for other in results[1:])
 
 
 def test_every_epoch_draws_anew_and_the_seed_decides(tiny_stream):

@@ -6,10 +6,11 @@ int64 (2, length): the ids of its tokens, and ones, which say of a batch's zeros
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from tripletmas.data.preparation import Preparation
 
 Transform = Callable[[Tensor], Tensor]
+
+
+class Augmentation(NamedTuple):
+    """A transform of samples as they lie, of bytes where these are bytes; others have floats."""
+
+    change: Transform
+
+    def __call__(self, sample: Tensor) -> Tensor:
+        return self.change(sample)
 
 
 class LabelledDataset(Dataset):
@@ -44,7 +54,10 @@ class LabelledDataset(Dataset):
         texts: each sample as a text, where samples are texts, whose lengths differ: a batch has that of its longest.
 
     Attributes:
-        transform: applied to each sample when it is read, as augmentation is; `plain` is the view without it.
+        transform: applied to each sample when it is read, an `Augmentation` before bytes become floats; `plain` is the
+            view without it.
+        seed: a transform that draws from torch's default generator draws for a sample as it and its position in this
+            view decide; None: as the generator goes on.
         indices: which of the samples this view holds, in its order.
         within: of boolean labels, (len(class_names),) which classes this view is about; else None.
     """
@@ -73,6 +86,7 @@ class LabelledDataset(Dataset):
         self.class_names = tuple(class_names)
         self.groups = None if groups is None else tuple(groups)
         self.transform: Transform | None = None
+        self.seed: int | None = None
         self.indices = torch.arange(len(labels))
         self.within = torch.ones(len(class_names), dtype=torch.bool) if several else None
         self._all_labels = labels if several else labels.to(torch.int64)
@@ -91,24 +105,33 @@ class LabelledDataset(Dataset):
     def __getitem__(self, position: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(position, int):
             return self.__getitems__(position)
-        labels = self._labels[position]
-        return self._read(int(self.indices[position])), labels if self.within is None else labels & self.within
+        (sample,), labels = self._read([position]), self._labels[position]
+        return sample, labels if self.within is None else labels & self.within
 
     def __getitems__(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """The batch (samples (b, ...), labels (b,)) at these positions; a DataLoader calls this once a batch."""
         positions = torch.as_tensor(positions, dtype=torch.int64)
-        chosen = self.indices[positions]
-        if isinstance(self.samples, Tensor) and self.transform is None:
-            samples = _as_float(self.samples[chosen])
-        else:
-            read = [self._read(i) for i in chosen.tolist()]
-            samples = torch.stack(read if self._all_texts is None else _as_long_as_the_longest(read))
         labels = self._labels[positions]
-        return samples, labels if self.within is None else labels & self.within
+        return self._read(positions.tolist()), labels if self.within is None else labels & self.within
 
-    def _read(self, index: int) -> Tensor:
-        sample = _as_float(self.samples[index].clone())  # what reads it may change it
-        return sample if self.transform is None else self.transform(sample)
+    def _read(self, positions: Sequence[int]) -> Tensor:
+        """The samples at these positions, bytes as floats only once they lie together, which is faster."""
+        if isinstance(self.samples, Tensor) and self.transform is None:
+            return _as_float(self.samples[self.indices[list(positions)]])
+        state = torch.get_rng_state()
+        read = [self._transformed(position) for position in positions]
+        if self.seed is not None:
+            torch.set_rng_state(state)
+        return _as_float(torch.stack(read if self._all_texts is None else _as_long_as_the_longest(read)))
+
+    def _transformed(self, position: int) -> Tensor:
+        sample = self.samples[int(self.indices[position])]
+        if self.transform is None:
+            return sample
+        if self.seed is not None:  # the CPU's generator alone: torch.manual_seed would seed GPUs, too
+            torch.default_generator.manual_seed(zlib.crc32(f"{self.seed} {position}".encode()))
+        sample = sample.clone()  # what reads it may change it
+        return self.transform(sample if isinstance(self.transform, Augmentation) else _as_float(sample))
 
     @property
     def labels(self) -> Tensor:
@@ -215,6 +238,12 @@ class LabelledDataset(Dataset):
         view.samples = samples
         return view
 
+    def with_seed(self, seed: int | None) -> LabelledDataset:
+        """The same samples, whose transform draws by this seed."""
+        view = self._view(self.indices, self.transform)
+        view.seed = seed
+        return view
+
     def _view(self, indices: Tensor, transform: Transform | None, within: Tensor | None = None) -> LabelledDataset:
         view = copy(self)
         view.indices, view.transform, view._labels = indices, transform, self._all_labels[indices]
@@ -227,22 +256,22 @@ class LabelledDataset(Dataset):
         *,
         batches: Sequence[Sequence[int]] | None = None,
         num_workers: int = 0,
-        generator: torch.Generator | None = None,
+        seed: int | None = None,
     ) -> DataLoader:
         """Batches `(samples, labels)`: those of `batches` if given, else all samples in order.
 
         Args:
-            generator: seeds the workers' random generators; give one where augmentation must be repeatable.
+            seed: as the attribute, so that what is drawn is repeatable, with any number of workers.
         """
         if batches is None:
             batches = [list(range(i, min(i + batch_size, len(self)))) for i in range(0, len(self), batch_size)]
         return DataLoader(
-            self,
+            self if seed is None else self.with_seed(seed),
             batch_sampler=[list(batch) for batch in batches],
             collate_fn=tuple,  # a batch is read whole
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=generator,
+            generator=None if seed is None else torch.Generator().manual_seed(seed),
         )
 
 

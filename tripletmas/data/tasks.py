@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from tripletmas.basics.sentences import listed, suggestion
+from tripletmas.data.augmentation import Augment, make_augmentation
 from tripletmas.data.dataset import LabelledDataset, Source, Transform
 from tripletmas.data.names import in_task_order
 from tripletmas.data.splits import split_samples
 
 logger = logging.getLogger(__name__)
 
-Augmentation = Literal["none", "flip", "crop-flip"]
 SplitBy = Literal["class", "group"]
 
 
@@ -89,7 +89,7 @@ def make_stream(
     per_class: int | None = None,
     validation: bool = False,
     unseen: int = 0,
-    augment: Augmentation = "none",
+    augment: Augment = "none",
 ) -> tuple[Stream, Task | None]:
     """The tasks of a data set, with disjoint sets of samples, and the classes that are in none of them; None for none.
 
@@ -116,14 +116,18 @@ def make_stream(
         unseen: so many classes (or groups), the last in order, are in no task: they become a task of their own, whose
             queries and gallery are drawn as those of other classes are, and of which nothing is ever learned. Classes
             of these groups that tasks learn, too, are left out of it.
-        augment: changes training images at random: a horizontal flip, and a crop after padding by an eighth. none: as
+        augment: changes training images at random, each as its seed, task and epoch decide: flip, from left to right;
+            crop-flip, also a crop after padding by an eighth; photo, a crop of 35 to 100 % of the area, resized, a
+            flip, and brightness, contrast and saturation; randaugment, a flip and two changes of RandAugment. none: as
             the training part reads them.
 
     Raises:
         ValueError: if there are fewer classes (or groups) than tasks, or sizes that do not add up; for groups that the
             data set does not have; if a class has too few samples, or queries but nothing to learn it from.
     """
-    transform = _augmentation(augment, source.train)
+    if augment != "none" and source.train.texts is not None:
+        raise ValueError(f"augment={augment!r} changes images, and these are texts: leave it none")
+    augmentation = None if augment == "none" else make_augmentation(augment, source.train.sample_shape)
     by = by or ("class" if source.train.members is None else "group")
     source, units = _units(source, by, groups)
     units = _shuffled(units, order_seed)
@@ -137,7 +141,7 @@ def make_stream(
     stream, start = [], 0
     for number, size in enumerate(sizes):
         of_task = units[start : start + size]
-        stream.append(_task(parts, _joint_name(of_task, number, _UNITS[by][1]), of_task, transform))
+        stream.append(_task(parts, _joint_name(of_task, number, _UNITS[by][1]), of_task, augmentation))
         start += size
     _tell(stream)
     return tuple(stream), _unseen(parts, units[learned:], set(classes_of(stream)))
@@ -254,21 +258,3 @@ def _shuffled(units: list[_Unit], seed: int | None) -> list[_Unit]:
         return units
     order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed))
     return [units[i] for i in order.tolist()]
-
-
-def _augmentation(name: str, train: LabelledDataset) -> Transform | None:
-    if name == "none":
-        return None
-    if name not in ("flip", "crop-flip"):
-        raise ValueError(f"unknown augmentation {name!r} (there are none, flip, crop-flip)")
-    if train.texts is not None:
-        raise ValueError(f"augment={name!r} changes images, and these are texts: leave it none")
-    if len(train.sample_shape) != 3:
-        raise ValueError(f"augment={name!r} needs images (channels, height, width), got samples {train.sample_shape}")
-    from torchvision.transforms import v2  # here, because it takes a second that other streams need not wait
-
-    flip = v2.RandomHorizontalFlip()
-    if name == "flip":
-        return flip
-    height, width = train.sample_shape[1:]
-    return v2.Compose([v2.RandomCrop((height, width), padding=[width // 8, height // 8]), flip])

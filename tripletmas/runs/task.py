@@ -92,15 +92,15 @@ def _train_epoch(
 ) -> dict[str, Any]:
     model, strategy, config = learner.model, learner.strategy, learner.config
     began = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed_everything(config.seed, number, epoch))
+    seed = seed_everything(config.seed, number, epoch)
     batches = draw_batches(
         data.labels,
         sampler=config.sampler,
         batch_size=config.batch_size,
         samples_per_class=config.samples_per_class,
-        generator=generator,
+        generator=torch.Generator().manual_seed(seed),
     )
-    loader = data.loader(batches=batches, num_workers=config.num_workers, generator=generator)
+    loader = data.loader(batches=batches, num_workers=config.num_workers, seed=seed)
     freeze = strategy.freezes_batchnorm if config.freeze_batchnorm is None else config.freeze_batchnorm
     _set_train(model, freeze and number > 0)
     device = device_of(model)
