@@ -176,10 +176,16 @@ def _parts(results: Results, method: Method) -> list[str]:
 _streams: dict[str, Any] = {}
 
 
-def execute(job: tuple[Config, Path, dict[str, str]], *, resumable: bool = False) -> str:
+def execute(
+    job: tuple[Config, Path, dict[str, str]],
+    *,
+    resumable: bool = False,
+    measure: Callable[[Any], Config] | None = None,
+) -> str:
     """Train what a configuration says, and write the result; an error is a result too.
 
     Args:
+        measure: what else the result says of the model that is deployed after the last task.
         resumable: keep a run directory beside the result until that is there, so that a run that was interrupted goes
             on where it stopped.
     """
@@ -217,6 +223,8 @@ def execute(job: tuple[Config, Path, dict[str, str]], *, resumable: bool = False
         images = sum(each.shape[-1] for each in held)  # of replay and of anchors
         if config["strategy"]["name"] == "joint":
             images = sum(len(task.train) for task in made.stream[:-1])
+        if measure:
+            result |= measure(made.strategy.deployed(made.model))
         weights = trainable(made.model).values()
         size = made.stream[0].train.sample_shape
         result |= {
@@ -259,8 +267,9 @@ def _without_places(value: Any) -> Any:
 
 
 def _bare(value: Any) -> Any:
-    """The name of a part of one's own without the folder in which its file lies."""
-    return value.rpartition("/")[2] if isinstance(value, str) and ".py:" in value else value
+    """The name of a part of one's own, or of a model in a folder, without the folder in which it lies."""
+    lies_somewhere = isinstance(value, str) and (".py:" in value or value.startswith("sentence-transformers:"))
+    return value.rpartition("/")[2] if lies_somewhere else value
 
 
 def placed(value: Any, places: dict[str, str]) -> Any:

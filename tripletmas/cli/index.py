@@ -1,4 +1,4 @@
-"""The command that keeps an index of images: build, add, remove, info, refresh."""
+"""The command that keeps an index of images, or of texts: build, add, remove, info, refresh."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
@@ -14,29 +14,18 @@ from jsonargparse import Namespace
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.index_info import check_roots, model_of, stale_vectors, ways_out
+from tripletmas.cli.items import Items, add_options, embedded, how_shown, items_of, new_items
 from tripletmas.cli.outputs import check_place
-from tripletmas.data.folders import LEFT_OUT, SPLITS
-from tripletmas.data.images import ImageFiles, find_images, missing_images
-from tripletmas.index.base import unit
+from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
-from tripletmas.index.images import ImageIndex, Part, Settings, prefix
+from tripletmas.index.images import ImageIndex, Part, Reading, Settings, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import (
-    NoneReadable,
-    RunModel,
-    embed_images,
-    load_model,
-    refuse_collapse,
-    transform_of,
-    weight_hashes,
-)
-
-_NO_CLASS = SPLITS.keys() | LEFT_OUT
+from tripletmas.runs.models import NoneReadable, RunModel, load_model, weight_hashes
 
 
 def index(arguments: Sequence[str]) -> None:
-    """Keep an index of images: a file of their vectors, which knows the model that made each."""
+    """Keep an index of images, or of texts: a file of their vectors, which knows the model that made each."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_HELP.format(text=index.__doc__), end="")
         if arguments:
@@ -49,12 +38,13 @@ def index(arguments: Sequence[str]) -> None:
 
 
 def build(arguments: Sequence[str]) -> None:
-    """Embed all images of a folder by the model of a run, and write an index of them.
+    """Embed all images of a folder, or texts of a CSV file, by the model of a run, and write an index of them.
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    shared = ("run", "--images", "--after", "--invert", "--skip-unreadable", "--force", "--device", "--trust-code")
+    shared = ("run", "--after", "--invert", "--skip-unreadable", "--force", "--device", "--trust-code")
     parser = make_parser("index build", build.__doc__, *shared)
+    add_options(parser)
     parser.add_argument("--out", type=str, required=True, help="the index file to write")
     parser.add_argument("--kind", type=str, default="exact", help="exact, or a factory string of faiss: IVF64,Flat")
     parser.add_argument("--metric", type=str, default="inner_product", help="inner_product or l2")
@@ -62,17 +52,17 @@ def build(arguments: Sequence[str]) -> None:
     parser.add_argument("--nprobe", type=int, default=None, help="how many lists an IVF index looks into")
     parser.add_argument("--ef-search", type=int, default=None, help="how many candidates an HNSW index keeps")
     options = parser.parse_args(arguments)
-    check_place("--out", options.out, images=[options.images])
+    check_place("--out", options.out, images=[options.images] if options.images else [])
     with locked(options.out, new=True):
-        names = find_images(options.images)  # before the model: what is not there is told at once
+        items = items_of(options)  # before the model: what is not there is told at once
         if Path(options.out).exists():
-            _say_that_it_exists(options.out, options.images)
+            _say_that_it_exists(options.out, options)
         model = load_model(
             open_run(options.run, trust_code=options.trust_code), after=options.after, device=options.device
         )
         settings = Settings(
             dim=model.dim,
-            transform=transform_of(model, options.invert),
+            transform=how_shown(model, items, invert=options.invert),
             metric=options.metric,
             normalize=not options.no_normalize,
             kind=options.kind,
@@ -80,7 +70,7 @@ def build(arguments: Sequence[str]) -> None:
             ef_search=options.ef_search,
         )
         empty = ImageIndex.empty(settings, os.path.abspath(options.run))
-        built = _with_images(empty, model, names, options)
+        built = _with_items(empty, model, items, options)
         built.save(options.out)
     print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
     if options.after is not None and built.stale(weight_hashes(RunDirectory(options.run))[-1]):
@@ -88,26 +78,27 @@ def build(arguments: Sequence[str]) -> None:
 
 
 def add(arguments: Sequence[str]) -> None:
-    """Add the images of a folder to an index, embedded by the present model of its run; those it has already stay.
+    """Add images, or texts, to an index, embedded by the present model of its run; those it has already stay.
 
     An image's label is the name of the folder that it lies in, below the one that is given.
     """
-    shared = ("index", "--images", "--run", "--skip-unreadable", "--force", "--device", "--trust-code")
+    shared = ("index", "--run", "--skip-unreadable", "--force", "--device", "--trust-code")
     parser = make_parser("index add", add.__doc__, *shared)
+    add_options(parser)
     options = parser.parse_args(arguments)
     with locked(options.index):
         before = ImageIndex.open(options.index)
-        found = find_images(options.images)
-        known, root = set(before.paths), prefix(os.path.abspath(options.images))
-        names = [name for name in found if root + name not in known]
-        if len(names) < len(found):
-            print(f"{options.index}: {len(found) - len(names)} of {len(found)} images are in it already and stay")
-        if not names:
+        found = items_of(options)
+        items = new_items(found, before, options.index)
+        if (known := len(found.names) - len(items.names)) > 0:
+            what = "texts" if found.texts else "images"
+            print(f"{options.index}: {known} of {len(found.names)} {what} are in it already and stay")
+        if not items.names:
             return
         model = model_of(before, options)
         present = replace(before, run=os.path.abspath(model.run))
         try:
-            after = _with_images(present, model, names, options)
+            after = _with_items(present, model, items, options)
         except NoneReadable as error:  # one broken file a night is no failure
             print(f"{options.index}: nothing added: {error}")
             return
@@ -117,22 +108,24 @@ def add(arguments: Sequence[str]) -> None:
         print(f"{stale_vectors(after, model)}; {ways_out(options.index)}")
 
 
-def _say_that_it_exists(out: str, images: str) -> None:
+def _say_that_it_exists(out: str, options: Namespace) -> None:
     """Raises ValueError: what to do about the file that is there."""
     try:
         ImageIndex.open(out)
     except ValueError as error:
         raise ValueError(f"{out} exists: choose another --out ({error})") from None
+    given = f"--images {options.images}" if options.images else f"--csv {options.csv} --text {options.text}"
     raise ValueError(
-        f"{out} exists: choose another --out, or change it with: tripletmas index add {out} --images {images} (or "
-        "index refresh)"
+        f"{out} exists: choose another --out, or change it with: tripletmas index add {out} {given} (or index refresh)"
     )
 
 
 def remove(arguments: Sequence[str]) -> None:
-    """Remove images from an index by their paths, or those that have vanished."""
+    """Remove images, or texts, from an index by their paths, or images that have vanished."""
     parser = make_parser("index remove", remove.__doc__, "index")
-    parser.add_argument("paths", nargs="*", help="images; of a folder or an archive, all images in it")
+    parser.add_argument(
+        "paths", nargs="*", help="images; of a folder or an archive, all images in it; of a CSV file its texts"
+    )
     parser.add_argument("--missing", action="store_true", help="remove the images whose files have vanished")
     options = parser.parse_args(arguments)
     if bool(options.paths) == options.missing:
@@ -141,6 +134,8 @@ def remove(arguments: Sequence[str]) -> None:
         raise ValueError("a path to remove is empty: name an image, a folder or an archive")
     with locked(options.index):
         before = ImageIndex.open(options.index)
+        if options.missing and isinstance(before.settings.transform, Reading):
+            raise ValueError(f"{options.index} keeps its texts itself: name the lines, or the file, to remove")
         if options.missing:
             rows = set(missing_images(before.paths))
             check_roots(before, rows, options.index)
@@ -157,35 +152,17 @@ def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
     whole = os.path.abspath(path)
     rows = [row for row, each in enumerate(index.paths) if each == whole or each.startswith(prefix(whole))]
     if not rows:
-        raise ValueError(f"{file} holds no image {path}, and none below it")
+        raise ValueError(f"{file} holds no image or text {path}, and none below it")
     return rows
 
 
-def _with_images(index: ImageIndex, model: RunModel, names: Sequence[str], options: Namespace) -> ImageIndex:
-    """The index with these of the images below the root that the options name."""
-    root = options.images
-    images = ImageFiles(root, names, model.prepared)
-    invert = index.settings.transform.invert
-    vectors, kept = embed_images(model, images, invert=invert, skip_unreadable=options.skip_unreadable)
-    if not options.force:
-        compared = unit(vectors) if index.settings.normalize else vectors
-        refuse_collapse(compared, images, kept, by=f"the model of {model.run}")
-    classes = _class_names(names)
-    part = Part(model.hash, model.after_task, model.hash)
-    return add_images(
-        index, vectors, [names[i] for i in kept], [classes[i] for i in kept], part, root=os.path.abspath(root)
-    )
-
-
-def _class_names(names: Sequence[str]) -> list[str | None]:
-    """The class of each image, given its name below a root: the folders it lies in; None at the top.
-
-    Folders train, test and the like are no part of it where all images lie in such ones.
-    """
-    folders = [PurePosixPath(name).parent.parts for name in names]
-    if all(parts and parts[0].lower() in _NO_CLASS for parts in folders):
-        folders = [parts[1:] for parts in folders]
-    return ["/".join(parts) or None for parts in folders]
+def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Namespace) -> ImageIndex:
+    """The index with these, as far as they can be read."""
+    shown = items.texts or ImageFiles(items.root, items.names, model.prepared)
+    vectors, kept = embedded(index, model, shown, skip_unreadable=options.skip_unreadable, force=options.force)
+    added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
+    root = os.path.abspath(added.root)
+    return add_images(index, vectors, added.names, added.classes, part, root=root, texts=added.texts)
 
 
 _ACTIONS = {"build": "index", "add": "index", "remove": "index", "info": "index_info", "refresh": "index_refresh"}
@@ -194,6 +171,7 @@ _HELP = """usage: tripletmas index build|add|remove|info|refresh ...
 {text}
 
   tripletmas index build runs/mas --images FOLDER --out shop.index
+  tripletmas index build runs/faq --csv faq.csv --text answer --out faq.index
   tripletmas index add shop.index --images MORE
   tripletmas index remove shop.index PATH
   tripletmas index info shop.index

@@ -11,7 +11,7 @@ from rich.table import Table
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.index.choice import COMPENSATE
-from tripletmas.index.images import ImageIndex, Transform
+from tripletmas.index.images import ImageIndex, Reading, Transform
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.forecast import allowed_move, shares_of
 from tripletmas.runs.models import (
@@ -65,7 +65,7 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
         "metric": settings.metric,
         "normalised": "yes" if settings.normalize else "no",
         "kind": kind,
-        "images": _shown(settings.transform),
+        "texts" if index.texts else "images": _shown(settings.transform),
         "labels": f"{len(index.labels[index.labels >= 0].unique())} classes, {int((index.labels < 0).sum())} without",
         "roots": ", ".join(index.roots),
         "file": f"{Path(path).stat().st_size / 2**20:.2f} MiB",
@@ -76,8 +76,10 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
     return table
 
 
-def _shown(transform: Transform) -> str:
-    """How an image becomes what the model is shown, in words."""
+def _shown(transform: Transform | Reading) -> str:
+    """How an image or a text becomes what the model is shown, in words."""
+    if isinstance(transform, Reading):
+        return f"at most {transform.max_length} tokens, by the tokenizer {transform.tokenizer[:_SHOWN]}"
     height, width = transform.size
     words = [f"{height} x {width}", "RGB" if transform.channels == 3 else "grey", transform.interpolation]
     words += [f"crop {transform.crop:g}"] if transform.crop < 1 else []
@@ -130,8 +132,9 @@ def model_of(index: ImageIndex, options: Namespace, after: int | None = None) ->
     """
     run = open_run(run_of(index, options.run).path, trust_code=options.trust_code)
     other = f"the index was not made with {run.path}: name the run that made it with --run, or build another index"
+    shown = index.settings.transform
     try:
-        prepared = prepared_by(index.settings.transform)
+        prepared = None if isinstance(shown, Reading) else prepared_by(shown)
         model = load_model(run, after=after, prepared=prepared, device=options.device or "auto")
     except OtherImages as error:
         raise ValueError(f"{error}; {other}") from None
@@ -140,7 +143,15 @@ def model_of(index: ImageIndex, options: Namespace, after: int | None = None) ->
             f"the index holds vectors of dim {index.settings.dim}, the model of {run.path} gives dim {model.dim}; "
             f"{other}"
         )
-    of_index, of_model = index.settings.transform, transform_of(model, index.settings.transform.invert)
+    if isinstance(shown, Reading):
+        reads = model.tokenizer
+        if (reads.identity, reads.max_length) != (shown.tokenizer, shown.max_length):
+            raise ValueError(
+                f"the index holds texts read by the tokenizer {shown.tokenizer[:_SHOWN]}, {shown.max_length} tokens of "
+                f"each, the model of {run.path} reads by {reads.identity[:_SHOWN]}, {reads.max_length}; {other}"
+            )
+        return model
+    of_index, of_model = shown, transform_of(model, shown.invert)
     if of_index.mean is not None and (of_index.mean, of_index.deviation) != (of_model.mean, of_model.deviation):
         raise ValueError(
             f"the index has vectors of images normalised by mean {of_index.mean} and deviation {of_index.deviation}, "

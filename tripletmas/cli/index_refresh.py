@@ -13,14 +13,14 @@ from torch import Tensor
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.index_info import check_roots, map_for, model_of, run_of, task_of_part
+from tripletmas.cli.items import embedded
 from tripletmas.data.images import ImageFiles, missing_images
-from tripletmas.index.base import unit
 from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import RunModel, drifts_between, embed_images, refuse_collapse, weight_hashes
+from tripletmas.runs.models import RunModel, drifts_between, weight_hashes
 
 _OF_RUN = "run"  # --compensate without the name of a map
 
@@ -101,6 +101,8 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
 
 def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]:
     """The index with the images of its stale parts embedded anew, and what was done."""
+    if index.texts and (options.images is not None or options.drop_missing):
+        raise ValueError(f"--images and --drop-missing are for images: {options.index} keeps its texts itself")
     model = model_of(index, options)
     changed = _with_run(index, RunDirectory(model.run))
     stale = index.of_parts(index.stale(model.hash))
@@ -125,6 +127,8 @@ def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]
 
 def _there(index: ImageIndex, changed: ImageIndex, stale: Tensor, options: Namespace) -> Tensor:
     """Those of the stale rows whose images lie where `changed` says; others must be allowed to be missing."""
+    if index.texts:
+        return stale
     gone = stale[missing_images([changed.paths[row] for row in stale.tolist()])]
     if len(gone) and not options.drop_missing:
         raise ValueError(
@@ -140,14 +144,12 @@ def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, options: Namespa
     """Those of these rows whose images can be read, and their raw vectors."""
     if not len(rows):
         return rows, torch.empty(0, index.settings.dim)
-    images = ImageFiles.at([index.paths[row] for row in rows.tolist()], model.prepared)
-    invert = index.settings.transform.invert
-    vectors, kept = embed_images(
-        model, images, invert=invert, skip_unreadable=options.drop_missing, option="--drop-missing"
-    )
-    if not options.force:
-        compared = unit(vectors) if index.settings.normalize else vectors
-        refuse_collapse(compared, images, kept, by=f"the model of {model.run}")
+    if index.texts:
+        items = [index.texts[row] for row in rows.tolist()]
+    else:
+        items = ImageFiles.at([index.paths[row] for row in rows.tolist()], model.prepared)
+    skip, force = options.drop_missing, options.force
+    vectors, kept = embedded(index, model, items, skip_unreadable=skip, force=force, option="--drop-missing")
     return rows[kept], vectors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from torch import Tensor
 from tripletmas.basics.files import atomic_write
 from tripletmas.cli.console import console, make_parser, open_run
 from tripletmas.cli.index_info import map_for, model_of, stale_vectors, task_of_part, ways_out
+from tripletmas.cli.items import samples_of
 from tripletmas.cli.outputs import check_output
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
 from tripletmas.index.base import unit
 from tripletmas.index.choice import COMPENSATE
-from tripletmas.index.images import ImageIndex
+from tripletmas.index.images import ImageIndex, Reading
 from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.directory import RunDirectory
@@ -31,7 +32,7 @@ from tripletmas.runs.models import (
     RunModel,
     drifts_between,
     embed_images,
-    prepared_by,
+    embed_texts,
     refuse_collapse,
     weight_hashes,
 )
@@ -40,14 +41,14 @@ _OF_RUN = "run"  # --move-queries without the name of a map
 
 
 def query(arguments: Sequence[str]) -> None:
-    """Find the images of an index that are nearest to others, as the model of its run sees them.
+    """Find the images, or the texts, of an index that are nearest to others, as the model of its run sees them.
 
     In place of the index, a run on facts finds the images of a fact, and the facts of an image.
     """
     parser = make_parser("query", query.__doc__, "--force", "--trust-code")
     parser.add_argument("index", type=str, help="the index file, or the directory of a run on facts")
     asks_facts = any(each.partition("=")[0] == "--fact" for each in arguments)
-    parser.add_argument("images", nargs="*" if asks_facts else "+", help="image files to search with")
+    parser.add_argument("images", nargs="*" if asks_facts else "+", help="image files, or texts, to search with")
     parser.add_argument(
         "--fact",
         action="append",
@@ -97,6 +98,8 @@ def _search(options: Namespace) -> None:
     _check_outputs(options, index.roots)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
+    if index.texts and (empty := [each for each in options.images if not each.strip()]):
+        raise ValueError(f"a text to search with is empty: {empty[0]!r}")
     if not options.force:
         _refuse_collapse(index, options.index)
     model, notes = model_of(index, options, options.after), []
@@ -111,8 +114,13 @@ def _search(options: Namespace) -> None:
     if options.k > len(index):
         notes.append(f"the index holds {len(index)} vectors, fewer than the {options.k} that are asked for")
     k = min(options.k, len(index))
-    images = ImageFiles.at(options.images, model.prepared)
-    vectors, _ = embed_images(model, images, invert=index.settings.transform.invert, option=None)
+    shown = index.settings.transform
+    if isinstance(shown, Reading):
+        vectors = embed_texts(model, options.images)
+    else:
+        vectors, _ = embed_images(
+            model, ImageFiles.at(options.images, model.prepared), invert=shown.invert, option=None
+        )
     scores, rows = _moved_search(index, model, vectors, k, options) if move_queries else index.search(vectors, k)
     found = neighbours(index, options.images, scores, rows)
     fewest = min(len(row.found[0]) for row in found.rows)
@@ -121,20 +129,18 @@ def _search(options: Namespace) -> None:
             f"an approximate index of kind {index.settings.kind} may find fewer than asked for (here {fewest} of "
             f"{options.k}): build it with a larger --nprobe or --ef-search"
         )
-    about = f"{options.index}: {len(index)} images, {model.run} after task {model.after_task}"
+    what = "texts" if index.texts else "images"
+    about = f"{options.index}: {len(index)} {what}, {model.run} after task {model.after_task}"
     _tell(options, found, notes, about=about, measure=_measure(index))
 
 
 def _refuse_collapse(index: ImageIndex, file: str) -> None:
     """Raise a ValueError if the vectors of a part of the index are all one, of images that differ."""
-    prepared = prepared_by(index.settings.transform)
     for number, part in enumerate(index.parts):
         rows = index.of_parts([number])
         rows = rows[:: -(-len(rows) // 1000) or 1]
-        paths = [index.paths[row] for row in rows.tolist()]
-        images = ImageFiles.at(paths, prepared)
         by = f"{file}: the model after task {part.after_task}"
-        refuse_collapse(index.vectors[rows], images, range(len(rows)), by=by)
+        refuse_collapse(index.vectors[rows], samples_of(index, rows.tolist()), range(len(rows)), by=by)
 
 
 def _moved_search(
@@ -201,11 +207,11 @@ def _ask(options: Namespace) -> None:
 def _tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, measure: str) -> None:
     """Print what was found, and write it where the options say."""
     for row in found.rows:
-        console().print(_table(row))
+        console().print(_table(row, found.texts))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if options.json:
-        content = {"index": options.index, "queries": [_plain(row) for row in found.rows]}
+        content = {"index": options.index, "queries": [_plain(row, found.texts) for row in found.rows]}
         _write(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if options.html:
         from tripletmas.report.grid import QUERY_PIXELS, query_page  # it takes a while, and few want a page
@@ -224,6 +230,10 @@ def neighbours(index: ImageIndex, queries: Sequence[str], scores: Tensor, rows: 
             if row >= 0
         ]
         found.append(Row(path, (tuple(hits),)))
+    if index.texts:
+        row_of = {path: row for row, path in enumerate(index.paths)}
+        texts = {hit.name: index.texts[row_of[hit.name]] for row in found for hit in row.found[0]}
+        return Grid(("",), tuple(found), texts=texts)
     shown = (name for row in found for name in (row.name, *(hit.name for hit in row.found[0])))
     return Grid(("",), tuple(found), pictures=dict.fromkeys(shown))
 
@@ -234,12 +244,13 @@ def _measure(index: ImageIndex) -> str:
     return "cosine" if index.settings.normalize else "inner product"
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: Row, texts: Mapping[str, str]) -> dict[str, Any]:
     """A row as JSON: ranks from 1; of an index each neighbour with its id."""
     found = []
     for rank, hit in enumerate(row.found[0], start=1):
         number = {} if hit.id is None else {"id": hit.id}
-        found.append({"rank": rank, "score": hit.score, "label": _label(hit), "path": hit.name, **number})
+        text = {"text": texts[hit.name]} if hit.name in texts else {}
+        found.append({"rank": rank, "score": hit.score, "label": _label(hit), "path": hit.name, **number, **text})
     return {"query": row.name, "neighbours": found}
 
 
@@ -247,14 +258,17 @@ def _label(hit: Hit) -> str | None:
     return hit.label if hit.right is None else f"{'✓' if hit.right else '✗'} {hit.label}"
 
 
-def _table(row: Row) -> Table:
+def _table(row: Row, texts: Mapping[str, str]) -> Table:
     table = Table(title=row.name, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
     table.add_column("label")
+    if texts:
+        table.add_column("text", overflow="fold")
     table.add_column("path", overflow="fold")
     for rank, hit in enumerate(row.found[0], start=1):
-        table.add_row(str(rank), f"{hit.score:.6f}", _label(hit) or "", hit.name)
+        text = [" ".join(texts[hit.name].split())] if texts else []
+        table.add_row(str(rank), f"{hit.score:.6f}", _label(hit) or "", *text, hit.name)
     return table
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -25,8 +26,12 @@ def add_images(
     part: Part,
     *,
     root: str = "",
+    texts: Sequence[str] = (),
 ) -> ImageIndex:
     """The index with more images: raw vectors (m, dim) of one model, names of files below `root`, names of classes.
+
+    Args:
+        texts: of an index of texts, the texts; their names are lines of the file `root`.
 
     Raises:
         ValueError: if the dimension differs, a value is not finite, a path is in the index already, or there are fewer
@@ -50,6 +55,7 @@ def add_images(
         class_names=known,
         roots=tuple(dict.fromkeys((*index.roots, root))) if root else index.roots,
         next_id=index.next_id + len(rows),
+        texts=(*index.texts, *texts),
     )
     searched = index.searchable()  # a new one, which may be added to
     if isinstance(searched, FaissIndex):
@@ -94,6 +100,7 @@ def remove_images(index: ImageIndex, rows: Tensor) -> ImageIndex:
         part=index.part[keep],
         labels=index.labels[keep],
         paths=tuple(path for path, kept in zip(index.paths, keep.tolist(), strict=True) if kept),
+        texts=tuple(compress(index.texts, keep.tolist())),
     )
     searched = index.searchable()  # a new one, which may be changed
     if not len(smaller) or not isinstance(searched, FaissIndex):

@@ -5,6 +5,7 @@ ids       (n,) int64, ascending: an image keeps its id, and none is given twice
 part      (n,) int32, which of the parts listed in the header the vector belongs to
 labels    (n,) int64, which of the class names in the header; -1: no label
 paths     uint8, a JSON list of n texts in UTF-8
+texts     uint8, only of indexes of texts: the texts, as the paths
 index     uint8, only of approximate indexes: what faiss serialised
 
 Checksums of all of it are compared when the file is opened: a score that was computed from damaged vectors would look
@@ -58,7 +59,7 @@ def write_index_file(path: str | Path, tensors: Params, paths: tuple[str, ...], 
     Raises:
         OSError: if it cannot be written, as when the disk is full; the old file is untouched.
     """
-    content = {**tensors, "paths": _to_bytes(json.dumps(paths, ensure_ascii=False).encode("utf-8", "surrogateescape"))}
+    content = {**tensors, "paths": strings_as_tensor(paths)}
     save_tensors(path, content, {_HEADER: {"format": FORMAT, **header}})
 
 
@@ -82,7 +83,7 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
         if header["format"] == FORMAT:
             if verify:
                 _check_sums(tensors, header.get("checksums", {}))  # of an earlier version
-            paths = tuple(json.loads(tensors.pop("paths").numpy().tobytes().decode("utf-8", "surrogateescape")))
+            paths = read_strings(tensors.pop("paths"))
             _check(tensors, len(paths), header)
             return tensors, paths, header
     except (LookupError, TypeError, ValueError) as error:
@@ -119,5 +120,12 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(content) if tensor.numel() else 0
 
 
-def _to_bytes(content: bytes) -> Tensor:
+def read_strings(content: Tensor) -> tuple[str, ...]:
+    """The texts that became a tensor."""
+    return tuple(json.loads(content.numpy().tobytes().decode("utf-8", "surrogateescape")))
+
+
+def strings_as_tensor(strings: tuple[str, ...]) -> Tensor:
+    """Texts as a JSON list in UTF-8, uint8."""
+    content = json.dumps(strings, ensure_ascii=False).encode("utf-8", "surrogateescape")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)

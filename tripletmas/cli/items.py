@@ -1,0 +1,165 @@
+"""What an index is made of: images in a folder, or texts in a column of a CSV file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+
+from tripletmas.basics.sentences import listed
+from tripletmas.data.images import ImageFiles, find_images
+from tripletmas.data.parts import LEFT_OUT, SPLITS
+from tripletmas.data.tables import read_rows
+from tripletmas.data.tokens import Texts
+from tripletmas.index.base import unit
+from tripletmas.index.images import ImageIndex, Reading, Transform, prefix
+from tripletmas.runs.models import RunModel, embed_images, embed_texts, prepared_by, refuse_collapse, transform_of
+
+_NO_CLASS = SPLITS.keys() | LEFT_OUT
+
+
+@dataclass(frozen=True)
+class Items:
+    """Images or texts that come into an index.
+
+    Attributes:
+        root: the folder or archive of the images, the CSV file of the texts, as it was given.
+        names: of the images below it; of texts the number of the line that each begins in.
+        classes: None for one without.
+        texts: the texts; () of images.
+    """
+
+    root: str
+    names: tuple[str, ...]
+    classes: tuple[str | None, ...]
+    texts: tuple[str, ...] = ()
+
+    def subset(self, positions: Sequence[int]) -> Items:
+        """Those at these positions."""
+        names, classes = ([of[i] for i in positions] for of in (self.names, self.classes))
+        texts = tuple(self.texts[i] for i in positions) if self.texts else ()
+        return replace(self, names=tuple(names), classes=tuple(classes), texts=texts)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options that say what comes into an index."""
+    parser.add_argument(
+        "--images", type=str, default=None, help="a folder or zip archive of images, in any sub-folders"
+    )
+    parser.add_argument("--csv", type=str, default=None, help="a CSV file of texts, in place of images")
+    parser.add_argument("--text", type=str, default=None, help="the column of the texts in it")
+    parser.add_argument("--label", type=str, default=None, help="the column of their classes (default: none)")
+
+
+def items_of(options: Namespace) -> Items:
+    """What the options name.
+
+    Raises:
+        ValueError: for neither images nor texts, or both; if there are none, or one is empty.
+    """
+    if bool(options.images) == bool(options.csv):
+        raise ValueError("give --images FOLDER, or for texts --csv FILE --text COLUMN: one of the two")
+    if options.images:
+        if options.text or options.label:
+            raise ValueError("--text and --label name columns of --csv, and images have none")
+        names = find_images(options.images)
+        return Items(options.images, tuple(names), tuple(_class_names(names)))
+    if not options.text:
+        raise ValueError("--csv needs --text, the column of the texts")
+    needed = (options.text, *([options.label] if options.label else []))
+    rows = list(read_rows(options.csv, needed, (), texts=(options.text,)))
+    for number, cells in rows:
+        if empty := [name for name in needed if not cells[name]]:
+            raise ValueError(f"{options.csv}, line {number}: the cell in the column {empty[0]!r} is empty")
+    if not rows:
+        raise ValueError(f"{options.csv} lists no texts")
+    classes = [cells[options.label] if options.label else None for _, cells in rows]
+    names, texts = zip(*((str(number), cells[options.text]) for number, cells in rows), strict=True)
+    return Items(options.csv, names, tuple(classes), texts)
+
+
+def new_items(items: Items, index: ImageIndex, file: str) -> Items:
+    """Those that are not in an index yet.
+
+    Raises:
+        ValueError: if the index is of the other kind, or holds another text from the place of one.
+    """
+    if bool(items.texts) != isinstance(index.settings.transform, Reading):
+        held, given = ("images", "texts") if items.texts else ("texts", "images")
+        raise ValueError(f"{file} is an index of {held}, and {given} do not go into it: build another index")
+    row_of = {path: row for row, path in enumerate(index.paths)}
+    rows = [row_of.get(prefix(os.path.abspath(items.root)) + name) for name in items.names]
+    texts = items.texts or ("",) * len(items.names)
+    other = [
+        name
+        for name, row, text in zip(items.names, rows, texts, strict=True)
+        if row is not None and items.texts and index.texts[row] != text
+    ]
+    if other:
+        raise ValueError(
+            f"{items.root} has changed: in line {listed(other, 3)} it has another text than {file} holds from there; "
+            f"remove the old ones first, by: tripletmas index remove {file} {items.root}"
+        )
+    return items.subset([position for position, row in enumerate(rows) if row is None])
+
+
+def how_shown(model: RunModel, items: Items, *, invert: bool) -> Transform | Reading:
+    """What an index of these notes of how the model was shown them."""
+    if not items.texts:
+        return transform_of(model, invert)
+    if invert:
+        raise ValueError("--invert is for images, and these are texts")
+    return Reading(model.tokenizer.identity, model.tokenizer.max_length)
+
+
+def embedded(
+    index: ImageIndex,
+    model: RunModel,
+    items: ImageFiles | Sequence[str],
+    *,
+    skip_unreadable: bool,
+    force: bool,
+    option: str = "--skip-unreadable",
+) -> tuple[Tensor, list[int]]:
+    """Raw vectors of the images that can be read, or of texts, as the index has them; and their positions.
+
+    Args:
+        force: also where all are one.
+        option: which leaves out what cannot be read.
+    """
+    shown = index.settings.transform
+    if isinstance(items, ImageFiles):
+        invert = isinstance(shown, Transform) and shown.invert
+        samples = items
+        vectors, kept = embed_images(model, items, invert=invert, skip_unreadable=skip_unreadable, option=option)
+    else:
+        samples, kept = Texts(items, model.tokenizer), list(range(len(items)))
+        vectors = embed_texts(model, items)
+    if not force:
+        compared = unit(vectors) if index.settings.normalize else vectors
+        refuse_collapse(compared, samples, kept, by=f"the model of {model.run}")
+    return vectors, kept
+
+
+def samples_of(index: ImageIndex, rows: Sequence[int]) -> Sequence[Tensor]:
+    """The images of these rows, as a model is shown them, or the letters of their texts."""
+    shown = index.settings.transform
+    if isinstance(shown, Reading):
+        return [torch.tensor(list(index.texts[row].encode())) for row in rows]
+    return ImageFiles.at([index.paths[row] for row in rows], prepared_by(shown))
+
+
+def _class_names(names: Sequence[str]) -> list[str | None]:
+    """The class of each image, given its name below a root: the folders it lies in; None at the top.
+
+    Folders train, test and the like are no part of it where all images lie in such ones.
+    """
+    folders = [PurePosixPath(name).parent.parts for name in names]
+    if all(parts and parts[0].lower() in _NO_CLASS for parts in folders):
+        folders = [parts[1:] for parts in folders]
+    return ["/".join(parts) or None for parts in folders]
