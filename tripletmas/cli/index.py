@@ -152,7 +152,7 @@ def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
     whole = os.path.abspath(path)
     rows = [row for row, each in enumerate(index.paths) if each == whole or each.startswith(prefix(whole))]
     if not rows:
-        raise ValueError(f"{file} holds no image or text {path}, and none below it")
+        raise ValueError(f"{file} holds no {'text' if index.texts else 'image'} {path}, and none below it")
     return rows
 
 
