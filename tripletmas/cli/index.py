@@ -40,7 +40,8 @@ def index(arguments: Sequence[str]) -> None:
 def build(arguments: Sequence[str]) -> None:
     """Embed all images of a folder, or texts of a CSV file, by the model of a run, and write an index of them.
 
-    An image's label is the name of the folder that it lies in, below the one that is given.
+    An image's label is the name of the folder that it lies in, below the one that is given: month1/mug, or mug where
+    the run has --data.class_from leaf.
     """
     shared = ("run", "--after", "--invert", "--skip-unreadable", "--force", "--device", "--trust-code")
     parser = make_parser("index build", build.__doc__, *shared)
@@ -161,8 +162,16 @@ def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Names
     shown = items.texts or ImageFiles(items.root, items.names, model.prepared)
     vectors, kept = embedded(index, model, shown, skip_unreadable=options.skip_unreadable, force=options.force)
     added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
-    root = os.path.abspath(added.root)
-    return add_images(index, vectors, added.names, added.classes, part, root=root, texts=added.texts)
+    root, classes = os.path.abspath(added.root), added.classes
+    if items.texts is None and _names_leaves(model.run):
+        classes = [name and name.rpartition("/")[2] for name in classes]
+    return add_images(index, vectors, added.names, classes, part, root=root, texts=added.texts)
+
+
+def _names_leaves(run: str) -> bool:
+    """Whether a class of the run's images is the last of the folders that they lie in."""
+    data = RunDirectory(run).config().get("data")
+    return isinstance(data, dict) and data.get("class_from") == "leaf"
 
 
 _ACTIONS = {"build": "index", "add": "index", "remove": "index", "info": "index_info", "refresh": "index_refresh"}

@@ -26,6 +26,10 @@ COMMANDS = {
     "index": ("index.index", "keep an index of images: build, add, remove, info, refresh"),
     "query": ("query.query", "find the images of an index that are nearest to others"),
     "export": ("export.export", "write the embeddings of a run for other programs"),
+    "example": (
+        "example.example",
+        "draw pictures to try on, three months of a small shop, and say what comes next",
+    ),
     "list": ("listing.print_list", "what there is, a line each: strategies, losses, models, data, objectives"),
     "doctor": ("doctor.doctor", "what is wrong with this installation, or with the files of a run or an index"),
 }
@@ -46,6 +50,7 @@ commands:
 
 start here:
   tripletmas train --data digits --strategy mas --out runs/mas
+  tripletmas example shop       draws pictures, and says how to learn and search them
 """
 
 
