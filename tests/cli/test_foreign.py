@@ -38,6 +38,7 @@ LINES = [
     "train --config RUN/config.yaml --out again",
     "train --data folder --data.root photos --out RUN",
     "search --config RUN/config.yaml --out again",
+    "example shop --out RUN",
     "list strategies",
     "doctor",
 ]

@@ -42,7 +42,7 @@ def example(arguments: Sequence[str]) -> None:
     named = {
         "root": root,
         "run": Path("runs") / root.name,
-        "index": f"{root.name}.index",
+        "index": "products.index",
         "picture": root / "month3" / "mug" / "000.jpg",
         "month": root / "month4",
     }

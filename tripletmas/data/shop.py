@@ -50,8 +50,8 @@ def draw_picture(month: str, product: str, number: int, size: int) -> Image.Imag
     side = size * _FINE
     picture = _surroundings(chance, _WALLS[month], side)
     thing = _placed(chance, _drawn(product, side))
-    shade = Image.new("RGBA", thing.size, (0, 0, 0, 0))
-    shade.putalpha(thing.getchannel("A").point(lambda alpha: alpha * chance.randint(30, 55) // 100 if alpha else 0))
+    shade, dark = Image.new("RGBA", thing.size, (0, 0, 0, 0)), chance.randint(30, 55)
+    shade.putalpha(thing.getchannel("A").point([alpha * dark // 100 for alpha in range(256)]))
     shade = shade.filter(ImageFilter.GaussianBlur(side / 40))
     picture.paste(shade, (chance.randint(-side // 16, side // 16), side // 30), shade)
     picture.paste(thing, (0, 0), thing)
@@ -88,7 +88,7 @@ def _placed(chance: random.Random, thing: Image.Image) -> Image.Image:
     placed.paste(thing, (left, top))
     # darker on the side that is off the light
     ramp = Image.linear_gradient("L").rotate(chance.choice((90, 270, 0))).resize((side, side))
-    ramp = ramp.point(lambda value: 150 + value * 105 // 255)
+    ramp = ramp.point([150 + value * 105 // 255 for value in range(256)])
     lit = ImageChops.multiply(placed.convert("RGB"), Image.merge("RGB", (ramp, ramp, ramp)))
     lit.putalpha(placed.getchannel("A"))
     return lit
