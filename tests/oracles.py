@@ -127,12 +127,23 @@ def reciprocal_rank(ranking: Sequence[bool]) -> float:
     return 1 / (list(ranking).index(True) + 1)
 
 
+def reciprocal_rank_at_k(ranking: Sequence[bool], k: int) -> float:
+    return reciprocal_rank(ranking) if any(ranking[:k]) else 0.0
+
+
+def ndcg_at_k(ranking: Sequence[bool], k: int) -> float:
+    best = sorted(ranking, reverse=True)
+    gains = [sum(is_right / math.log2(place + 2) for place, is_right in enumerate(of[:k])) for of in (ranking, best)]
+    return gains[0] / gains[1]
+
+
 def retrieval_metrics(ranking: Sequence[bool], ks: Sequence[int]) -> dict[str, float]:
     """Every metric of one query, of the ranking of the *whole* gallery; nan where nothing is relevant."""
-    names = [*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr"]
+    names = [*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr", "mrr@10", "ndcg@10"]
     if not any(ranking):
         return dict.fromkeys(names, math.nan)
     values = [*(recall_at_k(ranking, k) for k in ks), r_precision(ranking), map_at_r(ranking), reciprocal_rank(ranking)]
+    values += [reciprocal_rank_at_k(ranking, 10), ndcg_at_k(ranking, 10)]
     return dict(zip(names, values, strict=True))
 
 

@@ -16,7 +16,7 @@ from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.evaluate import evaluate
 from tripletmas.objectives.retrieval.objective import score_alone, score_embedded
 
-METRICS = {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr"}
+METRICS = {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr", "mrr@10", "ndcg@10"}
 
 
 def points(*samples: tuple[float, float, int]) -> LabelledDataset:

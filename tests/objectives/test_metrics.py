@@ -16,16 +16,21 @@ from tripletmas.objectives.metrics import (
     average_precision,
     average_precision_at_k,
     map_at_r,
+    ndcg_at_k,
     r_precision,
     recall_at_k,
     reciprocal_rank,
+    reciprocal_rank_at_k,
     sherlock_average_precision_at_k,
     top_k_detection,
 )
 
 # each takes lists and the number of relevant items; k where it has one
 ALL = [r_precision, map_at_r, reciprocal_rank, average_precision]
-ALL_AT_K = [recall_at_k, average_precision_at_k, sherlock_average_precision_at_k, top_k_detection]
+ALL_AT_K = [
+    *(recall_at_k, average_precision_at_k, sherlock_average_precision_at_k, top_k_detection),
+    *(reciprocal_rank_at_k, ndcg_at_k),
+]
 
 
 def lists(*rows: str) -> torch.Tensor:
@@ -42,6 +47,13 @@ def lists(*rows: str) -> torch.Tensor:
         (r_precision, (), ".xx..x", 3, 2 / 3),
         (map_at_r, (), ".xx..x", 3, (1 / 2 + 2 / 3) / 3),
         (reciprocal_rank, (), ".xx..x", 3, 1 / 2),
+        (reciprocal_rank_at_k, (2,), ".xx..x", 3, 1 / 2),
+        (reciprocal_rank_at_k, (1,), ".xx..x", 3, 0),
+        # gains of ranks 2 and 3 are 1 / log2(3) and 1 / 2; at best ranks 1, 2, 3 with 1, 1 / log2(3), 1 / 2
+        (ndcg_at_k, (4,), ".xx..x", 3, (0.6309297536 + 0.5) / (1 + 0.6309297536 + 0.5)),
+        (ndcg_at_k, (1,), "x.....", 9, 1),
+        (ndcg_at_k, (2,), ".x....", 9, 0.6309297536 / (1 + 0.6309297536)),
+        (ndcg_at_k, (3,), "...xxx", 3, 0),
         (average_precision, (), ".xx..x", 3, (1 / 2 + 2 / 3 + 3 / 6) / 3),
         # one of four in the first two ranks: metric learning says 1, information retrieval 1/4
         (recall_at_k, (2,), "x.......xxx", 4, 1),
@@ -127,6 +139,9 @@ def test_equal_to_the_literal_twins(ranking: list[bool], k: int, missing: int):
         value = float(metric(torch.tensor([padded]), torch.tensor([found])))
         assert value == pytest.approx(getattr(oracles, metric.__name__)(ranking))
     assert float(recall_at_k(torch.tensor([padded]), torch.tensor([found]), k)) == oracles.recall_at_k(ranking, k)
+    for metric, twin in ((ndcg_at_k, oracles.ndcg_at_k), (reciprocal_rank_at_k, oracles.reciprocal_rank_at_k)):
+        value = float(metric(torch.tensor([padded]), torch.tensor([found]), k))
+        assert value == pytest.approx(twin(padded, k))
     ranks = [rank for rank, hit in enumerate(ranking, start=1) if hit]
     value = float(top_k_detection(torch.tensor([padded]), torch.tensor([found]), k))
     assert value == pytest.approx(oracles.top_k_detection(ranks, found, k))

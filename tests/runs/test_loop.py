@@ -514,7 +514,7 @@ def test_what_is_recorded(tiny_stream, tmp_path):
             assert row[task + 1 :].isnan().all()
     assert set(scores.matrices["seen"]) == {
         *("recall@1", "recall@2", "recall@4", "recall@8"),
-        *("r_precision", "map@r", "mrr"),
+        *("r_precision", "map@r", "mrr", "mrr@10", "ndcg@10"),
     }
     kinds = ("buffers", "frozen parameters", "replaced or new", "loss parameters")
     unprotected = tasks[-1]["unprotected"]

@@ -21,6 +21,8 @@ DEFINITIONS = {
     "r_precision": "share of the class among the R nearest, R being its size",
     "map@r": "the same, weighted to the front: the mean of precision at each hit within R",
     "mrr": "one over the rank of the first item of the class",
+    "mrr@10": "the same, and 0 where that is not among the 10 nearest",
+    "ndcg@10": "how early items of the class come among the 10 nearest, of the best order: by 1 / log2(rank + 1)",
 }
 
 

@@ -7,9 +7,10 @@ itself, is in neither (see `without`). Where the gallery ends before rank k, the
 out and says how many there were. A list too short for its metric is a ValueError, since a number read off it would be
 too low: one that ends before rank k or R, before the first relevant item, or for average precision before the last.
 
-Samples of a class look for each other: `recall_at_k`, `r_precision`, `map_at_r`, `reciprocal_rank`. A fact looks for
-images: `average_precision` and its two kinds "at k". An image looks for facts, of which several are true:
-`top_k_detection`; the strict "is the best one true" and the rank of the first are `recall_at_k`, `reciprocal_rank`.
+Samples of a class look for each other: `recall_at_k`, `r_precision`, `map_at_r`, `reciprocal_rank`, and the two of its
+kind that text retrieval is used to, `reciprocal_rank_at_k` and `ndcg_at_k`. A fact looks for images:
+`average_precision` and its two kinds "at k". An image looks for facts, of which several are true: `top_k_detection`;
+the strict "is the best one true" and the rank of the first are `recall_at_k`, `reciprocal_rank`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,34 @@ def reciprocal_rank(relevant: Tensor, num_relevant: Tensor) -> Tensor:
         )
     passed = (relevant.cumsum(dim=1) == 0).sum(dim=1)  # ranks before the first relevant item
     return (1.0 / (passed + 1).double()).masked_fill(num_relevant == 0, torch.nan)
+
+
+def reciprocal_rank_at_k(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
+    """1 / the rank of the first relevant item, 0 where it is not among the k nearest: MRR@k of MTEB.
+
+    >>> reciprocal_rank_at_k(torch.tensor([[False, True, True], [False, False, True]]), torch.tensor([2, 1]), 2)
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+    hits = _first(relevant, num_relevant, k, "mrr@")
+    best = (hits.double() / _ranks(hits)).amax(dim=1)
+    return best.masked_fill(num_relevant == 0, torch.nan)
+
+
+def ndcg_at_k(relevant: Tensor, num_relevant: Tensor, k: int) -> Tensor:
+    """sum over relevant items within rank k of 1 / log2(rank + 1), divided by what the best order has: nDCG@k of MTEB.
+
+    Items are relevant or not, so there are no grades. The best order has its min(R, k) first ranks relevant.
+
+    Source: Jarvelin, Kekalainen, Cumulated gain-based evaluation of IR techniques, TOIS 2002, with the discount
+        log2(rank + 1) that trec_eval has.
+
+    >>> ndcg_at_k(torch.tensor([[False, True, False]]), torch.tensor([1]), 2)  # (1 / log2(3)) / 1
+    tensor([0.6309], dtype=torch.float64)
+    """
+    hits = _first(relevant, num_relevant, k, "ndcg@")
+    discounts = 1 / (_ranks(hits) + 1).double().log2()
+    best = discounts.cumsum(dim=0)[num_relevant.clamp(1, k) - 1]
+    return ((hits * discounts).sum(dim=1) / best).masked_fill(num_relevant == 0, torch.nan)
 
 
 def average_precision(relevant: Tensor, num_relevant: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def train_stream(
         unseen: classes of no task, scored on their own gallery after each task: does the embedding still generalise?
 
     Returns:
-        The scores after each task: for retrieval recall@1, 2, 4, 8, R-precision, MAP@R and MRR, on the gallery of
+        The scores after each task: for retrieval recall@1, 2, 4, 8, R-precision, MAP@R, MRR and nDCG, on the gallery of
         everything seen so far ("seen") and on the task's own ("task"), both embedded by the present model; the same on
         galleries as they were stored ("seen_stale", "task_stale") and as they were moved since ("seen_compensated",
         "task_compensated"); for recognition the accuracies too.

@@ -19,7 +19,7 @@ from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.retrieval.evaluate import evaluate
 
 KS = (1, 2, 4, 8)
-METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr"]
+METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "mrr", "mrr@10", "ndcg@10"]
 
 
 def random_embeddings(size: int, classes: int, *, dim: int = 4, seed: int = 0) -> Embeddings:
@@ -117,7 +117,7 @@ def test_the_gallery_is_never_ranked_whole(searches: list[tuple[int, int]]):
     result = evaluate(Embeddings(torch.cat([vectors, -vectors[:1]]), labels))
     # Item 0 sees its partner last (rank 199); the partner sees the far end first and item 0 last.
     assert result.per_query["mrr"][[0, 199]].tolist() == pytest.approx([1 / 199, 1 / 199])
-    assert searches == [(200, 9)]  # 8 ranks and the query itself; what lies deeper is counted
+    assert searches == [(200, 11)]  # 10 ranks and the query itself; what lies deeper is counted
 
 
 def test_one_large_class_does_not_deepen_the_search_for_all(
@@ -127,7 +127,7 @@ def test_one_large_class_does_not_deepen_the_search_for_all(
     # 30 items of one class, R = 29, between 15 pairs, R = 1: each class in a direction of its own, so nothing is deep.
     labels = torch.cat([torch.arange(15), torch.full((30,), 99), torch.arange(15)])
     assert evaluate(Embeddings(nn.functional.one_hot(labels).float(), labels))["map@r"] == 1
-    assert searches == [(30, 9), (30, 30)]
+    assert searches == [(30, 11), (30, 30)]
 
 
 def test_gallery_order_and_lengths_do_not_matter():

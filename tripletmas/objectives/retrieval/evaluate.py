@@ -19,6 +19,8 @@ from tripletmas.index.exact import ExactIndex
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives import metrics
 
+_FIRST = 10  # ranks that MTEB looks at
+
 
 @dataclass(frozen=True, eq=False)
 class RetrievalScores:
@@ -59,13 +61,14 @@ def evaluate(
     clustering: bool = False,
     progress: bool = False,
 ) -> RetrievalScores:
-    """How well the queries find items of their class in the gallery by cosine: recall@k, R-precision, MAP@R and MRR.
+    """How well the queries find items of their class in the gallery by cosine: recall@k, R-precision, MAP@R, MRR, nDCG.
 
     A query never counts as its own neighbour; it is left out by its position in the gallery, so duplicates do not
     matter. All metrics are exact: nothing is cut off at a search depth. recall@k is the share of queries with at least
-    one item of their class among the k nearest (see `metrics`). Items of equal scores (duplicates of another class, an
-    embedding that collapsed) are ordered by their position in the gallery, smallest first (see `ExactIndex`): the
-    values are the same on every machine, but with ties they depend on the gallery's order.
+    one item of their class among the k nearest (see `metrics`); mrr@10 and ndcg@10 are what MTEB calls so. Items of
+    equal scores (duplicates of another class, an embedding that collapsed) are ordered by their position in the
+    gallery, smallest first (see `ExactIndex`): the values are the same on every machine, but with ties they depend on
+    the gallery's order.
 
     One search of the gallery serves all metrics, in blocks of queries, as deep as R of each block asks.
 
@@ -95,21 +98,25 @@ def evaluate(
 def _per_query(search: _Search, ks: Sequence[int], progress: bool) -> tuple[dict[str, Tensor], Tensor]:
     """(metric -> value of each query, position of its nearest item)."""
     size, num_relevant = len(search.queries), search.num_relevant
-    per_query = metrics.unanswered([*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr"], size)
+    of_ranks = (f"mrr@{_FIRST}", f"ndcg@{_FIRST}")
+    per_query = metrics.unanswered([*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr", *of_ranks], size)
     nearest = torch.full((size,), -1)
 
     # Sorted by R, so that one large class does not deepen the search for everybody.
     rows = (num_relevant > 0).nonzero().flatten()
     rows = rows[num_relevant[rows].argsort(stable=True)]
     pending = [rows[:0]]
+    least = max(*ks, _FIRST)
     with tqdm(desc="search", total=len(rows), leave=False, disable=None if progress else True) as bar:
-        for block in _blocks(rows, num_relevant[rows].clamp_min(max(ks)) + 1):
+        for block in _blocks(rows, num_relevant[rows].clamp_min(least) + 1):
             count = num_relevant[block]
-            relevant, nearest[block] = search.ranked(block, max(max(ks), int(count.max())))
+            relevant, nearest[block] = search.ranked(block, max(least, int(count.max())))
             for k in ks:
                 per_query[f"recall@{k}"][block] = metrics.recall_at_k(relevant, count, k)
             per_query["r_precision"][block] = metrics.r_precision(relevant, count)
             per_query["map@r"][block] = metrics.map_at_r(relevant, count)
+            per_query[f"mrr@{_FIRST}"][block] = metrics.reciprocal_rank_at_k(relevant, count, _FIRST)
+            per_query[f"ndcg@{_FIRST}"][block] = metrics.ndcg_at_k(relevant, count, _FIRST)
             found = relevant.any(dim=1)
             per_query["mrr"][block[found]] = metrics.reciprocal_rank(relevant[found], count[found])
             pending.append(block[~found])
