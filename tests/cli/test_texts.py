@@ -133,3 +133,30 @@ def test_every_strategy_learns_texts(tmp_path, tiny_encoder, call, strategy):
     status, _, complaint = call("train", *options, "--strategy", strategy, "--out", tmp_path / "run")
     assert status == 0, complaint
     assert RunDirectory(tmp_path / "run").num_done == 2
+
+
+@pytest.mark.parametrize("strategy", ["gram", pytest.param("replay", marks=pytest.mark.slow)])
+def test_pairs_are_learned_over_the_batch(tmp_path, tiny_encoder, call, undrawn, strategy):
+    """A question finds its answer, of a pair that was never learned, among all answers of everything seen."""
+    answers = {"card": "we block the card", "parcel": "it is sent", "refund": "money is back", "login": "open account"}
+    rows = [
+        {"question": row["question"], "answer": f"{answers[str(row['topic'])]} {'. ' * (number + 1)}"}
+        for number, row in enumerate(rows_of(12))
+    ]
+    path = write_csv(tmp_path / "pairs.csv", rows)
+    data = ["--data", "csv", "--data.path", path, "--data.text", "question", "--data.positive", "answer"]
+    model = ["--data.tasks", 2, "--model", f"sentence-transformers:{tiny_encoder}", "--device", "cpu"]
+    training = ["--loss", "ntxent", "--training.epochs", 1, "--training.samples_per_class", 2]
+    out = ["--strategy", strategy, "--out", tmp_path / "run"]
+    status, _, complaint = call("train", *data, *model, *training, *out)
+    assert status == 0, complaint
+    run = RunDirectory(tmp_path / "run")
+    assert run.num_done == 2
+    seen = run.scores()["matrices"]["seen"]
+    assert {"recall@1", "mrr@10", "ndcg@10"} <= seen.keys()
+    grid = read_grid(run)
+    assert grid is not None
+    assert all(grid.texts[hit.name].startswith(tuple(answers.values())) for row in grid.rows for hit in row.found[-1])
+    assert call("evaluate", tmp_path / "run", "--gallery", "stale")[0] == 0
+    other = call("train", *data, *model, "--objective", "recognition", "--out", tmp_path / "other")
+    failed(other, "pairs are no classes to recognise")

@@ -101,7 +101,7 @@ def test_what_is_wrong_with_a_csv_file_is_one_sentence(tmp_path, content, option
 def test_images_have_no_second_file(tmp_path):
     path = tmp_path / "images.csv"
     path.write_text("path,label\n")
-    with pytest.raises(ValueError, match="test_path is for texts"):
+    with pytest.raises(ValueError, match="test_path and positive are for texts"):
         csv(path=str(path), test_path=str(path))
 
 

@@ -303,6 +303,7 @@ class Source:
         test: the queries; None where the set has no test part, so that a stream holds out a share of `train`.
         gallery: where the queries are searched; None for the queries themselves, each left out of its own search.
         hold_out: groups that `test` leaves out, so that a stream holds out a share of them although there is a `test`.
+        pairs: a class is an answer and what it answers; queries are held out by class, and the gallery is all answers.
         group_order: the groups in the order in which a stream has them; None for that of their names.
     """
 
@@ -311,6 +312,12 @@ class Source:
     gallery: LabelledDataset | None = None
     hold_out: tuple[str, ...] = ()
     group_order: tuple[str, ...] | None = None
+    pairs: bool = False
+
+    @property
+    def whole(self) -> LabelledDataset:
+        """The part that has every class."""
+        return self.gallery if self.pairs and self.gallery is not None else self.train
 
     @classmethod
     def of(cls, whole: LabelledDataset, positions: Mapping[str, Tensor | Sequence[int]]) -> Source:

@@ -103,6 +103,7 @@ def csv(
     skip_unreadable: bool = False,
     text: str | None = None,
     label: str = "label",
+    positive: str | None = None,
     test_path: str | None = None,
 ) -> Source:
     """Images listed in a CSV file with the columns `path,label[,task][,split]`, or texts in it; others are ignored.
@@ -125,6 +126,8 @@ def csv(
             error.
         text: the column of the texts that are learned, in place of images, by a model of texts.
         label: the column of the classes.
+        positive: of texts, in place of a class: the column of what answers the text of the same row. Learned are pairs,
+            best by a loss over the batch (ntxent); queries are held out by row, and search all answers of their task.
         test_path: of texts a second CSV file, of the queries, where the first has no column split.
     """
     if text is not None:
@@ -132,11 +135,11 @@ def csv(
             raise ValueError(
                 "root and skip_unreadable are for images, and text names a column of texts: leave them out"
             )
-        from tripletmas.data.text_tables import csv_of_texts  # here, so that no chain of imports grows longer
+        from tripletmas.data.text_tables import Columns, csv_of_texts  # here, so that no chain of imports grows longer
 
-        return csv_of_texts(path, text=text, label=label, test_path=test_path)
-    if test_path is not None:
-        raise ValueError("test_path is for texts: name their column with text; images have a column split")
+        return csv_of_texts(path, Columns(text, label, positive), test_path=test_path)
+    if test_path is not None or positive is not None:
+        raise ValueError("test_path and positive are for texts: name their column with text")
     folder_of_paths = Path(path).parent if root is None else Path(root)
     if not folder_of_paths.is_dir():
         raise ValueError(f"no such folder: {folder_of_paths}")

@@ -41,6 +41,10 @@ def split_samples(
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
     if per_class is not None and per_class < 2:
         raise ValueError(f"per_class must be >= 2 to form a positive pair, got {per_class}")
+    if source.pairs:
+        if per_class is not None:
+            raise ValueError("per_class is for classes of many samples, and these are pairs: leave it out")
+        return _split_pairs(source, test_share=test_share, split_seed=split_seed, validation=validation)
     train, test, untested = source.train, source.test, _untested(source)
     _require(train, set(train.classes) - untested, 2, "2 to form a positive pair")
     if untested:
@@ -110,3 +114,33 @@ def _require(train: LabelledDataset, classes: set[int], least: int, why: str) ->
 def _named(part: LabelledDataset, label: int, group: str) -> str:
     """A class, and its group where it may lie in several."""
     return repr(part.class_names[label]) + (f" of {group!r}" if group else "")
+
+
+def _split_pairs(source: Source, *, test_share: float, split_seed: int, validation: bool) -> Source:
+    """The same with queries: pairs held out of those to learn from, where there are none, and for validation.
+
+    A pair is drawn by its answer alone, so that others, and their order, do not matter: about a share of them.
+    """
+    train, test = source.train, source.test
+    if test is None:
+        train, test = _hold_out_pairs(source, train, test_share, f"{split_seed}")
+    if validation:
+        train, test = _hold_out_pairs(source, train, test_share, f"validation {split_seed}")
+    return Source(train, test, source.gallery, pairs=True)
+
+
+def _hold_out_pairs(
+    source: Source, train: LabelledDataset, share: float, seed: str
+) -> tuple[LabelledDataset, LabelledDataset]:
+    """(what is left, the texts that are asked)."""
+    answers = source.gallery
+    assert answers is not None
+    texts = dict(zip(answers.labels.tolist(), answers.texts or (), strict=True))
+    drawn = [label for label in train.classes if zlib.crc32(f"{seed} {texts[label]}".encode()) < share * 2**32]
+    if not drawn or len(drawn) == len(train.classes):
+        kept = "none" if drawn else "all"
+        raise ValueError(f"of {len(train.classes)} pairs {kept} would be left to learn from: give more")
+    asked = train.of_classes(drawn)
+    is_answer = torch.isin(asked.indices, answers.indices)
+    left = train.of_classes(sorted({*train.classes} - {*drawn}))
+    return left, asked.subset((~is_answer).nonzero().flatten())

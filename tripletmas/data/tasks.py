@@ -128,7 +128,7 @@ def make_stream(
     if augment != "none" and source.train.texts is not None:
         raise ValueError(f"augment={augment!r} changes images, and these are texts: leave it none")
     augmentation = None if augment == "none" else make_augmentation(augment, source.train.sample_shape)
-    by = by or ("class" if source.train.members is None else "group")
+    by = by or ("class" if source.whole.members is None else "group")
     source, units = _units(source, by, groups)
     units = _shuffled(units, order_seed)
     learned = len(units) - unseen
@@ -165,13 +165,13 @@ def _units(source: Source, by: SplitBy, groups: Sequence[str] | None) -> tuple[S
     if groups is not None:
         source = source.of_groups(groups)
     if by == "class":
-        units = [_Unit(source.train.class_names[label], (label,)) for label in source.train.classes]
+        units = [_Unit(source.whole.class_names[label], (label,)) for label in source.whole.classes]
     return source, units
 
 
 def _groups(source: Source, named: Sequence[str] | None) -> list[_Unit]:
     """The groups that are named, in this order, or all in that of the data set."""
-    members = source.train.members
+    members = source.whole.members
     if members is None:
         then = ": split it by class" if named is None else f", so groups {_quoted(named)} cannot be chosen"
         raise ValueError(f"this data set has no groups of classes{then}")

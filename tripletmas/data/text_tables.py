@@ -12,6 +12,7 @@ from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import find_files
 from tripletmas.data.names import encode_labels
+from tripletmas.data.pairs import Pair, source_of_pairs
 from tripletmas.data.parts import SPLITS, groups_of, parts_of
 from tripletmas.data.tables import read_rows
 from tripletmas.data.tokens import Texts
@@ -32,16 +33,39 @@ class Entry:
     split: str = "train"
 
 
-def csv_of_texts(path: str, *, text: str, label: str, test_path: str | None) -> Source:
+@dataclass(frozen=True)
+class Columns:
+    """Which columns, or keys, hold what: the classes, or in their place the answers of pairs."""
+
+    text: str
+    label: str
+    positive: str | None = None
+
+    def __post_init__(self):
+        if self.text in (self.label, self.positive):
+            other = "positive" if self.positive == self.text else "label"
+            raise ValueError(f"text and {other} name one column, {self.text!r}")
+
+    @property
+    def needed(self) -> tuple[str, str]:
+        return self.text, self.positive or self.label
+
+
+def csv_of_texts(path: str, columns: Columns, *, test_path: str | None) -> Source:
     """The texts in a column of a CSV file; as `folders.csv` says."""
-
-    def rows(file: str) -> Rows:
-        return read_rows(file, (text, label), ("task", "split", *({"path"} - {text, label})), texts=(text,))
-
-    return _of_tables(path, test_path, rows, text=text, label=label)
+    optional = ("task", "split", *({"path"} - {*columns.needed}))
+    texts = columns.needed if columns.positive else (columns.text,)
+    return _of_tables(path, test_path, lambda file: read_rows(file, columns.needed, optional, texts=texts), columns)
 
 
-def jsonl(*, path: str, text: str = "text", label: str = "label", test_path: str | None = None) -> Source:
+def jsonl(
+    *,
+    path: str,
+    text: str = "text",
+    label: str = "label",
+    positive: str | None = None,
+    test_path: str | None = None,
+) -> Source:
     """Texts in a file of JSON lines, each an object with a text and its class, as {"text": ..., "label": ...}.
 
     Labels may be any text or number; they name the classes. `task` and `split` are keys as they are columns of a CSV
@@ -51,13 +75,11 @@ def jsonl(*, path: str, text: str = "text", label: str = "label", test_path: str
         path: the file, UTF-8, an object a line.
         text: the key of the texts.
         label: the key of their classes.
+        positive: of pairs, in place of a class: the key of what answers the text.
         test_path: a second such file, of the queries.
     """
-
-    def rows(file: str) -> Rows:
-        return _json_lines(file, (text, label), ("task", "split"))
-
-    return _of_tables(path, test_path, rows, text=text, label=label)
+    columns = Columns(text, label, positive)
+    return _of_tables(path, test_path, lambda file: _json_lines(file, columns.needed, ("task", "split")), columns)
 
 
 def texts(*, root: str) -> Source:
@@ -109,39 +131,43 @@ def source_of(entries: Sequence[Entry], about: str) -> Source:
     return Source.of(whole, rows)
 
 
-def _of_tables(path: str, test_path: str | None, rows: Callable[[str], Rows], *, text: str, label: str) -> Source:
+def _of_tables(path: str, test_path: str | None, rows: Callable[[str], Rows], columns: Columns) -> Source:
     """The texts of a table, and of a second one with the queries."""
-    if text == label:
-        raise ValueError(f"text and label name one column, {text!r}")
     entries: list[Entry] = []
     for file in [path] if test_path is None else [path, test_path]:
         found = len(entries)
         for number, cells in rows(file):
             try:
-                entry = _entry(cells, f"{file}, line {number}", text, label, "test" if file == test_path else None)
+                entry = _entry(cells, f"{file}, line {number}", columns, "test" if file == test_path else None)
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {error}") from None
             entries.append(entry)
         if len(entries) == found:
             raise ValueError(f"{file} lists no texts")
+    if columns.positive:
+        return source_of_pairs([Pair(e.text, e.class_name, e.place, e.group, e.split) for e in entries], path)
     return source_of(entries, path)
 
 
-def _entry(cells: Mapping[str, str], place: str, text: str, label: str, split: str | None) -> Entry:
-    if "path" in cells and "path" not in (text, label):
+def _entry(cells: Mapping[str, str], place: str, columns: Columns, split: str | None) -> Entry:
+    if "path" in cells and "path" not in columns.needed:
         raise ValueError(
-            f"there is a column 'path', as of images, and text names the column {text!r}: a run learns from one of "
-            "them, so take the column out, or leave text out"
+            f"there is a column 'path', as of images, and text names the column {columns.text!r}: a run learns from "
+            "one of them, so take the column out, or leave text out"
         )
     empty = [name for name, cell in cells.items() if not cell]
     if empty:
-        raise ValueError(f"the {'text' if empty[0] == text else 'cell'} in the column {empty[0]!r} is empty")
+        what = "text" if empty[0] in (columns.text, columns.positive) else "cell"
+        raise ValueError(f"the {what} in the column {empty[0]!r} is empty")
     if split and "split" in cells:
         raise ValueError("the file of queries (test_path) needs no column split: take it out, or leave test_path out")
     given = cells.get("split", "train").lower()
     if given not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
-    return Entry(cells[text], place, cells[label], cells.get("task"), split or SPLITS[given])
+    if columns.positive and SPLITS[given] == "gallery":
+        raise ValueError("pairs are for train or test: every answer is in the gallery")
+    text, other = columns.needed
+    return Entry(cells[text], place, cells[other], cells.get("task"), split or SPLITS[given])
 
 
 def _told(entries: Sequence[Entry], about: str) -> list[Entry]:

@@ -48,7 +48,7 @@ class Replay(Strategy):
             raise ValueError(
                 "replay keeps samples class by class, and an image of facts has several: it takes no facts"
             )
-        num_earlier = len(classes_of(stream[:-1]))
+        num_earlier = len({label for task in stream[:-1] for label in task.train.classes})
         if self.memory < 2 * num_earlier:
             raise ValueError(
                 f"memory must be >= {2 * num_earlier}, two samples for each of {num_earlier} earlier classes, so that "
@@ -62,7 +62,7 @@ class Replay(Strategy):
     def training_data(self, task: Task, earlier: Sequence[Task]) -> LabelledDataset:
         positions, classes = self._held
         numbers, counts = classes.unique(return_counts=True)
-        again = torch.tensor([self._number_of[label] for label in task.classes])
+        again = torch.tensor([self._number_of[label] for label in task.train.classes])
         positions = positions[torch.isin(classes, numbers[(counts > 1) | torch.isin(numbers, again)])]
         if not len(positions):
             return task.train
@@ -76,7 +76,7 @@ class Replay(Strategy):
             generator = torch.Generator().manual_seed(torch.initial_seed())
             self._held = reservoir(self._held, new, self._num_seen, self.memory, generator)
         else:
-            of_new = {self._number_of[label] for label in task.classes}
+            of_new = {self._number_of[label] for label in task.train.classes}
             seen = sorted({*self._held[1].tolist(), *of_new})
             assert self._objective is not None
             share = self.memory // len(seen)

@@ -71,6 +71,8 @@ class RecognitionKind(Kind):
     losses = ("cross_entropy",)
 
     def data(self, source: Source, given: Mapping[str, Any]) -> Data:
+        if source.pairs:
+            raise ValueError("pairs are no classes to recognise: learn them with objective metric, --loss ntxent")
         return classes.class_data(source, given)
 
     def loss_options(self, name: str) -> dict[str, Option]:
