@@ -55,7 +55,10 @@ from .runs.experiment import run_experiment as run_experiment
 from .runs.galleries import Galleries as Galleries
 from .runs.galleries import GalleryConfig as GalleryConfig
 from .runs.loop import train_stream as train_stream
+from .runs.onnx_file import write_onnx as write_onnx
 from .runs.options import TrainConfig as TrainConfig
+from .runs.pretrained import from_pretrained as from_pretrained
+from .runs.pretrained import save_pretrained as save_pretrained
 from .runs.strength import SearchConfig as SearchConfig
 from .strategies.base import Strategy as Strategy
 

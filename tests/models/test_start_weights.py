@@ -67,7 +67,10 @@ def test_what_is_left_out_is_said(resnet, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "tripletmas"):
         started(tmp_path / "net.pth", dim=5)
         started(tmp_path / "net.pth", dim=0)
-    assert "120 of 122 tensors of the network start from it; newly drawn: fc.weight, fc.bias" in caplog.text
+    assert (
+        "120 of 122 tensors of the network start from it; newly drawn: backbone.fc.weight, backbone.fc.bias"
+        in caplog.text
+    )
     assert "120 of 120 tensors of the network start from it; left out of the file: fc.weight, fc.bias" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""The command that writes a run's embeddings for other programs: Parquet, which needs pyarrow, or NumPy's .npz."""
+"""The command that writes for other programs: embeddings (Parquet, which needs pyarrow, or .npz), or the model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from torch import Tensor
 
 from tripletmas.basics.files import atomic_write
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.console import make_parser, open_run
+from tripletmas.cli.export_model import write_file, write_folder
 from tripletmas.cli.outputs import check_output
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
@@ -25,13 +27,27 @@ _PARTS = ("train", "query", "gallery")
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the embeddings of a run's samples, with their labels, tasks and files, for other programs."""
+    """Write for other programs: the embeddings of a run's samples, with labels, tasks and files; or its model."""
     parser = make_parser("export", export.__doc__, "run", "--after", "--trust-code")
+    parser.add_argument("--embeddings", type=str, metavar="FILE", help="a .parquet or .npz file to write")
+    parser.add_argument("--part", type=str, default="all", help=f"{', '.join(_PARTS)} or all, of the embeddings")
+    parser.add_argument("--onnx", type=str, metavar="FILE", help="an .onnx file of the model to write")
     parser.add_argument(
-        "--embeddings", type=str, required=True, metavar="FILE", help="a .parquet or .npz file to write"
+        "--pretrained", type=str, metavar="FOLDER", help="a folder of the model to write, which --model takes"
     )
-    parser.add_argument("--part", type=str, default="all", help=f"{', '.join(_PARTS)} or all")
     options = parser.parse_args(arguments)
+    asked = [name for name in ("embeddings", "onnx", "pretrained") if getattr(options, name)]
+    if len(asked) != 1:
+        raise ValueError("export needs one of --embeddings FILE, --onnx FILE and --pretrained FOLDER")
+    if asked == ["embeddings"]:
+        return _embeddings(options)
+    run = open_run(options.run, trust_code=options.trust_code)
+    if options.onnx:
+        return write_file(run, options.onnx, options.after)
+    write_folder(run, options.pretrained, options.after)
+
+
+def _embeddings(options: Namespace) -> None:
     check_ending(options.embeddings)
     check_output("--embeddings", options.embeddings, Path(options.embeddings).suffix.lower())
     if options.part not in (*_PARTS, "all"):

@@ -14,6 +14,7 @@ _BEGINS = {
     "HTML": (b"<!doctype html", b"<!DOCTYPE html"),
     ".npz": (b"PK\x03\x04",),
     ".parquet": (b"PAR1",),
+    ".onnx": (b"\x08",),
 }
 
 
@@ -24,7 +25,7 @@ def check_output(
 
     Args:
         option: which names the file, for the error.
-        kind: of the file: JSON, HTML, .npz or .parquet.
+        kind: of the file: JSON, HTML, .npz, .parquet or .onnx.
         read: files that the command reads, or writes besides.
         images: folders, or archives, of images: nothing is written below them.
 

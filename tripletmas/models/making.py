@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tripletmas.basics.options import Option, options_of
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.models import from_timm, from_torchvision, text
+from tripletmas.models.exported import prepared_beside
 from tripletmas.models.networks import conv4, embedding_dim, mlp
 from tripletmas.models.start_weights import load_start_weights
 
@@ -73,8 +74,6 @@ def completed(
             for, or nothing where that is not known.
         deviation: by which each channel is divided after that.
     """
-    if weights is not None:
-        load_start_weights(network, weights, sha256=weights_sha256)
     if (mean is None) != (deviation is None):
         raise ValueError("mean and deviation are given together: one number a channel, or one for all")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -85,7 +84,10 @@ def completed(
         if dim < 1:
             raise ValueError(f"dim must be >= 1, or null for what the network gives, got {dim}")
         layers["embedding"] = nn.Linear(embedding_dim(network, sample_shape), dim)
-    return nn.Sequential(layers) if len(layers) > 1 else network
+    whole = nn.Sequential(layers) if len(layers) > 1 else network
+    if weights is not None:
+        load_start_weights(whole, weights, sha256=weights_sha256)
+    return whole
 
 
 def model_options(name: str) -> dict[str, Option]:
@@ -115,12 +117,15 @@ def without_start(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def made_for(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the weights that a model starts from expect: PREPARED and NORMALISED, as far as it is known.
 
-    Of timm it is the data configuration of the name, of torchvision that of its default weights, if the model starts
-    from these or from a file; a model of one's own says it by an attribute `preparation`, a mapping.
+    Of a model that was exported it is what it was exported with; of timm the data configuration of the name; of
+    torchvision that of its default weights, if the model starts from these or from a file. A model of one's own says it
+    by an attribute `preparation`, a mapping.
 
     Args:
         given: the options of the model.
     """
+    if beside := prepared_beside(given.get("weights")):
+        return beside
     if name.startswith(from_timm.PREFIX):
         return from_timm.made_for(name)
     if name in from_torchvision.names():

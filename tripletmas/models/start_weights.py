@@ -29,12 +29,14 @@ class Fit:
         missing: names of the network that start as they were drawn.
         reshaped: those of them that the file has in another shape.
         unexpected: names of the file, without wrappers, that the network has no place for.
+        inside: what the names of the network begin with that the file's names are put into.
     """
 
     taken: Params
     missing: tuple[str, ...]
     reshaped: tuple[str, ...]
     unexpected: tuple[str, ...]
+    inside: str
 
 
 def load_start_weights(network: nn.Module, file: str, *, sha256: str | None = None) -> None:
@@ -55,8 +57,8 @@ def load_start_weights(network: nn.Module, file: str, *, sha256: str | None = No
     fit = _fit(read_foreign_weights(file, sha256), own)
     head = last_layer(network)
     lacking = [name for name in fit.missing if not name.startswith(head) and not name.endswith("num_batches_tracked")]
-    inside = {name.partition(".")[0] for name in own if not name.startswith(head)}
-    foreign = [name for name in fit.unexpected if name.partition(".")[0] in inside]
+    parts = {name.removeprefix(fit.inside).partition(".")[0] for name in own if not name.startswith(head)}
+    foreign = [name for name in fit.unexpected if name.partition(".")[0] in parts]
     if len(lacking) > _FEW * len(own) or len(foreign) > _FEW * len(own) or not fit.taken:
         raise ValueError(
             f"{file} has the weights of another network: {len(fit.taken)} of {len(own)} tensors fit"
@@ -88,16 +90,18 @@ def _fit(found: Mapping[str, Tensor], own: Params) -> Fit:
     """The tensors of a file under the names of the network, by the prefixes that make most of them fit."""
     found = {name.replace("_orig_mod.", ""): value for name, value in found.items()}
     best: Params = {}
+    inside = ""
     for off in _prefixes(found):
         bare = {name.removeprefix(off): value for name, value in found.items() if name.startswith(off)}
         for on in _prefixes(own):
             named = {on + name: value for name, value in bare.items()}
             if _matching(named, own) > _matching(best, own):
-                best = named
+                best, inside = named, on
     taken = {name: fitting for name, value in best.items() if (fitting := _fitting(value, own.get(name))) is not None}
     missing = tuple(name for name in own if name not in taken)
     reshaped = tuple(name for name in missing if name in best)
-    return Fit(taken, missing, reshaped, tuple(name for name in best if name not in own))
+    unexpected = tuple(name.removeprefix(inside) for name in best if name not in own)
+    return Fit(taken, missing, reshaped, unexpected, inside)
 
 
 def _prefixes(names: Mapping[str, Tensor]) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tripletmas.basics.yaml_files import MOST, read_mapping, unfolds
+from tripletmas.models.exported import WEIGHTS, options_of_exported
+from tripletmas.models.making import is_built_in
 from tripletmas.runs import plugins
 
 PARTS = ("data", "model", "loss", "strategy")
@@ -29,8 +32,23 @@ def with_files_unfolded(arguments: Sequence[str]) -> tuple[list[str], list[str]]
             files.append(value if equals else next(waiting, ""))
         else:
             rest.append(_named(argument))
+    exported, rest = _model_unfolded(rest)
     here = part_names(rest)
-    return [argument for file in files for argument in _content(file, here)] + rest, rest
+    return [argument for file in files for argument in _content(file, here)] + exported + rest, rest
+
+
+def _model_unfolded(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(the options of the exported model whose folder is named as the model, the arguments without that)."""
+    folder = part_names(arguments)["model"]
+    if not folder or not os.path.isdir(os.path.expanduser(folder)):
+        return [], arguments
+    options = options_of_exported(os.path.expanduser(folder))
+    name = str(options["name"])
+    if not is_built_in(name):
+        raise ValueError(f"{folder} needs the code {name!r}: name that as the model, and {WEIGHTS} by --model.weights")
+    place = next(place for place, each in enumerate(arguments) if each.partition("=")[0] == "--model.name")
+    end = place + (1 if "=" in arguments[place] else 2)
+    return list(as_arguments({"model": options})), arguments[:place] + arguments[end:]
 
 
 def _content(file: str, here: Mapping[str, str]) -> list[str]:

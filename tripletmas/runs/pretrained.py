@@ -1,0 +1,130 @@
+"""A run's model to take elsewhere: written as a folder that stands alone (`models.exported`), and loaded from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tripletmas.basics.files import read_tensors
+from tripletmas.basics.version import __version__
+from tripletmas.basics.weights import load_state, weight_hash
+from tripletmas.data.preparation import Preparation, height_and_width
+from tripletmas.models.exported import CONFIG, WEIGHTS, read_exported, write_exported
+from tripletmas.models.making import is_built_in, make_model, without_start
+from tripletmas.models.networks import embedding_dim
+from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import config_of, load_trained
+from tripletmas.runs.models import RunModel, load_model
+
+
+def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None = None) -> RunModel:
+    """Write the model that a run deploys after a task as a folder that stands alone, with a card of its scores.
+
+    Args:
+        after: the number of the task; None for the last that is done.
+
+    Raises:
+        ValueError: if that task is not done yet, or something is in the folder.
+    """
+    model, config = load_model(run, after=after, device="cpu"), config_of(run)
+    experiment, number = load_trained(run, after, device="cpu")
+    names = experiment.stream[0].train.class_names
+    classes = list(dict.fromkeys(names[label] for task in experiment.stream[: number + 1] for label in task.classes))
+    options = without_start(config["model"]["name"], config["model"])
+    card = _card(run, config, model, classes)
+    write_exported(folder, model.model, options, model.prepared, classes=classes, card=card)
+    return model
+
+
+def from_pretrained(folder: str | Path) -> RunModel:
+    """The model in a folder that `save_pretrained` wrote, in eval mode, with how images are prepared for it.
+
+    Raises:
+        ValueError: if there is no such folder, if its weights are damaged or another network's, or if the network is
+            made by code of somebody's own, which is not executed here.
+    """
+    config = read_exported(folder)
+    options, shown = dict(config["model"]), config["preparation"]
+    name = options.pop("name")
+    if not is_built_in(name):
+        raise ValueError(
+            f"{folder} needs the code {name!r}, which is not executed: make the network yourself, and load {WEIGHTS}"
+        )
+    file = Path(folder) / WEIGHTS
+    try:
+        prepared = Preparation(**{**shown, "size": height_and_width(shown["size"])})
+        model = make_model(name, prepared.shape, options=options).eval()
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{Path(folder) / CONFIG} is damaged ({error}): export the model anew") from None
+    state, _ = read_tensors(file, "export the model anew")
+    load_state(model, state, str(file))
+    mean, deviation = (options.get(each) and tuple(options[each]) for each in ("mean", "deviation"))
+    loading = {"batch_size": 256, "num_workers": 0}
+    dim = embedding_dim(model, prepared.shape)
+    return RunModel(str(folder), 0, weight_hash(state), model, prepared, mean, deviation, dim, **loading)
+
+
+def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: list[str]) -> str:
+    """The text of a model card: what it is, how good, how images are prepared, how it is used."""
+    height, width = model.prepared.size
+    strategy, data = config["strategy"]["name"], config["data"]["name"]
+    normalised = "" if model.mean is None else f", normalised by mean {list(model.mean)} and deviation "
+    normalised += "" if model.deviation is None else f"{list(model.deviation)} (the model does that itself)"
+    lines = [
+        "---",
+        "library_name: tripletmas",
+        "pipeline_tag: image-feature-extraction",
+        "tags: [metric-learning, continual-learning, image-retrieval]",
+        "---",
+        "",
+        f"# {Path(run.path).name}",
+        "",
+        f"An embedding of images, {model.dim} numbers to be compared by cosine, learned task by task with tripletmas",
+        f"{__version__}: model `{config['model']['name']}`, strategy `{strategy}`, data `{data}`.",
+        f"{len(classes)} classes.",
+        "",
+        "## Scores",
+        "",
+        *_table(run, model.after_task),
+        "",
+        "## Images",
+        "",
+        f"RGB, values in [0, 1], {height} x {width}" if model.prepared.channels == 3 else f"Grey, {height} x {width}",
+        f"pixels, {model.prepared.interpolation}, the middle {model.prepared.crop:g} of each side{normalised}.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import tripletmas as tm",
+        "",
+        'found = tm.from_pretrained("FOLDER")',
+        "found.model     # a torch.nn.Module: images in [0, 1] (n, channels, height, width) -> (n, dim)",
+        "found.prepared  # how an image file becomes such an image",
+        "```",
+        "",
+        "`tripletmas train --model FOLDER ...` goes on learning from it.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(run: RunDirectory, after: int) -> list[str]:
+    """Of each task learned, the main metrics on the gallery of everything seen, as Markdown."""
+    records = [record for record in run.records("task") if record["task"] == after]
+    if not records:
+        return ["None are recorded."]
+    seen = {
+        f"{metric}{_GALLERIES[gallery]}": values
+        for gallery, of in records[-1]["scores"].items()
+        if gallery in _GALLERIES
+        for metric, values in of.items()
+        if metric in _METRICS
+    }
+    names = [str(record["name"]) for record in run.records("task")][: after + 1]
+    rows = [[name, *(f"{values[i]:.3f}" for values in seen.values())] for i, name in enumerate(names)]
+    head = ["task", *seen]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+_METRICS = ("recall@1", "MAP@R", "map")
+_GALLERIES = {"seen": "", "seen_stale": ", stored vectors", "task": ", own gallery"}
