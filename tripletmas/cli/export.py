@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse import Namespace
-from torch import Tensor
 
-from tripletmas.basics.files import atomic_write
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.console import make_parser, open_run
-from tripletmas.cli.export_model import write_file, write_folder
-from tripletmas.cli.outputs import check_output
+from tripletmas.cli.outputs import check_output, check_place
+from tripletmas.cli.vector_table import check_ending, write_table
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
+from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
+from tripletmas.runs.onnx_file import write_onnx
+from tripletmas.runs.pretrained import save_pretrained
 
-ENDINGS = (".parquet", ".npz")
 _PARTS = ("train", "query", "gallery")
 
 
@@ -43,8 +41,8 @@ def export(arguments: Sequence[str]) -> None:
         return _embeddings(options)
     run = open_run(options.run, trust_code=options.trust_code)
     if options.onnx:
-        return write_file(run, options.onnx, options.after)
-    write_folder(run, options.pretrained, options.after)
+        return _file(run, options.onnx, options.after)
+    _folder(run, options.pretrained, options.after)
 
 
 def _embeddings(options: Namespace) -> None:
@@ -91,61 +89,22 @@ def _chosen(stream: Stream, part: str) -> Iterator[tuple[str, str, LabelledDatas
                 yield task.name, name, dataset.plain()
 
 
-def check_ending(path: str | Path) -> None:
-    """Whether a table can be written to a file of this name; before anything is embedded.
-
-    Raises:
-        ValueError: for another ending, and for Parquet without pyarrow.
-    """
-    ending = Path(path).suffix.lower()
-    if ending not in ENDINGS:
-        raise ValueError(f"{path} must end in {' or '.join(ENDINGS)}")
-    if ending == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise ValueError(
-                f'{path} needs pyarrow: pip install "tripletmas[parquet]", or write {Path(path).with_suffix(".npz")}'
-            ) from None
+def _folder(run: RunDirectory, folder: str, after: int | None) -> None:
+    """Write the model as a folder, and say how to go on."""
+    check_place("--pretrained", folder)
+    model = save_pretrained(run, folder, after=after)
+    print(
+        f"{folder}: the model of {run.path} after task {model.after_task}, dim {model.dim}, with a card of its scores"
+    )
+    print(f"go on from it: tripletmas train --model {folder} ...; in Python: tripletmas.from_pretrained({folder!r})")
 
 
-def write_table(
-    path: str | Path, vectors: Tensor, columns: Mapping[str, Sequence[str | None]], about: Mapping[str, str]
-) -> None:
-    """Write the file, whole or not at all; its ending chooses the format.
-
-    In Parquet `vector` is a list of fixed size, and a path that there is not is null. In .npz the columns are arrays of
-    text (no objects), and such a path is empty.
-
-    Args:
-        vectors: raw, (n, dim) float32.
-        columns: n texts each, such as the file of each sample; None where it is none.
-        about: what made the vectors.
-
-    Raises:
-        ValueError: as `check_ending`.
-        OSError: if it cannot be written, as when the disk is full.
-    """
-    check_ending(path)
-    with atomic_write(path) as aside:
-        if Path(path).suffix.lower() == ".parquet":
-            _write_parquet(aside, vectors, columns, about)
-            return
-        texts: dict[str, Any] = {
-            name: np.array([each or "" for each in column], dtype=np.str_) for name, column in columns.items()
-        }
-        texts["about"] = np.array([f"{key}={value}" for key, value in about.items()], dtype=np.str_)
-        with open(aside, "wb") as file:  # given a name, numpy would add its ending
-            np.savez(file, vector=vectors.numpy(), **texts)
-
-
-def _write_parquet(
-    path: Path, vectors: Tensor, columns: Mapping[str, Sequence[str | None]], about: Mapping[str, str]
-) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    flat = pa.array(vectors.contiguous().numpy().reshape(-1), pa.float32())
-    content = {"vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
-    content |= {name: pa.array(column, pa.string()) for name, column in columns.items()}
-    parquet.write_table(pa.table(content).replace_schema_metadata(dict(about)), path)
+def _file(run: RunDirectory, file: str, after: int | None) -> None:
+    """Write the model as ONNX, and say what its input is."""
+    check_output("--onnx", file, ".onnx")
+    model, furthest = write_onnx(run, file, after=after)
+    shape = ", ".join(map(str, ("n", *model.prepared.shape)))
+    print(
+        f"{file}: the model of {run.path} after task {model.after_task}, images ({shape}) with values in [0, 1] to "
+        f"embeddings (n, {model.dim}); under onnxruntime they differ by at most {furthest:.1e} of their length"
+    )
