@@ -114,12 +114,12 @@ def test_an_image_at_the_top_has_no_label_and_split_folders_are_no_label(place, 
     assert ImageIndex.open("split.index").class_names == ("x", "y")
 
 
-def collapse(run: str) -> None:
-    """The last layer gives every image the same vector, but for what is left of its differences in float32."""
+def collapse(run: str, left: float = 1e-8) -> None:
+    """The last layer gives every image the same vector, but for what is left of its differences, in float32."""
     directory = RunDirectory(run)
     weights = directory.weights.read(1)
     last = list(weights)[-2:]
-    changed = {last[0]: weights[last[0]] * 1e-8, last[1]: torch.ones_like(weights[last[1]])}
+    changed = {last[0]: weights[last[0]] * left, last[1]: torch.ones_like(weights[last[1]])}
     directory.weights.write(1, {name: value.clone() for name, value in (weights | changed).items()})
 
 
@@ -145,6 +145,22 @@ def test_an_embedding_that_has_collapsed_is_refused(place, call):
     for command in (add, reembed):
         assert call(*command, "--force")[0] == 0
     failed(call("query", "old.index", "images/a/x/0.png", "--run", "collapsed"), message)
+
+
+def test_an_embedding_that_has_nearly_collapsed_is_refused(place, call):
+    """What is left of the differences is a thousandth: scores differ in the sixth digit. Two images may be as near."""
+    shutil.copytree("run", "nearly")
+    collapse("nearly", 1e-2)
+    build = ("index", "build", "nearly", "--images", "images", "--out", "new.index")
+    message = r"gives \d+ images nearly one and the same vector: it has collapsed, .*; --force goes on all the same$"
+    failed(call(*build), message)
+    assert call(*build, "--force")[0] == 0
+    failed(call("query", "new.index", "images/a/x/0.png"), message)
+    Path("one/class").mkdir(parents=True)
+    for number, path in enumerate(sorted(Path("images/a").rglob("*.png"))):
+        shutil.copy(path, f"one/class/{number}.png")
+    assert number >= 10
+    assert call("index", "build", "nearly", "--images", "one", "--out", "one.index")[0] == 0, "one class may be as near"
 
 
 def test_copies_of_one_image_are_no_collapse(place, call):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tripletmas.models.from_torchvision import backbone
 from tripletmas.models.making import Normalize, constructor_for, make_model, model_names
 from tripletmas.models.networks import conv4, embedding_dim, mlp
+from tripletmas.objectives.collapse import spread
 
 # name -> the smallest size of image at which it is tested here
 SIZES = {
@@ -225,3 +226,17 @@ class TestPretrained:
         # other than three channels: mean (0.2 + 0.3 + 0.4) / 3 = 0.3, deviation (0.1 + 0.2 + 0.3) / 3 = 0.2; 0.6 / 0.2
         normalised = Normalize((0.2, 0.3, 0.4), (0.1, 0.2, 0.3), channels=2)(images)
         torch.testing.assert_close(normalised, torch.full((1, 2, 1, 1), 3.0))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_from_scratch_eval_mode_tells_images_apart_after_a_few_steps(name: str):
+    """torchvision's mobilenet_v3 moves running statistics by 0.01 a step: all embeddings were then equal to 1e-14."""
+    torch.manual_seed(0)
+    model, images = make_model(name, (3, 32, 32), options={"dim": 16}), torch.rand(16, 3, 32, 32)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {module.momentum for module in norms} == {0.1}
+    with torch.no_grad():
+        for _ in range(60):
+            model(images)
+        trained, found = spread(model(images)), spread(model.eval()(images))
+    assert found > trained / 10

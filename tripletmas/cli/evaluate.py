@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from tripletmas.cli.console import (
 from tripletmas.cli.outputs import check_output, check_place
 from tripletmas.data.tasks import Stream
 from tripletmas.index.choice import COMPENSATE
-from tripletmas.objectives.embedded import embed_tasks
+from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import kind_of
+from tripletmas.objectives.objective import Objective
 from tripletmas.runs import catalog, configuration, texts
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment, load_trained
+from tripletmas.runs.watch import judged, score_of
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -80,10 +83,21 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.compatibility:
         with run.locked():
             galleries.print_compatibility(run, experiment, after)
+    _tell_collapse(objective, stream, chosen, embedded, found)
     if left_out := sum(found.without_relevant[number] for number in chosen):
         print(f"{left_out} {experiment.kind.wording.left_out}")
     if options.json:
         save_json(options.json, content)
+
+
+def _tell_collapse(
+    objective: Objective, stream: Stream, chosen: Sequence[int], embedded: EmbeddedTasks, found: TaskScores
+) -> None:
+    """Warn of tasks whose embedding has collapsed, or on which scores are what guessing gives."""
+    for number in chosen:
+        score = score_of(objective, stream[number], found, number)
+        if signs := judged(objective, stream[number], embedded.queries[number], score).get("collapse"):
+            print(f"warning: task {stream[number].name}: {'; '.join(signs.values())}", file=sys.stderr)
 
 
 def _check(kind: Kind, of_data: Sequence[str], *, stored: bool, compatibility: bool) -> None:

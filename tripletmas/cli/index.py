@@ -160,7 +160,8 @@ def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
 def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Namespace) -> ImageIndex:
     """The index with these, as far as they can be read."""
     shown = items.texts or ImageFiles(items.root, items.names, model.prepared)
-    vectors, kept = embedded(index, model, shown, skip_unreadable=options.skip_unreadable, force=options.force)
+    skip, force = options.skip_unreadable, options.force
+    vectors, kept = embedded(index, model, shown, items.classes, skip_unreadable=skip, force=force)
     added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
     root, classes = os.path.abspath(added.root), added.classes
     if items.texts is None and _names_leaves(model.run):

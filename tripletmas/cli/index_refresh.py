@@ -149,7 +149,8 @@ def _embedded(model: RunModel, index: ImageIndex, rows: Tensor, options: Namespa
     else:
         items = ImageFiles.at([index.paths[row] for row in rows.tolist()], model.prepared)
     skip, force = options.drop_missing, options.force
-    vectors, kept = embedded(index, model, items, skip_unreadable=skip, force=force, option="--drop-missing")
+    labels = [index.label_of(row) for row in rows.tolist()]
+    vectors, kept = embedded(index, model, items, labels, skip_unreadable=skip, force=force, option="--drop-missing")
     return rows[kept], vectors
 
 

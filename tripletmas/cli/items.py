@@ -121,6 +121,7 @@ def embedded(
     index: ImageIndex,
     model: RunModel,
     items: ImageFiles | Sequence[str],
+    labels: Sequence[str | None],
     *,
     skip_unreadable: bool,
     force: bool,
@@ -129,7 +130,8 @@ def embedded(
     """Raw vectors of the images that can be read, or of texts, as the index has them; and their positions.
 
     Args:
-        force: also where all are one.
+        labels: of the items.
+        force: also where all are nearly one.
         option: which leaves out what cannot be read.
     """
     shown = index.settings.transform
@@ -142,7 +144,8 @@ def embedded(
         vectors = embed_texts(model, items)
     if not force:
         compared = unit(vectors) if index.settings.normalize else vectors
-        refuse_collapse(compared, samples, kept, by=f"the model of {model.run}")
+        of_kept = [labels[position] for position in kept]
+        refuse_collapse(compared, samples, kept, by=f"the model of {model.run}", labels=of_kept)
     return vectors, kept
 
 

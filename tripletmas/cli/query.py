@@ -135,12 +135,13 @@ def _search(options: Namespace) -> None:
 
 
 def _refuse_collapse(index: ImageIndex, file: str) -> None:
-    """Raise a ValueError if the vectors of a part of the index are all one, of images that differ."""
+    """Raise a ValueError if the vectors of a part of the index are all nearly one, of images that differ."""
     for number, part in enumerate(index.parts):
         rows = index.of_parts([number])
         rows = rows[:: -(-len(rows) // 1000) or 1]
         by = f"{file}: the model after task {part.after_task}"
-        refuse_collapse(index.vectors[rows], samples_of(index, rows.tolist()), range(len(rows)), by=by)
+        samples, labels = samples_of(index, rows.tolist()), map(index.label_of, rows.tolist())
+        refuse_collapse(index.vectors[rows], samples, range(len(rows)), by=by, labels=labels)
 
 
 def _moved_search(

@@ -5,6 +5,7 @@ Shapes: g gallery vectors, q queries, k ranks, dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -85,12 +86,21 @@ def unit(rows: Tensor) -> Tensor:
 def are_one_vector(vectors: Tensor) -> bool:
     """Whether several vectors (n, dim) are one but for rounding: float32 cannot tell their scores apart.
 
-    Their mean squared distance from their mean is below its resolution of their mean squared length; of a thousand of
-    them, where there are more.
+    Their `relative_spread` is below its resolution.
+    """
+    return relative_spread(vectors) <= torch.finfo(torch.float32).eps
+
+
+def relative_spread(vectors: Tensor) -> float:
+    """The mean squared distance of vectors (n, dim) from their mean, divided by their mean squared length.
+
+    0 for vectors of zeros, nan for fewer than two. Of a thousand of them, where there are more.
     """
     some = vectors[:: -(-len(vectors) // _JUDGED) or 1].double()
+    if len(some) < 2:
+        return math.nan
     spread = (some - some.mean(dim=0)).square().sum(dim=1).mean()
-    return len(some) > 1 and bool(spread <= torch.finfo(torch.float32).eps * some.square().sum(dim=1).mean())
+    return float(spread / some.square().sum(dim=1).mean()) if bool(spread > 0) else 0.0
 
 
 def check_settings(dim: int, metric: str) -> None:

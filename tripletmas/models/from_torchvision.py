@@ -10,6 +10,7 @@ from torch import nn
 
 from tripletmas.models.networks import check_output, image_shape
 
+_MOMENTUM = 0.1  # of PyTorch's batch norm
 INCEPTIONS = ("googlenet", "inception_v3")  # auxiliary heads, and an input normalisation of their own
 
 
@@ -34,6 +35,8 @@ def backbone(sample_shape: tuple[int, ...], *, name: str, dim: int = 128, pretra
     network = _build(name, height, breadth, pretrained)
     if dim < 0:
         raise ValueError(f"dim must be >= 1, or 0 for no new last layer, got {dim}")
+    if not pretrained:
+        _quicken_statistics(network)
     _replace_head(network, dim)
     _adapt_first_convolution(network, channels, keep_filters=pretrained)
     check_output(network, name, sample_shape, dim)
@@ -68,6 +71,17 @@ def _build(name: str, height: int, breadth: int, pretrained: bool) -> nn.Module:
         network.aux_logits = network.transform_input = False
         network.AuxLogits = None
     return network
+
+
+def _quicken_statistics(network: nn.Module) -> None:
+    """Batch norm's running statistics at PyTorch's own momentum, where the network has a smaller one.
+
+    That is made for hundreds of thousands of steps. At 0.01 (mobilenet_v3) a task of a hundred steps ends with a
+    variance that is mostly the 1 that it began with, and in eval mode all embeddings are one.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum = max(module.momentum, _MOMENTUM)
 
 
 def _replace_head(network: nn.Module, dim: int) -> None:

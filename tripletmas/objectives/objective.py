@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from tripletmas.basics.weights import Params, load_state, state_of
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.index.base import unit
 from tripletmas.models.embedding import Embedder, Embeddings
+from tripletmas.objectives.collapse import Guess
 from tripletmas.objectives.grid import Folder
 
 if TYPE_CHECKING:
@@ -136,6 +138,25 @@ class Objective(nn.Module):
     def num_stored(self, earlier: Stream) -> int:
         """How many items the galleries of these tasks hold, which need not be embedded again."""
         return sum(len(gallery_of(task)) for task in earlier)
+
+    # --- whether it has collapsed
+
+    @property
+    def margin(self) -> float | None:
+        """Of a loss of triplets of unit vectors, that of equal ones; None for other losses."""
+        return None
+
+    def soften(self) -> bool:
+        """Once the loss is found at its margin: from now on, take what leads out of it; whether there is such."""
+        return False
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """Raw embeddings (n, dim) as they are compared."""
+        return unit(vectors)
+
+    def guess(self, task: Task) -> Guess | None:
+        """What guessing scores on a task; None where that is not known."""
+        return None
 
     def keep_shown(self, run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks) -> None:
         """Keep in the run directory what a report shows after task `number`, the last of those seen."""

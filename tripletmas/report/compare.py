@@ -19,6 +19,7 @@ from torch import Tensor
 from tripletmas.objectives import scores as measures
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.scores import PairedDifference
+from tripletmas.report import collapse
 from tripletmas.report.galleries import KINDS, stored_matrices
 from tripletmas.report.numbers import Spread, averages
 from tripletmas.report.read import Record, Run, comparable, differing_keys, read_group
@@ -40,7 +41,8 @@ class Method:
         curves: (seeds, tasks) the average over the tasks seen so far, after each task.
         galleries: kind ("fresh", "stale", "compensated") -> the average on everything seen; kinds that a
             finished run lacks are left out, and without stored vectors it is empty.
-        note: what was left out of the row and why; empty if nothing.
+        note: what was left out of the row and why, and what collapsed; empty if nothing.
+        void: one of the runs learned nothing, so forgetting and backward transfer say nothing.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Method:
     curves: Tensor
     galleries: Mapping[str, Spread]
     note: str
+    void: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ def _method(
         seconds=over_runs(lambda run, _: run.seconds()),
         curves=torch.tensor(curves, dtype=torch.float64),
         galleries=_galleries([run for run, _ in done]),
-        note=_note(len(runs), seeds, joint),
+        note="; ".join(filter(None, (_note(len(runs), seeds, joint), collapse.note([run for run, _ in done])))),
+        void=any(collapse.learned_nothing(run) for run, _ in done),
     )
 
 

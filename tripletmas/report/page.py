@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tripletmas.basics.files import save_text
 from tripletmas.objectives.grid import Grid, read_grid
-from tripletmas.report import rows, search, tables, texts
+from tripletmas.report import collapse, rows, search, tables, texts
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.comparison_plots import draw_average, draw_embeddings, draw_forgetting, draw_per_task
 from tripletmas.report.embedding_map import read_map
@@ -50,6 +50,8 @@ def write_report(run_directory: Path | str) -> Path:
         "primary": run.primary,
         "wording": run.kind.wording,
         "rows": rows,
+        "collapse": collapse,
+        "nothing_learned": collapse.learned_nothing(run),
         "plots": run_plots(run, out),
         "grid": grid,
         "groups": groups(grid, run),

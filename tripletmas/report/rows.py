@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tripletmas.objectives import scores as measures
 from tripletmas.protection.coverage import Coverage
-from tripletmas.report import texts
+from tripletmas.report import collapse, texts
 from tripletmas.report.numbers import number
 from tripletmas.report.read import Run
 
@@ -23,20 +23,21 @@ def about(run: Run) -> list[str]:
     return [*named, minimised, f"{len(run.task_names)} tasks", f"seed {run.config.get('seed', '?')}"]
 
 
-def headline(run: Run) -> list[tuple[str, str, str]]:
-    """(what it is called, the number, what it means) for each of the tiles at the top."""
+def headline(run: Run) -> list[tuple[str, str, str, bool]]:
+    """(what it is called, the number, what it means, whether it means nothing) for each of the tiles at the top."""
     matrix = run.matrix()
     if matrix is None:
         return []
-    words = run.kind.wording
+    words, nothing = run.kind.wording, collapse.learned_nothing(run)
+    lost = (collapse.VOID, collapse.VOID) if nothing else (words.forgetting, words.backward_transfer)
     tiles = [
-        (f"final average {run.primary.label}", number(measures.average(matrix)), words.average),
-        ("forgetting", number(measures.forgetting(matrix)), words.forgetting),
-        ("backward transfer", number(measures.backward_transfer(matrix), signed=True), words.backward_transfer),
-        ("learning", number(measures.plasticity(matrix)), words.learning),
+        (f"final average {run.primary.label}", number(measures.average(matrix)), words.average, False),
+        ("forgetting", number(measures.forgetting(matrix)), lost[0], nothing),
+        ("backward transfer", number(measures.backward_transfer(matrix), signed=True), lost[1], nothing),
+        ("learning", number(measures.plasticity(matrix)), words.learning, False),
     ]
     if not math.isnan(run.forward_transfer):
-        tiles.append(("forward transfer", number(run.forward_transfer, signed=True), texts.FORWARD_TRANSFER))
+        tiles.append(("forward transfer", number(run.forward_transfer, signed=True), texts.FORWARD_TRANSFER, False))
     return tiles
 
 

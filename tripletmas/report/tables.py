@@ -98,11 +98,16 @@ def _results(comparison: Comparison) -> Block:
         comparison.kind.primary.title,
         _names(methods),
         ("average", [method.average.text() for method in methods]),
-        ("forgetting", [method.forgetting.text() for method in methods]),
-        ("backward transfer", [method.backward_transfer.text(signed=True) for method in methods]),
+        ("forgetting", [_bracketed(method, method.forgetting.text()) for method in methods]),
+        ("backward transfer", [_bracketed(method, method.backward_transfer.text(signed=True)) for method in methods]),
         ("learning", [method.learning.text() for method in methods]),
         ("seconds", [method.seconds.text(1) for method in methods]),
     )
+
+
+def _bracketed(method: Method, text: str) -> str:
+    """In brackets where it says nothing."""
+    return f"({text})" if method.void else text
 
 
 def _per_task(comparison: Comparison) -> Block:

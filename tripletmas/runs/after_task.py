@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,9 @@ from tripletmas.objectives.scores import Scores
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, choice_record, drift_by_class, named
 from tripletmas.runs.task import Learner
+from tripletmas.runs.watch import judged, score_of
+
+logger = logging.getLogger(__name__)
 
 
 class AfterTask:
@@ -25,6 +30,7 @@ class AfterTask:
 
     Attributes:
         galleries: as they were stored, and moved.
+        trained: the record of the task's last epoch; empty where nothing was trained.
 
     Args:
         unseen: classes of no task, scored after each; None for none.
@@ -35,11 +41,13 @@ class AfterTask:
         self, learner: Learner, config: GalleryConfig, unseen: Task | None, images: LabelledDataset | None = None
     ):
         self.learner, self.config, self.unseen = learner, config, unseen
+        self.trained: Mapping[str, Any] = {}
         maps = (config.compensate,) if config.compensate else ()
         self.galleries = Galleries(maps, embed=learner.objective.embed, images=images)
 
     def before(self, task: Task) -> None:
         """Note what the model that is deployed so far says of a task's data, where earlier tasks are stored."""
+        self.trained = {}
         if len(self.galleries):
             deployed = self.learner.strategy.deployed(self.learner.model)
             self.galleries.before_task(deployed, task)
@@ -61,9 +69,13 @@ class AfterTask:
         objective.after_task(deployed, seen)
         found = objective.score(seen, embedded, named(self.galleries.parts, self.config.compensate))
         scores.enter(len(seen) - 1, found.values)
+        score = score_of(objective, seen[-1], found, -1)
+        judgement = judged(objective, seen[-1], embedded.queries[-1], score, self.trained)
+        if signs := judgement.get("collapse"):
+            logger.warning("after task %d (%s): %s", len(seen), seen[-1].name, "; ".join(signs.values()))
         if run:
             self._keep(deployed, seen, embedded, found, run)
-            record = self._record(deployed, seen, embedded, found)
+            record = {**self._record(deployed, seen, embedded, found), **judgement}
             changed = {"changed_responses": shares} if shares else {}
             run.append({**record, **changed, "seconds": time.perf_counter() - began})
 

@@ -14,6 +14,7 @@ from torch import nn
 from tripletmas.basics.weights import load_state, state_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder
+from tripletmas.objectives.collapse import MARGIN
 from tripletmas.objectives.kinds import objective_of
 from tripletmas.objectives.objective import MetricLoss, Objective
 from tripletmas.objectives.scores import Scores
@@ -32,9 +33,12 @@ from tripletmas.runs.resume import (
 )
 from tripletmas.runs.strength import SearchConfig, find_strength
 from tripletmas.runs.task import Learner, train_task
+from tripletmas.runs.watch import News
 from tripletmas.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)
+
+_SOFTENED = "; from now on all triplets of a batch are learned from, not the hardest alone, which brings it there"
 
 
 def train_stream(
@@ -94,7 +98,9 @@ def _train(
         strategy.set_strength(search.start)
     after = AfterTask(learner, gallery, unseen, own_images(gallery, stream[0].train))
     start = run.load_checkpoint() if run else None
-    scores = _begin(learner, after, stream, run, start)
+    scores, news = _begin(learner, after, stream, run, start), News()
+    for record in run.records("epoch") if run else []:
+        _listen(learner, after, news, record["task"], record)
     for number in range(start.task if start else 0, len(stream)):
         task, earlier = stream[number], stream[:number]
         resumed = start if start and start.epoch and start.task == number else None
@@ -110,6 +116,8 @@ def _train(
                 _save(run, learner, n, epoch + 1, steps)
             of, loss = f"{n + 1} of {len(stream)} ({task.name}), epoch {epoch + 1}", record["loss"]
             logger.info("task %s of %d: loss %.4g", of, learner.config.epochs, loss)
+            for sentence in _listen(learner, after, news, n, record):
+                logger.warning("task %s: %s", of, sentence)
 
         train_task(learner, task, earlier, resumed=resumed, on_epoch=on_epoch)
         after((*earlier, task), scores, run)
@@ -158,6 +166,13 @@ def _go_on(learner: Learner, after: AfterTask, stream: Stream, run: RunDirectory
     if learner.config.forward_transfer:
         _score_added(learner, stream, scores, run)
     return scores
+
+
+def _listen(learner: Learner, after: AfterTask, news: News, number: int, record: dict[str, Any]) -> list[str]:
+    """What there is to tell of a collapse, given the record of an epoch; a loss that is stuck takes what leads out."""
+    after.trained, found = record, news.of(number, record)
+    softened = MARGIN in found and learner.objective.soften()
+    return [sentence + (_SOFTENED if softened and sign == MARGIN else "") for sign, sentence in found.items()]
 
 
 def _choose_strength(

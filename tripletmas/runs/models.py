@@ -16,13 +16,14 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, preparation_of
 from tripletmas.data.preparation import Preparation, height_and_width
 from tripletmas.data.tokens import Texts, Tokenizer
-from tripletmas.index.base import are_one_vector, unit
+from tripletmas.index.base import are_one_vector, relative_spread, unit
 from tripletmas.index.choice import AUTO, Choice, choose_drift
 from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.index.images import Transform
 from tripletmas.models.embedding import embed
 from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import text_encoder_of
+from tripletmas.objectives.collapse import NEARLY
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
@@ -31,6 +32,8 @@ from tripletmas.runs.forecast import limit_of, shares_of
 from tripletmas.runs.texts import are_texts
 
 logger = logging.getLogger(__name__)
+
+_SEVERAL = 10  # vectors: fewer may lie close to each other by chance
 
 
 class OtherImages(ValueError):
@@ -214,18 +217,25 @@ def embed_texts(model: RunModel, texts: Sequence[str]) -> Tensor:
     return embed(model.model, dataset, batch_size=model.batch_size, progress=True).vectors
 
 
-def refuse_collapse(vectors: Tensor, images: Sequence[Tensor], rows: Sequence[int], *, by: str) -> None:
-    """Raise a ValueError where images that differ have one and the same vector: nothing could be found among them.
+def refuse_collapse(
+    vectors: Tensor, images: Sequence[Tensor], rows: Sequence[int], *, by: str, labels: Iterable[str | None] = ()
+) -> None:
+    """Raise a ValueError where images that differ have (nearly) one and the same vector: nothing could be found.
 
     Args:
         vectors: (n, dim), as they are compared.
         rows: which of the images they are of; images that cannot be read any more count as different.
         by: what made the vectors, in words.
+        labels: of the images. Those of a single class may lie close to each other, but not in one point.
     """
-    if are_one_vector(vectors) and not _are_one_image(images, rows):
+    known = set(labels)
+    spread, one = relative_spread(vectors), are_one_vector(vectors)
+    nearly = spread <= NEARLY and (len(known) > 1 or None in known) and len(vectors) >= _SEVERAL
+    if (one and not _are_one_image(images, rows)) or (nearly and not one and not _are_alike(images, rows)):
+        how = "" if one else "nearly "
         raise ValueError(
-            f"{by} gives {len(vectors)} images one and the same vector: it has collapsed, and all are found equally "
-            "near. Train it anew (a lower --training.lr, another --loss); --force goes on all the same"
+            f"{by} gives {len(vectors)} images {how}one and the same vector: it has collapsed, and all are found "
+            f"{how}equally near. Train it anew (a lower --training.lr, another --loss); --force goes on all the same"
         )
 
 
@@ -233,6 +243,15 @@ def _are_one_image(images: Sequence[Tensor], rows: Sequence[int]) -> bool:
     try:
         first = images[rows[0]]
         return all(torch.equal(images[row], first) for row in rows[1:])
+    except ValueError:
+        return False
+
+
+def _are_alike(images: Sequence[Tensor], rows: Sequence[int]) -> bool:
+    """Whether images, or a hundred of them, differ as little as nearly equal vectors do."""
+    try:
+        some = [images[row].double().flatten() for row in rows[:: -(-len(rows) // 100)]]
+        return len({len(each) for each in some}) == 1 and relative_spread(torch.stack(some)) <= NEARLY
     except ValueError:
         return False
 

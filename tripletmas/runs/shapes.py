@@ -11,9 +11,20 @@ CLASSES = {"class_names": [str], "tasks": [[int]]}
 COMPATIBILITY = {"metric": str, "matrix": [[NUMBER]]}
 FORECASTS = [{"after": int, "recall": {str: [NUMBER]}, **dict.fromkeys(("cosine", "nine_in_ten", "between"), NUMBER)}]
 _OF_TASKS = {str: {str: [NUMBER]}}  # gallery -> metric -> a score for each task
+_JUDGED = {"embedding?": {str: NUMBER}, "collapse?": {str: str}}
 RECORDS: dict[str, Any] = {
-    "epoch": {"task?": int, "epoch?": int, "name?": str, "seconds?": NUMBER, "loss?": NUMBER, "penalty?": NUMBER},
+    "epoch": {
+        "task?": int,
+        "epoch?": int,
+        "name?": str,
+        "seconds?": NUMBER,
+        "loss?": NUMBER,
+        "penalty?": NUMBER,
+        **_JUDGED,
+    },
     "task": {
+        **_JUDGED,
+        "guess?": {"metric": str, "queries": int, **dict.fromkeys(("score", "chance"), NUMBER)},
         "task?": int,
         "name?": str,
         "scores?": _OF_TASKS,

@@ -21,6 +21,7 @@ from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, set_rate
+from tripletmas.runs.watch import Watch
 from tripletmas.strategies.base import Strategy
 
 
@@ -105,7 +106,7 @@ def _train_epoch(
     _set_train(model, freeze and number > 0)
     device = device_of(model)
     dtype = PRECISIONS[config.precision]
-    total, rate = 0.0, config.lr
+    total, rate, watch = 0.0, config.lr, Watch(len(batches))
     shown = f"task {task.name}{what} epoch {epoch + 1}/{config.epochs}"
     with tqdm(loader, desc=shown, disable=None, leave=False) as bar:
         for step, (inputs, labels) in enumerate(bar):
@@ -114,7 +115,8 @@ def _train_epoch(
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
                 embeddings = model(inputs.clone())  # it may change them, and the strategy reads them, too
-            loss = _loss(learner, inputs, labels, embeddings)
+            own, loss = _losses(learner, inputs, labels, embeddings)
+            watch.see(step, inputs, embeddings, labels, own)
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -149,17 +151,18 @@ def _train_epoch(
         "rate": rate,
         "steps": len(batches),
         "seconds": time.perf_counter() - began,
+        **watch.record(learner.objective),
     }
 
 
-def _loss(learner: Learner, inputs: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-    """The objective's, and what the strategy adds."""
+def _losses(learner: Learner, inputs: Tensor, labels: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """(the objective's, the same with what the strategy adds)."""
     unchanged = embeddings._version
     loss = learner.objective(embeddings.float(), labels)
     if embeddings._version != unchanged:
         raise ValueError("the loss changes the embeddings in place, which a strategy reads, too: let it use a copy")
     addition = learner.strategy.loss(learner.model, inputs, embeddings)
-    return loss if addition is None else loss + addition
+    return loss, loss if addition is None else loss + addition
 
 
 def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:

@@ -24,7 +24,7 @@ from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, joined
 from tripletmas.objectives.facts.losses import FactLoss
-from tripletmas.objectives.facts.scoring import score_facts
+from tripletmas.objectives.facts.scoring import image_vectors, score_facts
 from tripletmas.objectives.facts.shown import images_once, write_shown
 from tripletmas.objectives.grid import Folder
 from tripletmas.objectives.metrics import chance_map
@@ -118,6 +118,10 @@ class Facts(Objective):
     def num_stored(self, earlier: Stream) -> int:
         """An image of facts of several tasks counts once."""
         return len(images_once(earlier)) if earlier else 0
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """With each of its three parts of length 1. (What guessing scores is known, not how far luck can differ.)"""
+        return image_vectors(vectors)
 
     def keep_shown(self, run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks) -> None:
         write_shown(run, number, seen, embedded, self.loss)

@@ -19,6 +19,7 @@ from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, device_of, state_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embeddings
+from tripletmas.objectives.collapse import Guess
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores
 from tripletmas.objectives.grid import Folder
 from tripletmas.objectives.objective import Likelihood, Objective
@@ -202,6 +203,11 @@ class Recognition(Objective):
 
     def validate(self, model: nn.Module, task: Task) -> float:
         return self.accuracy(self.head_for(task.classes), self.embed(model, task.query))
+
+    def guess(self, task: Task) -> Guess | None:
+        """Always the same class, the most frequent one."""
+        most = int(torch.bincount(task.query.labels).max())
+        return Guess("accuracy", most / len(task.query), len(task.query))
 
     def accuracy(self, head: int, queries: Embeddings) -> float:
         """The share of these queries that a head gets right."""

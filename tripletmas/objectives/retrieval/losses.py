@@ -134,6 +134,15 @@ def loss_options(name: str) -> dict[str, inspect.Parameter]:
     return options
 
 
+def margin_of(loss: object) -> float | None:
+    """The margin of a triplet loss of unit vectors, which is its value where all are equal; None for other losses."""
+    inner = loss.loss if isinstance(loss, MinedLoss) else loss
+    if type(inner) is not losses.TripletMarginLoss or inner.smooth_loss:
+        return None
+    plain = inner.distance.normalize_embeddings and not inner.distance.is_inverted
+    return float(inner.margin) if plain else None
+
+
 def default_mining(name: str) -> str:
     """The mining of loss `name` when none is asked for."""
     return _entry(name).mining
@@ -149,6 +158,9 @@ class MinedLoss(nn.Module):
         loss: pytorch-metric-learning's; called as loss(embeddings, labels, indices).
         miner: called as miner(embeddings, labels) without gradient; None leaves every pair or triplet to the loss.
         largest_batch: a larger one is an error; None for no bound.
+
+    Attributes:
+        softened: by `soften`; batches of more than 1024 samples are mined all the same.
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None, *, largest_batch: int | None = None):
@@ -156,6 +168,16 @@ class MinedLoss(nn.Module):
         self.loss = loss
         self.miner = miner
         self.largest_batch = largest_batch
+        self.softened = False
+
+    def soften(self) -> bool:
+        """From now on take all triplets, where it was the hardest alone; whether it was.
+
+        Of vectors that are nearly one, the farthest positive is farther than the nearest negative almost surely, so
+        that the hardest triplets draw all of them together further. Over all triplets both are as far on average.
+        """
+        softened, self.softened = self.softened, isinstance(self.miner, miners.BatchHardMiner)
+        return self.softened and not softened
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar, of raw embeddings (batch, dim) with integer labels (batch,)."""
@@ -169,7 +191,8 @@ class MinedLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             if embeddings.dtype in (torch.float16, torch.bfloat16):
                 embeddings = embeddings.float()
-            indices = None if self.miner is None else self.miner(embeddings, labels)
+            all_triplets = self.softened and len(embeddings) <= LARGEST_BATCH_OF_ALL_TRIPLETS
+            indices = None if self.miner is None or all_triplets else self.miner(embeddings, labels)
             return self.loss(embeddings, labels, indices)
 
 

@@ -12,10 +12,12 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.splits import drawn_of_class
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder, Embeddings
+from tripletmas.objectives.collapse import Guess
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_task, joined
 from tripletmas.objectives.grid import Folder
 from tripletmas.objectives.objective import MetricLoss, Objective
 from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate, scores_of
+from tripletmas.objectives.retrieval.losses import MinedLoss, margin_of
 from tripletmas.objectives.retrieval.shown import write_shown
 
 
@@ -55,6 +57,16 @@ class Retrieval(Objective):
 
     def validate(self, model: nn.Module, task: Task) -> float:
         return self.score_one(model, task)["recall@1"]
+
+    @property
+    def margin(self) -> float | None:
+        return margin_of(self.loss)
+
+    def soften(self) -> bool:
+        return isinstance(self.loss, MinedLoss) and self.loss.soften()
+
+    def guess(self, task: Task) -> Guess | None:
+        return guess_of_search(task)
 
     def keep_shown(self, run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks) -> None:
         write_shown(run, number, seen, embedded)
@@ -104,6 +116,17 @@ def samples_held_out(task: Task, share: float, seed: int) -> tuple[Task, float]:
     query, rest = data.plain().subset(chosen.nonzero().flatten()), (~chosen).nonzero().flatten()
     train = data.subset(rest)
     return replace(task, train=train, query=query, gallery=train.plain()), _chance(query, train)
+
+
+def guess_of_search(task: Task) -> Guess | None:
+    """The recall@1 of guessing in a task's own gallery: the share of each query's class among the items but itself."""
+    queries, gallery = task.query, task.query if task.gallery is None else task.gallery
+    itself = int(task.gallery is None)
+    items = torch.bincount(gallery.labels, minlength=len(queries.class_names))[queries.labels] - itself
+    found = items > 0  # others have nothing to find, and no score
+    if not bool(found.any()):
+        return None
+    return Guess("recall@1", float(items[found].double().mean()) / (len(gallery) - itself), int(found.sum()))
 
 
 def _chance(query: LabelledDataset, gallery: LabelledDataset) -> float:
