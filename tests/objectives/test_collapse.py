@@ -92,8 +92,8 @@ def test_classes_are_told_apart_where_the_nearest_is_mostly_of_the_same():
     ("loss", "between", "stuck"),
     [
         (0.21, (0.001, 0.002), True),  # distances of 0.063 at most
-        (0.2, (0.005, 0.005), True),  # sqrt(2 * 0.005) = 0.1, half the margin
-        (0.2, (0.0051, 0.001), False),
+        (0.2, (0.0199, 0.005), True),  # sqrt(2 * 0.02) = 0.2, the margin
+        (0.2, (0.0201, 0.001), False),
         (0.197, (0.001, 0.001), False),  # the hardest are in order on average
     ],
 )

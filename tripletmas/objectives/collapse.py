@@ -123,10 +123,10 @@ def margin_sign(loss: float, margin: float, between: Sequence[float]) -> dict[st
     """Whether a triplet loss sits at its margin, on unit vectors with these spreads.
 
     It does where positives are not nearer than negatives on average, and the typical distance, the root of twice the
-    spread, is below half the margin, so that no triplet can be in order by as much.
+    spread, is below the margin, so that hardly a triplet can be in order by as much.
     """
     distance = math.sqrt(2 * max(between))
-    if not (loss >= _AT_MARGIN * margin and distance <= margin / 2):
+    if not (loss >= _AT_MARGIN * margin and distance <= margin):
         return {}
     return {
         MARGIN: f"the loss, {loss:.3f}, sits at its margin, {margin:g}: embeddings differ by {distance:.2g} only",

@@ -22,7 +22,7 @@ from tripletmas.objectives.objective import Objective
 
 _AT_EACH_END = 4  # batches of an epoch that are looked at
 # (epochs, batches) in a row in which a sign must show to be certain
-_LEAST = (3, 16)  # also what learns well may rest at its margin for an epoch or two where a task begins
+_LEAST = (2, 12)  # what learns well may rest at its margin for an epoch where a task begins
 _OF_EQUAL = (1, 4)
 _GROWN = 1.5  # times in an epoch: then a spread is on its way
 _APART = 10  # times nearly equal: in training they were not
