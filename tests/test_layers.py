@@ -36,7 +36,7 @@ ONLY_IN = {
     "sklearn": {"data", "report", "objectives"},
     "optuna": {"runs"},
     "filelock": {"basics"},
-    "pyarrow": {"cli"},
+    "pyarrow": {"cli", "data"},
     "safetensors": {"basics"},
     "sentence_transformers": {"models"},
     "transformers": {"models"},

@@ -59,6 +59,7 @@ def test_every_option_has_a_type_and_help(part, name):
 REQUIRED = {"folder": {"root"}, "csv": {"path"}, "sequence": {"parts"}, "facts": {"csv"}} | {
     "texts": {"root"},
     "jsonl": {"path"},
+    "hf": {"root"},
 }
 
 

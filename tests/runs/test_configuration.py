@@ -239,3 +239,14 @@ def test_values_that_no_file_holds_or_that_take_forever():
     )
     with pytest.raises(ValueError, match=r"the value of --data\.groups=.* unfolds to more than 10,000"):
         parse(["--data", "folder", "--data.root", "x", f"--data.groups={bomb}]"])
+
+
+@pytest.mark.parametrize(
+    "given", [["--data", "hf:some/folder"], ["--data=hf:some/folder"], ["--data.name=hf:some/folder"]]
+)
+def test_a_folder_of_hugging_face_is_named_with_its_reader(given, tmp_path):
+    config, _ = parse(given)
+    assert (config["data"]["name"], config["data"]["root"]) == ("hf", "some/folder")
+    file = tmp_path / "run.yaml"
+    file.write_text("data: hf:some/folder\n")
+    assert parse(["--config", str(file)])[0]["data"] == config["data"]

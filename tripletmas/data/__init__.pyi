@@ -9,6 +9,7 @@ from .datasets import omniglot as omniglot
 from .datasets import svhn as svhn
 from .folders import csv as csv
 from .folders import folder as folder
+from .hugging_face import hf as hf
 from .photographs import aircraft as aircraft
 from .photographs import cars196 as cars196
 from .photographs import cub200 as cub200

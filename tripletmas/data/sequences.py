@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed, suggestion
-from tripletmas.data import datasets, folders, photographs, text_tables
+from tripletmas.data import datasets, folders, hugging_face, photographs, text_tables
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.images import IN_MEMORY_BYTES
 
@@ -37,6 +37,7 @@ READERS: dict[str, Callable[..., Source]] = {
     "csv": folders.csv,
     "texts": text_tables.texts,
     "jsonl": text_tables.jsonl,
+    "hf": hugging_face.hf,
 }
 
 Samples = Tensor | Sequence[Tensor]

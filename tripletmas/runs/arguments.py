@@ -25,7 +25,7 @@ def with_files_unfolded(arguments: Sequence[str]) -> tuple[list[str], list[str]]
     A part to which the command line gives another name starts from that name's defaults, not from the file's options.
     """
     rest, files = [], []
-    waiting = iter(arguments)
+    waiting = iter(_with_root(arguments))
     for argument in waiting:
         option, equals, value = argument.partition("=")
         if option == "--config":
@@ -53,7 +53,7 @@ def _model_unfolded(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _content(file: str, here: Mapping[str, str]) -> list[str]:
     """The options in a configuration file, without those of parts to which the command line gives another name."""
-    content = [_named(argument) for argument in as_arguments(read_yaml(file))]
+    content = [_named(argument) for argument in _with_root(list(as_arguments(read_yaml(file))))]
     there, renamed = part_names(content), []
     for part, default in DEFAULT_NAMES.items():
         before, now = plugins.canonical(there[part] or default), plugins.canonical(here[part])
@@ -93,6 +93,19 @@ def as_arguments(config: Mapping[str, Any], prefix: str = "--") -> Iterator[str]
             yield from as_arguments(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _with_root(arguments: Sequence[str]) -> Iterator[str]:
+    """`--data hf:FOLDER` as `--data hf --data.root FOLDER`."""
+    names = ("--data", "--data.name")
+    before = ""
+    for argument in arguments:
+        option, equals, value = argument.partition("=") if before not in names else (before, "", argument)
+        is_folder = option in names and value.startswith("hf:")
+        yield f"{option}{equals}hf" if is_folder and equals else "hf" if is_folder else argument
+        if is_folder:
+            yield f"--data.root={value.removeprefix('hf:')}"
+        before = argument
 
 
 def _named(argument: str) -> str:
