@@ -30,10 +30,19 @@ from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.base import Strategy
 from tripletmas.strategies.finetune import Finetune
 from tripletmas.strategies.frozen import Frozen
+from tripletmas.strategies.gram import Gram
 from tripletmas.strategies.joint import Joint
 from tripletmas.strategies.mas import MAS
+from tripletmas.strategies.si import SI
 
-STRATEGIES = {"finetune": Finetune, "frozen": Frozen, "mas": lambda: MAS(strength=1.0), "joint": Joint}
+STRATEGIES = {
+    "finetune": Finetune,
+    "frozen": Frozen,
+    "mas": lambda: MAS(strength=1.0),
+    "joint": Joint,
+    "gram": lambda: Gram(budget=0.05),
+    "si": SI,
+}
 
 
 class Killed(BaseException):
@@ -110,14 +119,24 @@ def dying(points: Points):
         yield
 
 
-def train(stream: Stream, path: Path, points: Points, *, strategy: str, model: str, loss: str, **options) -> None:
+def train(
+    stream: Stream,
+    path: Path,
+    points: Points,
+    *,
+    strategy: str,
+    model: str,
+    loss: str,
+    lora: int | None = None,
+    **options,
+) -> None:
     config = TrainConfig(batch_size=8, samples_per_class=2, seed=3, **options)
     first = stream[0].train
     with dying(points):
         run = RunDirectory.create(path, {"seed": 3})
         seed_everything(3)
         small = {"hidden": (8,), "dim": 4} if model == "mlp" else {"width": 4, "dim": 4}
-        made_model = make_model(model, first.sample_shape, options=small)
+        made_model = make_model(model, first.sample_shape, options=small | {"lora": lora})
         tasks = [task.classes for task in stream]
         made_loss: torch.nn.Module = (
             Recognition(4, tasks, first.class_names, ridge_dim=8)

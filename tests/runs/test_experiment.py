@@ -73,6 +73,28 @@ def test_a_trained_model_is_loaded_after_any_task(tmp_path):
             load_trained(run, after)
 
 
+def test_weights_that_changed_by_low_rank_are_plain_weights(tmp_path):
+    """After each task; they fit the model without changes of low rank, which gives the same embeddings."""
+    adapted = {**SMALL, "model": {**SMALL["model"], "lora": 2}}
+    run_experiment(adapted, tmp_path / "run")
+    run = RunDirectory.open(tmp_path / "run")
+    plain, start = build(SMALL).model, run.start_weights()
+    assert start.keys() == state_of(plain).keys()
+    before = start
+    for task in range(3):
+        run.load_weights(plain, task)
+        now = {name: value.clone() for name, value in state_of(plain).items()}
+        experiment, _ = load_trained(run, task)
+        images = experiment.stream[0].query[[0, 1]][0]
+        assert torch.equal(plain(images), experiment.model(images))
+        assert torch.equal(now["hidden1.bias"], before["hidden1.bias"])
+        change = torch.linalg.svdvals((now["hidden1.weight"] - before["hidden1.weight"]).double())
+        assert change[1] > 1e-4  # of rank 2, but for rounding
+        assert change[2] < 1e-5
+        before = now
+    assert set(run.importance(0).read(2)) == {"hidden1.weight", "embedding.weight", "embedding.bias"}
+
+
 def test_a_run_without_a_finished_task(tmp_path):
     run = RunDirectory.create(tmp_path / "run", SMALL)
     with pytest.raises(ValueError, match=r"no task is done yet; go on with: tripletmas resume .*run"):

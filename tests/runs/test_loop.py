@@ -341,6 +341,37 @@ def failing_at(step: int, value: float = math.nan):
     return loss
 
 
+def test_what_is_frozen_never_moves_and_is_told(class_images, tmp_path):
+    """From the first task on: weights, and the statistics of batch norm in them."""
+    stream = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0]
+    torch.manual_seed(0)
+    model = conv4((1, 16, 16), dim=4, width=4)
+    before = snapshot(state_of(model))
+    run = RunDirectory.create(tmp_path, {})
+    train_stream(model, stream, MAS(), triplet(), replace(SMALL, freeze="block1,block3.conv.weight"), run)
+    moved = {name for name, value in state_of(model).items() if not torch.equal(value, before[name])}
+    held = {name for name in before if name.startswith("block1.") or name == "block3.conv.weight"}
+    assert moved == before.keys() - held
+    record = run.records("task")[-1]["unprotected"]
+    assert set(record["frozen parameters"]) == held - {name for name in held if "running" in name or "num_b" in name}
+    assert run.importance(0).read(1).keys().isdisjoint(held)
+
+
+def test_each_task_warms_up(tiny_stream, monkeypatch):
+    rates = []
+    real = torch.optim.SGD.step
+
+    def step(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    config = replace(SMALL, optimizer="sgd", lr=0.5, warmup=2)
+    train_stream(linear(), tiny_stream[:2], Finetune(), triplet(), config)
+    in_a_task = len(rates) // 2
+    assert rates == ([0.25] + [0.5] * (in_a_task - 1)) * 2
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_and_nothing_is_overwritten(value, tiny_stream, tmp_path):
     """2 steps an epoch, 2 epochs a task: step 7 is task 1, epoch 1, step 1."""

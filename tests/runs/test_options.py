@@ -137,3 +137,48 @@ def test_steps_of_sgd_are_smaller_in_the_backbone():
     optimizer.step()
     moved = [float((old - new.detach()).mean()) for old, new in zip(before, model.parameters(), strict=True)]
     assert moved == pytest.approx([0.005, 0.005, 0.5, 0.5], abs=1e-6)
+
+
+# --- warm-up
+
+
+@pytest.mark.parametrize("warmup", [4, 4.0, 0.1])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_the_rate_rises_to_what_the_schedule_says(schedule: str, warmup: float):
+    """40 steps, of which 4 warm up: a quarter, a half, three quarters, all of the rate; then as transformers has it."""
+    config = TrainConfig(lr=0.5, schedule=schedule, warmup=warmup)  # pyright: ignore[reportArgumentType]
+    optimizer = make_optimizer(nn.Linear(2, 2), nn.TripletMarginLoss(), config)
+    rates = [set_rate(optimizer, config, step / 40, steps=40) / 0.5 for step in range(40)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    then = {
+        "constant": [1.0] * 36,
+        "cosine": [(1 + math.cos(math.pi * (step - 4) / 36)) / 2 for step in range(4, 40)],
+        "step": [1.0] * 18 + [0.1] * 18,  # 54 of 100 epochs are 21.6 steps
+    }[schedule]
+    assert rates[4:] == pytest.approx(then)
+
+
+def test_the_cosine_after_a_warm_up_is_that_of_transformers():
+    import transformers
+
+    config = TrainConfig(lr=1.0, schedule="cosine", warmup=5)
+    optimizer = make_optimizer(nn.Linear(2, 2), nn.TripletMarginLoss(), config)
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    theirs = transformers.get_cosine_schedule_with_warmup(other, num_warmup_steps=5, num_training_steps=30)
+    for step in range(30):
+        if step >= 5:
+            assert set_rate(optimizer, config, step / 30, steps=30) == pytest.approx(theirs.get_last_lr()[0])
+        other.step()
+        theirs.step()
+
+
+def test_a_warm_up_ends_before_its_task():
+    for warmup, steps in ((0.99, 1), (0.99, 20), (3, 4)):
+        config = TrainConfig(lr=1.0, warmup=warmup)
+        optimizer = make_optimizer(nn.Linear(2, 2), nn.TripletMarginLoss(), config)
+        assert set_rate(optimizer, config, (steps - 1) / steps, steps=steps) == 1.0
+    with pytest.raises(ValueError, match="a warmup of 20 steps is no shorter than the task, which has 20"):
+        set_rate(optimizer, TrainConfig(warmup=20), 0.0, steps=20)
+    for wrong in (-0.1, 1.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="warmup must be a share of a task's steps"):
+            TrainConfig(warmup=wrong)

@@ -105,6 +105,40 @@ def test_killed_at_some_points_with_batch_norm(freeze_batchnorm, class_images, s
     )
 
 
+def test_killed_at_some_points_partly_frozen_in_a_warm_up(class_images, scratch):
+    stream = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0]
+    check_every_point(
+        stream,
+        scratch,
+        stride=29,
+        strategy="mas",
+        model="conv4",
+        loss="multi_similarity",
+        freeze="block1,block2.norm",
+        warmup=0.6,
+        schedule="cosine",
+        epochs=2,
+    )
+
+
+@pytest.mark.parametrize(("strategy", "precision"), [("mas", "fp32"), ("gram", "fp16"), ("si", "bf16")])
+def test_killed_twice_with_changes_of_low_rank(strategy, precision, tiny_stream, scratch):
+    check_every_point(
+        tiny_stream[:2],
+        scratch,
+        stride=29,
+        twice=True,
+        strategy=strategy,
+        model="mlp",
+        lora=2,
+        loss="contrastive",
+        precision=precision,
+        backbone_lr="0.5x",
+        weight_decay=0.1,
+        epochs=3,
+    )
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_killed_twice_in_half_precision(precision, tiny_stream, scratch):
     check_every_point(

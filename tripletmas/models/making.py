@@ -19,6 +19,7 @@ from tripletmas.basics.options import Option, options_of
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.models import from_timm, from_torchvision, text
 from tripletmas.models.exported import prepared_beside
+from tripletmas.models.lora import adapt
 from tripletmas.models.networks import conv4, embedding_dim, mlp
 from tripletmas.models.start_weights import load_start_weights
 
@@ -61,6 +62,7 @@ def completed(
     weights_sha256: str | None = None,
     mean: list[float] | None = None,
     deviation: list[float] | None = None,
+    lora: int | None = None,
 ) -> nn.Module:
     """A network with the weights to start from, what it expects of its input in front, and a last layer behind.
 
@@ -73,6 +75,8 @@ def completed(
         mean: subtracted from each channel of an image, whose values lie in [0, 1]; null for what the weights were made
             for, or nothing where that is not known.
         deviation: by which each channel is divided after that.
+        lora: rank of the changes by which each task trains the linear and convolution layers before the last, in place
+            of their weights; biases, normalisations and embeddings are then frozen. null trains all weights.
     """
     if (mean is None) != (deviation is None):
         raise ValueError("mean and deviation are given together: one number a channel, or one for all")
@@ -87,7 +91,7 @@ def completed(
     whole = nn.Sequential(layers) if len(layers) > 1 else network
     if weights is not None:
         load_start_weights(whole, weights, sha256=weights_sha256)
-    return whole
+    return whole if lora is None else adapt(whole, lora)
 
 
 def model_options(name: str) -> dict[str, Option]:

@@ -31,7 +31,7 @@ REMEDY = "restore it from a copy, or train anew"
 _PARTS = ("model", "strategy", "objective")
 _NAME = re.compile(r"task\d{4,}-epoch\d{6,}(-\d{4,})?")
 _WHERE = {"task": int, "epoch": int, "record_bytes": int, "record_sum?": (str, None), "optimizer_sum?": str}
-_STEPS = (None, {"optimizer": {"state": {str: dict}, "param_groups": [dict]}, "scaler": dict})
+_STEPS = (None, {"optimizer": {"state": {str: dict}, "param_groups": [dict]}, "scaler": dict, "factors?": dict})
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Checkpoint:
 
     Attributes:
         model, strategy, objective: tensors by name.
-        optimizer: state_dicts of "optimizer" and "scaler"; None between tasks, since each task has fresh ones.
+        optimizer: state_dicts of "optimizer" and "scaler", and of "factors" where there are any (see `models.lora`);
+            None between tasks, since each task has fresh ones.
         record_bytes: how long metrics.jsonl was then; what follows was written by a run that did not get further.
         record_sum: the checksum of that much of it; None in a checkpoint of an earlier version.
     """

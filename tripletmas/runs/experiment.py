@@ -18,6 +18,7 @@ from tripletmas.data.batches import seed_everything
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder
 from tripletmas.models.networks import embedding_dim
+from tripletmas.models.parts import freeze
 from tripletmas.objectives.kind import Data, Kind
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.objectives.objective import Objective
@@ -76,6 +77,8 @@ def build(config: Mapping[str, Any], *, data: Data | None = None, start: bool = 
     seed_everything(resolved["seed"])
     made_model = catalog.build_model(kind, *model, shape, of_data=named[1], data=built, start=start).to(device)
     built, resolved = texts.read_by(made_model, built, model[0]), texts.as_begun(resolved, made_model)
+    if training.freeze:
+        freeze(made_model, training.freeze)
     if training.backbone_lr is not None:
         split_backbone(made_model)  # whether there is one is told before anything is written
     dim = embedding_dim(made_model, shape)

@@ -14,6 +14,7 @@ from torch import nn
 from tripletmas.basics.weights import load_state, state_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder
+from tripletmas.models.parts import freeze
 from tripletmas.objectives.collapse import MARGIN
 from tripletmas.objectives.kinds import objective_of
 from tripletmas.objectives.objective import MetricLoss, Objective
@@ -92,6 +93,8 @@ def _train(
     unseen: Task | None,
 ) -> Scores:
     model, strategy = learner.model, learner.strategy
+    if learner.config.freeze:
+        freeze(model, learner.config.freeze)
     learner.objective.embed = Embedder(learner.config.eval_batch_size, learner.config.num_workers)
     strategy.prepare(model, learner.objective, stream)
     if search and search.start is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tripletmas.data.batches import SAMPLERS
+from tripletmas.models.parts import last_layer
 
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _SCHEDULES = ("constant", "cosine", "step")
@@ -31,10 +33,14 @@ class TrainConfig:
         lr: learning rate of the model.
         backbone_lr: learning rate of all of the model but its last layer, from the first task on: a rate, or a multiple
             of lr such as 0.01x; null is lr. A model that ends in a normalisation is backbone as a whole.
+        freeze: parts of the model that are never trained, separated by commas: names of modules or weights, or patterns
+            of them ("stem,blocks.0", "*.bias"); batch norm in them stands still.
         loss_lr: learning rate of the loss's own parameters (proxies); null is that of the model.
         momentum: for sgd.
         weight_decay: decay of all weights of the model at every step; it also moves protected weights.
         schedule: in each task, constant; or from lr to 0 along half a cosine; or step, a tenth of lr from step_at on.
+        warmup: in each task, the first steps, in which the rate rises to what it is to be: below 1 a share of the
+            task's steps, else a number of steps; the cosine begins after them.
         step_at: for step, the share of a task's epochs after which the rate falls, in (0, 1).
         clip: largest norm of the metric loss's gradient; null does not clip.
         precision: of the forward pass (autocast); weights and importance stay in float32.
@@ -54,10 +60,12 @@ class TrainConfig:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
     backbone_lr: float | str | None = None
+    freeze: str | None = None
     loss_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup: float = 0.0
     step_at: float = 0.54
     clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -92,6 +100,10 @@ class TrainConfig:
                 f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {self.batch_size} for "
                 f"samples_per_class={self.samples_per_class}"
             )
+        if not (0 <= self.warmup < 1 or (self.warmup >= 1 and float(self.warmup).is_integer())):
+            raise ValueError(
+                f"warmup must be a share of a task's steps, in [0, 1), or a whole number of steps, got {self.warmup}"
+            )
         if not 0 < self.step_at < 1:
             raise ValueError(f"step_at must lie between 0 and 1, got {self.step_at}")
         if self.weight_decay < 0 or self.momentum < 0 or (self.loss_lr is not None and self.loss_lr < 0):
@@ -125,19 +137,24 @@ def rate_of_backbone(config: TrainConfig) -> float:
     return rate
 
 
-def make_optimizer(model: nn.Module, objective: nn.Module, config: TrainConfig) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, objective: nn.Module, config: TrainConfig, *, factors: Sequence[nn.Parameter] = ()
+) -> Optimizer:
     """The optimizer of one task: the model's trainable weights, and the objective's own at their own rate.
+
+    Args:
+        factors: of the backbone's weights, which learn at its rate (see `models.lora`).
 
     Raises:
         ValueError: for a rate of the backbone where the model has none.
     """
     groups: list[dict[str, Any]]
     if config.backbone_lr is None:
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        groups = [{"params": [*(p for p in model.parameters() if p.requires_grad), *factors]}]
     else:
         last, backbone = split_backbone(model)
         groups = [{"params": last}] if last else []
-        groups.append({"params": backbone, "lr": rate_of_backbone(config)})
+        groups.append({"params": [*backbone, *factors], "lr": rate_of_backbone(config)})
     if own := list(objective.parameters()):
         rate = config.lr if config.loss_lr is None else config.loss_lr
         groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
@@ -151,24 +168,14 @@ def make_optimizer(model: nn.Module, objective: nn.Module, config: TrainConfig) 
 
 
 def split_backbone(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(the trainable weights of the last layer, those of the backbone, which is all the rest).
-
-    The last layer is the last module, in the order in which the model registers them, that has weights of its own;
-    the projection that makes the embedding. Where this module has vectors only, as a normalisation has, there is no
-    projection, and the backbone is the whole model (a network cut off before its classifier). Of several branches the
-    last layer is that of the last one alone.
+    """(the trainable weights of the `last_layer`, those of the backbone, which is all the rest).
 
     Raises:
         ValueError: if there is nothing but the last layer.
 
     Source: the slow backbone of Zhang et al., SLCA, ICCV 2023, where all but the classifier learns at a hundredth.
     """
-    path, last = "", []
-    for name, module in model.named_modules():
-        if own := list(module.parameters(recurse=False)):
-            path, last = name, own
-    if all(parameter.ndim < 2 for parameter in last):
-        last = []
+    path, last = last_layer(model)
     of_last = {id(parameter) for parameter in last}
     backbone = [p for p in model.parameters() if p.requires_grad and id(p) not in of_last]
     if not backbone:
@@ -177,17 +184,41 @@ def split_backbone(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
     return [parameter for parameter in last if parameter.requires_grad], backbone
 
 
-def set_rate(optimizer: Optimizer, config: TrainConfig, progress: float) -> float:
+def set_rate(optimizer: Optimizer, config: TrainConfig, progress: float, *, steps: int = 0) -> float:
     """Set each group's rate for this share of the task; a function of it alone, so there is nothing to resume.
+
+    Args:
+        steps: of the whole task; without them there is no warm-up.
 
     Returns:
         The rate of the model; of its last layer where the backbone has a rate of its own.
+
+    Raises:
+        ValueError: for a warm-up that is as long as the task.
     """
+    warm, done = _warm_steps(config, steps), round(progress * steps)
+    left = (progress * steps - warm) / (steps - warm) if warm else progress  # of what follows the warm-up
     factor = {
         "constant": 1.0,
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "cosine": (1 + math.cos(math.pi * left)) / 2,
         "step": 1.0 if progress < config.step_at else 0.1,
     }[config.schedule]
+    if done < warm:
+        factor = (done + 1) / warm
     for group in optimizer.param_groups:
         group["lr"] = group["full_rate"] * factor
     return optimizer.param_groups[0]["lr"]
+
+
+def _warm_steps(config: TrainConfig, steps: int) -> int:
+    if not steps:
+        return 0
+    if config.warmup < 1:
+        return min(math.ceil(config.warmup * steps), steps - 1)
+    warm = int(config.warmup)
+    if warm >= steps:
+        raise ValueError(
+            f"a warmup of {warm} steps is no shorter than the task, which has {steps}: name a share of its steps, such "
+            "as 0.1, or train for more epochs"
+        )
+    return warm

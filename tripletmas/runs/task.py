@@ -18,6 +18,8 @@ from tripletmas.basics.weights import device_of
 from tripletmas.data.batches import draw_batches, seed_everything
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
+from tripletmas.models.lora import Factors, factors_of
+from tripletmas.models.parts import still_norms
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, set_rate
@@ -35,7 +37,7 @@ class Learner:
     config: TrainConfig
 
 
-# (epoch, what happened in it, state_dicts of optimizer and scaler)
+# (epoch, what happened in it, state_dicts of optimizer, scaler and factors)
 OnEpoch = Callable[[int, dict[str, Any], dict[str, Any]], None]
 
 
@@ -57,12 +59,16 @@ def train_task(
     """
     model, strategy, config, number = learner.model, learner.strategy, learner.config, len(earlier)
     seed_everything(config.seed, number)
-    optimizer = make_optimizer(model, learner.objective, config)
+    factors = factors_of(model)
+    optimizer = make_optimizer(model, learner.objective, config, factors=factors.parameters() if factors else ())
     scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
     strategy.before_task(model, task, optimizer)
+    if factors:
+        factors.attach(optimizer)  # after what adds to gradients
+    steps = _Steps(optimizer, scaler, factors)
     if resumed and resumed.optimizer:
         strategy.load_state_dict(resumed.strategy)
-        _load_steps(optimizer, scaler, resumed.optimizer)
+        steps.load_state_dict(resumed.optimizer)
     data = strategy.training_data(task, earlier)
     learner.objective.begin_task(number, () if data is None or data is task.train else data.classes)
     if data is None:
@@ -70,15 +76,29 @@ def train_task(
     for epoch in range(resumed.epoch if resumed else 0, config.epochs):
         record = _train_epoch(learner, task, data, number, epoch, optimizer, scaler, what)
         if on_epoch:
-            on_epoch(epoch, record, {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()})
+            on_epoch(epoch, record, steps.state_dict())
 
 
-def _load_steps(optimizer: Optimizer, scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"the optimizer's state in the checkpoint is that of another optimizer ({error})") from None
+@dataclass(frozen=True)
+class _Steps:
+    """What makes the steps of a task, with what it has to remember from one to the next."""
+
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    factors: Factors | None
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return state | ({"factors": self.factors.state_dict()} if self.factors else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.factors:
+                self.factors.load_state_dict(state["factors"])
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"the optimizer's state in the checkpoint is that of another ({error})") from None
 
 
 def _train_epoch(
@@ -111,7 +131,8 @@ def _train_epoch(
     with tqdm(loader, desc=shown, disable=None, leave=False) as bar:
         for step, (inputs, labels) in enumerate(bar):
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            rate = set_rate(optimizer, config, (epoch + step / len(batches)) / config.epochs)
+            done = (epoch + step / len(batches)) / config.epochs
+            rate = set_rate(optimizer, config, done, steps=config.epochs * len(batches))
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
                 embeddings = model(inputs.clone())  # it may change them, and the strategy reads them, too
@@ -167,6 +188,8 @@ def _losses(learner: Learner, inputs: Tensor, labels: Tensor, embeddings: Tensor
 
 def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
     model.train()
+    for module in still_norms(model):
+        module.eval()
     if freeze_batchnorm:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
