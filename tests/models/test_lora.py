@@ -27,7 +27,7 @@ RANK = 2
 def network() -> nn.Module:
     """A convolution, a strided one in groups, two linear layers, normalisations, and a last layer."""
     torch.manual_seed(0)
-    layers = OrderedDict(
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv=nn.Conv2d(3, 8, 3, padding=1),
         norm=nn.BatchNorm2d(8),
         relu=nn.ReLU(),
@@ -63,7 +63,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) ->
 def test_what_is_trained():
     model = adapt(network(), RANK)
     assert set(trainable(model)) == {*ADAPTED, "last.weight", "last.bias"}
-    assert still_norms(model) == [model.norm]
+    assert still_norms(model) == [model.get_submodule("norm")]
     factors = factors_of(model)
     assert factors
     shapes = {key: tuple(value.shape) for key, value in factors.state_dict().items()}
@@ -132,7 +132,7 @@ def test_trains_as_peft_does(options: dict[str, Any]):
     config = TrainConfig(**options)
     other = make_optimizer(twin, nn.TripletMarginLoss(), config)
     assert sum(p.numel() for p in twin.parameters() if p.requires_grad) == sum(
-        p.numel() for p in (*factors.parameters(), *model.last.parameters())
+        p.numel() for p in (*factors.parameters(), *model.get_submodule("last").parameters())
     )
     for _ in range(3):
         train(model, optimizer)

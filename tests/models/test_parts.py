@@ -77,7 +77,7 @@ def test_names_that_cannot_be(patterns: str, message: str):
 
 def test_what_is_already_frozen_counts_as_such():
     model = staged()
-    model["embedding"].requires_grad_(False)
+    model.get_submodule("embedding").requires_grad_(False)
     with pytest.raises(ValueError, match="leaves nothing"):
         freeze(model, "backbone")
     freeze(model, "backbone.blocks")

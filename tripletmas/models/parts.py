@@ -37,18 +37,18 @@ def freeze(model: nn.Module, patterns: str) -> None:
         ValueError: for a name of nothing, or of things in several places; where nothing would be left to train.
     """
     parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
-    asked = [each.strip() for each in patterns.split(",") if each.strip()]
+    asked = list(filter(None, map(str.strip, patterns.split(","))))
     if not asked:
         raise ValueError(f"freeze takes names of parts of the model, separated by commas, got {patterns!r}")
-    frozen = {id(parameters[name]) for pattern in asked for name in _named(pattern, parameters)}
+    named = [parameters[name] for pattern in asked for name in _named(pattern, parameters)]
+    frozen = {id(parameter) for parameter in named}
     if all(id(each) in frozen or not each.requires_grad for each in parameters.values()):
         raise ValueError(
             f"freeze leaves nothing of the model to train ({patterns!r} is all): freeze less, or do not train, by the "
             "strategy pretrained"
         )
-    for parameter in parameters.values():
-        if id(parameter) in frozen:
-            parameter.requires_grad_(False)
+    for parameter in named:
+        parameter.requires_grad_(False)
 
 
 def still_norms(model: nn.Module) -> list[nn.Module]:

@@ -100,10 +100,6 @@ class TrainConfig:
                 f"batch_size must be >= 2 * samples_per_class to form a negative pair, got {self.batch_size} for "
                 f"samples_per_class={self.samples_per_class}"
             )
-        if not (0 <= self.warmup < 1 or (self.warmup >= 1 and float(self.warmup).is_integer())):
-            raise ValueError(
-                f"warmup must be a share of a task's steps, in [0, 1), or a whole number of steps, got {self.warmup}"
-            )
         if not 0 < self.step_at < 1:
             raise ValueError(f"step_at must lie between 0 and 1, got {self.step_at}")
         if self.weight_decay < 0 or self.momentum < 0 or (self.loss_lr is not None and self.loss_lr < 0):
@@ -114,6 +110,7 @@ class TrainConfig:
         if self.lr <= 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(f"lr and clip must be > 0, got lr={self.lr}, clip={self.clip}")
         rate_of_backbone(self)
+        _check_warmup(self.warmup)
 
 
 def rate_of_backbone(config: TrainConfig) -> float:
@@ -208,6 +205,13 @@ def set_rate(optimizer: Optimizer, config: TrainConfig, progress: float, *, step
     for group in optimizer.param_groups:
         group["lr"] = group["full_rate"] * factor
     return optimizer.param_groups[0]["lr"]
+
+
+def _check_warmup(warmup: float) -> None:
+    if not (0 <= warmup < 1 or (warmup >= 1 and float(warmup).is_integer())):
+        raise ValueError(
+            f"warmup must be a share of a task's steps, in [0, 1), or a whole number of steps, got {warmup}"
+        )
 
 
 def _warm_steps(config: TrainConfig, steps: int) -> int:

@@ -57,15 +57,9 @@ def train_task(
         on_epoch: called at the end of each epoch.
         what: shown in the progress bar.
     """
-    model, strategy, config, number = learner.model, learner.strategy, learner.config, len(earlier)
+    strategy, config, number = learner.strategy, learner.config, len(earlier)
     seed_everything(config.seed, number)
-    factors = factors_of(model)
-    optimizer = make_optimizer(model, learner.objective, config, factors=factors.parameters() if factors else ())
-    scaler = torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16")
-    strategy.before_task(model, task, optimizer)
-    if factors:
-        factors.attach(optimizer)  # after what adds to gradients
-    steps = _Steps(optimizer, scaler, factors)
+    steps = _steps_for(learner, task)
     if resumed and resumed.optimizer:
         strategy.load_state_dict(resumed.strategy)
         steps.load_state_dict(resumed.optimizer)
@@ -74,9 +68,19 @@ def train_task(
     if data is None:
         return
     for epoch in range(resumed.epoch if resumed else 0, config.epochs):
-        record = _train_epoch(learner, task, data, number, epoch, optimizer, scaler, what)
+        record = _train_epoch(learner, task, data, number, epoch, steps, what)
         if on_epoch:
             on_epoch(epoch, record, steps.state_dict())
+
+
+def _steps_for(learner: Learner, task: Task) -> _Steps:
+    model, config = learner.model, learner.config
+    factors = factors_of(model)
+    optimizer = make_optimizer(model, learner.objective, config, factors=factors.parameters() if factors else ())
+    learner.strategy.before_task(model, task, optimizer)
+    if factors:
+        factors.attach(optimizer)  # after what adds to gradients
+    return _Steps(optimizer, torch.amp.GradScaler(device_of(model).type, enabled=config.precision == "fp16"), factors)
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,11 @@ def _train_epoch(
     data: LabelledDataset,
     number: int,
     epoch: int,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
+    steps: _Steps,
     what: str,
 ) -> dict[str, Any]:
     model, strategy, config = learner.model, learner.strategy, learner.config
+    optimizer, scaler = steps.optimizer, steps.scaler
     began = time.perf_counter()
     seed = seed_everything(config.seed, number, epoch)
     batches = draw_batches(
