@@ -105,6 +105,7 @@ def test_killed_at_some_points_with_batch_norm(freeze_batchnorm, class_images, s
     )
 
 
+@pytest.mark.slow
 def test_killed_at_some_points_partly_frozen_in_a_warm_up(class_images, scratch):
     stream = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0]
     check_every_point(
