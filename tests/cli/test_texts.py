@@ -6,13 +6,16 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from commands import failed, interrupt_after
 from tiny_texts import rows_of, write_csv
+from torch import nn
 
 from tripletmas.objectives.grid import read_grid
 from tripletmas.runs import catalog
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.models import embed_texts, load_model
 
 STRATEGIES = [name for name in catalog.STRATEGIES if name != "local_mas"]  # which knows no attention
 
@@ -160,3 +163,32 @@ def test_pairs_are_learned_over_the_batch(tmp_path, tiny_encoder, call, undrawn,
     assert call("evaluate", tmp_path / "run", "--gallery", "stale")[0] == 0
     other = call("train", *data, *model, "--objective", "recognition", "--out", tmp_path / "other")
     failed(other, "pairs are no classes to recognise")
+
+
+@pytest.mark.parametrize("dim", [None, pytest.param(5, marks=pytest.mark.slow)])
+def test_an_exported_folder_is_a_sentence_encoder(tmp_path, tiny_encoder, call, dim):
+    """Its library embeds as the run does, and a run goes on from it."""
+    from sentence_transformers import SentenceTransformer
+
+    options = [*options_of(tmp_path, tiny_encoder), "--strategy", "finetune", "--out", tmp_path / "run"]
+    assert call("train", *options, *([] if dim is None else ["--model.dim", dim]))[0] == 0
+    folder = tmp_path / "exported"
+    status, printed, complaint = call("export", tmp_path / "run", "--pretrained", folder)
+    assert status == 0, complaint
+    assert f"go on from it: tripletmas train --model sentence-transformers:{folder}" in printed
+    assert "sentence-transformers" in (folder / "README.md").read_text()
+    texts = ["where is my parcel?", "the card is lost"]
+    model = load_model(RunDirectory(tmp_path / "run"))
+    ours = nn.functional.normalize(embed_texts(model, texts))
+    theirs = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(texts))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    again = [
+        each if str(each) != f"sentence-transformers:{tiny_encoder}" else f"sentence-transformers:{folder}"
+        for each in options
+    ]
+    status, _, complaint = call("train", *again[:-1], tmp_path / "second", "--strategy", "pretrained")
+    assert status == 0, complaint
+    second = embed_texts(load_model(RunDirectory(tmp_path / "second")), texts)
+    torch.testing.assert_close(nn.functional.normalize(second), theirs, rtol=0, atol=1e-5)
+    failed(call("export", tmp_path / "run", "--pretrained", folder), "is not empty: name another folder")
+    failed(call("export", tmp_path / "run", "--onnx", tmp_path / "a.onnx"), "ONNX is for models of images")

@@ -16,6 +16,8 @@ from tripletmas.cli.outputs import check_output, check_place
 from tripletmas.cli.vector_table import check_ending, write_table
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
+from tripletmas.data.tokens import Tokenizer
+from tripletmas.models.text import PREFIX
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.onnx_file import write_onnx
@@ -96,6 +98,11 @@ def _folder(run: RunDirectory, folder: str, after: int | None) -> None:
     print(
         f"{folder}: the model of {run.path} after task {model.after_task}, dim {model.dim}, with a card of its scores"
     )
+    if isinstance(model.shown, Tokenizer):
+        print(
+            f"go on from it: tripletmas train --model {PREFIX}{folder} ...; in Python: SentenceTransformer({folder!r})"
+        )
+        return
     print(f"go on from it: tripletmas train --model {folder} ...; in Python: tripletmas.from_pretrained({folder!r})")
 
 

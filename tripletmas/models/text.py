@@ -115,6 +115,33 @@ def sentence_encoder(
     return TextEncoder(network, used, pad=tokenizer.pad_token_id, source={"name": f"{PREFIX}{place}", "sha256": found})
 
 
+def save_encoder(encoder: TextEncoder, folder: Path, card: str) -> None:
+    """Write a model of Sentence Transformers, with the weights that it has now, as its library reads it again.
+
+    It ends in a normalisation; `sentence_encoder` takes it off again.
+
+    Raises:
+        ValueError: for a network of somebody's own, or if something is in the folder.
+    """
+    network = encoder.network
+    if not isinstance(network, _Sentence):
+        raise ValueError("a network of one's own is no model of Sentence Transformers: save its weights yourself")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: name another folder")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense, Normalize
+
+    modules: list[Any] = list(network.layers)
+    if isinstance(network.head, nn.Linear):
+        head = Dense(network.head.in_features, network.head.out_features, activation_function=nn.Identity())
+        head.linear.load_state_dict(network.head.state_dict())
+        modules.append(head)
+    made = SentenceTransformer(modules=[*modules, Normalize()], device="cpu")
+    made.max_seq_length = encoder.tokenizer.max_length
+    made.save(str(folder), create_model_card=False, safe_serialization=True)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 class _Sentence(nn.Module):
     """The modules of a sentence encoder one after the other, without normalisations at their end, and a head."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tripletmas.basics.files import atomic_write
 from tripletmas.basics.version import __version__
+from tripletmas.data.tokens import Tokenizer
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.models import RunModel, load_model
@@ -41,6 +42,8 @@ def write_onnx(run: RunDirectory, file: str | Path, *, after: int | None = None)
     """
     onnx, runtime = _packages()
     model = load_model(run, after=after, device="cpu")
+    if isinstance(model.shown, Tokenizer):
+        raise ValueError(f"ONNX is for models of images, and that of {run.path} reads texts: use --pretrained FOLDER")
     experiment, number = load_trained(run, model.after_task, device="cpu")
     learned = experiment.stream[: number + 1]
     few = [learned[0].query[position][0] for position in range(min(_BATCH, len(learned[0].query)))]

@@ -13,6 +13,7 @@ from tripletmas.data.preparation import Preparation, height_and_width
 from tripletmas.models.exported import CONFIG, WEIGHTS, read_exported, write_exported
 from tripletmas.models.making import is_built_in, make_model, without_start
 from tripletmas.models.networks import embedding_dim
+from tripletmas.models.text import save_encoder, text_encoder_of
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import config_of, load_trained
 from tripletmas.runs.models import RunModel, load_model
@@ -31,6 +32,9 @@ def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None 
     experiment, number = load_trained(run, after, device="cpu")
     names = experiment.stream[0].train.class_names
     classes = list(dict.fromkeys(names[label] for task in experiment.stream[: number + 1] for label in task.classes))
+    if encoder := text_encoder_of(model.model):
+        save_encoder(encoder, Path(folder), _card_of_texts(run, config, model, classes))
+        return model
     options = without_start(config["model"]["name"], config["model"])
     card = _card(run, config, model, classes)
     write_exported(folder, model.model, options, model.prepared, classes=classes, card=card)
@@ -63,6 +67,39 @@ def from_pretrained(folder: str | Path) -> RunModel:
     loading = {"batch_size": 256, "num_workers": 0}
     dim = embedding_dim(model, prepared.shape)
     return RunModel(str(folder), 0, weight_hash(state), model, prepared, mean, deviation, dim, **loading)
+
+
+def _card_of_texts(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: list[str]) -> str:
+    """The same of a model of texts."""
+    strategy, data = config["strategy"]["name"], config["data"]["name"]
+    lines = [
+        "---",
+        "library_name: sentence-transformers",
+        "pipeline_tag: sentence-similarity",
+        "tags: [sentence-transformers, metric-learning, continual-learning]",
+        "---",
+        "",
+        f"# {Path(run.path).name}",
+        "",
+        f"An embedding of texts, {model.dim} numbers to be compared by cosine, learned task by task with tripletmas",
+        f"{__version__}: model `{config['model']['name']}`, strategy `{strategy}`, data `{data}`.",
+        f"{len(classes)} classes. At most {model.tokenizer.max_length} tokens of a text are read.",
+        "",
+        "## Scores",
+        "",
+        *_table(run, model.after_task),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'vectors = SentenceTransformer("FOLDER").encode(["a text"])',
+        "```",
+        "",
+        "`tripletmas train --model sentence-transformers:FOLDER ...` goes on learning from it.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: list[str]) -> str:
