@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from tripletmas.basics import progress
 from tripletmas.basics.sentences import refused, suggestion
 from tripletmas.basics.version import __version__
 from tripletmas.cli.terminal import guarded
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     name, *rest = [each for each in given if each != "--debug"] or ("",)
-    with guarded():
+    with guarded(), _progress():
         try:
             return _main(name, rest)
         except BrokenPipeError:  # the reader of a pipe, such as head, has left
@@ -74,6 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as interrupt:
             print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
             return 130
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Inside, the log says how far long work is, though nothing else of a log may be shown."""
+    logger, handler = logging.getLogger(progress.__name__), logging.StreamHandler(sys.stderr)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
 
 
 def _main(name: str, arguments: Sequence[str]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse import Namespace
 from rich.box import SIMPLE_HEAD
@@ -15,6 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from tripletmas.basics.files import atomic_write
+from tripletmas.basics.sentences import listed
+from tripletmas.cli.asked import asked_images, asked_texts
 from tripletmas.cli.console import console, make_parser, open_run
 from tripletmas.cli.index_info import map_for, model_of, stale_vectors, task_of_part, ways_out
 from tripletmas.cli.items import samples_of
@@ -38,6 +41,7 @@ from tripletmas.runs.models import (
 )
 
 _OF_RUN = "run"  # --move-queries without the name of a map
+_OF_INDEX = ("run", "allow-stale", "move-queries", "force", "csv", "min-score", "skip-unreadable")  # alone
 
 
 def query(arguments: Sequence[str]) -> None:
@@ -45,10 +49,21 @@ def query(arguments: Sequence[str]) -> None:
 
     In place of the index, a run on facts finds the images of a fact, and the facts of an image.
     """
-    parser = make_parser("query", query.__doc__, "--force", "--trust-code")
+    parser = make_parser("query", query.__doc__, "--skip-unreadable", "--force", "--trust-code")
     parser.add_argument("index", type=str, help="the index file, or the directory of a run on facts")
-    asks_facts = any(each.partition("=")[0] == "--fact" for each in arguments)
-    parser.add_argument("images", nargs="*" if asks_facts else "+", help="image files, or texts, to search with")
+    asks_besides = any(each.partition("=")[0] in ("--fact", "--csv") for each in arguments)
+    parser.add_argument(
+        "images",
+        nargs="*" if asks_besides else "+",
+        help="image files to search with, folders and archives of them, or, of an index of texts, texts",
+    )
+    parser.add_argument("--csv", type=str, default=None, metavar="FILE", help="search with what a CSV file lists")
+    parser.add_argument(
+        "--column",
+        type=str,
+        default=None,
+        help="of --csv: where it has them (default: path, relative to the file's folder; of texts: text)",
+    )
     parser.add_argument(
         "--fact",
         action="append",
@@ -57,6 +72,9 @@ def query(arguments: Sequence[str]) -> None:
         "turn",
     )
     parser.add_argument("--gallery", type=str, default=None, help="for --fact: search this folder, not the test images")
+    parser.add_argument(
+        "--min-score", type=float, default=None, metavar="SCORE", help="leave out what is below; where all is: no match"
+    )
     parser.add_argument("-k", "--k", type=int, default=10, help="how many neighbours of each")
     parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
     parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
@@ -73,19 +91,30 @@ def query(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--html", type=str, default=None, metavar="FILE", help="also write a page with pictures there")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the neighbours there")
+    parser.add_argument(
+        "--jsonl",
+        type=str,
+        default=None,
+        metavar="FILE",
+        help="also write the neighbours there, a line of JSON for each query; - for standard output, and no tables",
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
     options = parser.parse_args(arguments)
     if options.k < 1:
         raise ValueError(f"-k must be >= 1, got {options.k}")
+    if options.column and not options.csv:
+        raise ValueError("--column is for --csv")
     _check_outputs(options)
     (_ask if Path(options.index).is_dir() else _search)(options)
 
 
 def _check_outputs(options: Namespace, images: Sequence[str] = ()) -> None:
-    read = [options.index, *options.images]
-    images = [*images, *([options.gallery] if options.gallery else [])]
-    check_output("--html", options.html, "HTML", read=read, images=images)
-    check_output("--json", options.json, "JSON", read=[*read, *([options.html] if options.html else [])], images=images)
+    read = [options.index, *options.images, *([options.csv] if options.csv else [])]
+    images = [*images, *filter(os.path.isdir, options.images), *([options.gallery] if options.gallery else [])]
+    written = {"html": "HTML", "json": "JSON", **({} if options.jsonl == "-" else {"jsonl": "JSON"})}
+    for name, kind in written.items():
+        check_output(f"--{name}", options[name], kind, read=read, images=images)
+        read += [options[name]] if options[name] else []
 
 
 def _search(options: Namespace) -> None:
@@ -98,40 +127,56 @@ def _search(options: Namespace) -> None:
     _check_outputs(options, index.roots)
     if not len(index):
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
-    if index.texts and (empty := [each for each in options.images if not each.strip()]):
-        raise ValueError(f"a text to search with is empty: {empty[0]!r}")
+    names = _asked(index, options)
     if not options.force:
         _refuse_collapse(index, options.index)
     model, notes = model_of(index, options, options.after), []
     move_queries = bool(options.move_queries) and bool(index.stale(model.hash))
     if index.stale(model.hash) and not move_queries:
-        if not options.allow_stale:
-            raise ValueError(
-                f"{options.index}: {stale_vectors(index, model)}, so scores do not compare: {ways_out(options.index)}, "
-                "--move-queries moves the queries back to them, --allow-stale searches them as they are"
-            )
-        notes.append(f"{stale_vectors(index, model)}: scores with them do not compare")
+        notes.append(_of_stale(index, model, options))
     if options.k > len(index):
         notes.append(f"the index holds {len(index)} vectors, fewer than the {options.k} that are asked for")
     k = min(options.k, len(index))
-    shown = index.settings.transform
-    if isinstance(shown, Reading):
-        vectors = embed_texts(model, options.images)
-    else:
-        vectors, _ = embed_images(
-            model, ImageFiles.at(options.images, model.prepared), invert=shown.invert, option=None
-        )
+    names, vectors = _embedded(index, model, names, options)
     scores, rows = _moved_search(index, model, vectors, k, options) if move_queries else index.search(vectors, k)
-    found = neighbours(index, options.images, scores, rows)
-    fewest = min(len(row.found[0]) for row in found.rows)
+    fewest = int((rows >= 0).sum(dim=1).min())
     if fewest < k:
         notes.append(
             f"an approximate index of kind {index.settings.kind} may find fewer than asked for (here {fewest} of "
             f"{options.k}): build it with a larger --nprobe or --ef-search"
         )
+    if options.min_score is not None:
+        rows = rows.masked_fill(scores < options.min_score, -1)
     what = "texts" if index.texts else "images"
     about = f"{options.index}: {len(index)} {what}, {model.run} after task {model.after_task}"
-    _tell(options, found, notes, about=about, measure=_measure(index))
+    _tell(options, neighbours(index, names, scores, rows), notes, about=about, measure=_measure(index))
+
+
+def _of_stale(index: ImageIndex, model: RunModel, options: Namespace) -> str:
+    """What is to be said where stale vectors are searched as they are; a ValueError if that was not allowed."""
+    if not options.allow_stale:
+        raise ValueError(
+            f"{options.index}: {stale_vectors(index, model)}, so scores do not compare: {ways_out(options.index)}, "
+            "--move-queries moves the queries back to them, --allow-stale searches them as they are"
+        )
+    return f"{stale_vectors(index, model)}: scores with them do not compare"
+
+
+def _asked(index: ImageIndex, options: Namespace) -> list[str]:
+    """The paths of the images, or the texts, to search with."""
+    if index.texts:
+        return asked_texts(options.images, options.csv, options.column or "text")
+    return asked_images(options.images, options.csv, options.column or "path")
+
+
+def _embedded(index: ImageIndex, model: RunModel, names: list[str], options: Namespace) -> tuple[list[str], Tensor]:
+    """(those of what is asked with that can be read, their raw vectors)."""
+    shown = index.settings.transform
+    if isinstance(shown, Reading):
+        return names, embed_texts(model, names)
+    images, skip = ImageFiles.at(names, model.prepared), options.skip_unreadable
+    vectors, kept = embed_images(model, images, invert=shown.invert, skip_unreadable=skip)
+    return [names[position] for position in kept], vectors
 
 
 def _refuse_collapse(index: ImageIndex, file: str) -> None:
@@ -175,14 +220,15 @@ def _moves_back(index: ImageIndex, model: RunModel, options: Namespace) -> dict[
         run, spaces.values(), end, kind=kind, normalize=settings.normalize, dim=settings.dim, back=True
     )
     for task, choice in choices.items():
-        print(f"back over task {task}: {choice.sentence()}")
+        print(f"back over task {task}: {choice.sentence()}", file=_besides(options))
     return {number: moves[task] for number, task in spaces.items()}
 
 
 def _ask(options: Namespace) -> None:
     """Ask a run on facts."""
-    if options.run or options.allow_stale or options.move_queries or options.force:
-        raise ValueError("--run, --allow-stale, --move-queries and --force are for an index; here the run is asked")
+    values = {name: options[name.replace("-", "_")] for name in _OF_INDEX}
+    if of_index := [name for name, value in values.items() if value is not None and value is not False]:
+        raise ValueError(f"{listed([f'--{name}' for name in of_index])} is for an index; here the run is asked")
     if bool(options.fact) == bool(options.images):
         raise ValueError("ask with image files, or with --fact, one of the two")
     if options.gallery and not options.fact:
@@ -207,10 +253,12 @@ def _ask(options: Namespace) -> None:
 
 def _tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, measure: str) -> None:
     """Print what was found, and write it where the options say."""
-    for row in found.rows:
+    for row in found.rows if options.jsonl != "-" else ():
         console().print(_table(row, found.texts))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    if options.jsonl:
+        _write_lines(options.jsonl, found)
     if options.json:
         content = {"index": options.index, "queries": [_plain(row, found.texts) for row in found.rows]}
         _write(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -218,7 +266,21 @@ def _tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, 
         from tripletmas.report.grid import QUERY_PIXELS, query_page  # it takes a while, and few want a page
 
         _write(options.html, query_page(found.with_files(QUERY_PIXELS), about=about, notes=notes, measure=measure))
-        print(f"page: {options.html}")
+        print(f"page: {options.html}", file=_besides(options))
+
+
+def _write_lines(path: str, found: Grid) -> None:
+    """A line of JSON for each query; - is the standard output."""
+    lines = [json.dumps(_plain(row, found.texts), allow_nan=False) for row in found.rows]
+    if path == "-":
+        print("\n".join(lines))
+    else:
+        _write(path, "".join(f"{line}\n" for line in lines))
+
+
+def _besides(options: Namespace) -> TextIO:
+    """Where what is no result goes."""
+    return sys.stderr if options.jsonl == "-" else sys.stdout
 
 
 def neighbours(index: ImageIndex, queries: Sequence[str], scores: Tensor, rows: Tensor) -> Grid:
@@ -261,6 +323,9 @@ def _label(hit: Hit) -> str | None:
 
 def _table(row: Row, texts: Mapping[str, str]) -> Table:
     table = Table(title=row.name, title_justify="left", box=SIMPLE_HEAD)
+    if not row.found[0]:
+        table.add_column("no match")
+        return table
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
     table.add_column("label")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tripletmas.basics.progress import told
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 
@@ -81,7 +82,8 @@ def embed(
     pieces, start = [], 0
     try:
         batches = dataset.loader(batch_size, num_workers=num_workers)
-        for samples, _ in tqdm(batches, desc="embed", leave=False, disable=None if progress else True):
+        bar = tqdm(batches, desc="embed", leave=False, disable=None if progress else True)
+        for samples, _ in told(bar, "embedded batch", len(batches)):
             with torch.inference_mode():
                 vectors = model(samples.to(device))
             if vectors.ndim != 2 or len(vectors) != len(samples):

@@ -31,6 +31,7 @@ from tripletmas.runs.resume import (
     earlier_scores,
     keep_scores,
     mend_importance,
+    say_if_done,
 )
 from tripletmas.runs.strength import SearchConfig, find_strength
 from tripletmas.runs.task import Learner, train_task
@@ -144,6 +145,7 @@ def _begin(
         run.keep_start_weights(state_of(learner.model))
     else:
         scores = _go_on(learner, after, stream, run, start)
+        say_if_done(run, start, stream)
     if start is None or start.task < len(stream):
         run.keep_scores(Scores(scores.task_names).to_json())  # its scores are in the records until all tasks are done
     return scores

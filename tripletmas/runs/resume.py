@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from tripletmas.data.tasks import Stream, Task, fingerprint
 from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.scores import Scores
 from tripletmas.runs.checkpoint import REMEDY, Checkpoint
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.strategies.base import Strategy
+
+logger = logging.getLogger(__name__)
 
 
 def check_place(run: RunDirectory, start: Checkpoint, stream: Stream, epochs: int) -> None:
@@ -18,6 +22,12 @@ def check_place(run: RunDirectory, start: Checkpoint, stream: Stream, epochs: in
             f"{epochs} epochs: {REMEDY}"
         )
     run.check_records(start)
+
+
+def say_if_done(run: RunDirectory, start: Checkpoint, stream: Stream) -> None:
+    """Log that there is nothing to do, where all tasks are learned."""
+    if start.task == len(stream):
+        logger.info("%s: all %d tasks are learned, there is nothing to do", run.path, len(stream))
 
 
 def earlier_scores(run: RunDirectory, stream: Stream, size: int | None = None) -> Scores:

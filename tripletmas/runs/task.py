@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from tripletmas.basics.progress import told
 from tripletmas.basics.weights import device_of
 from tripletmas.data.batches import draw_batches, seed_everything
 from tripletmas.data.dataset import LabelledDataset
@@ -133,7 +134,7 @@ def _train_epoch(
     total, rate, watch = 0.0, config.lr, Watch(len(batches))
     shown = f"task {task.name}{what} epoch {epoch + 1}/{config.epochs}"
     with tqdm(loader, desc=shown, disable=None, leave=False) as bar:
-        for step, (inputs, labels) in enumerate(bar):
+        for step, (inputs, labels) in enumerate(told(bar, f"{shown}, batch", len(batches))):
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             done = (epoch + step / len(batches)) / config.epochs
             rate = set_rate(optimizer, config, done, steps=config.epochs * len(batches))
