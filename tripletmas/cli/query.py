@@ -175,7 +175,8 @@ def _embedded(index: ImageIndex, model: RunModel, names: list[str], options: Nam
     if isinstance(shown, Reading):
         return names, embed_texts(model, names)
     images, skip = ImageFiles.at(names, model.prepared), options.skip_unreadable
-    vectors, kept = embed_images(model, images, invert=shown.invert, skip_unreadable=skip)
+    option = "--skip-unreadable" if len(names) > 1 else None
+    vectors, kept = embed_images(model, images, invert=shown.invert, skip_unreadable=skip, option=option)
     return [names[position] for position in kept], vectors
 
 
