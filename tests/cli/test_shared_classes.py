@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tripletmas.index.images import ImageIndex
+
 PRODUCTS = {"bowl": 1, "cup": 2, "mug": 3, "vase": 4}  # the seed of what it looks like
 
 
@@ -42,6 +44,9 @@ def test_a_month_more_with_known_products(shop: Path, tmp_path: Path, write_imag
     )
     assert call("evaluate", run, "--gallery", "fresh,stale,compensated")[0] == 0
     assert call("forecast", run)[0] == 0
+    file = tmp_path / "shop.index"
+    assert call("index", "build", run, "--images", shop, "--out", file)[0] == 0
+    assert set(ImageIndex.open(file).class_names) == PRODUCTS.keys()
 
 
 def test_what_is_changed_in_a_month_that_was_learned_is_refused(shop: Path, tmp_path: Path, write_images, call):

@@ -164,7 +164,7 @@ def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Names
     vectors, kept = embedded(index, model, shown, items.classes, skip_unreadable=skip, force=force)
     added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
     root, classes = os.path.abspath(added.root), added.classes
-    if items.texts is None and _names_leaves(model.run):
+    if not items.texts and _names_leaves(model.run):
         classes = [name and name.rpartition("/")[2] for name in classes]
     return add_images(index, vectors, added.names, classes, part, root=root, texts=added.texts)
 
