@@ -47,8 +47,7 @@ class LabelledDataset(Dataset):
         labels: (n,), integers in [0, len(class_names)); or (n, len(class_names)), booleans.
         class_names: the name of each label. Labels that users write as strings or as large numbers stay names.
         groups: the group of each *class* (an alphabet, the folder of a task), for streams of one task a group.
-        sample_groups: the group of each *sample*, in place of `groups` where a class lies in several: a product that
-            was photographed in two months.
+        sample_groups: the group of each *sample*, in place of `groups`, where a class lies in several.
         paths: the file of each sample, where samples are files; of a text its file and its line there.
         prepared: how each sample was made from an image; None where it was not, or nobody noted it.
         texts: each sample as a text, where samples are texts, whose lengths differ: a batch has that of its longest.
@@ -76,10 +75,7 @@ class LabelledDataset(Dataset):
         labels = torch.as_tensor(labels)
         if len(labels) != len(samples):
             raise ValueError(f"{len(samples)} samples, but {len(labels)} labels")
-        if groups is not None and len(groups) != len(class_names):
-            raise ValueError(f"groups name one group for each of the {len(class_names)} classes, got {len(groups)}")
-        if sample_groups is not None and (groups is not None or len(sample_groups) != len(labels)):
-            raise ValueError("sample_groups name one group for each sample, and take the place of groups")
+        _check_groups(groups, sample_groups, len(class_names), len(labels))
         several = labels.dtype == torch.bool
         self.samples = samples
         self.class_names = tuple(class_names)
@@ -94,8 +90,7 @@ class LabelledDataset(Dataset):
         self.prepared = prepared
         self._all_texts = texts
         self._group_names = tuple(dict.fromkeys(sample_groups or ()))
-        number_of = {name: number for number, name in enumerate(self._group_names)}
-        self._all_groups = None if sample_groups is None else torch.tensor([number_of[name] for name in sample_groups])
+        self._all_groups = None if sample_groups is None else _positions_in(self._group_names, sample_groups)
         _check_labels(self._all_labels, len(class_names))
 
     def __len__(self) -> int:
@@ -165,8 +160,7 @@ class LabelledDataset(Dataset):
         return {group: tuple(labels) for group, labels in found.items()}
 
     def cells(self) -> list[tuple[int, str, Tensor]]:
-        """(label, group, positions) of the samples of each class, by label; where a class may lie in several groups, of
-        each of them by itself, else with the group ""."""
+        """(label, group, positions) of the samples of each class, in each group that it lies in; without any in ""."""
         names = self._group_names or ("",)
         of = self._labels
         if self._all_groups is not None:
@@ -226,9 +220,9 @@ class LabelledDataset(Dataset):
         """The same samples without augmentation."""
         return self._view(self.indices, None)
 
-    def with_transform(self, transform: Transform | None) -> LabelledDataset:
-        """The same samples, read through `transform`."""
-        return self._view(self.indices, transform)
+    def with_transform(self, transform: Transform | None, *, seed: int | None = None) -> LabelledDataset:
+        """The same samples, read through `transform`, which draws by this seed."""
+        return self._view(self.indices, transform, seed=seed)
 
     def with_samples(self, samples: Tensor | Sequence[Tensor]) -> LabelledDataset:
         """The same view of other samples, one for each that there is: texts as a model reads them."""
@@ -237,15 +231,11 @@ class LabelledDataset(Dataset):
         view.samples = samples
         return view
 
-    def with_seed(self, seed: int | None) -> LabelledDataset:
-        """The same samples, whose transform draws by this seed."""
-        view = self._view(self.indices, self.transform)
-        view.seed = seed
-        return view
-
-    def _view(self, indices: Tensor, transform: Transform | None, within: Tensor | None = None) -> LabelledDataset:
+    def _view(
+        self, indices: Tensor, transform: Transform | None, within: Tensor | None = None, *, seed: int | None = None
+    ) -> LabelledDataset:
         view = copy(self)
-        view.indices, view.transform, view._labels = indices, transform, self._all_labels[indices]
+        view.indices, view.transform, view.seed, view._labels = indices, transform, seed, self._all_labels[indices]
         view.within = self.within if within is None else within
         return view
 
@@ -259,13 +249,12 @@ class LabelledDataset(Dataset):
     ) -> DataLoader:
         """Batches `(samples, labels)`: those of `batches` if given, else all samples in order.
 
-        Args:
-            seed: as the attribute, so that what is drawn is repeatable, with any number of workers.
+        What a transform draws is repeatable with a seed, with any number of workers.
         """
         if batches is None:
             batches = [list(range(i, min(i + batch_size, len(self)))) for i in range(0, len(self), batch_size)]
         return DataLoader(
-            self if seed is None else self.with_seed(seed),
+            self if seed is None else self.with_transform(self.transform, seed=seed),
             batch_sampler=[list(batch) for batch in batches],
             collate_fn=tuple,  # a batch is read whole
             num_workers=num_workers,
@@ -335,6 +324,17 @@ class Source:
         of = self.of_classes(sorted({label for group in groups for label in members.get(group, ())}))
         test, gallery = (None if part is None else part.of_groups(groups) for part in (of.test, of.gallery))
         return replace(of, train=of.train.of_groups(groups), test=test, gallery=gallery)
+
+
+def _check_groups(of_classes: Sequence | None, of_samples: Sequence | None, classes: int, samples: int) -> None:
+    if of_classes is not None and len(of_classes) != classes:
+        raise ValueError(f"groups name one group for each of the {classes} classes, got {len(of_classes)}")
+    if of_samples is not None and (of_classes is not None or len(of_samples) != samples):
+        raise ValueError("sample_groups name one group for each sample, and take the place of groups")
+
+
+def _positions_in(names: Sequence[str], chosen: Sequence[str]) -> Tensor:
+    return torch.tensor(list(map({name: place for place, name in enumerate(names)}.__getitem__, chosen)))
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:

@@ -73,7 +73,7 @@ def folder(
     entries, example = [], {}
     for file, split, branch in zip(files, *parts_of(root, branches), strict=True):
         if split in SPLITS:
-            class_name = branch[-1] if class_from == "leaf" and len(branch) == 2 else "/".join(branch)
+            class_name = "/".join(branch[-1:] if class_from == "leaf" else branch)
             entries.append(Entry(file, class_name, branch[0] if len(branch) == 2 else None, SPLITS[split]))
             example.setdefault(len(branch), file)
     if len(example) != 1 or not example.keys() <= {1, 2}:

@@ -71,12 +71,16 @@ def _untested(source: Source) -> set[int]:
             raise ValueError(f"train and {name} must have the same class names")
     if test is None:
         return set(train.classes)
+    _check_learned(train, test)
+    groups = train.groups
+    return set() if groups is None else {label for label in train.classes if groups[label] in source.hold_out}
+
+
+def _check_learned(train: LabelledDataset, test: LabelledDataset) -> None:
     learned = {cell[:2] for cell in train.cells()}
     unlearned = [_named(test, label, group) for label, group, _ in test.cells() if (label, group) not in learned]
     if unlearned:
         raise ValueError(f"there are queries, but nothing to learn from, for class {listed(unlearned, 5)}")
-    groups = train.groups
-    return set() if groups is None else {label for label in train.classes if groups[label] in source.hold_out}
 
 
 def _hold_out(
