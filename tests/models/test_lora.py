@@ -206,7 +206,7 @@ def test_what_a_guard_brings_back_stays():
     factors.attach(optimizer)
     train(model, optimizer, 10)
     gram.settle()
-    assert max(gram.shares().values()) <= 0.01**2 * 1.2  # biases are frozen, and cannot help
+    assert max(gram.shares().values()) <= 0.01**2 * 1.0011  # although biases are frozen, and cannot help
     settled = snapshot(named_parameters(model))
     optimizer.param_groups[0]["lr"] = 0.0
     train(model, optimizer, 1)

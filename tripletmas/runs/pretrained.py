@@ -36,6 +36,7 @@ def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None 
         save_encoder(encoder, Path(folder), _card_of_texts(run, config, model, classes))
         return model
     options = without_start(config["model"]["name"], config["model"])
+    options.pop("lora", None)  # how it was trained, and nothing that it is
     card = _card(run, config, model, classes)
     write_exported(folder, model.model, options, model.prepared, classes=classes, card=card)
     return model

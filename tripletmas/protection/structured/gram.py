@@ -35,7 +35,8 @@ from tripletmas.protection.structured.moments import Grams, diagonals, input_imp
 from tripletmas.protection.structured.quadratic import Quadratic, first_task
 from tripletmas.protection.structured.state import from_tensors, to_tensors
 
-_ROUNDS, _TOLERANCE = 3, 0.001  # of bringing weights back: maps may share them; of a share
+# Of bringing weights back, which takes more than one where maps share them, or where biases are frozen; of a share.
+_ROUNDS, _TOLERANCE = 10, 0.001
 
 
 @final
@@ -171,7 +172,8 @@ class Gram(Guard):
         if self._has_budget:
             parameters, trained = named_parameters(self.model), trainable(self.model).keys()
             for _ in range(_ROUNDS):
-                self._bring_back(self._present(), self._budget_now() ** 2, parameters, trained)
+                if not self._bring_back(self._present(), self._budget_now() ** 2, parameters, trained):
+                    break
 
     def _bring_back_far_ones(
         self, here: Mapping[LinearMap, Held], parameters: Mapping[str, Tensor], moved: Collection[str]
@@ -184,15 +186,19 @@ class Gram(Guard):
 
     def _bring_back(
         self, maps: Iterable[LinearMap], most: float, parameters: Mapping[str, Tensor], moved: Collection[str]
-    ) -> None:
-        """Of these maps, those of which a larger share has changed; only weights with these names."""
+    ) -> bool:
+        """Of these maps, those of which a larger share has changed, and whether there were any; only weights with these
+        names."""
+        found = False
         for each in maps:
             held, change = self._held[each], self._change(each, parameters)
             if float(held.form.of(change)[0] / held.form.tasks) <= most * (1 + _TOLERANCE):
                 continue
+            found = True
             for name, part in each.spread(held.nearest(change, most) - change, parameters):
                 if name in moved:
                     each.rows(parameters[name].detach()).add_(part)
+        return found
 
     def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> set[str]:
         """Names of the parameters that are held and that this optimizer steps; without those frozen since: with a
