@@ -35,9 +35,9 @@ SETTINGS = {
 GRAM, FROZEN = Method({"name": "gram"}), Method({"name": "frozen"})
 
 
-def prepared(name: str, model: str) -> Setting:
+def prepared(name: str, model: str | None, out: Path) -> Setting:
     """The setting, with the pretrained model where that is meant."""
-    return with_model(SETTINGS[name], model) if name.endswith("pretrained") else SETTINGS[name]
+    return with_model(SETTINGS[name], model, out) if name.endswith("pretrained") else SETTINGS[name]
 
 
 def default_of(setting: Setting, places: dict[str, str]) -> float:
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--fashion-mnist", default="data", help="where Fashion-MNIST lies")
     parser.add_argument("--clothing", default="data/clothing", help="the folder or archive of clothing-dataset-small")
     parser.add_argument("--birds", default="data/birds", help="the folder or archive of photographs of birds")
-    parser.add_argument("--model", default=reproduce_pretrained.MODEL, help="FILE:NAME of the pretrained model")
+    parser.add_argument("--model", help="FILE:NAME of another pretrained model")
     parser.add_argument("--out", default="runs/budgets", type=Path)
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
@@ -127,7 +127,7 @@ def main() -> None:
         "clothing": options.clothing,
         "birds": options.birds,
     }
-    settings = {name: prepared(name, options.model) for name in options.settings or SETTINGS}
+    settings = {name: prepared(name, options.model, options.out) for name in options.settings or SETTINGS}
     defaults = {name: default_of(setting, places) for name, setting in settings.items()}
     results = Results(options.out, {"gram": GRAM, "frozen": FROZEN}, usefulness)
     for name, setting in settings.items() if not options.table else ():

@@ -5,13 +5,14 @@
     .venv/bin/python scripts/reproduce_pretrained.py --birds FOLDER --clothing FOLDER
     .venv/bin/python scripts/reproduce_pretrained.py --table                 # what is there, and what is missing
 
-EfficientNet-Lite0 with ImageNet weights at 96 px (`efficientnet_lite0.py`), few images a class, AdamW at 2e-4, triplet
-loss. FOLDER is a folder of `<class>/<image>`, or a zip archive of it. Every strategy with a strength tries as many
-values of it, one seed, on samples held out of the training data (`data.validation`); chosen is the best mean of two
-averages after the last task, that of the fresh gallery and that of the stale one, which was never embedded again. With
-it several seeds are run on the test queries. `slow` is finetune with `--training.backbone_lr 0.01x`; of a network
-without a projection that is all of it. How long all this takes is timed and printed first. A run is a process's job;
-one that was interrupted goes on after its last whole epoch, and one that is done is not repeated.
+EfficientNet-Lite0 (timm's, with the ImageNet weights that `lite0_weights.py` writes into the output folder) at 96 px,
+few images a class, batch norm as the weights have it, AdamW at 2e-4, triplet loss. FOLDER is a folder of
+`<class>/<image>`, or a zip archive of it. Every strategy with a strength tries as many values of it, one seed, on
+samples held out of the training data (`data.validation`); chosen is the best mean of two averages after the last task,
+that of the fresh gallery and that of the stale one, which was never embedded again. With it several seeds are run on
+the test queries. `slow` is finetune with `--training.backbone_lr 0.01x`; of a network without a projection that is all
+of it. How long all this takes is timed and printed first. A run is a process's job; one that was interrupted goes on
+after its last whole epoch, and one that is done is not repeated.
 """
 
 from __future__ import annotations
@@ -24,15 +25,23 @@ from functools import partial
 from pathlib import Path
 
 from best_strengths import Config, Method, Results, Setting, chosen_strategy, execute, placed, tested, wanted
+from lite0_weights import MODEL, weights_file
 from side_by_side import run_side_by_side
 
-MODEL = f"{Path(__file__).resolve().parent / 'efficientnet_lite0.py'}:EfficientNetLite0"
-TRAINING = {"epochs": 3, "batch_size": 32, "samples_per_class": 4, "lr": 2e-4, "eval_batch_size": 64}
+TRAINING = {
+    "epochs": 3,
+    "batch_size": 32,
+    "samples_per_class": 4,
+    "lr": 2e-4,
+    "eval_batch_size": 64,
+    "freeze_batchnorm": "always",
+}
+WHOLE = {"size": 96, "crop": 1.0, "interpolation": "bilinear"}  # birds fill their pictures
 SETTINGS = {
     "birds": Setting(
         "Birds, 50 species as 5 tasks of 10, 10 images a species",
         {
-            "data": {"name": "folder", "root": "{birds}", "size": 96, "tasks": 5, "per_class": 10},
+            "data": {"name": "folder", "root": "{birds}", **WHOLE, "tasks": 5, "per_class": 10},
             "training": TRAINING,
             "gallery": {"compensate": "linear"},
         },
@@ -40,7 +49,7 @@ SETTINGS = {
     "clothing": Setting(
         "Clothing, 10 classes as 5 tasks of 2, 50 images a class",
         {
-            "data": {"name": "folder", "root": "{clothing}", "size": 96, "tasks": 5, "per_class": 50},
+            "data": {"name": "folder", "root": "{clothing}", **WHOLE, "tasks": 5, "per_class": 50},
             "training": TRAINING,
             "gallery": {"compensate": "linear"},
         },
@@ -77,8 +86,15 @@ def usefulness(result: Config) -> float:
     return (average(result, "fresh") + average(result, "stale")) / 2
 
 
-def with_model(setting: Setting, model: str) -> Setting:
-    """The setting with a model of one's own, whose code this account trusts from now on."""
+def with_model(setting: Setting, model: str | None, out: Path) -> Setting:
+    """The setting with a model of one's own, whose code this account trusts from now on.
+
+    Args:
+        model: FILE:NAME; None for that of `lite0_weights`, whose weights are written into the folder `out`.
+    """
+    if model is None:
+        file = weights_file(out / "efficientnet_lite0.safetensors")
+        return replace(setting, config={**setting.config, "model": {**MODEL, "weights": str(file.resolve())}})
     from tripletmas.runs import trust
     from tripletmas.runs.configuration import parse
 
@@ -165,7 +181,7 @@ def main() -> None:
     parser.add_argument("--methods", default="", help="some of them only, with ; between them")
     parser.add_argument("--birds", default="data/birds", help="the folder or archive of photographs of birds")
     parser.add_argument("--clothing", default="data/clothing", help="that of clothing-dataset-small")
-    parser.add_argument("--model", default=MODEL, help="FILE:NAME of the pretrained model")
+    parser.add_argument("--model", help="FILE:NAME of another pretrained model")
     parser.add_argument("--out", default="runs/pretrained", type=Path)
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
@@ -175,7 +191,7 @@ def main() -> None:
     for what, given, known in (("setting", options.settings, SETTINGS), ("method", names, METHODS)):
         if unknown := [each for each in given if each not in known]:
             parser.error(f"unknown {what} {unknown[0]!r}: there are {'; '.join(known)}")
-    settings = {name: with_model(SETTINGS[name], options.model) for name in options.settings or SETTINGS}
+    settings = {name: with_model(SETTINGS[name], options.model, options.out) for name in options.settings or SETTINGS}
     results = Results(options.out, METHODS, usefulness)
     places = {"birds": options.birds, "clothing": options.clothing}
     if not options.table:

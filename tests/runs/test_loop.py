@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -201,6 +202,16 @@ def test_freeze_batchnorm_holds_the_statistics_after_the_first_task(strategy, as
     assert not torch.equal(start[name], first[name])
     assert torch.equal(first[name], second[name]) == frozen
     assert not torch.equal(first["block1.norm.weight"], second["block1.norm.weight"])  # its parameters still learn
+
+
+def test_always_holds_them_in_the_first_task_too(class_images):
+    stream, model = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0], conv4((1, 16, 16), width=4)
+    model.get_submodule("block1.norm").running_mean.fill_(0.3)  # pyright: ignore[reportCallIssue]
+    before = copy.deepcopy(model.state_dict())
+    train_stream(model, stream, Finetune(), triplet(), replace(SMALL, freeze_batchnorm="always", epochs=1))
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name or "tracked" in name)
+    assert not torch.equal(before["block1.norm.weight"], after["block1.norm.weight"])
 
 
 # --- strategies

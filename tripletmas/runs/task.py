@@ -128,7 +128,7 @@ def _train_epoch(
     )
     loader = data.loader(batches=batches, num_workers=config.num_workers, seed=seed)
     freeze = strategy.freezes_batchnorm if config.freeze_batchnorm is None else config.freeze_batchnorm
-    _set_train(model, freeze and number > 0)
+    _set_train(model, freeze == "always" or (bool(freeze) and number > 0))
     device = device_of(model)
     dtype = PRECISIONS[config.precision]
     total, rate, watch = 0.0, config.lr, Watch(len(batches))
