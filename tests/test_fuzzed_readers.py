@@ -27,6 +27,7 @@ from tripletmas.basics.yaml_files import read_mapping
 from tripletmas.data.folders import csv, folder
 from tripletmas.data.images import ImageFiles, find_images
 from tripletmas.data.preparation import Preparation
+from tripletmas.data.text_tables import jsonl
 from tripletmas.objectives.facts.listed import facts
 from tripletmas.objectives.facts.words import read_word_vectors
 from tripletmas.runs.configuration import parse
@@ -94,6 +95,8 @@ IMAGES = [
     *(deep("PNG", np.uint16), deep("TIFF", np.int32), encoded("TIFF", compression="tiff_lzw")),
 ]
 ROWS = b"path,label,task,split\na.png,x,t,train\nb.png,y,t,train\na.png,x,t,gallery\nc.png,x,t,test\n"
+TEXTS = b'text,label,split\n"a, b\nand c",x,train\nd,y,train\ne,x,test\nf,y,test\n'
+LINES = b'{"text": "a", "label": "x"}\n{"text": "b", "label": 2, "split": "train"}\n{"text": "c", "label": "x"}\n'
 FACTS = b'image,subject,predicate,object,split\na.png,circle,,,train\nb.png,circle,"left of",square,test\n'
 WORDS = b"circle 0.1 -2e-3 3\nleft of 1 2 3\nsquare 4 5 6\n"
 BINARY = b"2 2\ncircle " + struct.pack("<2f", 1, 2) + b"\nof " + struct.pack("<2f", 3, 4) + b"\n"
@@ -106,6 +109,9 @@ READERS = {
     "image": Reader("a.img.png", decode, IMAGES),
     "zip": Reader("a.zip", unpack, [packed(a__0=PNG, b__1=PNG, b__2=encoded("JPEG"))]),
     "csv": Reader("a.csv", lambda path: csv(path=str(path), size=4), [ROWS], TABLE),
+    "texts": Reader("a.csv", lambda path: csv(path=str(path), text="text"), [TEXTS], TABLE),
+    "pairs": Reader("a.csv", lambda path: csv(path=str(path), text="text", positive="label"), [TEXTS], TABLE),
+    "jsonl": Reader("a.jsonl", lambda path: jsonl(path=str(path)), [LINES], (*TABLE, b"{", b"null", b"[" * 5000)),
     "facts": Reader("a.csv", lambda path: facts(csv=str(path), size=4), [FACTS], (*TABLE, b"*", b"circle")),
     "words": Reader("a.txt", read_word_vectors, [WORDS, b"3 3\n" + WORDS, BINARY], (b" ", b"\n", b"nan", b"9" * 5000)),
     "words.gz": Reader("a.gz", read_word_vectors, [gzip.compress(each, mtime=0) for each in (WORDS, BINARY)]),

@@ -105,7 +105,7 @@ def test_what_is_no_sentence_encoder(tmp_path, tiny_encoder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"is no sentence-transformers model: it has no modules\.json"):
         made(tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"ends in no embedding"):
+    with pytest.raises(ValueError, match=r"consists of Transformer, in place of a Transformer at first"):
         made(write_encoder(tmp_path / "tokens", modules=["Transformer", "Normalize"]))
     broken = shutil.copytree(tiny_encoder, tmp_path / "broken")
     (broken / "model.safetensors").unlink()
@@ -126,3 +126,34 @@ def test_no_code_of_a_model_is_executed(tiny_encoder, tmp_path):
 def test_it_takes_no_images(tiny_encoder):
     with pytest.raises(ValueError, match=r"reads texts, and the data have samples of shape \(1, 8, 8\)"):
         make_model(f"sentence-transformers:{tiny_encoder}", (1, 8, 8))
+
+
+def test_what_a_run_names_is_not_fetched(tiny_encoder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repository, *, local_files_only, allow_patterns, ignore_patterns):
+        asked.append((repository, local_files_only))
+        if local_files_only:
+            raise OSError("it is not here")
+        return str(tiny_encoder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    _, encoder = made("some-name")
+    assert encoder.source["name"] == "sentence-transformers:some-name"
+    with pytest.raises(ValueError, match=r"no folder own/name, and own/name cannot be fetched .*it is not here"):
+        made("own/name", sha256="0")
+    assert asked == [("sentence-transformers/some-name", False), ("own/name", True)]
+
+
+def test_texts_of_one_length_are_embedded_together(tiny_encoder, monkeypatch):
+    model, encoder = made(tiny_encoder)
+    strings = ["card lost", "where is my parcel", "pin", "the money is back . i paid"]
+    data = batch_of(encoder, strings)
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape)))
+    vectors = embed(model, data, batch_size=2).vectors
+    assert seen == [(2, 2, 4), (2, 2, 9)]  # tokens between [CLS] and [SEP]: 2 and 1, then 4 and 7
+    alone = torch.cat([embed(model, data.subset([each])).vectors for each in range(4)])
+    torch.testing.assert_close(vectors, alone, rtol=0, atol=1e-6)

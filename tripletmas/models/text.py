@@ -24,6 +24,7 @@ PREFIX = "sentence-transformers:"
 DEFAULTS = {"training.lr": 5e-5, "training.eval_batch_size": 64}  # such a model is trained already, and is large
 _DESCRIBING = (".json", ".jinja", ".model", ".txt")  # endings of files that say what a model is, beside its weights
 _NO_DESCRIPTION = ("config_sentence_transformers.json", "data_config.json")  # versions and training data
+_ENDS = ("Pooling", "Dense", "Dropout", "LayerNorm")
 _MAKING = "sentence_transformers."  # whose modules a model may consist of
 # Whatever tells tokenizers of equal vocabulary apart: case, accents, punctuation, numbers, other scripts, spaces.
 _PROBE = "Où est mon colis N° 1234567?  It's LATE - naïve café_au_lait, 北京 Привет (a/b) \t e-mail@x.org … 12,50 €"
@@ -89,7 +90,7 @@ def sentence_encoder(
     what = name.removeprefix(PREFIX)
     if sample_shape:
         raise ValueError(f"{name} reads texts, and the data have samples of shape {sample_shape}: choose another model")
-    folder = _folder(what)
+    folder = _folder(what, fetch=sha256 is None)
     found = _sha256(folder)
     if sha256 not in (None, found):
         raise ValueError(
@@ -129,7 +130,7 @@ def save_encoder(encoder: TextEncoder, folder: Path, card: str) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: name another folder")
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Dense, Normalize
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
     modules: list[Any] = list(network.layers)
     if isinstance(network.head, nn.Linear):
@@ -151,10 +152,10 @@ class _Sentence(nn.Module):
         while kept and type(kept[-1]).__name__ == "Normalize":
             kept.pop()
         names = [type(module).__name__ for module in kept]
-        if not kept or names[-1] not in ("Pooling", "Dense", "Dropout", "LayerNorm", "StaticEmbedding"):
+        if not kept or names[0] != "Transformer" or names[-1] not in _ENDS:
             raise ValueError(
-                f"{what} is no encoder of sentences: it consists of {', '.join(names) or 'nothing'}, and ends in no "
-                "embedding"
+                f"{what} is no encoder of sentences known here: it consists of {', '.join(names) or 'nothing'}, "
+                f"in place of a Transformer at first and one of {', '.join(_ENDS)} at last"
             )
         self.layers = nn.ModuleList(kept)
         self.head: nn.Module = nn.Identity()
@@ -172,8 +173,12 @@ class _Sentence(nn.Module):
             return self(torch.zeros_like(one), one).shape[1]
 
 
-def _folder(what: str) -> Path:
-    """The folder of a model that is named by it, or of one on the hub, fetched if it is not here yet."""
+def _folder(what: str, *, fetch: bool) -> Path:
+    """The folder of a model that is named by it, or of one on the hub, where it was fetched to.
+
+    Args:
+        fetch: it if it is not here yet; what a run names is not, which may be somebody else's.
+    """
     folder = Path(what).expanduser()
     if folder.is_dir():
         folder = folder.absolute()
@@ -190,7 +195,8 @@ def _folder(what: str) -> Path:
     repository = what if "/" in what else f"sentence-transformers/{what}"
     patterns = [f"*{ending}" for ending in (*_DESCRIBING, ".safetensors")]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
+        options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["onnx/*", "openvino/*"]}
+        folder = Path(snapshot_download(repository, **options, local_files_only=not fetch))
     except Exception as error:  # the hub's client, and what it uses, raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
