@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -191,4 +192,22 @@ def test_an_exported_folder_is_a_sentence_encoder(tmp_path, tiny_encoder, call, 
     second = embed_texts(load_model(RunDirectory(tmp_path / "second")), texts)
     torch.testing.assert_close(nn.functional.normalize(second), theirs, rtol=0, atol=1e-5)
     failed(call("export", tmp_path / "run", "--pretrained", folder), "is not empty: name another folder")
-    failed(call("export", tmp_path / "run", "--onnx", tmp_path / "a.onnx"), "ONNX is for models of images")
+
+
+@pytest.mark.slow
+def test_onnx_reads_ids_and_mask_of_any_length(trained, call, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    status, printed, complaint = call("export", trained, "--onnx", tmp_path / "faq.onnx")
+    assert status == 0, complaint
+    assert "texts (n, length) to embeddings (n, " in " ".join(printed.split())
+    session = onnxruntime.InferenceSession(tmp_path / "faq.onnx")
+    model = load_model(RunDirectory(trained))
+    for texts in (["where is my parcel?", "the card is lost"], ["lost"]):
+        ids = model.tokenizer.encode(texts, True)
+        given = np.zeros((2, len(texts), max(map(len, ids))), dtype=np.int64)
+        for row, each in enumerate(ids):
+            given[0, row, : len(each)], given[1, row, : len(each)] = each, 1
+        found = session.run(["embeddings"], {"input_ids": given[0], "attention_mask": given[1]})[0]
+        torch.testing.assert_close(torch.from_numpy(found), embed_texts(model, texts), rtol=1e-4, atol=1e-5)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["preparation"])
+    assert about == {"tokenizer": model.tokenizer.identity, "max_length": model.tokenizer.max_length}

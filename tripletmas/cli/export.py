@@ -110,8 +110,11 @@ def _file(run: RunDirectory, file: str, after: int | None) -> None:
     """Write the model as ONNX, and say what its input is."""
     check_output("--onnx", file, ".onnx")
     model, furthest = write_onnx(run, file, after=after)
-    shape = ", ".join(map(str, ("n", *model.prepared.shape)))
+    given = "texts (n, length)"
+    if not isinstance(model.shown, Tokenizer):
+        shape = ", ".join(map(str, ("n", *model.shown.shape)))
+        given = f"images ({shape}) with values in [0, 1]"
     print(
-        f"{file}: the model of {run.path} after task {model.after_task}, images ({shape}) with values in [0, 1] to "
-        f"embeddings (n, {model.dim}); under onnxruntime they differ by at most {furthest:.1e} of their length"
+        f"{file}: the model of {run.path} after task {model.after_task}, {given} to embeddings (n, {model.dim}); under "
+        f"onnxruntime they differ by at most {furthest:.1e} of their length"
     )

@@ -7,17 +7,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tripletmas.basics.files import atomic_write
 from tripletmas.basics.version import __version__
-from tripletmas.data.tokens import Tokenizer
+from tripletmas.data.preparation import Preparation
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.models import RunModel, load_model
@@ -26,12 +26,30 @@ FURTHEST = 1e-5  # that an embedding may differ, as a share of its length
 _BATCH = 4
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a model is exported as.
+
+    Args:
+        network: called with tensors of these names.
+        inputs: name -> of a few samples; all begin with their number.
+        open: name -> which of its dimensions may be of any size, and what these are called.
+        about: how such inputs are made, as the file's metadata say it.
+    """
+
+    network: nn.Module
+    inputs: dict[str, Tensor]
+    open: dict[str, dict[int, Any]]
+    about: dict[str, Any]
+
+
 def write_onnx(run: RunDirectory, file: str | Path, *, after: int | None = None) -> tuple[RunModel, float]:
     """Write the model that a run deploys after a task; (the model, how far embeddings differ under onnxruntime).
 
-    Its input `images` is float32 (n, channels, height, width) with values in [0, 1], of any n; its output `embeddings`
-    the raw ones, (n, dim). The file's metadata say how images are prepared (`preparation`, JSON), which classes were
-    learned (`classes`, JSON), and which weights these are.
+    Of images its input `images` is float32 (n, channels, height, width) with values in [0, 1]; of texts `input_ids` and
+    `attention_mask` are int64 (n, length), as the model's tokenizer gives them. The output `embeddings` is raw,
+    (n, dim); n and length are free. The file's metadata say how inputs are made (`preparation`, JSON), which classes
+    were learned (`classes`, JSON), and which weights these are.
 
     Args:
         after: the number of the task; None for the last that is done.
@@ -42,25 +60,23 @@ def write_onnx(run: RunDirectory, file: str | Path, *, after: int | None = None)
     """
     onnx, runtime = _packages()
     model = load_model(run, after=after, device="cpu")
-    if isinstance(model.shown, Tokenizer):
-        raise ValueError(f"ONNX is for models of images, and that of {run.path} reads texts: use --pretrained FOLDER")
     experiment, number = load_trained(run, model.after_task, device="cpu")
     learned = experiment.stream[: number + 1]
-    few = [learned[0].query[position][0] for position in range(min(_BATCH, len(learned[0].query)))]
-    images = torch.stack(few)
+    query = learned[0].query
+    asked = _asked(model, query[list(range(min(_BATCH, len(query))))][0])
     names = learned[0].train.class_names
     classes = list(dict.fromkeys(names[label] for task in learned for label in task.classes))
-    content = onnx.load_model_from_string(_exported(model, images))
+    content = onnx.load_model_from_string(_exported(asked, model.run))
     about = {
         "tripletmas": __version__,
         "model": model.hash,
-        "preparation": json.dumps({**asdict(model.prepared), "values": [0, 1]}),
+        "preparation": json.dumps(asked.about),
         "classes": json.dumps(classes, ensure_ascii=False),
     }
     for key, value in about.items():
         content.metadata_props.add(key=key, value=value)
     written = content.SerializeToString()
-    furthest = max(_difference(runtime, written, model, images[:count]) for count in {1, len(images)})
+    furthest = max(_difference(runtime, written, asked, count) for count in {1, min(_BATCH, len(query))})
     if not furthest <= FURTHEST:
         raise ValueError(
             f"{file} is not written: under onnxruntime embeddings differ by {furthest:.1e} of their length, more than "
@@ -71,36 +87,60 @@ def write_onnx(run: RunDirectory, file: str | Path, *, after: int | None = None)
     return model, furthest
 
 
-def _exported(model: RunModel, images: Tensor) -> bytes:
-    """The bytes of the model as ONNX, the number of images left open."""
-    network = model.model.eval()
-    count = torch.export.Dim("n", min=1)
+def _asked(model: RunModel, samples: Tensor) -> _Asked:
+    """What a model is exported as, given a few samples of its run."""
+    network, count = model.model.eval(), torch.export.Dim("n", min=1)
+    if isinstance(model.shown, Preparation):
+        about = {**asdict(model.shown), "values": [0, 1]}
+        return _Asked(network, {"images": samples}, {"images": {0: count}}, about)
+    ids, mask = (each.contiguous() for each in samples.unbind(dim=1))
+    length = torch.export.Dim("length", min=1, max=model.shown.max_length)
+    about = {"tokenizer": model.shown.identity, "max_length": model.shown.max_length}
+    free = {"input_ids": {0: count, 1: length}, "attention_mask": {0: count, 1: length}}
+    return _Asked(_OfTwo(network), {"input_ids": ids, "attention_mask": mask}, free, about)
+
+
+class _OfTwo(nn.Module):
+    """A model of texts whose ids and mask are two inputs."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.network(torch.stack([input_ids, attention_mask], dim=1))
+
+
+def _exported(asked: _Asked, run: str) -> bytes:
+    """The bytes of the model as ONNX."""
     try:
         with _quiet():
             program: Any = torch.onnx.export(
-                network,
-                (torch.cat([images, images])[:_BATCH],),
+                asked.network,
+                tuple(torch.cat([each, each])[:_BATCH] for each in asked.inputs.values()),  # of one, n would be 1
                 dynamo=True,
                 verbose=False,
-                input_names=["images"],
+                input_names=list(asked.inputs),
                 output_names=["embeddings"],
-                dynamic_shapes=({0: count},),
+                dynamic_shapes=tuple(asked.open.values()),
             )
         return program.model_proto.SerializeToString()
     except Exception as error:  # what torch raises where an operator cannot be expressed has many types
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if "rror" in line), lines[0] if lines else type(error).__name__)
-        raise ValueError(f"the model of {model.run} cannot be expressed in ONNX: {reason}") from None
+        raise ValueError(f"the model of {run} cannot be expressed in ONNX: {reason}") from None
 
 
-def _difference(runtime: Any, content: bytes, model: RunModel, images: Tensor) -> float:
-    """How far embeddings by onnxruntime lie from the model's own, as a share of their length, at most."""
+def _difference(runtime: Any, content: bytes, asked: _Asked, count: int) -> float:
+    """How far the embeddings of the first `count` samples by onnxruntime lie from the model's own, in their length."""
+    few = {name: each[:count].clone() for name, each in asked.inputs.items()}
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
+    given = {each.name: few[each.name].numpy() for each in session.get_inputs()}
+    found = torch.from_numpy(np.asarray(session.run(None, given)[0]))
     with torch.inference_mode():
-        expected = model.model(images.clone())
+        expected = asked.network(*few.values())
     if found.shape != expected.shape:
-        raise ValueError(f"the model of {model.run} becomes another in ONNX: it returns {tuple(found.shape)}")
+        raise ValueError(f"the model becomes another in ONNX: it returns {tuple(found.shape)}")
     return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
