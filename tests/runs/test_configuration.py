@@ -34,7 +34,7 @@ def test_every_default_is_filled_in():
     assert list(found) == ["data", "model", "loss", "strategy", "training", "gallery", "objective", "seed", "device"]
     assert found["gallery"] == {"compensate": "linear", "images": None, "invert": False}
     assert found["data"]["name"] == "digits"
-    of_any = dict.fromkeys(("weights", "weights_sha256", "mean", "deviation"))
+    of_any = dict.fromkeys(("weights", "weights_sha256", "mean", "deviation", "lora"))
     assert found["model"] == {"name": "mlp", "dim": 32, "hidden": [256, 256], **of_any}
     assert (found["loss"]["name"], found["loss"]["mining"]) == ("triplet", "batch_hard")
     chosen = {"strength": 0.3, "decay": 1.0, "relative": True, "output": "embedding", "batch_gradients": None}
