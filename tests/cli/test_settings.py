@@ -60,9 +60,9 @@ def loaders(seen: list[tuple[int, int]]):
     """`LabelledDataset.loader` that starts no process, and notes what it was asked for."""
     real = LabelledDataset.loader
 
-    def loader(self, batch_size=256, *, batches=None, num_workers=0, generator=None):
+    def loader(self, batch_size=256, *, batches=None, num_workers=0, seed=None):
         seen.append((batch_size if batches is None else BATCH, num_workers))
-        return real(self, batch_size, batches=batches, generator=generator)
+        return real(self, batch_size, batches=batches, seed=seed)
 
     return loader
 
