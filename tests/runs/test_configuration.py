@@ -201,7 +201,7 @@ def test_configurations_beside_the_data_cards_are_valid():
         extra = jsonargparse.ArgumentParser(add_help=False)
         extra.add_argument("--out", type=str, default=None)
         found, _ = parse(["--config", str(path)], extra=extra)
-        assert found["data"]["name"] == {"recogseq": "sequence"}.get(path.parent.name, path.parent.name)
+        assert found["data"]["name"] == {"recogseq": "sequence", "texts": "csv"}.get(path.parent.name, path.parent.name)
 
 
 def test_versions_name_what_numbers_depend_on():
