@@ -116,12 +116,9 @@ def test_a_month_more_with_known_products_goes_on_as_if_it_had_been_there(name: 
 
 
 @pytest.mark.slow
-def test_joint_training_goes_on_with_the_heads_of_earlier_tasks():
-    accuracy = [
-        train(build(name), "recognition", epochs=20)[1].matrix("accuracy", "task") for name in ("joint", "finetune")
-    ]
-    assert accuracy[0][2].min() > 0.9
-    assert accuracy[1].diagonal().min() > 0.9 > accuracy[1][2].min()
+def test_joint_training_knows_every_task_by_its_head():
+    accuracy = train(build("joint"), "recognition", epochs=20)[1].matrix("accuracy", "task")
+    assert accuracy[2].min() > 0.9
 
 
 def after(strategy: Replay | Anchors, tasks: int) -> list[tuple[int, int]]:
