@@ -62,22 +62,25 @@ class Watch:
         them: so not in the epoch in which it comes, nor in those in which it is on its way out. Where all of the last
         batch is one sample, or its classes are told apart all the same, nothing has collapsed.
         """
-        ends = [[self._batch(objective, step) for step in steps] for steps in (self._first, self._last)]
+        kept = dict(zip(self._batches, self._compared(objective), strict=True))
+        ends = [[kept[step] for step in steps] for steps in (self._first, self._last)]
         spreads = [_mean([collapse.spread(vectors) for vectors, _, _ in part]) for part in ends]
         found = {"embedding": {"spread": spreads[1], "rank": collapse.effective_rank(ends[1][-1][0])}}
-        signs = self._signs(objective, ends, spreads)
+        # between few batches it may grow by chance, and is judged over several epochs
+        grown = len(self._last) == _AT_EACH_END and spreads[1] > _GROWN * spreads[0]
+        signs = {} if grown or math.isnan(sum(spreads)) else self._signs(objective, ends, spreads)
         return {**found, "collapse": signs} if signs else found
 
-    def _batch(self, objective: Objective, step: int) -> _Batch:
-        vectors, labels, loss = self._batches[step]
-        return objective.compared(vectors.float().cpu()), labels.cpu(), float(loss)
+    def _compared(self, objective: Objective) -> list[_Batch]:
+        """The batches that were kept, all brought to how they are compared at once."""
+        vectors, labels, losses = zip(*self._batches.values(), strict=True)
+        compared = objective.compared(torch.cat(vectors).float().cpu()).split([len(each) for each in vectors])
+        values = torch.stack([loss.reshape(()) for loss in losses]).tolist()
+        return list(zip(compared, [each.cpu() for each in labels], values, strict=True))
 
     def _signs(self, objective: Objective, ends: Sequence[Sequence[_Batch]], spreads: Sequence[float]) -> _Signs:
-        # between few batches it may grow by chance, and is judged over several epochs
-        grown = len(ends[1]) == _AT_EACH_END and spreads[1] > _GROWN * spreads[0]
-        if grown or math.isnan(sum(spreads)):
-            return {}
-        first, last = (_signs_of(part, objective.margin, spreads) for part in ends)
+        last = _signs_of(ends[1], objective.margin, spreads)
+        first = _signs_of(ends[0], objective.margin, spreads) if last else {}
         signs = {sign: sentence for sign, sentence in last.items() if sign in first}
         if not signs or _are_one(self._inputs):
             return {}
