@@ -143,3 +143,14 @@ def test_each_gives_a_gradient_to_every_parameter():
     embeddings: Tensor = model(torch.rand(4, *SHAPE))
     embeddings.square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_errors_of_code_of_ones_own_name_it(monkeypatch: pytest.MonkeyPatch):
+    def broken(sample_shape: tuple[int, ...]) -> nn.Module:
+        raise KeyError("scale")
+
+    monkeypatch.setitem(making.MODELS, "/my/models.py:broken", broken)
+    with pytest.raises(
+        ValueError, match=r"model '/my/models.py:broken' cannot be made for samples \(3, 2, 2\): KeyError"
+    ):
+        make_model("/my/models.py:broken", (3, 2, 2))

@@ -100,7 +100,9 @@ def test_embedding_dim_leaves_the_model_as_it_was():
     assert embedding_dim(model, (1, 28, 28)) == 5
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    with pytest.raises(ValueError, match=r"must return embeddings \(batch, dim\), but returned \(1, 4, 3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"must return embeddings \(batch, dim\), but returned \(2, 4, 3, 3\) for two samples"
+    ):
         embedding_dim(nn.Conv2d(1, 4, 2), (1, 4, 4))
 
 
@@ -240,3 +242,29 @@ def test_from_scratch_eval_mode_tells_images_apart_after_a_few_steps(name: str):
             model(images)
         assert spread(model(images)) > 1e-3
         assert spread(model.eval()(images)) > 1e-3
+
+
+class Returning(nn.Module):
+    """A model that returns what a function makes of its embeddings."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layer, self.change = nn.Linear(4, 3), change
+
+    def forward(self, samples: Tensor):
+        return self.change(self.layer(samples))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: (found, found), "embeddings \\(batch, dim\\) alone, but returned a tuple"),
+        (lambda found: {"embedding": found}, "alone, but returned a dict"),
+        (lambda found: found.mean(dim=0), "but returned \\(3,\\) for two samples"),
+        (lambda found: found[:1], "but returned \\(1, 3\\) for two samples"),
+        (lambda found: found.round().long(), "but returned \\(2, 3\\) of torch.int64 for two samples"),
+    ],
+)
+def test_what_is_no_embedding(change, message: str):
+    with pytest.raises(ValueError, match=message):
+        embedding_dim(Returning(change), (4,))

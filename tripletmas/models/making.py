@@ -44,13 +44,26 @@ def make_model(name: str, sample_shape: tuple[int, ...], *, options: Mapping[str
             raise ValueError(f"model '{name}' has no option '{option}'{suggestion(option, known)}")
     constructor = constructor_for(name)
     own = options_of(constructor, leave_out=("name",))
-    network = constructor(sample_shape, **{option: value for option, value in given.items() if option in own})
+    network = _made(name, constructor, sample_shape, {key: value for key, value in given.items() if key in own})
     if not isinstance(network, nn.Module):
         raise ValueError(f"model {name!r} gave {type(network).__name__}, not a torch.nn.Module")
     values = {option: given.get(option) for option in known.keys() - own.keys()}
     if values.get("mean") is None and values.get("deviation") is None:
         values |= {key: value for key, value in made_for(name, given).items() if key in values}
     return completed(network, sample_shape, **values)
+
+
+def _made(
+    name: str, constructor: Callable[..., nn.Module], sample_shape: tuple[int, ...], given: Mapping[str, Any]
+) -> nn.Module:
+    """What a constructor makes; what goes wrong in that of somebody's own is one error that names it."""
+    if is_built_in(name):
+        return constructor(sample_shape, **given)
+    try:
+        return constructor(sample_shape, **given)
+    except Exception as error:
+        what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"model {name!r} cannot be made for samples {tuple(sample_shape)}: {what}{error}") from error
 
 
 def completed(

@@ -59,7 +59,7 @@ def conv4(sample_shape: tuple[int, ...], *, dim: int = 64, width: int = 64) -> n
 
 
 def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
-    """The length of a model's embedding: that of one sample of zeros, or of a text of a single token.
+    """The length of a model's embedding: those of two samples of zeros, or of two texts of a single token, show it.
 
     The model is left as it was.
 
@@ -70,14 +70,19 @@ def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
     model.eval()
     try:
         with torch.no_grad():
-            sample = torch.zeros(1, *sample_shape) if sample_shape else torch.tensor([[[0], [1]]])  # one token
-            shape = tuple(model(sample.to(device_of(model))).shape)
+            samples = torch.zeros(2, *sample_shape) if sample_shape else torch.tensor([[[0], [1]]] * 2)
+            found = model(samples.to(device_of(model)))
     finally:
         for module, flag in training:  # not model.train(): parts may be in eval mode on purpose
             module.training = flag
-    if len(shape) != 2:
-        raise ValueError(f"the model must return embeddings (batch, dim), but returned {shape} for one sample")
-    return shape[1]
+    if not isinstance(found, torch.Tensor):
+        raise ValueError(f"the model must return embeddings (batch, dim) alone, but returned a {type(found).__name__}")
+    if found.ndim != 2 or len(found) != 2 or not found.is_floating_point():
+        kind = "" if found.is_floating_point() else f" of {found.dtype}"
+        raise ValueError(
+            f"the model must return embeddings (batch, dim), but returned {tuple(found.shape)}{kind} for two samples"
+        )
+    return found.shape[1]
 
 
 def check_output(network: nn.Module, name: str, sample_shape: tuple[int, ...], dim: int | None) -> None:

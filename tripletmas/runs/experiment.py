@@ -81,7 +81,7 @@ def build(config: Mapping[str, Any], *, data: Data | None = None, start: bool = 
         freeze(made_model, training.freeze)
     if training.backbone_lr is not None:
         split_backbone(made_model)  # whether there is one is told before anything is written
-    dim = embedding_dim(made_model, shape)
+    dim = _dim_of(made_model, shape, model[0])
     objective = catalog.build_objective(kind, *loss, dim=dim, data=built).to(device)
     objective.embed = Embedder(training.eval_batch_size, training.num_workers)  # also for those who do not train
     return Experiment(
@@ -96,6 +96,18 @@ def build(config: Mapping[str, Any], *, data: Data | None = None, start: bool = 
         gallery=GalleryConfig(**resolved["gallery"]),
         unseen=built.unseen,
     )
+
+
+def _dim_of(model: nn.Module, shape: tuple[int, ...], name: str) -> int:
+    """The length of a model's embedding; what goes wrong in the code of one's own is one error that names it."""
+    try:
+        return embedding_dim(model, shape)
+    except ValueError as error:
+        raise ValueError(f"model {name!r}: {error}") from None
+    except Exception as error:
+        raise ValueError(
+            f"model {name!r} cannot take samples {tuple(shape)}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
