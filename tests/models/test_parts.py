@@ -60,6 +60,7 @@ def test_patterns_of_weights():
     [
         ("stme", r"the model has no 'stme' \(did you mean 'stem'\?\)"),
         ("block", r"the model has no 'block' \(did you mean 'blocks'\?\)"),
+        ("bone", r"the model has no 'bone' \(did you mean 'backbone'\?\)"),
         ("backbone.stim", r"the model has no 'backbone.stim' \(did you mean 'backbone.stem'\?\)"),
         ("zzz", r"the model has no 'zzz' \(known: backbone, embedding, backbone.blocks, "),
         ("conv", r"'conv' is in several parts of the model \(backbone.stem, backbone.blocks.0, .*'\*.conv' for all"),

@@ -76,8 +76,14 @@ def _named(pattern: str, names: Iterable[str]) -> list[str]:
             f"or '*.{pattern}' for all"
         )
     if not inner:
-        raise ValueError(f"freeze: the model has no {pattern!r}{suggestion(pattern, _parts(names))}")
+        raise ValueError(f"freeze: the model has no {pattern!r}{_nearest(pattern, names)}")
     return next(iter(inner.values()))
+
+
+def _nearest(pattern: str, names: Iterable[str]) -> str:
+    parts = _parts(names)
+    longer = [part for part in parts if pattern in part]  # conv_stem for stem
+    return f" (did you mean {min(longer, key=len)!r}?)" if longer else suggestion(pattern, parts)
 
 
 def _parts(names: Iterable[str]) -> list[str]:
