@@ -64,11 +64,17 @@ def items_of(options: Namespace) -> Items:
     """
     if bool(options.images) == bool(options.csv):
         raise ValueError("give --images FOLDER, or for texts --csv FILE --text COLUMN: one of the two")
-    if options.images:
-        if options.text or options.label:
-            raise ValueError("--text and --label name columns of --csv, and images have none")
-        names = find_images(options.images)
-        return Items(options.images, tuple(names), tuple(_class_names(names)))
+    return _images_of(options) if options.images else _texts_of(options)
+
+
+def _images_of(options: Namespace) -> Items:
+    if options.text or options.label:
+        raise ValueError("--text and --label name columns of --csv, and images have none")
+    names = find_images(options.images)
+    return Items(options.images, tuple(names), tuple(_class_names(names)))
+
+
+def _texts_of(options: Namespace) -> Items:
     if not options.text:
         raise ValueError("--csv needs --text, the column of the texts")
     needed = (options.text, *([options.label] if options.label else []))
@@ -94,18 +100,19 @@ def new_items(items: Items, index: ImageIndex, file: str) -> Items:
         raise ValueError(f"{file} is an index of {held}, and {given} do not go into it: build another index")
     row_of = {path: row for row, path in enumerate(index.paths)}
     rows = [row_of.get(prefix(os.path.abspath(items.root)) + name) for name in items.names]
-    texts = items.texts or ("",) * len(items.names)
-    other = [
-        name
-        for name, row, text in zip(items.names, rows, texts, strict=True)
-        if row is not None and items.texts and index.texts[row] != text
-    ]
+    _check_texts(items, rows, index, file)
+    return items.subset([position for position, row in enumerate(rows) if row is None])
+
+
+def _check_texts(items: Items, rows: Sequence[int | None], index: ImageIndex, file: str) -> None:
+    """Whether the index has these texts from their places, where it has any."""
+    found = zip(items.names, items.texts, rows, strict=False)  # images have no texts
+    other = [name for name, text, row in found if row is not None and index.texts[row] != text]
     if other:
         raise ValueError(
             f"{items.root} has changed: in line {listed(other, 3)} it has another text than {file} holds from there; "
             f"remove the old ones first, by: tripletmas index remove {file} {items.root}"
         )
-    return items.subset([position for position, row in enumerate(rows) if row is None])
 
 
 def how_shown(model: RunModel, items: Items, *, invert: bool) -> Transform | Reading:

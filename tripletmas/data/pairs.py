@@ -36,43 +36,64 @@ def source_of_pairs(pairs: Sequence[Pair], about: str) -> Source:
     Raises:
         ValueError: if a text is its own answer, or an answer is learned and asked for.
     """
-    of_class: dict[tuple[str | None, str], list[Pair]] = {}
-    for pair in pairs:
-        if pair.text == pair.answer:
-            raise ValueError(f"{pair.place}: a text is its own answer, {pair.text!r:.60}")
-        of_class.setdefault((pair.group, pair.answer), []).append(pair)
-    texts, places, labels, splits = [], [], [], []
-    groups: list[str | None] = []
-    for label, ((group, answer), members) in enumerate(of_class.items()):
-        found = sorted({pair.split for pair in members})
-        if found not in (["train"], ["test"]):
-            raise ValueError(
-                f"{members[0].place}: its answer comes again, and is for {' and '.join(found)}: an answer is learned "
-                "(train) or asked for (test)"
-            )
-        questions = dict.fromkeys(pair.text for pair in members)
-        texts += [answer, *questions]
-        places += [members[0].place] * (1 + len(questions))
-        labels += [label] * (1 + len(questions))
-        splits += ["gallery", *found * len(questions)]
-        groups += [group] * (1 + len(questions))
-    names = [str(number) for number in range(1, len(of_class) + 1)]
+    rows = [row for label, members in enumerate(_by_answer(pairs)) for row in _rows(label, members)]
+    labels, groups, splits = ([getattr(row, name) for row in rows] for name in ("label", "group", "split"))
+    names = [str(number) for number in range(1, max(labels, default=-1) + 2)]
     of_classes, own = groups_of([names[label] for label in labels], groups)
-    samples = Texts(texts)
+    samples = Texts([row.text for row in rows])
     whole = LabelledDataset(
         samples,
         torch.tensor(labels),
         names,
         groups=of_classes,
         sample_groups=own,
-        paths=places,
+        paths=[row.place for row in rows],
         texts=samples.strings,
     )
-    asked = {label for label, split in zip(labels, splits, strict=True) if split == "test"}
-    rows = range(len(labels))
-    train = [row for row in rows if labels[row] not in asked]
+    asked = {row.label for row in rows if row.split == "test"}
+    train = [position for position, label in enumerate(labels) if label not in asked]
     if not train:
         raise ValueError(f"{about} has no pair to learn from")
-    gallery = whole.subset([row for row in rows if splits[row] == "gallery"])
-    test = whole.subset([row for row in rows if splits[row] == "test"]) if asked else None
-    return Source(whole.subset(train), test, gallery, pairs=True)
+    gallery, test = (
+        whole.subset([position for position, split in enumerate(splits) if split == part])
+        for part in ("gallery", "test")
+    )
+    return Source(whole.subset(train), test if asked else None, gallery, pairs=True)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A text or an answer, as a sample."""
+
+    text: str
+    label: int
+    place: str
+    group: str | None
+    split: str
+
+
+def _by_answer(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """The pairs of each answer of a group, in the order in which they come; checked."""
+    of_class: dict[tuple[str | None, str], list[Pair]] = {}
+    for pair in pairs:
+        if pair.text == pair.answer:
+            raise ValueError(f"{pair.place}: a text is its own answer, {pair.text!r:.60}")
+        of_class.setdefault((pair.group, pair.answer), []).append(pair)
+    for members in of_class.values():
+        found = sorted({pair.split for pair in members})
+        if found not in (["train"], ["test"]):
+            raise ValueError(
+                f"{members[0].place}: its answer comes again, and is for {' and '.join(found)}: an answer is learned "
+                "(train) or asked for (test)"
+            )
+    return list(of_class.values())
+
+
+def _rows(label: int, members: Sequence[Pair]) -> list[_Row]:
+    """An answer, and what it answers, each once."""
+    first = members[0]
+    once: dict[str, Pair] = {}
+    for pair in members:
+        once.setdefault(pair.text, pair)
+    asked = [_Row(pair.text, label, pair.place, pair.group, pair.split) for pair in once.values()]
+    return [_Row(first.answer, label, first.place, first.group, "gallery"), *asked]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,12 +162,16 @@ def _entry(cells: Mapping[str, str], place: str, columns: Columns, split: str | 
     if split and "split" in cells:
         raise ValueError("the file of queries (test_path) needs no column split: take it out, or leave test_path out")
     given = cells.get("split", "train").lower()
-    if given not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {cells['split']!r}")
-    if columns.positive and SPLITS[given] == "gallery":
-        raise ValueError("pairs are for train or test: every answer is in the gallery")
+    _check_split(given, columns)
     text, other = columns.needed
     return Entry(cells[text], place, cells[other], cells.get("task"), split or SPLITS[given])
+
+
+def _check_split(given: str, columns: Columns) -> None:
+    if given not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {given!r}")
+    if columns.positive and SPLITS[given] == "gallery":
+        raise ValueError("pairs are for train or test: every answer is in the gallery")
 
 
 def _told(entries: Sequence[Entry], about: str) -> list[Entry]:
@@ -177,17 +181,20 @@ def _told(entries: Sequence[Entry], about: str) -> list[Entry]:
         kept.setdefault((entry.text, entry.class_name, entry.split), entry)
     if again := len(entries) - len(kept):
         logger.warning("%s: %d texts repeat one of their class, and count once", about, again)
-    classes: dict[str, set[str]] = {}
-    learned = {(entry.text, entry.class_name) for entry in kept.values() if entry.split == "train"}
-    for entry in kept.values():
-        classes.setdefault(entry.text, set()).add(entry.class_name)
-    of_several = [text for text, names in classes.items() if len(names) > 1]
-    if of_several:
+    if of_several := _of_several_classes(kept.values()):
         logger.warning("%s: %d texts are of several classes (%s)", about, len(of_several), _short(of_several))
+    learned = {(entry.text, entry.class_name) for entry in kept.values() if entry.split == "train"}
     known = [each.text for each in kept.values() if each.split == "test" and (each.text, each.class_name) in learned]
     if known:
         logger.warning("%s: %d queries are learned from, word for word (%s)", about, len(known), _short(known))
     return list(kept.values())
+
+
+def _of_several_classes(entries: Iterable[Entry]) -> list[str]:
+    classes: dict[str, set[str]] = {}
+    for entry in entries:
+        classes.setdefault(entry.text, set()).add(entry.class_name)
+    return [text for text, names in classes.items() if len(names) > 1]
 
 
 def _short(found: Sequence[str]) -> str:

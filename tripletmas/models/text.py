@@ -188,6 +188,11 @@ def _folder(what: str, *, fetch: bool) -> Path:
         return folder
     if folder.is_absolute() or what.startswith(".") or what.count("/") > 1:
         raise ValueError(f"no such folder: {what} (the configuration and the tokenizer of the model are read from it)")
+    return _of_hub(what, fetch=fetch)
+
+
+def _of_hub(what: str, *, fetch: bool) -> Path:
+    """Where a model of the hub lies here."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -284,8 +289,8 @@ def _leave_out_unused(network: _Sentence, ids: Tensor) -> None:
     network.zero_grad(set_to_none=True)
     network.train()
     for path in [path for path, _ in network.named_modules() if path.endswith(".pooler")]:
-        own = {name for name in unused if name.startswith(f"{path}.")}
-        if own == {name for name, _ in network.named_parameters() if name.startswith(f"{path}.")}:
+        own = {f"{path}.{name}" for name, _ in network.get_submodule(path).named_parameters()}
+        if own and own <= unused:
             parent, _, child = path.rpartition(".")
             setattr(network.get_submodule(parent), child, None)
             unused -= own

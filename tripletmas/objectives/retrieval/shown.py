@@ -51,12 +51,10 @@ def write_shown(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks)
     rows = [replace(row, found=(before.get(row.name, ()), *row.found)) for row in found]
     shown = [name for row in rows for name in (row.name, *(hit.name for hits in row.found for hit in hits))]
     moments = ("before the last task", "after the last task")
-    if are_texts:
-        texts = {name: _text(seen, name) for name in dict.fromkeys(shown)}
-        write_grid(run, Grid(moments, tuple(rows), texts=texts))
-        return
-    pictures = {name: thumbnail(_sample(seen, name)) for name in dict.fromkeys(shown)}
-    write_grid(run, Grid(moments, tuple(rows), pictures=pictures))
+    names = dict.fromkeys(shown)
+    texts = {name: _text(seen, name) for name in names} if are_texts else {}
+    pictures = {} if are_texts else {name: thumbnail(_sample(seen, name)) for name in names}
+    write_grid(run, Grid(moments, tuple(rows), pictures=pictures, texts=texts))
 
 
 def write_followed(run: Folder, number: int, seen: Stream, embedded: EmbeddedTasks) -> list[Tensor]:
