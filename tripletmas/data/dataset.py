@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-
-from tripletmas.data.tokens import padded
 
 if TYPE_CHECKING:
     from tripletmas.data.preparation import Preparation
@@ -120,7 +119,7 @@ class LabelledDataset(Dataset):
             read = [self._transformed(self.transform, *each) for each in zip(read, positions, strict=True)]
             if self.seed is not None:
                 torch.set_rng_state(state)
-        return _as_float(torch.stack(read if self._all_texts is None else padded(read)))
+        return _as_float(torch.stack(read if self._all_texts is None else _as_long_as_the_longest(read)))
 
     def _transformed(self, transform: Transform, sample: Tensor, position: int) -> Tensor:
         if self.seed is not None:  # the CPU's generator alone: torch.manual_seed would seed GPUs, too
@@ -350,3 +349,9 @@ def _as_float(samples: Tensor) -> Tensor:
     if samples.dtype == torch.int64:
         return samples  # ids of tokens
     return samples.float() / 255 if samples.dtype == torch.uint8 else samples.float()
+
+
+def _as_long_as_the_longest(texts: Sequence[Tensor]) -> list[Tensor]:
+    """Texts (2, length) with zeros at their ends."""
+    longest = max(text.shape[1] for text in texts)
+    return [functional.pad(text, (0, longest - text.shape[1])) for text in texts]

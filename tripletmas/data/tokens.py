@@ -12,7 +12,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +85,3 @@ class Texts(Sequence[Tensor]):
                 found[position] = ids
         self.num_cut = len(long)
         return found
-
-
-def padded(texts: Sequence[Tensor]) -> list[Tensor]:
-    """Texts (2, length) with zeros at their ends, as long as the longest."""
-    longest = max(text.shape[1] for text in texts)
-    return [functional.pad(text, (0, longest - text.shape[1])) for text in texts]
