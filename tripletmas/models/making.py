@@ -39,18 +39,22 @@ def make_model(name: str, sample_shape: tuple[int, ...], *, options: Mapping[str
         ValueError: an unknown name or option, a sample shape that the model cannot take, weights that are another's.
     """
     given, known = dict(options or {}), model_options(name)
-    for option in given:
-        if option not in known:
-            raise ValueError(f"model '{name}' has no option '{option}'{suggestion(option, known)}")
+    if unknown := [option for option in given if option not in known]:
+        raise ValueError(f"model '{name}' has no option '{unknown[0]}'{suggestion(unknown[0], known)}")
     constructor = constructor_for(name)
     own = options_of(constructor, leave_out=("name",))
     network = _made(name, constructor, sample_shape, {key: value for key, value in given.items() if key in own})
     if not isinstance(network, nn.Module):
         raise ValueError(f"model {name!r} gave {type(network).__name__}, not a torch.nn.Module")
     values = {option: given.get(option) for option in known.keys() - own.keys()}
-    if values.get("mean") is None and values.get("deviation") is None:
-        values |= {key: value for key, value in made_for(name, given).items() if key in values}
-    return completed(network, sample_shape, **values)
+    return completed(network, sample_shape, **_normalised(values, made_for(name, given)))
+
+
+def _normalised(values: dict[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the mean and deviation that a model's weights expect, where neither is given."""
+    if values.get("mean") is not None or values.get("deviation") is not None:
+        return values
+    return values | {key: value for key, value in expected.items() if key in values}
 
 
 def _made(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from tripletmas.basics.weights import Params, state_of
 logger = logging.getLogger(__name__)
 
 _FEW = 0.02  # the share of a network's tensors that may be missing, its last layer apart
+_COUNTERS = "num_batches_tracked"  # of batch norm, no weights
 _SHARE = 0.2  # of a file's names that have to begin alike: a file may hold a text encoder, or a teacher, besides
 _DEPTH = 3  # of wrappers, each of which puts a name before all names
 
@@ -26,8 +27,8 @@ class Fit:
 
     Args:
         taken: name in the network -> the tensor.
-        missing: names of the network that start as they were drawn.
-        reshaped: those of them that the file has in another shape.
+        missing: names of the network that the file has not, which start as they were drawn, and
+        reshaped: those that it has in another shape.
         unexpected: names of the file, without wrappers, that the network has no place for.
         inside: what the names of the network begin with that the file's names are put into.
     """
@@ -55,26 +56,39 @@ def load_start_weights(network: nn.Module, file: str, *, sha256: str | None = No
     """
     own = state_of(network)
     fit = _fit(read_foreign_weights(file, sha256), own)
-    head = last_layer(network)
-    lacking = [name for name in fit.missing if not name.startswith(head) and not name.endswith("num_batches_tracked")]
-    parts = {name.removeprefix(fit.inside).partition(".")[0] for name in own if not name.startswith(head)}
-    foreign = [name for name in fit.unexpected if name.partition(".")[0] in parts]
-    if len(lacking) > _FEW * len(own) or len(foreign) > _FEW * len(own) or not fit.taken:
-        raise ValueError(
-            f"{file} has the weights of another network: {len(fit.taken)} of {len(own)} tensors fit"
-            + _named("; missing", [name for name in lacking if name not in fit.reshaped])
-            + _named("; of another shape", [name for name in lacking if name in fit.reshaped])
-            + _named("; unexpected", foreign)
-        )
+    _refuse_another(file, fit, own, last_layer(network))
     with torch.no_grad():
         for name, value in fit.taken.items():
             own[name].copy_(value)
     logger.info(
         "%s: %d of %d tensors of the network start from it%s%s",
         *(file, len(fit.taken), len(own)),
-        _named("; newly drawn", [name for name in fit.missing if not name.endswith("num_batches_tracked")]),
+        _named("; newly drawn", (*fit.missing, *fit.reshaped)),
         _named("; left out of the file", fit.unexpected),
     )
+
+
+def _refuse_another(file: str, fit: Fit, own: Params, head: str) -> None:
+    """Raises ValueError where a file has the weights of another network than one of these tensors.
+
+    Args:
+        head: what the names of the last layer begin with, which may be another one.
+    """
+    reshaped, absent = (_but(head, names) for names in (fit.reshaped, fit.missing))
+    parts = {name.removeprefix(fit.inside).partition(".")[0] for name in _but(head, own)}
+    foreign = [name for name in fit.unexpected if name.partition(".")[0] in parts]
+    if not fit.taken or max(len(reshaped) + len(absent), len(foreign)) > _FEW * len(own):
+        raise ValueError(
+            f"{file} has the weights of another network: {len(fit.taken)} of {len(own)} tensors fit"
+            + _named("; missing", absent)
+            + _named("; of another shape", reshaped)
+            + _named("; unexpected", foreign)
+        )
+
+
+def _but(head: str, names: Iterable[str]) -> list[str]:
+    """The names that are none of the last layer's."""
+    return [name for name in names if not name.startswith(head)]
 
 
 def last_layer(network: nn.Module) -> str:
@@ -87,7 +101,18 @@ def last_layer(network: nn.Module) -> str:
 
 
 def _fit(found: Mapping[str, Tensor], own: Params) -> Fit:
-    """The tensors of a file under the names of the network, by the prefixes that make most of them fit."""
+    """How the tensors of a file fit a network with these, under the names that most of them have there."""
+    named, inside = _renamed(found, own)
+    fitting = {name: _fitting(value, own.get(name)) for name, value in named.items()}
+    taken = {name: value for name, value in fitting.items() if value is not None}
+    missing = tuple(name for name in own if name not in named and not name.endswith(_COUNTERS))
+    reshaped = tuple(sorted((named.keys() & own.keys()) - taken.keys()))
+    unexpected = tuple(name.removeprefix(inside) for name in sorted(named.keys() - own.keys()))
+    return Fit(taken, missing, reshaped, unexpected, inside)
+
+
+def _renamed(found: Mapping[str, Tensor], own: Params) -> tuple[Params, str]:
+    """(the tensors with one prefix off and another on, so that most of them fit; the prefix that was put on)."""
     found = {name.replace("_orig_mod.", ""): value for name, value in found.items()}
     best: Params = {}
     inside = ""
@@ -97,11 +122,7 @@ def _fit(found: Mapping[str, Tensor], own: Params) -> Fit:
             named = {on + name: value for name, value in bare.items()}
             if _matching(named, own) > _matching(best, own):
                 best, inside = named, on
-    taken = {name: fitting for name, value in best.items() if (fitting := _fitting(value, own.get(name))) is not None}
-    missing = tuple(name for name in own if name not in taken)
-    reshaped = tuple(name for name in missing if name in best)
-    unexpected = tuple(name.removeprefix(inside) for name in best if name not in own)
-    return Fit(taken, missing, reshaped, unexpected, inside)
+    return best, inside
 
 
 def _prefixes(names: Mapping[str, Tensor]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import load_state, weight_hash
+from tripletmas.basics.weights import Params, load_state, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, preparation_of
 from tripletmas.data.preparation import Preparation, height_and_width
@@ -112,14 +112,7 @@ def load_model(
     made = build_model(kind_of(config), config["model"]["name"], options, shape, of_data=config["data"], start=False)
     model = made.to(choose_device(device))
     state = run.weights.read(number)
-    try:
-        load_state(model, state, str(run.weights.path(number)))
-        dim = embedding_dim(model, shape)
-    except ValueError as error:
-        raise OtherImages(str(error)) from None
-    except RuntimeError as error:  # torch's, for images that the layers do not fit
-        reason = str(error).splitlines()[0]
-        raise OtherImages(f"the model of {run.path} takes no images of shape {shape}: {reason}") from None
+    dim = _loaded(model, state, shape, run, number)
     size, workers = (config["training"][option] for option in ("eval_batch_size", "num_workers"))
     mean, deviation = (options.get(each) and tuple(options[each]) for each in ("mean", "deviation"))
     reader = text_encoder_of(model)
@@ -137,6 +130,18 @@ def load_model(
         batch_size=size,
         num_workers=workers,
     )
+
+
+def _loaded(model: nn.Module, state: Params, shape: tuple[int, ...], run: RunDirectory, number: int) -> int:
+    """The length of the embeddings of a model that takes these weights of a run; `OtherImages` where it cannot."""
+    try:
+        load_state(model, state, str(run.weights.path(number)))
+        return embedding_dim(model, shape)
+    except ValueError as error:
+        raise OtherImages(str(error)) from None
+    except RuntimeError as error:  # torch's, for images that the layers do not fit
+        reason = str(error).splitlines()[0]
+        raise OtherImages(f"the model of {run.path} takes no images of shape {shape}: {reason}") from None
 
 
 def transform_of(model: RunModel, invert: bool) -> Transform:
@@ -157,14 +162,26 @@ def _prepared(run: RunDirectory, data: Mapping[str, Any], asked: Preparation | N
         if asked:
             raise OtherImages(f"the model of {run.path} reads texts, and can be shown no images")
         return None
-    if data.get("channels") is None or data.get("size") is None:
-        query = None if asked else load_trained(run, number)[0].stream[0].query
-        return asked if query is None else None if query.texts else preparation_of(query)
-    said = {key: data[key] for key in ("interpolation", "crop") if data.get(key) is not None}
-    configured = Preparation(height_and_width(data["size"]), data["channels"], **said)
+    configured = _configured(data)
+    if configured is None:
+        return asked or _of_data(run, number)
     if asked and configured != asked:
         raise OtherImages(f"the model of {run.path} takes images made by {configured}, not {asked}")
     return configured
+
+
+def _configured(data: Mapping[str, Any]) -> Preparation | None:
+    """What the options of data say; None where they do not say all."""
+    if data.get("channels") is None or data.get("size") is None:
+        return None
+    said = {key: data[key] for key in ("interpolation", "crop") if data.get(key) is not None}
+    return Preparation(height_and_width(data["size"]), data["channels"], **said)
+
+
+def _of_data(run: RunDirectory, number: int) -> Preparation | None:
+    """How the samples of a run's data are made; None for texts."""
+    query = load_trained(run, number)[0].stream[0].query
+    return None if query.texts else preparation_of(query)
 
 
 def embed_images(

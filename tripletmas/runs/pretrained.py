@@ -148,21 +148,17 @@ def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes
 
 def _table(run: RunDirectory, after: int) -> list[str]:
     """Of each task learned, the main metrics on the gallery of everything seen, as Markdown."""
-    records = [record for record in run.records("task") if record["task"] == after]
-    if not records:
-        return ["None are recorded."]
-    seen = {
-        f"{metric}{_GALLERIES[gallery]}": values
-        for gallery, of in records[-1]["scores"].items()
-        if gallery in _GALLERIES
-        for metric, values in of.items()
-        if metric in _METRICS
-    }
-    names = [str(record["name"]) for record in run.records("task")][: after + 1]
-    rows = [[name, *(f"{values[i]:.3f}" for values in seen.values())] for i, name in enumerate(names)]
+    records = [record for record in run.records("task") if record["task"] <= after]
+    scores = records[-1]["scores"]
+    seen = {title: scores[place][metric] for (place, metric), title in _TITLES.items() if metric in scores[place]}
+    columns = [[f"{value:.3f}" for value in values] for values in seen.values()]
+    rows = zip((str(record["name"]) for record in records), *columns, strict=True)
     head = ["task", *seen]
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-_METRICS = ("recall@1", "MAP@R", "map")
-_GALLERIES = {"seen": "", "seen_stale": ", stored vectors", "task": ", own gallery"}
+_TITLES = {
+    (gallery, metric): metric + where
+    for gallery, where in (("seen", ""), ("seen_stale", ", stored vectors"), ("task", ", own gallery"))
+    for metric in ("recall@1", "MAP@R", "map")
+}
