@@ -106,7 +106,7 @@ def _fit(found: Mapping[str, Tensor], own: Params) -> Fit:
     fitting = {name: _fitting(value, own.get(name)) for name, value in named.items()}
     taken = {name: value for name, value in fitting.items() if value is not None}
     missing = tuple(name for name in own if name not in named and not name.endswith(_COUNTERS))
-    reshaped = tuple(sorted((named.keys() & own.keys()) - taken.keys()))
+    reshaped = tuple(name for name in own if name in named.keys() - taken.keys())
     unexpected = tuple(name.removeprefix(inside) for name in named if name not in own)
     return Fit(taken, missing, reshaped, unexpected, inside)
 
