@@ -27,6 +27,7 @@ from tripletmas.index.drift import fit_drift
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex
 from tripletmas.models.embedding import embed
+from tripletmas.runs import drifts
 from tripletmas.runs import models as run_models
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
@@ -623,7 +624,7 @@ def test_compensation_over_two_tasks_applies_one_map_after_the_other(place, call
     """A third model, whose weights are those of the second doubled, and the pairs of its task; maps are fitted once."""
     assert call("index", "add", "old.index", "--images", "images/b")[0] == 0
     fitted = []
-    monkeypatch.setattr(run_models, "fit_drift", lambda *pairs: fitted.append(1) or fit_drift(*pairs))
+    monkeypatch.setattr(drifts, "fit_drift", lambda *pairs: fitted.append(1) or fit_drift(*pairs))
     run = RunDirectory("run")
     before, after = with_pairs("run")
     weights = run.read_tensors("weights/task01.safetensors")
@@ -644,7 +645,7 @@ def test_the_map_of_the_run_is_the_default(place, call):
     for value, expected in (({"compensate": "sdc"}, "sdc"), ({"compensate": None}, "linear"), (None, "linear")):
         with_gallery = {**config, "gallery": value} if value else {k: v for k, v in config.items() if k != "gallery"}
         write_config(Path("run"), json.dumps(with_gallery))
-        assert run_models.default_map(RunDirectory("run")) == expected
+        assert drifts.default_map(RunDirectory("run")) == expected
 
 
 def test_vectors_whose_layers_were_held_are_moved_no_further(place, call, monkeypatch):

@@ -135,17 +135,23 @@ def remove(arguments: Sequence[str]) -> None:
         raise ValueError("a path to remove is empty: name an image, a folder or an archive")
     with locked(options.index):
         before = ImageIndex.open(options.index)
-        if options.missing and isinstance(before.settings.transform, Reading):
-            raise ValueError(f"{options.index} keeps its texts itself: name the lines, or the file, to remove")
         if options.missing:
-            rows = set(missing_images(before.paths))
-            check_roots(before, rows, options.index)
+            rows = _vanished(before, options.index)
         else:
             rows = {row for path in options.paths for row in _rows_below(before, path, options.index)}
         if rows:
             remove_images(before, torch.tensor(sorted(rows))).save(options.index)
     removed = listed((before.paths[row] for row in sorted(rows)), most=3)
     print(f"{options.index}: {len(rows)} of {len(before)} vectors removed{f': {removed}' if rows else ''}")
+
+
+def _vanished(index: ImageIndex, file: str) -> set[int]:
+    """The rows of the images whose files are gone."""
+    if isinstance(index.settings.transform, Reading):
+        raise ValueError(f"{file} keeps its texts itself: name the lines, or the file, to remove")
+    rows = set(missing_images(index.paths))
+    check_roots(index, rows, file)
+    return rows
 
 
 def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:

@@ -13,11 +13,11 @@ from tripletmas.cli.console import console, make_parser, make_table, open_run
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.images import ImageIndex, Reading, Transform
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.drifts import default_map
 from tripletmas.runs.forecast import allowed_move, shares_of
 from tripletmas.runs.models import (
     OtherImages,
     RunModel,
-    default_map,
     load_model,
     prepared_by,
     transform_of,

@@ -20,7 +20,8 @@ from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import RunModel, drifts_between, weight_hashes
+from tripletmas.runs.drifts import drifts_between
+from tripletmas.runs.models import RunModel, weight_hashes
 
 _OF_RUN = "run"  # --compensate without the name of a map
 

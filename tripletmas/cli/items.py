@@ -78,15 +78,21 @@ def _texts_of(options: Namespace) -> Items:
     if not options.text:
         raise ValueError("--csv needs --text, the column of the texts")
     needed = (options.text, *([options.label] if options.label else []))
-    rows = list(read_rows(options.csv, needed, (), texts=(options.text,)))
-    for number, cells in rows:
-        if empty := [name for name in needed if not cells[name]]:
-            raise ValueError(f"{options.csv}, line {number}: the cell in the column {empty[0]!r} is empty")
-    if not rows:
-        raise ValueError(f"{options.csv} lists no texts")
+    rows = _filled_rows(options.csv, needed, options.text)
     classes = [cells[options.label] if options.label else None for _, cells in rows]
     names, texts = zip(*((str(number), cells[options.text]) for number, cells in rows), strict=True)
     return Items(options.csv, names, tuple(classes), texts)
+
+
+def _filled_rows(path: str, needed: Sequence[str], text: str) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file; a ValueError where there are none, or a cell is empty."""
+    rows = list(read_rows(path, needed, (), texts=(text,)))
+    for number, cells in rows:
+        if empty := [name for name in needed if not cells[name]]:
+            raise ValueError(f"{path}, line {number}: the cell in the column {empty[0]!r} is empty")
+    if not rows:
+        raise ValueError(f"{path} lists no texts")
+    return rows
 
 
 def new_items(items: Items, index: ImageIndex, file: str) -> Items:

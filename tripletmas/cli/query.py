@@ -30,10 +30,10 @@ from tripletmas.index.images import ImageIndex, Reading
 from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.drifts import drifts_between
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.models import (
     RunModel,
-    drifts_between,
     embed_images,
     embed_texts,
     refuse_collapse,
@@ -225,8 +225,8 @@ def _moves_back(index: ImageIndex, model: RunModel, options: Namespace) -> dict[
     return {number: moves[task] for number, task in spaces.items()}
 
 
-def _ask(options: Namespace) -> None:
-    """Ask a run on facts."""
+def _check_question(options: Namespace) -> None:
+    """Whether a run on facts can be asked so."""
     values = {name: options[name.replace("-", "_")] for name in _OF_INDEX}
     if of_index := [name for name, value in values.items() if value is not None and value is not False]:
         raise ValueError(f"{listed([f'--{name}' for name in of_index])} is for an index; here the run is asked")
@@ -234,6 +234,11 @@ def _ask(options: Namespace) -> None:
         raise ValueError("ask with image files, or with --fact, one of the two")
     if options.gallery and not options.fact:
         raise ValueError("--gallery is for --fact: an image chooses among the facts of the run")
+
+
+def _ask(options: Namespace) -> None:
+    """Ask a run on facts."""
+    _check_question(options)
     run = open_run(options.index, trust_code=options.trust_code)
     experiment, after = load_trained(run, options.after, device=options.device)
     language, learned, notes = asking.language_of(experiment.objective), experiment.stream[: after + 1], []
@@ -286,20 +291,20 @@ def _besides(options: Namespace) -> TextIO:
 
 def neighbours(index: ImageIndex, queries: Sequence[str], scores: Tensor, rows: Tensor) -> Grid:
     """What each of these image files finds in an index."""
-    found = []
-    for path, near, nearest in zip(queries, scores.tolist(), rows.tolist(), strict=True):
-        hits = [
-            Hit(index.paths[row], score, index.label_of(row), id=int(index.ids[row]))
-            for score, row in zip(near, nearest, strict=True)
-            if row >= 0
-        ]
-        found.append(Row(path, (tuple(hits),)))
+    of_queries = zip(queries, scores.tolist(), rows.tolist(), strict=True)
+    found = [Row(query, (_hits(index, near, nearest),)) for query, near, nearest in of_queries]
     if index.texts:
         row_of = {path: row for row, path in enumerate(index.paths)}
         texts = {hit.name: index.texts[row_of[hit.name]] for row in found for hit in row.found[0]}
         return Grid(("",), tuple(found), texts=texts)
     shown = (name for row in found for name in (row.name, *(hit.name for hit in row.found[0])))
     return Grid(("",), tuple(found), pictures=dict.fromkeys(shown))
+
+
+def _hits(index: ImageIndex, scores: Sequence[float], rows: Sequence[int]) -> tuple[Hit, ...]:
+    """The neighbours in these rows; -1 stands for none."""
+    found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+    return tuple(Hit(index.paths[row], score, index.label_of(row), id=int(index.ids[row])) for row, score in found)
 
 
 def _measure(index: ImageIndex) -> str:

@@ -143,18 +143,23 @@ def csv(
     folder_of_paths = Path(path).parent if root is None else Path(root)
     if not folder_of_paths.is_dir():
         raise ValueError(f"no such folder: {folder_of_paths}")
-    table = _Table(folder_of_paths)
+    entries = _listed(path, label, folder_of_paths, may_be_missing=skip_unreadable)
+    prepared = Preparation(height_and_width(size), channels, interpolation, crop)
+    return read_entries(folder_of_paths, entries, prepared, in_memory=in_memory, skip_unreadable=skip_unreadable)
+
+
+def _listed(path: str, label: str, folder: Path, *, may_be_missing: bool) -> list[Entry]:
+    """The images that a CSV file lists, relative to a folder."""
+    table = _Table(folder)
     for number, cells in read_rows(path, ("path", label), ("task", "split")):
         try:
-            table.add(number, {**cells, "label": cells[label]}, may_be_missing=skip_unreadable)
+            table.add(number, {**cells, "label": cells[label]}, may_be_missing=may_be_missing)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     table.tell(path)
-    entries = table.entries
-    if not entries:
+    if not table.entries:
         raise ValueError(f"{path} lists no images")
-    prepared = Preparation(height_and_width(size), channels, interpolation, crop)
-    return read_entries(folder_of_paths, entries, prepared, in_memory=in_memory, skip_unreadable=skip_unreadable)
+    return table.entries
 
 
 class _Row(NamedTuple):

@@ -21,10 +21,9 @@ from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.data.dataset import LabelledDataset, Source
 from tripletmas.data.decoding import MAX_PIXELS, decode
 from tripletmas.data.names import encode_labels
-from tripletmas.data.pairs import Pair, source_of_pairs
 from tripletmas.data.parts import LEFT_OUT, SPLITS
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
-from tripletmas.data.text_tables import Columns, Entry, source_of
+from tripletmas.data.text_tables import Columns, Entry, source_of_columns
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +66,8 @@ def hf(
         raise ValueError(f"{root} has no split train, only {', '.join(tables)}")
     if text is None:
         return _images(root, tables, columns, Preparation(height_and_width(size), channels, interpolation, crop))
-    entries = []
-    for split, table in tables.items():
-        texts, others = _strings(root, split, table, columns.text), _strings(root, split, table, columns.needed[1])
-        for row, (each, other) in enumerate(zip(texts, others, strict=True)):
-            entries.append(Entry(each, f"{root}, {split} row {row}", other, None, split))
-    if positive:
-        return source_of_pairs([Pair(e.text, e.class_name, e.place, e.group, e.split) for e in entries], root)
-    return source_of(entries, root)
+    entries = [each for split, table in tables.items() for each in _entries(root, split, table, columns)]
+    return source_of_columns(entries, columns, root)
 
 
 class ImageCells(Sequence[Tensor]):
@@ -109,12 +102,19 @@ class ImageCells(Sequence[Tensor]):
             raise ValueError(f"the image of {place} cannot be read: {error}") from None
 
 
+def _entries(root: str, split: str, table: Any, columns: Columns) -> list[Entry]:
+    """The rows of a table of texts."""
+    of_columns = (_strings(root, split, table, name) for name in columns.needed)
+    rows = enumerate(zip(*of_columns, strict=True))
+    return [Entry(text, f"{root}, {split} row {row}", other, None, split) for row, (text, other) in rows]
+
+
 def _images(root: str, tables: dict[str, Any], columns: Columns, prepared: Preparation) -> Source:
     places = [f"{root}, {split} row {row}" for split, table in tables.items() for row in range(len(table))]
     names = [name for split, table in tables.items() for name in _strings(root, split, table, columns.label)]
     cells = [table.column(columns.text) for table in tables.values()]
     for cell in cells:
-        if not str(cell.type).startswith("struct<") or "bytes" not in {field.name for field in cell.type}:
+        if not _holds_bytes(cell.type):
             raise ValueError(
                 f"the column {columns.text!r} of {root} holds {cell.type}, no images: name texts with text"
             )
@@ -128,19 +128,16 @@ def _images(root: str, tables: dict[str, Any], columns: Columns, prepared: Prepa
     return Source.of(whole, positions)
 
 
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a type of pyarrow is that of structs with bytes, as images are kept."""
+    return str(kind).startswith("struct<") and "bytes" in {field.name for field in kind}
+
+
 def _files(root: Path) -> dict[str, list[Path]]:
-    """split -> its files, in their order."""
+    """part -> its files, in their order."""
     if not root.is_dir():
         raise ValueError(f"no such folder: {root}")
-    if (root / "dataset_dict.json").is_file():
-        found = {name: _saved(root / name) for name in _json(root / "dataset_dict.json")["splits"]}
-    elif (root / "state.json").is_file():
-        found = {"train": _saved(root)}
-    else:
-        found = {}
-        for path in sorted(root.rglob("*.parquet")):
-            named = _SPLIT.search(path.relative_to(root).as_posix())
-            found.setdefault(named[1] if named else "train", []).append(path)
+    found = _files_of_splits(root)
     if not found:
         raise ValueError(
             f"{root} is no data set that can be read: it holds neither what save_to_disk writes (dataset_dict.json or "
@@ -149,6 +146,19 @@ def _files(root: Path) -> dict[str, list[Path]]:
     if left_out := sorted(found.keys() - SPLITS.keys()):
         logger.warning("%s: left out %s", root, listed(left_out))
     return {SPLITS[name]: files for name, files in found.items() if name in SPLITS}
+
+
+def _files_of_splits(root: Path) -> dict[str, list[Path]]:
+    """split, as it is called there -> its files."""
+    if (root / "dataset_dict.json").is_file():
+        return {name: _saved(root / name) for name in _json(root / "dataset_dict.json")["splits"]}
+    if (root / "state.json").is_file():
+        return {"train": _saved(root)}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*.parquet")):
+        named = _SPLIT.search(path.relative_to(root).as_posix())
+        found.setdefault(named[1] if named else "train", []).append(path)
+    return found
 
 
 def _saved(folder: Path) -> list[Path]:

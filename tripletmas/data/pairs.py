@@ -37,11 +37,21 @@ def source_of_pairs(pairs: Sequence[Pair], about: str) -> Source:
         ValueError: if a text is its own answer, or an answer is learned and asked for.
     """
     rows = [row for label, members in enumerate(_by_answer(pairs)) for row in _rows(label, members)]
-    labels, groups, splits = ([getattr(row, name) for row in rows] for name in ("label", "group", "split"))
+    whole = _dataset(rows)
+    asked = {row.label for row in rows if row.split == "test"}
+    if all(row.label in asked for row in rows):
+        raise ValueError(f"{about} has no pair to learn from")
+    train = whole.subset([position for position, row in enumerate(rows) if row.label not in asked])
+    test = _part(whole, rows, "test") if asked else None
+    return Source(train, test, _part(whole, rows, "gallery"), pairs=True)
+
+
+def _dataset(rows: Sequence[_Row]) -> LabelledDataset:
+    labels = [row.label for row in rows]
     names = [str(number) for number in range(1, max(labels, default=-1) + 2)]
-    of_classes, own = groups_of([names[label] for label in labels], groups)
+    of_classes, own = groups_of([names[label] for label in labels], [row.group for row in rows])
     samples = Texts([row.text for row in rows])
-    whole = LabelledDataset(
+    return LabelledDataset(
         samples,
         torch.tensor(labels),
         names,
@@ -50,15 +60,10 @@ def source_of_pairs(pairs: Sequence[Pair], about: str) -> Source:
         paths=[row.place for row in rows],
         texts=samples.strings,
     )
-    asked = {row.label for row in rows if row.split == "test"}
-    train = [position for position, label in enumerate(labels) if label not in asked]
-    if not train:
-        raise ValueError(f"{about} has no pair to learn from")
-    gallery, test = (
-        whole.subset([position for position, split in enumerate(splits) if split == part])
-        for part in ("gallery", "test")
-    )
-    return Source(whole.subset(train), test if asked else None, gallery, pairs=True)
+
+
+def _part(whole: LabelledDataset, rows: Sequence[_Row], split: str) -> LabelledDataset:
+    return whole.subset([position for position, row in enumerate(rows) if row.split == split])
 
 
 @dataclass(frozen=True)

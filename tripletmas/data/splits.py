@@ -45,13 +45,7 @@ def split_samples(
         if per_class is not None:
             raise ValueError("per_class is for classes of many samples, and these are pairs: leave it out")
         return _split_pairs(source, test_share=test_share, split_seed=split_seed, validation=validation)
-    train, test, untested = source.train, source.test, _untested(source)
-    _require(train, set(train.classes) - untested, 2, "2 to form a positive pair")
-    if untested:
-        _require(train, untested, 4, "4, of which 2 are learned and 2 held out as queries")
-        train, queries = _hold_out(train, untested, test_share, f"{split_seed}")
-        test = queries if test is None else concatenate([test, queries])
-    assert test is not None
+    train, test = _with_queries(source, test_share, f"{split_seed}")
     if per_class is not None:
         train = _at_most(train, per_class, f"per class {split_seed}")
         test = _at_most(test, per_class, f"per class {split_seed}")
@@ -61,6 +55,18 @@ def split_samples(
     why = f"4 besides its test samples{cut}, of which 2 are learned and 2 held out for validation"
     _require(train, set(train.classes), 4, why)
     return Source(*_hold_out(train, set(train.classes), test_share, f"validation {split_seed}"))
+
+
+def _with_queries(source: Source, share: float, seed: str) -> tuple[LabelledDataset, LabelledDataset]:
+    """(what is learned, the queries): those that there are, and a share of each class that has none."""
+    train, test, untested = source.train, source.test, _untested(source)
+    _require(train, set(train.classes) - untested, 2, "2 to form a positive pair")
+    if untested:
+        _require(train, untested, 4, "4, of which 2 are learned and 2 held out as queries")
+        train, queries = _hold_out(train, untested, share, seed)
+        test = queries if test is None else concatenate([test, queries])
+    assert test is not None
+    return train, test
 
 
 def _untested(source: Source) -> set[int]:

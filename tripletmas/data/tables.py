@@ -6,7 +6,7 @@ import csv
 import difflib
 import logging
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from tripletmas.basics.sentences import listed
 
@@ -101,6 +101,11 @@ def _row(
     _refuse_lines(cell for name, cell in zip(columns, cells, strict=True) if name in of_one_line or "\0" in cell)
     row = dict(zip(columns, cells, strict=True))
     found = {name: row.pop(name).strip() for name in known}
-    if row.get("") or (not spaced and any(cell.startswith(" ") for cell in row.values())):
-        raise ValueError(f"a cell that no column wants begins with a space, or has no column; {_QUOTE}")
+    _refuse_torn(row, spaced=spaced)
     return found
+
+
+def _refuse_torn(others: Mapping[str, str], *, spaced: bool) -> None:
+    """Whether a cell that nothing is read from, column -> cell, looks like the end of one that held a comma."""
+    if others.get("") or (not spaced and any(cell.startswith(" ") for cell in others.values())):
+        raise ValueError(f"a cell that no column wants begins with a space, or has no column; {_QUOTE}")

@@ -109,6 +109,13 @@ def texts(*, root: str) -> Source:
     return source_of(entries, root)
 
 
+def source_of_columns(entries: Sequence[Entry], columns: Columns, about: str) -> Source:
+    """As `source_of`; where the columns hold pairs, what is called an entry's class is what answers its text."""
+    if not columns.positive:
+        return source_of(entries, about)
+    return source_of_pairs([Pair(e.text, e.class_name, e.place, e.group, e.split) for e in entries], about)
+
+
 def source_of(entries: Sequence[Entry], about: str) -> Source:
     """The parts of a data set of texts.
 
@@ -144,9 +151,7 @@ def _of_tables(path: str, test_path: str | None, rows: Callable[[str], Rows], co
             entries.append(entry)
         if len(entries) == found:
             raise ValueError(f"{file} lists no texts")
-    if columns.positive:
-        return source_of_pairs([Pair(e.text, e.class_name, e.place, e.group, e.split) for e in entries], path)
-    return source_of(entries, path)
+    return source_of_columns(entries, columns, path)
 
 
 def _entry(cells: Mapping[str, str], place: str, columns: Columns, split: str | None) -> Entry:
@@ -224,11 +229,13 @@ def _cells(content: object, needed: Sequence[str], optional: Sequence[str]) -> d
     for key in needed:
         if key not in content:
             raise ValueError(f"no key {key!r} (there are {', '.join(map(str, content)) or 'none'})")
-    found = {key: content[key] for key in (*needed, *optional) if key in content}
-    for key, value in found.items():
-        if isinstance(value, (dict, list)) or value is None:
-            raise ValueError(f"{key!r} must be a text or a number, got {json.dumps(value):.40}")
-    return {key: str(value).strip() for key, value in found.items()}
+    return {key: _as_text(key, content[key]) for key in (*needed, *optional) if key in content}
+
+
+def _as_text(key: str, value: object) -> str:
+    if isinstance(value, (dict, list)) or value is None:
+        raise ValueError(f"{key!r} must be a text or a number, got {json.dumps(value):.40}")
+    return str(value).strip()
 
 
 def _content(file: Path) -> str:

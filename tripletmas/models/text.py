@@ -281,13 +281,19 @@ def _tokenizer(tokenizer: Any, max_length: int, prompt: str) -> Tokenizer:
     return Tokenizer(encode, max_length, hashlib.sha256(json.dumps(content).encode()).hexdigest())
 
 
-def _leave_out_unused(network: _Sentence, ids: Tensor) -> None:
-    """Take out poolers, and freeze other weights, that have no part in the embedding, as a gradient shows."""
+def _unused(network: _Sentence, ids: Tensor) -> set[str]:
+    """The names of the weights that have no part in the embedding, as a gradient shows."""
     network.eval()
     network(ids, torch.ones_like(ids)).sum().backward()
     unused = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     network.zero_grad(set_to_none=True)
     network.train()
+    return unused
+
+
+def _leave_out_unused(network: _Sentence, ids: Tensor) -> None:
+    """Take out poolers, and freeze other weights, that have no part in the embedding."""
+    unused = _unused(network, ids)
     for path in [path for path, _ in network.named_modules() if path.endswith(".pooler")]:
         own = {f"{path}.{name}" for name, _ in network.get_submodule(path).named_parameters()}
         if own and own <= unused:

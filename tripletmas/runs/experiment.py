@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tripletmas.basics.logs import errors_only
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.version import versions
 from tripletmas.data.batches import seed_everything
@@ -159,7 +159,7 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
             data that have changed since are warned of.
     """
     number = run.task_done(after)
-    with _told_before():
+    with errors_only("tripletmas"):  # training has told of the data, and that they have changed is told besides
         experiment = build(config_of(run) | ({"device": device} if device else {}), start=False)
     check_identities(run, experiment.objective, experiment.stream)
     if changed := changed_tasks(run, experiment.stream):
@@ -169,18 +169,6 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
     if state := run.objectives.find(number):
         experiment.objective.load(state, experiment.stream, str(run.objectives.path(number)))
     return experiment, number
-
-
-@contextmanager
-def _told_before() -> Iterator[None]:
-    """Without warnings about the data: training has told them, and that data have changed is told besides."""
-    logger = logging.getLogger("tripletmas")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def choose_device(name: str) -> torch.device:

@@ -18,9 +18,9 @@ from tripletmas.index.base import unit
 from tripletmas.index.images import ImageIndex
 from tripletmas.objectives.objective import gallery_of
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.drifts import drifts_between
 from tripletmas.runs.experiment import Experiment
 from tripletmas.runs.forecast import Part, imagine
-from tripletmas.runs.models import drifts_between
 
 _IMAGINED, _LEAST = 300, 20  # images for the parts of an index together, and for each of them
 _STARTS = 1000  # images of the new task that they are made of

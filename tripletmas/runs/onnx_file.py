@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.files import atomic_write
+from tripletmas.basics.logs import errors_only
 from tripletmas.basics.version import __version__
 from tripletmas.data.preparation import Preparation
 from tripletmas.runs.directory import RunDirectory
@@ -157,12 +157,6 @@ def _packages() -> tuple[Any, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch's exporter tells of its own steps."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with errors_only("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -32,7 +32,7 @@ from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
-from tripletmas.protection.structured.quadratic import Quadratic, first_task
+from tripletmas.protection.structured.quadratic import first_task
 from tripletmas.protection.structured.state import from_tensors, to_tensors
 
 # Of bringing weights back, which takes more than one where maps share them, or where biases are frozen; of a share.
@@ -119,7 +119,7 @@ class Gram(Guard):
         """The share of each map's squared response that has changed, on the average over the tasks that are held."""
         with torch.no_grad():
             current = named_parameters(self.model)
-            found = {each: self._share(each, held.form, current) for each, held in self._present().items()}
+            found = {each: held.form.share(self._change(each, current)) for each, held in self._present().items()}
         return {each.name: float(share) for each, share in found.items()}
 
     def set_strength(self, strength: float) -> None:
@@ -192,7 +192,7 @@ class Gram(Guard):
         found = False
         for each in maps:
             held, change = self._held[each], self._change(each, parameters)
-            if float(held.form.of(change)[0] / held.form.tasks) <= most * (1 + _TOLERANCE):
+            if float(held.form.share(change)) <= most * (1 + _TOLERANCE):
                 continue
             found = True
             for name, part in each.spread(held.nearest(change, most) - change, parameters):
@@ -317,9 +317,6 @@ class Gram(Guard):
     def _weight(self, held: Held) -> Tensor | float:
         """What the form of a map is multiplied with in the penalty."""
         return held.multiplier / held.form.tasks if self._has_budget else self.strength
-
-    def _share(self, each: LinearMap, form: Quadratic, current: Mapping[str, Tensor]) -> Tensor:
-        return form.of(self._change(each, current))[0] / form.tasks
 
     def _change(self, each: LinearMap, current: Mapping[str, Tensor]) -> Tensor:
         """Of a map's weights since the reference, as matrices, given the model's parameters as they are."""

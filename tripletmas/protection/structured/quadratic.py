@@ -40,6 +40,10 @@ class Quadratic(NamedTuple):
             return (change * product).sum() + self.value, product
         return (change * (product + 2 * self.offset)).sum() + self.value, product + self.offset
 
+    def share(self, change: Tensor) -> Tensor:
+        """The form at a change D of the weights, on the average over the tasks; a scalar."""
+        return self.of(change)[0] / self.tasks
+
     def nearest(self, change: Tensor, most: float, spectrum: Spectrum) -> Tensor:
         """The change that is nearest to this one and at which the form is at most so much; where it is so nowhere, one
         at which it is about least. The spectrum is that of the Gram.

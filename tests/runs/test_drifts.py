@@ -1,4 +1,4 @@
-"""What a run directory says of drift between its models; the rest of `models` is tested by the commands that use it."""
+"""What a run directory says of drift between its models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tripletmas.index.base import unit
 from tripletmas.index.choice import choose_drift
 from tripletmas.index.drift import fit_drift
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.models import drifts_between
+from tripletmas.runs.drifts import drifts_between
 
 
 def drawn(*shape: int, seed: int) -> torch.Tensor:
