@@ -793,7 +793,7 @@ def test_a_run_of_another_dim_or_size_is_refused(place, call):
     result = call("query", "old.index", "images/a/x/0.png", "--run", "dim")
     failed(result, "the index holds vectors of dim 8, the model of dim gives dim 5; the index was not made with dim")
     result = call("query", "old.index", "images/a/x/0.png", "--run", "size")
-    failed(result, r"the model of size takes images of shape \(1, 6, 6\), not \(1, 8, 8\); .*--run")
+    failed(result, "the model of size takes images as 6 x 6, grey, bilinear, not as 8 x 8, grey, bilinear; .*--run")
     failed(call("index", "add", "old.index", "--images", "images/b", "--run", "dim"), "gives dim 5")
 
 

@@ -80,9 +80,7 @@ def _shown(transform: Transform | Reading) -> str:
     """How an image or a text becomes what the model is shown, in words."""
     if isinstance(transform, Reading):
         return f"at most {transform.max_length} tokens, by the tokenizer {transform.tokenizer[:_SHOWN]}"
-    height, width = transform.size
-    words = [f"{height} x {width}", "RGB" if transform.channels == 3 else "grey", transform.interpolation]
-    words += [f"crop {transform.crop:g}"] if transform.crop < 1 else []
+    words = [str(prepared_by(transform))]
     if transform.mean is not None and transform.deviation is not None:
         pairs = zip(transform.mean, transform.deviation, strict=True)
         words.append("normalised by " + " ".join(f"{mean:.3g}/{deviation:.3g}" for mean, deviation in pairs))

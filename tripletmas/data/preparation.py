@@ -45,6 +45,11 @@ class Preparation:
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop must be a share > 0 and at most 1, got {self.crop}")
 
+    def __str__(self) -> str:
+        height, width = self.size
+        words = [f"{height} x {width}", "RGB" if self.channels == 3 else "grey", self.interpolation]
+        return ", ".join([*words, *([f"crop {self.crop:g}"] if self.crop < 1 else [])])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""

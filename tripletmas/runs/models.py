@@ -162,7 +162,7 @@ def _prepared(run: RunDirectory, data: Mapping[str, Any], asked: Preparation | N
     if configured is None:
         return asked or _of_data(run, number)
     if asked and configured != asked:
-        raise OtherImages(f"the model of {run.path} takes images made by {configured}, not {asked}")
+        raise OtherImages(f"the model of {run.path} takes images as {configured}, not as {asked}")
     return configured
 
 
