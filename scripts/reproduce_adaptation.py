@@ -34,7 +34,8 @@ from torch.optim import Optimizer
 import tripletmas as tm
 from tripletmas.basics.weights import Params
 from tripletmas.data.batches import seed_everything
-from tripletmas.data.dataset import LabelledDataset, Source, concatenate
+from tripletmas.data.dataset import LabelledDataset, concatenate
+from tripletmas.data.source import Source
 from tripletmas.models.embedding import Embedder
 from tripletmas.objectives.classes import DATASETS
 from tripletmas.objectives.embedded import embed_tasks

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tripletmas.basics.options import Option
-from tripletmas.data.dataset import Source
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.classes import DATASETS, class_data

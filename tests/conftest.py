@@ -15,7 +15,8 @@ from PIL import Image
 from tiny_texts import write_encoder
 
 from tripletmas.cli import main as cli
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, make_stream
 
 settings.register_profile("unhurried", deadline=None)  # speed is measured by scripts, never by a timed test

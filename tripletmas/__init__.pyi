@@ -7,7 +7,7 @@ from . import report as report
 from . import runs as runs
 from . import strategies as strategies
 from .data.dataset import LabelledDataset as LabelledDataset
-from .data.dataset import Source as Source
+from .data.source import Source as Source
 from .data.tasks import Stream as Stream
 from .data.tasks import Task as Task
 from .data.tasks import make_stream as make_stream

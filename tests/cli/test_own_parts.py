@@ -47,7 +47,8 @@ class Anchored(Strategy):
 """
 OTHERS = """
 import torch
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 
 
 def squares(*, classes: int = 4, seed: int = 0) -> Source:

@@ -10,8 +10,9 @@ import torch
 from tiny_datasets import cars, clothes, cub, flowers, house_numbers, omniglot_tree, picture, planes
 
 from tripletmas.data import images, sequences
-from tripletmas.data.dataset import LabelledDataset, Source, concatenate
+from tripletmas.data.dataset import LabelledDataset, concatenate
 from tripletmas.data.sequences import READERS, Joined, fitted, sequence
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, fingerprint, make_stream
 from tripletmas.runs import catalog, configuration
 from tripletmas.runs.options import TrainConfig

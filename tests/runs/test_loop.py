@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import snapshot, state_of, weight_hash
-from tripletmas.data.dataset import Source
 from tripletmas.data.folders import folder
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.models.embedding import Embedder, embed
 from tripletmas.models.networks import conv4, mlp

@@ -18,7 +18,7 @@ import torch
 import yaml
 from killed_runs import Killed, Points, assert_same_run, contents, train
 
-from tripletmas.data.dataset import Source
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, make_stream
 from tripletmas.protection.penalty import quadratic_penalty
 from tripletmas.runs.directory import RunDirectory

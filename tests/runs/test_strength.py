@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tripletmas.basics.weights import snapshot, state_of
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream
 from tripletmas.data.tasks import make_stream as split
 from tripletmas.models.embedding import embed

@@ -23,7 +23,8 @@ from test_strategies import (
 )
 from torch import nn
 
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, make_stream
 from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss

@@ -14,7 +14,8 @@ from oracles import ridge_labels
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import state_of, trainable
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.data.tasks import make_stream as split
 from tripletmas.models.networks import mlp

@@ -1,5 +1,4 @@
 from .dataset import LabelledDataset as LabelledDataset
-from .dataset import Source as Source
 from .datasets import cifar10 as cifar10
 from .datasets import cifar100 as cifar100
 from .datasets import digits as digits
@@ -16,6 +15,7 @@ from .photographs import cub200 as cub200
 from .photographs import flowers102 as flowers102
 from .photographs import sop as sop
 from .sequences import sequence as sequence
+from .source import Source as Source
 from .tasks import Stream as Stream
 from .tasks import Task as Task
 from .tasks import make_stream as make_stream

@@ -7,9 +7,8 @@ int64 (2, length): the ids of its tokens, and ones, which say of a batch's zeros
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -281,49 +280,6 @@ def concatenate(datasets: Sequence[LabelledDataset]) -> LabelledDataset:
         return first._view(indices, first.transform)
     within = torch.stack([torch.as_tensor(dataset.within) for dataset in datasets]).any(dim=0)
     return first._view(torch.tensor(list(dict.fromkeys(indices.tolist()))), first.transform, within)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader gives: the parts of a data set, which share their class names.
-
-    Args:
-        test: the queries; None where the set has no test part, so that a stream holds out a share of `train`.
-        gallery: where the queries are searched; None for the queries themselves, each left out of its own search.
-        hold_out: groups that `test` leaves out, so that a stream holds out a share of them although there is a `test`.
-        pairs: a class is an answer and what it answers; queries are held out by class, and the gallery is all answers.
-        group_order: the groups in the order in which a stream has them; None for that of their names.
-    """
-
-    train: LabelledDataset
-    test: LabelledDataset | None = None
-    gallery: LabelledDataset | None = None
-    hold_out: tuple[str, ...] = ()
-    group_order: tuple[str, ...] | None = None
-    pairs: bool = False
-
-    @property
-    def whole(self) -> LabelledDataset:
-        """The part that has every class."""
-        return self.gallery if self.pairs and self.gallery is not None else self.train
-
-    @classmethod
-    def of(cls, whole: LabelledDataset, positions: Mapping[str, Tensor | Sequence[int]]) -> Source:
-        """The parts of a data set, given the positions of "train", "test" and "gallery"; None for one without any."""
-        test, gallery = (whole.subset(positions[part]) if part in positions else None for part in ("test", "gallery"))
-        return cls(whole.subset(positions["train"]), test, gallery)
-
-    def of_classes(self, labels: Sequence[int]) -> Source:
-        """The same parts with the samples of these classes only."""
-        test, gallery = (None if part is None else part.of_classes(labels) for part in (self.test, self.gallery))
-        return replace(self, train=self.train.of_classes(labels), test=test, gallery=gallery)
-
-    def of_groups(self, groups: Sequence[str]) -> Source:
-        """The same parts with the samples of these groups only."""
-        members = self.train.members or {}
-        of = self.of_classes(sorted({label for group in groups for label in members.get(group, ())}))
-        test, gallery = (None if part is None else part.of_groups(groups) for part in (of.test, of.gallery))
-        return replace(of, train=of.train.of_groups(groups), test=test, gallery=gallery)
 
 
 def _check_groups(of_classes: Sequence | None, of_samples: Sequence | None, classes: int, samples: int) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.downloads import fetch, missing, reason_of
 from tripletmas.data.folders import Entry, read_entries
 from tripletmas.data.images import find_images
 from tripletmas.data.preparation import Preparation
+from tripletmas.data.source import Source
 
 logger = logging.getLogger(__name__)
 

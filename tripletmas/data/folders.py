@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, find_images, identity_of, read_images
 from tripletmas.data.names import encode_labels
 from tripletmas.data.parts import LEFT_OUT as LEFT_OUT
 from tripletmas.data.parts import SPLITS, groups_of, parts_of
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
+from tripletmas.data.source import Source
 from tripletmas.data.tables import read_rows
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed, suggestion
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.decoding import MAX_PIXELS, decode
 from tripletmas.data.names import encode_labels
 from tripletmas.data.parts import LEFT_OUT, SPLITS
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
+from tripletmas.data.source import Source
 from tripletmas.data.text_tables import Columns, Entry, source_of_columns
 
 logger = logging.getLogger(__name__)

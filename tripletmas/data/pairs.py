@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.parts import groups_of
+from tripletmas.data.source import Source
 from tripletmas.data.tokens import Texts
 
 

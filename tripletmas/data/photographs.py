@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tripletmas.data.dataset import Source
 from tripletmas.data.downloads import fetch, missing, reason_of
 from tripletmas.data.folders import Entry, read_entries
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
+from tripletmas.data.source import Source
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.data import datasets, folders, hugging_face, photographs, text_tables
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import IN_MEMORY_BYTES
+from tripletmas.data.source import Source
 
 READERS: dict[str, Callable[..., Source]] = {
     "digits": datasets.digits,

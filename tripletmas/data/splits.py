@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source, concatenate
+from tripletmas.data.dataset import LabelledDataset, concatenate
+from tripletmas.data.source import Source
 
 
 def split_samples(

@@ -18,8 +18,9 @@ import torch
 
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.data.augmentation import Augment, make_augmentation
-from tripletmas.data.dataset import LabelledDataset, Source, Transform
+from tripletmas.data.dataset import LabelledDataset, Transform
 from tripletmas.data.names import in_task_order
+from tripletmas.data.source import Source
 from tripletmas.data.splits import split_samples
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import find_files
 from tripletmas.data.names import encode_labels
 from tripletmas.data.pairs import Pair, source_of_pairs
 from tripletmas.data.parts import SPLITS, groups_of, parts_of
+from tripletmas.data.source import Source
 from tripletmas.data.tables import read_rows
 from tripletmas.data.tokens import Texts
 

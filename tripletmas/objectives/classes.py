@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tripletmas.basics.options import call
-from tripletmas.data.dataset import Source
 from tripletmas.data.sequences import READERS, sequence
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import make_stream
 from tripletmas.objectives.kind import Data
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from tripletmas.basics.options import Option
-from tripletmas.data.dataset import Source
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.making import make_model, model_options
 from tripletmas.objectives.objective import Objective

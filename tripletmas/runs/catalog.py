@@ -15,7 +15,7 @@ from torch import nn
 
 from tripletmas.basics.options import Option, call, options_of
 from tripletmas.basics.sentences import suggestion
-from tripletmas.data.dataset import Source
+from tripletmas.data.source import Source
 from tripletmas.models import making
 from tripletmas.models.making import MODELS, model_names, without_start
 from tripletmas.models.text import PREFIX

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tripletmas.data.dataset import LabelledDataset, Source, concatenate
+from tripletmas.data.dataset import LabelledDataset, concatenate
+from tripletmas.data.source import Source
 from tripletmas.objectives.facts.fact import parse_fact
 from tripletmas.objectives.facts.language import LanguageView, language_view
 from tripletmas.objectives.facts.streams import _stable_clusters, make_fact_stream

@@ -372,7 +372,7 @@ def test_query_finds_the_facts_of_an_image_and_images_of_a_folder(ask, write_ima
         (["nowhere.png"], "nowhere.png"),
         (["--fact", "circle", "--gallery", "nowhere"], "nowhere"),
         (["--fact", "circle", "-k", "0"], "-k must be >= 1"),
-        (["--fact", "circle", "--allow-stale"], "--move-queries and --force are for an index"),
+        (["--fact", "circle", "--allow-stale"], "--allow-stale is for an index; here the run is asked"),
     ],
 )
 def test_questions_that_are_none(run, call, arguments, message):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.index.drift import compensate_drift
 from tripletmas.models.embedding import Embeddings, embed

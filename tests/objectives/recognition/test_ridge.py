@@ -10,7 +10,8 @@ import torch
 from oracles import ridge_labels
 from torch import Tensor
 
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, Task, make_stream
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.recognition.ridge import (

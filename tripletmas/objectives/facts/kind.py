@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tripletmas.basics.options import Option, call, options_of
-from tripletmas.data.dataset import Source
+from tripletmas.data.source import Source
 from tripletmas.objectives.facts.fact import parse_fact
 from tripletmas.objectives.facts.language import language_view
 from tripletmas.objectives.facts.listed import facts

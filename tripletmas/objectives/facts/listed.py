@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, find_images, read_images
 from tripletmas.data.preparation import Preparation
+from tripletmas.data.source import Source
 from tripletmas.data.tables import read_rows
 from tripletmas.objectives.facts.fact import PARTS, Fact, by_order, fact, truth_of
 

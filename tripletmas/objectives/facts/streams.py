@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.names import in_task_order
+from tripletmas.data.source import Source
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.index.clustering import cluster
 from tripletmas.objectives.facts.fact import Fact, parse_fact

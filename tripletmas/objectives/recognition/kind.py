@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tripletmas.basics.options import Option
-from tripletmas.data.dataset import Source
+from tripletmas.data.source import Source
 from tripletmas.objectives import classes
 from tripletmas.objectives.kind import Data, Kind, Map, Primary, Wording
 from tripletmas.objectives.recognition.objective import RIDGE_DIM, Recognition

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tripletmas.basics.options import Option
-from tripletmas.data.dataset import Source
+from tripletmas.data.source import Source
 from tripletmas.objectives.classes import DATASETS, DEFINITIONS, STREAM_OPTIONS, class_data
 from tripletmas.objectives.kind import Data, Kind, Map, Primary, Wording
 from tripletmas.objectives.retrieval import losses

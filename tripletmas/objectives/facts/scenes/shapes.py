@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
-from tripletmas.data.dataset import LabelledDataset, Source
+from tripletmas.data.dataset import LabelledDataset
+from tripletmas.data.source import Source
 from tripletmas.objectives.facts.fact import Fact, by_order, truth_of
 from tripletmas.objectives.facts.scenes.drawing import Scenes
 from tripletmas.objectives.facts.scenes.scenes import draw_scenes, facts_of
