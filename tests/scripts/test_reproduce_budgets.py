@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import reproduce_budgets as script
 from PIL import Image
+from script_calls import called
 
 from tripletmas.protection.structured.budget import default_budget
+
+call = partial(called, script)
 
 SMALL = {
     "data": {"name": "digits", "tasks": 2, "per_class": 8},
     "model": {"name": "mlp", "hidden": [8, 8], "dim": 4},
     "training": {"epochs": 1, "batch_size": 32},
 }
-
-
-def run_here(run, jobs, *, at_once, indent=""):
-    for job in jobs:
-        run(job)
-
-
-def call(monkeypatch, capsys, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["reproduce_budgets.py", *arguments])
-    monkeypatch.setattr(script, "run_side_by_side", run_here)
-    script.main()
-    return capsys.readouterr().out
 
 
 def test_from_nothing_to_a_table_and_a_figure(monkeypatch, capsys, tmp_path):

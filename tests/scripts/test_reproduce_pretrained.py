@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import best_strengths as best
@@ -11,6 +12,9 @@ import pytest
 import reproduce_pretrained as script
 import torch
 from PIL import Image
+from script_calls import called
+
+call = partial(called, script)
 
 TINY = """
 from torch import nn
@@ -46,18 +50,6 @@ def tiny(tmp_path, images, monkeypatch) -> list[str]:
     file = tmp_path / "tiny.py"
     file.write_text(TINY)
     return ["--birds", str(images), "--model", f"{file}:tiny", "--out", str(tmp_path / "out")]
-
-
-def run_here(run, jobs, *, at_once, indent=""):
-    for job in jobs:
-        run(job)
-
-
-def call(monkeypatch, capsys, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["reproduce_pretrained.py", *arguments])
-    monkeypatch.setattr(script, "run_side_by_side", run_here)
-    script.main()
-    return capsys.readouterr().out
 
 
 def row(text: str, name: str) -> list[str]:

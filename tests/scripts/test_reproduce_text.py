@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from functools import partial
 
 import best_strengths as best
 import pytest
 import reproduce_text as script
+from script_calls import called
 from tiny_texts import rows_of, write_csv
 
-
-def run_here(run, jobs, *, at_once, indent=""):
-    for job in jobs:
-        run(job)
-
-
-def call(monkeypatch, capsys, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["reproduce_text.py", *arguments])
-    monkeypatch.setattr(script, "run_side_by_side", run_here)
-    script.main()
-    return capsys.readouterr().out
+call = partial(called, script)
 
 
 @pytest.mark.slow

@@ -103,8 +103,7 @@ def last_layer(network: nn.Module) -> str:
 def _fit(found: Mapping[str, Tensor], own: Params) -> Fit:
     """How the tensors of a file fit a network with these, under the names that most of them have there."""
     named, inside = _renamed(found, own)
-    fitting = {name: _fitting(value, own.get(name)) for name, value in named.items()}
-    taken = {name: value for name, value in fitting.items() if value is not None}
+    taken = _taken(named, own)
     missing = tuple(name for name in own if name not in named and not name.endswith(_COUNTERS))
     reshaped = tuple(name for name in own if name in named.keys() - taken.keys())
     unexpected = tuple(name.removeprefix(inside) for name in named if name not in own)
@@ -120,7 +119,7 @@ def _renamed(found: Mapping[str, Tensor], own: Params) -> tuple[Params, str]:
         bare = {name.removeprefix(off): value for name, value in found.items() if name.startswith(off)}
         for on in _prefixes(own):
             named = {on + name: value for name, value in bare.items()}
-            if _matching(named, own) > _matching(best, own):
+            if len(_taken(named, own)) > len(_taken(best, own)):
                 best, inside = named, on
     return best, inside
 
@@ -136,8 +135,10 @@ def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
     return sorted((prefix for prefix, count in counts.items() if _SHARE * len(names) <= count), key=len)
 
 
-def _matching(named: Mapping[str, Tensor], own: Params) -> int:
-    return sum(_fitting(value, own.get(name)) is not None for name, value in named.items())
+def _taken(named: Mapping[str, Tensor], own: Params) -> Params:
+    """Those that fit their places in the network, as they fit these."""
+    fitting = {name: _fitting(value, own.get(name)) for name, value in named.items()}
+    return {name: value for name, value in fitting.items() if value is not None}
 
 
 def _fitting(value: Tensor, place: Tensor | None) -> Tensor | None:
