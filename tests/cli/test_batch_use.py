@@ -92,6 +92,7 @@ def test_below_the_least_score_there_is_no_match(place, call):
     assert (status, records(text)) == (0, [{"query": "images/red/0.png", "neighbours": []}])
     status, text, _ = call(*query, "--min-score", "1.1", "--html", "page.html")
     assert "no match" in text
+    assert text.splitlines()[0].rstrip() == "images/red/0.png"  # on one line, however narrow the table is
     assert "no match" in Path("page.html").read_text()
 
 

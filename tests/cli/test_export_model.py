@@ -114,6 +114,32 @@ def test_what_export_refuses(place, call):
     assert "exported needs the code 'code.py:make'" in text
 
 
+NET = """from torch import nn
+
+
+def make(sample_shape):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4))
+"""
+
+
+def test_what_goes_on_from_a_model_of_ones_own_code_is_said(tmp_path, monkeypatch, write_images, call):
+    """A folder has no code, so what is printed and what the card says is to name the code, and it works."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        write_images(tmp_path / "images" / f"class{number}", count=6, seed=number)
+    Path("nets.py").write_text(NET)
+    arguments = ("--data.root", "images", *DATA, "--data.size", "8", "--strategy", "finetune")
+    assert call("train", *arguments, "--model", "nets.py:make", "--out", "run")[0] == 0
+    status, text, _ = call("export", "run", "--pretrained", "exported")
+    said = " ".join(text.split()).partition("go on from it: tripletmas train ")[2].removesuffix(" ...").split()
+    assert said == ["--model", f"{tmp_path}/nets.py:make", "--model.weights", "exported/model.safetensors"]
+    assert call("train", *arguments, *said, "--out", "again")[0] == 0
+    card = Path("exported/README.md").read_text()
+    assert "--model nets.py:make --model.weights FOLDER/model.safetensors" in card
+    assert "from_pretrained" not in card
+    assert str(tmp_path) not in card
+
+
 @pytest.mark.slow
 def test_onnx_gives_the_same_embeddings(place, call):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -133,6 +133,15 @@ def test_what_cannot_be_compared(recognition: Path, run: Path, tmp_path: Path):
             comparison(runs)
 
 
+def test_models_that_see_one_stream_differently_are_compared(tmp_path: Path):
+    """Size, crop and interpolation are those that a model's weights were made for, augmentation is of training."""
+    data = {"name": "folder", "root": "shop", "size": 64, "interpolation": "bilinear", "crop": 1.0, "augment": "none"}
+    other = {**data, "size": "224x160", "interpolation": "bicubic", "crop": 0.875, "augment": "photo"}
+    runs = [write_run(tmp_path / f"{i}", data=each) for i, each in enumerate((data, other))]
+    labels = [method.label for method in comparison(runs).methods]
+    assert labels[1] == "mas, augment=photo, crop=0.875, interpolation=bicubic, size=224x160"
+
+
 def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path, undrawn):
     write_run(tmp_path / "mas" / "seed0", matrix=MATRIX)
     write_run(tmp_path / "mas" / "seed1", seed=1, done=2)

@@ -17,9 +17,11 @@ from tripletmas.cli.vector_table import check_ending, write_table
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
 from tripletmas.data.tokens import Tokenizer
+from tripletmas.models.exported import WEIGHTS
+from tripletmas.models.making import is_built_in
 from tripletmas.models.text import PREFIX
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.experiment import load_trained
+from tripletmas.runs.experiment import config_of, load_trained
 from tripletmas.runs.onnx_file import write_onnx
 from tripletmas.runs.pretrained import save_pretrained
 
@@ -102,6 +104,9 @@ def _folder(run: RunDirectory, folder: str, after: int | None) -> None:
         print(
             f"go on from it: tripletmas train --model {PREFIX}{folder} ...; in Python: SentenceTransformer({folder!r})"
         )
+        return
+    if not is_built_in(name := config_of(run)["model"]["name"]):
+        print(f"go on from it: tripletmas train --model {name} --model.weights {Path(folder) / WEIGHTS} ...")
         return
     print(f"go on from it: tripletmas train --model {folder} ...; in Python: tripletmas.from_pretrained({folder!r})")
 

@@ -330,7 +330,8 @@ def _label(hit: Hit) -> str | None:
 def _table(row: Row, texts: Mapping[str, str]) -> Table:
     table = Table(title=row.name, title_justify="left", box=SIMPLE_HEAD)
     if not row.found[0]:
-        table.add_column("no match")
+        # The title wraps at the table's width: a column as wide as the name keeps it on one line.
+        table.add_column("no match", min_width=min(len(row.name), 88))
         return table
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")

@@ -25,6 +25,9 @@ from tripletmas.report.numbers import Spread, averages
 from tripletmas.report.read import Record, Run, comparable, differing_keys, read_group
 from tripletmas.runs.directory import flatten
 
+# How a model is shown the samples of a stream, which differs with the models: the stream is the same.
+_SHOWN = ("size", "channels", "interpolation", "crop", "augment", "in_memory")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -231,7 +234,7 @@ def _check_comparable(one: Run, other: Run) -> None:
             "objectives and cannot be compared; compare runs of one objective"
         )
     first, second = (flatten(run.section("data")) for run in (one, other))
-    if keys := differing_keys(first, second):
+    if keys := [key for key in differing_keys(first, second) if key not in _SHOWN]:
         what = "; ".join(f"data.{key}: {first.get(key, 'absent')} and {second.get(key, 'absent')}" for key in keys)
         raise ValueError(
             f"{one.path} and {other.path} learned different streams and cannot be compared ({what}); "

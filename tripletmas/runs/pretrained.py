@@ -106,6 +106,8 @@ def _card_of_texts(run: RunDirectory, config: Mapping[str, Any], model: RunModel
 def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: list[str]) -> str:
     """The text of a model card: what it is, how good, how images are prepared, how it is used."""
     height, width = model.prepared.size
+    name = config["model"]["name"]
+    name = name if (alone := is_built_in(name)) else Path(name).name  # of a file, not where it lies
     strategy, data = config["strategy"]["name"], config["data"]["name"]
     normalised = "" if model.mean is None else f", normalised by mean {list(model.mean)} and deviation "
     normalised += "" if model.deviation is None else f"{list(model.deviation)} (the model does that itself)"
@@ -119,7 +121,7 @@ def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes
         f"# {Path(run.path).name}",
         "",
         f"An embedding of images, {model.dim} numbers to be compared by cosine, learned task by task with tripletmas",
-        f"{__version__}: model `{config['model']['name']}`, strategy `{strategy}`, data `{data}`.",
+        f"{__version__}: model `{name}`, strategy `{strategy}`, data `{data}`.",
         f"{len(classes)} classes.",
         "",
         "## Scores",
@@ -133,15 +135,7 @@ def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes
         "",
         "## Use",
         "",
-        "```python",
-        "import tripletmas as tm",
-        "",
-        'found = tm.from_pretrained("FOLDER")',
-        "found.model     # a torch.nn.Module: images in [0, 1] (n, channels, height, width) -> (n, dim)",
-        "found.prepared  # how an image file becomes such an image",
-        "```",
-        "",
-        "`tripletmas train --model FOLDER ...` goes on learning from it.",
+        *(_USE if alone else [_USE_OF_CODE.format(name=name)]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -162,3 +156,19 @@ _TITLES = {
     for gallery, where in (("seen", ""), ("seen_stale", ", stored vectors"), ("task", ", own gallery"))
     for metric in ("recall@1", "MAP@R", "map")
 }
+
+_USE = (
+    "```python",
+    "import tripletmas as tm",
+    "",
+    'found = tm.from_pretrained("FOLDER")',
+    "found.model     # a torch.nn.Module: images in [0, 1] (n, channels, height, width) -> (n, dim)",
+    "found.prepared  # how an image file becomes such an image",
+    "```",
+    "",
+    "`tripletmas train --model FOLDER ...` goes on learning from it.",
+)
+_USE_OF_CODE = (  # code of somebody's own is not in the folder, and nothing executes it
+    "The network is made by `{name}`, which is not in this folder: make it by that, and load `model.safetensors`, or\n"
+    "`tripletmas train --model {name} --model.weights FOLDER/model.safetensors ...`, which goes on learning from it."
+)
