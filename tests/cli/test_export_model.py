@@ -130,7 +130,7 @@ def test_what_goes_on_from_a_model_of_ones_own_code_is_said(tmp_path, monkeypatc
     Path("nets.py").write_text(NET)
     arguments = ("--data.root", "images", *DATA, "--data.size", "8", "--strategy", "finetune")
     assert call("train", *arguments, "--model", "nets.py:make", "--out", "run")[0] == 0
-    status, text, _ = call("export", "run", "--pretrained", "exported")
+    _, text, _ = call("export", "run", "--pretrained", "exported")
     said = " ".join(text.split()).partition("go on from it: tripletmas train ")[2].removesuffix(" ...").split()
     assert said == ["--model", f"{tmp_path}/nets.py:make", "--model.weights", "exported/model.safetensors"]
     assert call("train", *arguments, *said, "--out", "again")[0] == 0

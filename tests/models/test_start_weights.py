@@ -92,11 +92,20 @@ def test_weights_of_another_network_are_refused(name: str, tmp_path):
         started(tmp_path / "net.pth")
 
 
+def test_weights_that_are_not_finite_are_refused(resnet, tmp_path):
+    """Trained on, they would make the loss nan, for which the learning rate would be blamed."""
+    resnet["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(resnet, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net\.pth holds weights that are nan or infinite, in: \S*layer1\.0\.conv1"):
+        started(tmp_path / "net.pth")
+
+
 def test_files_that_hold_no_weights(tmp_path, resnet):
     torch.save(resnet, tmp_path / "whole.pth")
     content = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "hello.pth").write_text("hello\n")  # torch's own words for it are "101"
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "folder").mkdir()
     torch.save({"epoch": 3}, tmp_path / "none.pth")
@@ -106,6 +115,7 @@ def test_files_that_hold_no_weights(tmp_path, resnet):
         ("folder", "is no file of weights"),
         ("cut.pth", r"cut\.pth cannot be read as a torch file: "),
         ("text.pth", r"text\.pth (cannot be read as a torch file|holds more than tensors)"),
+        ("hello.pth", r"hello\.pth cannot be read as a torch file: it is none"),
         ("text.safetensors", "cannot be read as safetensors: "),
         ("none.pth", "holds no weights: tensors by name"),
         ("module.pth", r"would execute code: save model\.state_dict\(\) alone"),

@@ -99,6 +99,15 @@ def test_a_tokenizer_without_padding(tmp_path):
         made(folder)
 
 
+def test_a_tokenizer_whose_files_are_missing(tiny_encoder, tmp_path):
+    """transformers then makes one up of special tokens alone, to which all words are the unknown one."""
+    folder = shutil.copytree(tiny_encoder, tmp_path / "copy")
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"copy knows no words: its files are missing"):
+        made(folder)
+
+
 def test_what_is_no_sentence_encoder(tmp_path, tiny_encoder):
     with pytest.raises(ValueError, match="no such folder"):
         made(tmp_path / "nowhere")

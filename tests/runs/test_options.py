@@ -182,3 +182,11 @@ def test_a_warm_up_ends_before_its_task():
     for wrong in (-0.1, 1.5, math.nan, math.inf):
         with pytest.raises(ValueError, match="warmup must be a share of a task's steps"):
             TrainConfig(warmup=wrong)
+
+
+def test_a_model_with_nothing_to_train():
+    with pytest.raises(ValueError, match="the model has no weights to train, or all are frozen"):
+        make_optimizer(nn.Flatten(), nn.Identity(), TrainConfig())
+    with pytest.raises(ValueError, match="the model has no weights to train, or all are frozen"):
+        make_optimizer(nn.Linear(2, 2).requires_grad_(False), nn.Identity(), TrainConfig())
+    assert make_optimizer(nn.Flatten(), nn.Linear(2, 2), TrainConfig()).param_groups[1]["params"]  # proxies, heads

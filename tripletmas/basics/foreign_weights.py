@@ -77,6 +77,8 @@ def _torch(path: str | Path) -> Any:
             f"{path} holds more than tensors and plain values, and is not read, since that would execute code: save "
             "model.state_dict() alone, best with safetensors"
         ) from None
+    except LookupError:
+        raise ValueError(f"{path} cannot be read as a torch file: it is none, or is damaged") from None
     except Exception as error:  # torch reports a broken file with many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as a torch file: {reason}") from None

@@ -52,11 +52,14 @@ def load_start_weights(network: nn.Module, file: str, *, sha256: str | None = No
 
     Raises:
         ValueError: as `read_foreign_weights`; if more than a few tensors of the network, its last layer apart, are not
-            in the file, or the file has layers within those of the network that it has not: weights of another one.
+            in the file, or the file has layers within those of the network that it has not: weights of another one;
+            for weights that are not finite.
     """
     own = state_of(network)
     fit = _fit(read_foreign_weights(file, sha256), own)
     _refuse_another(file, fit, own, last_layer(network))
+    if broken := [name for name, value in fit.taken.items() if not bool(value.isfinite().all())]:
+        raise ValueError(f"{file} holds weights that are nan or infinite{_named(', in', broken)}: take another file")
     with torch.no_grad():
         for name, value in fit.taken.items():
             own[name].copy_(value)

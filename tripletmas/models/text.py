@@ -101,6 +101,11 @@ def sentence_encoder(
     length = longest if max_length is None else max_length
     if not 3 <= length <= longest:
         raise ValueError(f"max_length must lie between 3 and {longest}, the tokens that {what} reads, got {length}")
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):  # transformers makes such a one up
+        raise ValueError(
+            f"the tokenizer of {what} knows no words: its files are missing (tokenizer.json, or the vocabulary that "
+            "belongs to it), and every text would be the same to the model; put them back"
+        )
     if tokenizer.pad_token_id is None:
         raise ValueError(
             f"the tokenizer of {what} has no padding token, so that texts of different lengths make no batch: name one "

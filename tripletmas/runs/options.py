@@ -144,7 +144,7 @@ def make_optimizer(
         factors: of the backbone's weights, which learn at its rate (see `models.lora`).
 
     Raises:
-        ValueError: for a rate of the backbone where the model has none.
+        ValueError: for a rate of the backbone where the model has none; where there is nothing to train.
     """
     groups: list[dict[str, Any]]
     if config.backbone_lr is None:
@@ -156,6 +156,7 @@ def make_optimizer(
     if own := list(objective.parameters()):
         rate = config.lr if config.loss_lr is None else config.loss_lr
         groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
+    _refuse_nothing(groups)
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         options["momentum"] = config.momentum
@@ -163,6 +164,11 @@ def make_optimizer(
     for group in optimizer.param_groups:
         group["full_rate"] = group["lr"]
     return optimizer
+
+
+def _refuse_nothing(groups: Iterable[Mapping[str, Any]]) -> None:
+    if not any(group["params"] for group in groups):
+        raise ValueError("the model has no weights to train, or all are frozen: the strategy pretrained embeds without")
 
 
 def split_backbone(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
