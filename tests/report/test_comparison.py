@@ -140,6 +140,11 @@ def test_models_that_see_one_stream_differently_are_compared(tmp_path: Path):
     runs = [write_run(tmp_path / f"{i}", data=each) for i, each in enumerate((data, other))]
     labels = [method.label for method in comparison(runs).methods]
     assert labels[1] == "mas, augment=photo, crop=0.875, interpolation=bicubic, size=224x160"
+    models = ({"name": "conv4", "width": 64}, {"name": "timm:resnet18", "dim": 128, "weights": "net.pth"})
+    several = zip((data, other), models, strict=True)
+    runs = [write_run(tmp_path / model["name"][:5], data=each, model=model) for each, model in several]
+    labels = [method.label for method in comparison(runs).methods]
+    assert labels == ["mas, augment=none, name=conv4", "mas, augment=photo, name=timm:resnet18"]  # no option of theirs
 
 
 def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path, undrawn):

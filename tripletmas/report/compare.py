@@ -258,8 +258,8 @@ def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path | str]
 def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
     """The keys of the configuration that tell a row from the others.
 
-    Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none. How a
-    strength was searched tells searches apart; a run without one needs no such words.
+    Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none. So
+    it is across models. How a strength was searched tells searches apart; a run without one needs no such words.
     """
     own, keys = comparable(run.config), set()
     for row in rows:
@@ -268,9 +268,16 @@ def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
             key
             for key in differing_keys(own, other)
             if (row.strategy == run.strategy or not key.startswith("strategy"))
+            and (own.get("model.name") == other.get("model.name") or not _is_of_a_model(key))
             and (not key.startswith("search.") or (key in own and key in other))
         }
     return keys
+
+
+def _is_of_a_model(key: str) -> bool:
+    """Whether an option, such as its width or the size of its images, differs since models do."""
+    section, _, option = key.partition(".")
+    return (section == "model" and option != "name") or (section == "data" and option in _SHOWN and option != "augment")
 
 
 def _options(config: Record, keys: set[str]) -> list[str]:
