@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -38,6 +40,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     for number, image in enumerate(load_digits().images[:40]):
         Image.fromarray((image * 255 / 16).astype("uint8")).save(tmp_path / "photos" / f"{number}.png")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "net.pth")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for block in PYTHON:
         if named := re.match(r"# (\w+\.py)\n", block):
@@ -45,7 +48,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
-        if "omniglot" in command:  # its data need a download: everything before that is run
+        if "omniglot" in command or "pretrained true" in command:  # a download: everything before it is run
             arguments.append("--print_config")
         elif arguments[0] == "train":
             arguments.append("--training.epochs=2")
