@@ -82,7 +82,7 @@ def test_what_export_refuses(place, call):
         (("--onnx", "a.onnx", "--pretrained", "b"), "export needs one of"),
         (("--pretrained", "images"), "images is there already: name another folder, or delete it"),
         (("--pretrained", "run/exported"), "would be written into the run"),
-        (("--onnx", "images/class0/0.png"), r"is there, and is no .onnx: name another file"),
+        (("--onnx", "images/class0/0.png"), "images/class0/0.png must end in .onnx"),
         (("--onnx", "a.onnx", "--after", "7"), "task 7"),
     ):
         status, _, text = call("export", "run", *arguments)

@@ -20,7 +20,7 @@ def test_a_size_is_a_number_or_two(size, pair):
     assert height_and_width(written(pair)) == pair
 
 
-@pytest.mark.parametrize("size", ["", "x", "12x", "1x2x3", "a", [], [1, 2, 3], 0, "3x0", -2])
+@pytest.mark.parametrize("size", ["", "x", "12x", "1x2x3", "a", [], [1, 2, 3], 0, "3x0", -2, 4097, "64x99999"])
 def test_what_is_no_size(size):
     with pytest.raises(ValueError, match="size must be"):
         height_and_width(size)

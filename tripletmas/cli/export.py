@@ -113,6 +113,8 @@ def _folder(run: RunDirectory, folder: str, after: int | None) -> None:
 
 def _file(run: RunDirectory, file: str, after: int | None) -> None:
     """Write the model as ONNX, and say what its input is."""
+    if Path(file).suffix.lower() != ".onnx":
+        raise ValueError(f"--onnx {file} must end in .onnx")
     check_output("--onnx", file, ".onnx")
     model, furthest = write_onnx(run, file, after=after)
     given = "texts (n, length)"

@@ -11,6 +11,7 @@ Size = int | str | list[int] | tuple[int, int]  # 224; "224x160" or [224, 160], 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 INTERPOLATIONS = get_args(Interpolation)
 CHANNELS = (1, 3)  # grey, RGB
+MOST = 4096  # pixels a side: more is a slip of the pen, and a batch of it fits no memory
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def height_and_width(size: Size | Sequence[int]) -> tuple[int, int]:
         sides = []
     if not 1 <= len(sides) <= 2:
         raise ValueError(f"size must be a number of pixels, or HEIGHTxWIDTH such as 224x160, got {size!r}")
-    if min(sides) < 1:
-        raise ValueError(f"size must be >= 1 pixel, got {size}")
+    if not 1 <= min(sides) <= max(sides) <= MOST:
+        raise ValueError(f"size must be >= 1 pixel and at most {MOST}, got {size}")
     return sides[0], sides[-1]
 
 

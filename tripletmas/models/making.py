@@ -65,7 +65,7 @@ def _made(
         return constructor(sample_shape, **given)
     try:
         return constructor(sample_shape, **given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"model {name!r} cannot be made for samples {tuple(sample_shape)}: {what}{error}") from error
 

@@ -104,7 +104,7 @@ def _dim_of(model: nn.Module, shape: tuple[int, ...], name: str) -> int:
         return embedding_dim(model, shape)
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"model {name!r} cannot take samples {tuple(shape)}: {type(error).__name__}: {error}"
         ) from error
