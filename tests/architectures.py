@@ -191,7 +191,7 @@ class ReadsItsMask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (n, 2, 5): words and mask
         words, mask = x.unbind(1)
         kinds = self.kinds(torch.zeros_like(self.positions.weight[:, 0]).long().expand(len(x), -1))
-        kinds = kinds + self.positions(torch.arange(5)).unsqueeze(0)
+        kinds = kinds + self.positions(torch.arange(5, device=x.device)).unsqueeze(0)
         x = self.words(words) + kinds
         scores = self.attend(x) @ x.transpose(1, 2)
         if not mask.all():

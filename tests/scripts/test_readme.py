@@ -40,6 +40,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     for number, image in enumerate(load_digits().images[:40]):
         Image.fromarray((image * 255 / 16).astype("uint8")).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "0.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "net.pth")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for block in PYTHON:

@@ -33,14 +33,13 @@ def test_in_recognition_it_is_that_of_the_tasks_own_head(tiny_stream: Stream, mo
     model = mlp((1, 4, 4), dim=4, hidden=(8,)).double()
     task = tiny_stream[1]
     loss = Recognition(4, [each.classes for each in tiny_stream], task.train.class_names).double()
-    as_double = task.train.with_transform(torch.Tensor.double)
-    samples, labels = as_double[list(range(len(as_double)))]
+    samples, labels = task.train[list(range(len(task.train)))]
     whole = nn.Sequential(model, loss.heads[1])
     torch.manual_seed(11)
     found = {  # inputs are read as float32
         size: fisher_of_task(Double(model), task, loss, labels=mode, batch_size=size) for size in (3, 256)
     }
-    expected = oracles.fisher_importance(whole, samples, (labels - task.classes[0]).tolist(), mode, seed=11)
+    expected = oracles.fisher_importance(whole, samples.double(), (labels - task.classes[0]).tolist(), mode, seed=11)
     expected = {f"model.{name[2:]}": value for name, value in expected.items() if name.startswith("0.")}
     assert_same(found[3], expected)
     assert_same(found[256], expected)

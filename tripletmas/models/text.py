@@ -193,7 +193,7 @@ def _folder(what: str, *, fetch: bool) -> Path:
         return folder
     if folder.is_absolute() or what.startswith(".") or what.count("/") > 1:
         raise ValueError(
-            f"no such folder: {what} (the configuration and the tokenizer of the model are read from it: put it back, or "
+            f"no such folder: {what} (configuration and tokenizer of the model are read from it: put it back, or "
             "a link to where it is now)"
         )
     return _of_hub(what, fetch=fetch)

@@ -79,7 +79,7 @@ class Recognition(Objective):
         for number in sorted({*numbers.unique().tolist(), *self._joining}):
             goes = numbers == number
             if number in self._joining:
-                goes = goes | (self.position_of[number][labels] >= 0)
+                goes = goes | (self.position_of.take(labels + number * self.position_of.shape[1]) >= 0)
             rows = goes.nonzero().flatten()
             logits = self.logits(embeddings[rows], number)
             total = total + functional.cross_entropy(logits, self.positions(labels[rows], number), reduction="sum")
@@ -105,7 +105,7 @@ class Recognition(Objective):
         Raises:
             ValueError: for a class of another task.
         """
-        positions = self.position_of[head][labels]
+        positions = self.position_of.take(labels + head * self.position_of.shape[1])
         foreign = labels[positions < 0].unique().tolist()
         if foreign:
             names = listed([repr(self.class_names[label]) for label in foreign])
