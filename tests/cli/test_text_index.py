@@ -134,3 +134,16 @@ def test_images_and_texts_are_kept_apart(run, index, answers, call, tmp_path, wr
     failed(call("query", index, " "), "a text to search with is empty")
     (tmp_path / "empty.csv").write_text("answer\n\n,\n")
     failed(call("index", "build", run, "--csv", tmp_path / "empty.csv", "--text", "answer", "--out", out), "line 3")
+
+
+def test_an_answer_to_several_questions_is_one_item(run, call, tmp_path):
+    """Of four rows two have one text; with another label it is another item."""
+    rows = [("a card", "card"), ("a parcel", "parcel"), ("a card", "card"), ("a card", "login")]
+    path = write_csv(tmp_path / "faq.csv", [{"answer": text, "topic": label} for text, label in rows])
+    plain, labelled = ("index", "build", run, "--csv", path, "--text", "answer", "--force"), ("--label", "topic")
+    status, printed, complaint = call(*plain, "--out", tmp_path / "a.index")
+    assert status == 0, complaint
+    assert "2 of 4 rows repeat a text and count once" in " ".join(printed.split())
+    assert ImageIndex.open(tmp_path / "a.index").texts == ("a card", "a parcel")
+    assert call(*plain, *labelled, "--out", tmp_path / "b.index")[0] == 0
+    assert ImageIndex.open(tmp_path / "b.index").texts == ("a card", "a parcel", "a card")

@@ -78,7 +78,7 @@ def _texts_of(options: Namespace) -> Items:
     if not options.text:
         raise ValueError("--csv needs --text, the column of the texts")
     needed = (options.text, *([options.label] if options.label else []))
-    rows = _filled_rows(options.csv, needed, options.text)
+    rows = _each_once(_filled_rows(options.csv, needed, options.text), needed, options.csv)
     classes = [cells[options.label] if options.label else None for _, cells in rows]
     names, texts = zip(*((str(number), cells[options.text]) for number, cells in rows), strict=True)
     return Items(options.csv, names, tuple(classes), texts)
@@ -93,6 +93,18 @@ def _filled_rows(path: str, needed: Sequence[str], text: str) -> list[tuple[int,
     if not rows:
         raise ValueError(f"{path} lists no texts")
     return rows
+
+
+def _each_once(
+    rows: Sequence[tuple[int, dict[str, str]]], columns: Sequence[str], path: str
+) -> list[tuple[int, dict[str, str]]]:
+    """The first of the rows that are equal in these columns: an answer to several questions is one item."""
+    first: dict[tuple[str, ...], tuple[int, dict[str, str]]] = {}
+    for number, cells in rows:
+        first.setdefault(tuple(cells[name] for name in columns), (number, cells))
+    if len(first) < len(rows):
+        print(f"{path}: {len(rows) - len(first)} of {len(rows)} rows repeat a text and count once")
+    return list(first.values())
 
 
 def new_items(items: Items, index: ImageIndex, file: str) -> Items:
