@@ -49,6 +49,11 @@ class Task:
 Stream = tuple[Task, ...]
 
 
+def learned_classes(stream: Stream) -> list[str]:
+    """The names of the classes of these tasks, each once, in the order in which they are learned."""
+    return list(dict.fromkeys(task.train.class_names[label] for task in stream for label in task.classes))
+
+
 def fingerprint(task: Task) -> str:
     """A checksum of which samples a task has in which part, to tell whether its data changed since it was learned."""
     parts = [[task.train.class_names[label] for label in task.classes]]

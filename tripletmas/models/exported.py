@@ -60,15 +60,6 @@ def write_exported(
         (aside / CARD).write_text(card, encoding="utf-8")
 
 
-def is_exported(folder: str | Path) -> bool:
-    """Whether a folder is one that `write_exported` wrote."""
-    try:
-        read_exported(folder)
-    except ValueError:
-        return False
-    return True
-
-
 def read_exported(folder: str | Path) -> dict[str, Any]:
     """What a folder says of its model: `model`, `preparation`, `weights_hash` and `classes`.
 
@@ -95,7 +86,10 @@ def options_of_exported(folder: str | Path) -> dict[str, Any]:
 
 def prepared_beside(weights: object) -> dict[str, Any]:
     """How images are prepared for the weights in a file, if it is that of an exported model; {} if not."""
-    if not isinstance(weights, str) or Path(weights).name != WEIGHTS or not is_exported(Path(weights).parent):
+    if not isinstance(weights, str) or Path(weights).name != WEIGHTS:
         return {}
-    prepared = read_exported(Path(weights).parent)["preparation"]
+    try:
+        prepared = read_exported(Path(weights).parent)["preparation"]
+    except ValueError:
+        return {}
     return {key: prepared[key] for key in ("size", "interpolation", "crop") if key in prepared}

@@ -110,7 +110,7 @@ def load_model(
     state = run.weights.read(number)
     dim = _loaded(model, state, shape, run, number)
     size, workers = (config["training"][option] for option in ("eval_batch_size", "num_workers"))
-    mean, deviation = (options.get(each) and tuple(options[each]) for each in ("mean", "deviation"))
+    mean, deviation = normalisation_of(options)
     reader = text_encoder_of(model)
     shown = found or (reader and reader.tokenizer)
     assert shown, "a model of texts was made for texts"
@@ -138,6 +138,12 @@ def _loaded(model: nn.Module, state: Params, shape: tuple[int, ...], run: RunDir
     except RuntimeError as error:  # torch's, for images that the layers do not fit
         reason = str(error).splitlines()[0]
         raise OtherImages(f"the model of {run.path} takes no images of shape {shape}: {reason}") from None
+
+
+def normalisation_of(options: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(mean, deviation) that the options of a model name; None where there are none."""
+    mean, deviation = (options.get(each) for each in ("mean", "deviation"))
+    return mean and tuple(mean), deviation and tuple(deviation)
 
 
 def transform_of(model: RunModel, invert: bool) -> Transform:

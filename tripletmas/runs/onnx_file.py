@@ -18,6 +18,7 @@ from tripletmas.basics.files import atomic_write
 from tripletmas.basics.logs import errors_only
 from tripletmas.basics.version import __version__
 from tripletmas.data.preparation import Preparation
+from tripletmas.data.tasks import learned_classes
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.models import RunModel, load_model
@@ -64,14 +65,12 @@ def write_onnx(run: RunDirectory, file: str | Path, *, after: int | None = None)
     learned = experiment.stream[: number + 1]
     query = learned[0].query
     asked = _asked(model, query[list(range(min(_BATCH, len(query))))][0])
-    names = learned[0].train.class_names
-    classes = list(dict.fromkeys(names[label] for task in learned for label in task.classes))
     content = onnx.load_model_from_string(_exported(asked, model.run))
     about = {
         "tripletmas": __version__,
         "model": model.hash,
         "preparation": json.dumps(asked.about),
-        "classes": json.dumps(classes, ensure_ascii=False),
+        "classes": json.dumps(learned_classes(learned), ensure_ascii=False),
     }
     for key, value in about.items():
         content.metadata_props.add(key=key, value=value)

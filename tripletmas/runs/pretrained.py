@@ -10,13 +10,14 @@ from tripletmas.basics.files import read_tensors
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.preparation import Preparation, height_and_width
+from tripletmas.data.tasks import learned_classes
 from tripletmas.models.exported import CONFIG, WEIGHTS, read_exported, write_exported
 from tripletmas.models.making import is_built_in, make_model, without_start
 from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import save_encoder, text_encoder_of
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import config_of, load_trained
-from tripletmas.runs.models import RunModel, load_model
+from tripletmas.runs.models import RunModel, load_model, normalisation_of
 
 
 def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None = None) -> RunModel:
@@ -30,8 +31,7 @@ def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None 
     """
     model, config = load_model(run, after=after, device="cpu"), config_of(run)
     experiment, number = load_trained(run, after, device="cpu")
-    names = experiment.stream[0].train.class_names
-    classes = list(dict.fromkeys(names[label] for task in experiment.stream[: number + 1] for label in task.classes))
+    classes = learned_classes(experiment.stream[: number + 1])
     if encoder := text_encoder_of(model.model):
         save_encoder(encoder, Path(folder), _card_of_texts(run, config, model, classes))
         return model
@@ -64,7 +64,7 @@ def from_pretrained(folder: str | Path) -> RunModel:
         raise ValueError(f"{Path(folder) / CONFIG} is damaged ({error}): export the model anew") from None
     state, _ = read_tensors(file, "export the model anew")
     load_state(model, state, str(file))
-    mean, deviation = (options.get(each) and tuple(options[each]) for each in ("mean", "deviation"))
+    mean, deviation = normalisation_of(options)
     loading = {"batch_size": 256, "num_workers": 0}
     dim = embedding_dim(model, prepared.shape)
     return RunModel(str(folder), 0, weight_hash(state), model, prepared, mean, deviation, dim, **loading)
