@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "protection": ("basics",),
     "models": ("data", "basics"),
     "objectives": ("models", "index", "data", "basics"),
+    "integrations": ("protection", "basics"),
     "strategies": ("objectives", "protection", "models", "data", "basics"),
     "runs": ("strategies", "objectives", "protection", "models", "data", "index", "basics"),
     "report": ("runs.directory", "objectives", "protection.coverage", "basics"),
@@ -38,10 +39,15 @@ ONLY_IN = {
     "filelock": {"basics"},
     "pyarrow": {"cli", "data"},
     "safetensors": {"basics"},
-    "sentence_transformers": {"models"},
-    "transformers": {"models"},
+    "sentence_transformers": {"models", "integrations"},
+    "transformers": {"models", "integrations"},
     "huggingface_hub": {"models"},
-    "torch.distributed": set(),
+    "torch.distributed": {"basics"},
+    "lightning": {"integrations"},
+    "pytorch_lightning": {"integrations"},
+    "avalanche": {"integrations"},
+    "accelerate": {"integrations"},
+    "ray": {"integrations"},
 }
 
 
