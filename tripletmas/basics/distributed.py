@@ -1,0 +1,204 @@
+"""Several processes: which of them this is, and what they know together. The only module with torch.distributed.
+
+Processes are joined by the default group (`torch.distributed.init_process_group`, which torchrun, Lightning and others
+call). Where there is none, or one of a single process, and inside `alone()`, everything here is that of one process:
+sums are what was given, and nothing is sent. Else every function that sends is collective: all processes must call it,
+in the same order, or they wait for each other. What comes back is the same on all of them, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+_Value = TypeVar("_Value")
+_is_alone: ContextVar[bool] = ContextVar("tripletmas_is_alone", default=False)
+
+# Elements that are sent at once: 64 MiB in float32, the memory that a sum takes beside its tensors.
+_AT_ONCE = 2**24
+
+
+def has_group() -> bool:
+    """Whether a process group is there, of however many processes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_on() -> bool:
+    """Whether this process is one of several that work together."""
+    return world_size() > 1
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return 1 if _is_alone.get() or not has_group() else torch.distributed.get_world_size()
+
+
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return torch.distributed.get_rank() if is_on() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks: the one of rank 0."""
+    return rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works by itself: nothing is summed or gathered over processes.
+
+    For what not all of them call, or what each has for itself.
+    """
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if is_on():
+        gather_objects(None)  # torch's own barrier guesses a device under NCCL
+
+
+# --- sums
+
+
+@torch.no_grad()
+def sum_over_ranks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of each tensor over all processes, in its type; tensors that are given are left as they are.
+
+    All processes give the same names, types and shapes.
+    """
+    if not is_on():
+        return dict(tensors)
+    sums = {name: torch.empty_like(tensors[name], memory_format=torch.contiguous_format) for name in sorted(tensors)}
+    by_type: dict[torch.dtype, list[str]] = {}
+    for name, value in sums.items():
+        by_type.setdefault(value.dtype, []).append(name)
+    for names in by_type.values():
+        for part in _portions(names, sums):
+            flat = torch.cat([tensors[name].detach().reshape(-1) for name in part])
+            sent = flat.to(_carrier(flat.device))
+            torch.distributed.all_reduce(sent)
+            for name, value in zip(part, sent.split([sums[name].numel() for name in part]), strict=True):
+                sums[name].copy_(value.view_as(sums[name]))
+    return {name: sums[name] for name in tensors}
+
+
+def sum_numbers(**numbers: float) -> dict[str, float]:
+    """The sum of each number over all processes, in float64."""
+    return {name: sum(each[name] for each in gather_objects(numbers)) for name in numbers}
+
+
+def _portions(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names of tensors that have at most `_AT_ONCE` elements together, or one that has more."""
+    part, used = [], 0
+    for name in names:
+        count = tensors[name].numel()
+        if part and used + count > _AT_ONCE:
+            yield part
+            part, used = [], 0
+        part.append(name)
+        used += count
+    yield part
+
+
+# --- what others have
+
+
+def gather_objects(value: _Value) -> list[_Value]:
+    """What each process gave, in the order of ranks; what can be pickled."""
+    if not is_on():
+        return [value]
+    found: list[_Value] = [value] * world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+@torch.no_grad()
+def gather_rows(tensor: Tensor) -> Tensor:
+    """The rows (n, ...) of all processes, one after the other in the order of ranks; n may differ, and be 0."""
+    if not is_on():
+        return tensor
+    sent = tensor.detach().to(_carrier(tensor.device)).contiguous()
+    counts = gather_objects(len(sent))
+    padded = sent.new_zeros(max(counts), *sent.shape[1:])
+    padded[: len(sent)] = sent
+    found = [torch.empty_like(padded) for _ in counts]
+    torch.distributed.all_gather(found, padded)
+    return torch.cat([each[:count] for each, count in zip(found, counts, strict=True)]).to(tensor.device)
+
+
+def broadcast_object(value: _Value, source: int = 0) -> _Value:
+    """What the process of that rank gave; what can be pickled."""
+    if not is_on():
+        return value
+    carried = [value]
+    torch.distributed.broadcast_object_list(carried, src=source)
+    return carried[0]
+
+
+@torch.no_grad()
+def broadcast_tensor(tensor: Tensor, source: int = 0) -> Tensor:
+    """What the process of that rank gave, in the type, the shape and on the device of what this one gave."""
+    if not is_on():
+        return tensor
+    sent = tensor.detach().clone(memory_format=torch.contiguous_format).to(_carrier(tensor.device))
+    torch.distributed.broadcast(sent, src=source)
+    return sent.to(tensor.device)
+
+
+# --- errors
+
+
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """A block that every process runs by itself, and that fails on all of them if it fails on one.
+
+    Without it the others would wait, at the next thing that they send, for one that never comes. The block itself must
+    send nothing.
+
+    Args:
+        what: is done in it, as "measuring importance".
+
+    Raises:
+        ValueError: where another process failed, with what it said; where this one did, its own error.
+    """
+    if not is_on():
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    said = gather_objects(None if failure is None else f"{failure}" or type(failure).__name__)
+    if failure is not None:
+        raise failure
+    for number, sentence in enumerate(said):
+        if sentence is not None:
+            raise ValueError(f"{what} failed on rank {number} of {len(said)}: {sentence}")
+
+
+def check_same(what: str, value: object) -> None:
+    """Raise a ValueError on all processes unless this is equal on all of them; its `repr` is shown."""
+    found = gather_objects(value)
+    for number, each in enumerate(found):
+        if each != found[0]:
+            raise ValueError(f"{what} must be the same on all ranks: rank 0 has {found[0]!r}, rank {number} {each!r}")
+
+
+def _carrier(device: torch.device) -> torch.device:
+    """The device over which tensors of this one are sent: NCCL knows GPUs alone."""
+    backend = torch.distributed.get_backend()
+    if device.type == "cpu" and "nccl" in backend and "gloo" not in backend:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
