@@ -94,15 +94,17 @@ class Streaming(IterableDataset):
 
 NOT_BATCHES = {
     "a tensor": (images, "a Tensor is one batch, and several are expected: give .batch."),
-    "an array": (lambda: images().numpy(), "a ndarray is one batch"),
+    "an array": (lambda: images().numpy(), r"a ndarray is one batch, .* give .torch.as_tensor\(batch\)."),
     "a dict": (lambda: {"x": images()}, "a dict is one batch"),
     "a text": (lambda: "images", "a str is one batch"),
+    "texts": (lambda: ["one", "two"], "a list is one batch"),
+    "texts one by one": (lambda: iter(["one", "two"]), "a batch is a list of texts, and this is one text"),
     "samples and labels": (lambda: (images(), torch.arange(5)), "a tuple is one batch"),
     "a data set": (lambda: TensorDataset(images()), r"a TensorDataset gives samples one by one: .*DataLoader"),
     "nothing": (lambda: None, "expected an iterable of batches, such as a DataLoader, got a NoneType"),
     "a number": (lambda: 3, "expected an iterable of batches, such as a DataLoader, got a int"),
-    "arrays": (lambda: [images().numpy()], "a batch must hold a tensor .* got a ndarray without any"),
-    "other lengths": (lambda: [{"a": images(), "b": images()[:2]}], r"one row a sample, got lengths \[5, 2\]"),
+    "arrays": (lambda: [images().numpy()], r"a batch must hold a tensor .* got a ndarray without any: give torch"),
+    "other lengths": (lambda: [{"input": [images(), images()[:2]]}], r"one row a sample, got lengths \[5, 2\]"),
 }
 
 

@@ -1,11 +1,10 @@
-"""Calling a model on batches: what its inputs are, and the state in which it is measured and left as it was found.
+"""Batches: what is in them; and the state in which a model is measured on them, and left as it was found.
 
-Shapes: n samples in a batch; the model's output is (n, ...).
+Shapes: n samples in a batch.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,72 +19,10 @@ from tripletmas.basics.weights import device_of, trainable
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
-# What torch says where a tensor meets weights of another type.
-_OTHER_TYPE = re.compile(r"same dtype|scalar type|type.* should be the same")
 
-
-def make_call(model: nn.Module, layer: str | None, forward: Forward | None) -> Forward:
-    """(model, inputs) -> outputs (n, ...), checked to be a tensor with one row a sample.
-
-    The model gets copies: one that normalises its input in place would else find it normalised when it is called again,
-    and the caller's batch would be changed.
-
-    Args:
-        layer: name of the submodule whose output is taken in place of the model's.
-        forward: how to call the model; without it inputs are its argument, or its keyword arguments if a dict.
-
-    Raises:
-        ValueError: for an unknown layer; when called, for inputs of another type than the weights, and for an output
-            that is no tensor of one row a sample.
-    """
-    call = forward or (lambda model, inputs: model(**inputs) if isinstance(inputs, dict) else model(inputs))
-    if layer is not None:
-        call = _call_layer(model, layer, call)
-
-    def checked(model: nn.Module, inputs: Any) -> Tensor:
-        try:
-            output = call(model, apply(torch.clone, inputs))
-        except RuntimeError as error:
-            if not _OTHER_TYPE.search(str(error)):
-                raise
-            raise ValueError(
-                f"the model cannot be called on this batch in full precision, outside autocast ({error}): give batches "
-                "in the type of its weights; for a model that needs autocast, a forward= that enters it"
-            ) from error
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"the model returns a {type(output).__name__}, not a tensor: give forward=, a function "
-                "(model, batch) -> embeddings"
-            )
-        if output.ndim == 0 or len(output) != num_samples(inputs):
-            raise ValueError(f"the model's output has shape {tuple(output.shape)}, expected one row a sample")
-        return output
-
-    return checked
-
-
-def _call_layer(model: nn.Module, layer: str, call: Forward) -> Forward:
-    modules = dict(model.named_modules())
-    if layer not in modules or not layer:
-        raise ValueError(f"the model has no layer {layer!r}; its layers are: {', '.join(filter(None, modules))}")
-
-    def output_of_layer(callee: nn.Module, inputs: Any) -> Tensor:
-        outputs: list[Any] = []
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # a copy: the next layer may change its input in place
-            outputs.append(output.clone() if isinstance(output, Tensor) else output)
-
-        handle = modules[layer].register_forward_hook(keep)
-        try:
-            call(callee, inputs)
-        finally:
-            handle.remove()
-        if len(outputs) != 1:
-            raise ValueError(f"layer {layer!r} ran {len(outputs)} times in one forward pass; it must run once")
-        return outputs[0]
-
-    return output_of_layer
+class Uncallable(Exception):
+    """A model failed on what it was given of a batch; no ValueError while a forward pass is watched, which may be to
+    blame. `measuring` makes one of it."""
 
 
 # --- the state in which a model is measured
@@ -156,7 +93,10 @@ def measuring(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
             dtype = torch.float32 if halves and tensor.is_floating_point() else tensor.dtype
             return tensor.detach().to(device, dtype, non_blocking=True)
 
-        yield lambda batch: apply(moved, batch)
+        try:
+            yield lambda batch: apply(moved, batch)
+        except Uncallable as error:
+            raise ValueError(str(error)) from error.__cause__
 
 
 def _half_precision(model: nn.Module) -> list[Tensor]:
@@ -185,8 +125,14 @@ def each_batch(batches: Iterable[Any]) -> Iterator[Any]:
     name = type(batches).__name__
     if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
         raise ValueError(f"a {name} gives samples one by one: give torch.utils.data.DataLoader(it, batch_size=256)")
+    if _is_of_hugging_face(batches):
+        raise ValueError(
+            f"a {name} of Hugging Face gives samples one by one: give "
+            "torch.utils.data.DataLoader(it.with_format('torch'), batch_size=256)"
+        )
     if _is_one_batch(batches):
-        raise ValueError(f"a {name} is one batch, and several are expected: give [batch]")
+        batch = "torch.as_tensor(batch)" if isinstance(batches, np.ndarray) else "batch"
+        raise ValueError(f"a {name} is one batch, and several are expected: give [{batch}]")
     try:
         return iter(batches)
     except TypeError:
@@ -196,16 +142,18 @@ def each_batch(batches: Iterable[Any]) -> Iterator[Any]:
 def _is_one_batch(batches: Any) -> bool:
     if isinstance(batches, tuple) and all(isinstance(each, Tensor) for each in batches):
         return len({each.ndim for each in batches}) > 1  # (inputs, labels)
-    return isinstance(batches, (Tensor, np.ndarray, Mapping, str))
+    return isinstance(batches, (Tensor, np.ndarray, Mapping, str)) or are_texts(batches)
 
 
-def inputs_of(batch: Any, forward: Forward | None) -> Any:
-    """What the model is called on: the whole batch where there is a `forward`, else the inputs without labels."""
-    if forward:
-        return batch
-    if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key not in ("label", "labels")}
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
+def _is_of_hugging_face(batches: Any) -> bool:
+    """Whether it is a data set, or a stream, of the package `datasets`, which are no data sets of torch's."""
+    kinds = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(batches).__mro__]
+    return any(each in kinds for each in (("datasets", "Dataset"), ("datasets", "IterableDataset")))
+
+
+def are_texts(value: Any) -> bool:
+    """Whether this is a list or tuple of texts, and of at least one."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(each, str) for each in value)
 
 
 def num_samples(batch: Any) -> int:
@@ -216,7 +164,10 @@ def num_samples(batch: Any) -> int:
     """
     lengths = [len(tensor) for tensor in _tensors(batch) if tensor.ndim]
     if not lengths:
-        raise ValueError(f"a batch must hold a tensor with one row a sample, got a {type(batch).__name__} without any")
+        remedy = ": give torch.as_tensor(batch)" if isinstance(batch, np.ndarray) else ""
+        raise ValueError(
+            f"a batch must hold a tensor with one row a sample, got a {type(batch).__name__} without any{remedy}"
+        )
     if len(set(lengths)) > 1:
         raise ValueError(f"the tensors of a batch must have one row a sample, got lengths {lengths}")
     return lengths[0]

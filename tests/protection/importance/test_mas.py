@@ -265,8 +265,8 @@ class Constant(nn.Module):
         (lambda x: torch.where(x[:, :1] == 5, torch.nan, x), "not finite for sample 5 of the importance data"),
         # the slope of a root at 0 is infinite, and 0 * inf is nan; x is 0 in the first sample
         (lambda x: x.square().sum(1, keepdim=True).sqrt(), "the gradient of parameter 'weight' is not finite"),
-        (lambda x: (x, x), r"the model returns a tuple, not a tensor: give forward="),
-        (lambda x: {"embedding": x}, r"the model returns a dict, not a tensor: give forward="),
+        (lambda x: (x, x), r"returns a tuple with 0 \(\d, 3\), 1 \(\d, 3\), any of which may be meant: give forward="),
+        (lambda x: "nothing", r"the model returns a str, not a tensor: give forward="),
         (lambda x: x.sum(), r"shape \(\), expected one row a sample"),
         (lambda x: x.flatten(), r"shape \(3,\), expected one row a sample"),
         (lambda x: x.detach(), "zero everywhere"),

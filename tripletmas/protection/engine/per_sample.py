@@ -27,12 +27,11 @@ from tripletmas.basics.weights import Params, unwrap
 from tripletmas.protection.batches import (
     Forward,
     each_batch,
-    inputs_of,
-    make_call,
     measured_parameters,
     measuring,
     num_samples,
 )
+from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.by_rules import ByRules, Scalar
 from tripletmas.protection.engine.single import OneByOne, add_gradients
 
@@ -51,8 +50,7 @@ class PerSampleGradients:
             own output.
         power: 1 for the absolute value, 2 for the square.
         layer: name of the submodule whose output is measured in place of the model's.
-        forward: how to call the model on a batch. Without it a tensor is the input, a tuple's first item is, and
-            a dict without its labels is passed as keyword arguments.
+        forward: how to call the model on a batch. Without it, as `ModelCall` does.
         left_out: modules or parameters, by name, that are not measured.
         seen: is given the scalars (n, m) of samples that were measured.
         approximate: "batch" takes the magnitude of the summed gradient of each batch, not of each sample; it needs a
@@ -81,7 +79,7 @@ class PerSampleGradients:
         self.model = unwrap(model)
         self.parameters = _without(measured_parameters(model), left_out)
         self._scalar, self._power, self._forward, self._approximate = scalar, power, forward, approximate
-        self._call = make_call(self.model, layer, forward)
+        self._call = ModelCall(self.model, layer, forward)
         self._by_rules = ByRules(self.model, self._call, scalar, power, self.parameters)
         self._one_by_one = OneByOne(self.model, self._call, scalar, power)
         self.sums = {
@@ -106,7 +104,7 @@ class PerSampleGradients:
         num_slow = len(self._without_rule)
         with measuring(self.model) as moved:
             for batch in each_batch(batches):
-                inputs = moved(inputs_of(batch, self._forward))
+                inputs = moved(self._call.inputs_of(batch))
                 started = time.perf_counter()
                 self._is_broken = True  # until this batch is wholly in
                 if num_samples(inputs):

@@ -16,12 +16,11 @@ from tripletmas.basics.weights import Params
 from tripletmas.protection.batches import (
     Forward,
     each_batch,
-    inputs_of,
-    make_call,
     measured_parameters,
     measuring,
     num_samples,
 )
+from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.per_sample import PerSampleGradients
 
 FisherLabels = Literal["sampled", "true", "all"]
@@ -65,7 +64,7 @@ def fisher_importance(
     """
     if labels not in ("sampled", "true", "all"):
         raise ValueError(f"labels must be 'sampled', 'true' or 'all', got {labels!r}")
-    logits_of = make_call(model, None, forward)
+    logits_of = ModelCall(model, None, forward)
     num_classes: list[int] = []
 
     def log_probabilities(model: nn.Module, batch: Any) -> Tensor:
@@ -86,10 +85,10 @@ def fisher_importance(
     def with_choices() -> Iterator[tuple[Any, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         for batch in each_batch(batches):
-            inputs = inputs_of(batch, forward)
+            inputs = logits_of.inputs_of(batch)
             # where on [0, 1) its draw falls goes with a sample as its label would, however samples are batched
             draws = torch.rand(num_samples(inputs), generator=generator)
-            choice = _labels_in(batch) if labels == "true" else draws
+            choice = _labels_in(batch, "labels='true'") if labels == "true" else draws
             yield inputs, choice
             if labels == "true" and len(choice) and not 0 <= int(choice.min()) <= int(choice.max()) < num_classes[0]:
                 raise ValueError(
@@ -122,15 +121,15 @@ def squared_gradient_importance(
     Raises:
         ValueError: without any batch; with no trainable parameter; if a gradient is not finite; if all are zero.
     """
-    parameters, call = measured_parameters(model), make_call(model, None, None)
+    parameters, call = measured_parameters(model), ModelCall(model, None, None)
     totals = {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in parameters.items()
     }
     num_batches = 0
     with measuring(model) as moved:
-        for inputs, labels in each_batch(batches):
-            embeddings = call(model, moved(inputs))
-            value = loss(embeddings, labels.to(embeddings.device))
+        for batch in each_batch(batches):
+            embeddings = call(model, moved(call.inputs_of(batch)))
+            value = loss(embeddings, _labels_in(batch, "a loss").to(embeddings.device))
             num_batches += 1
             if not value.requires_grad:  # no pair in this batch adds to the loss
                 continue
@@ -145,13 +144,13 @@ def squared_gradient_importance(
     return _not_zero({name: total / num_batches for name, total in totals.items()})
 
 
-def _labels_in(batch: Any) -> Tensor:
+def _labels_in(batch: Any, what: str) -> Tensor:
     if isinstance(batch, Mapping):
         found = batch.get("labels", batch.get("label"))
     else:
         found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if not isinstance(found, Tensor) or found.is_floating_point():
-        raise ValueError("labels='true' needs batches (inputs, labels), or dicts with 'labels', of integer labels")
+        raise ValueError(f"{what} needs batches (inputs, labels), or dicts with 'labels', of integer labels")
     return found
 
 

@@ -30,12 +30,17 @@ def mas_importance(
     there is no fast rule are as exact and slower, and the logger "tripletmas" says which.
 
     Args:
-        batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
+        batches: any iterable of tensors, (inputs, labels, ...) tuples, dicts as the model's forward takes them or with
+            one tensor under a usual name (image, pixel_values, data, ...), or lists of texts for a model that has a
+            tokenizer.
         relative: divide by the mean squared length of the embeddings, so that the scale of F no longer matters and
             one strength means the same for all models. This is ours, not the paper's.
         layer: name of the submodule to measure in place of the model's output, for a model that ends in a
-            normalisation: a normalised embedding has constant length, so nothing would be important.
-        forward: how to call the model on a batch, (model, batch) -> embeddings (n, dim).
+            normalisation: a normalised embedding has constant length, so nothing would be important. Sentence encoders
+            are measured before theirs.
+        forward: how to call the model on a batch, (model, batch) -> embeddings (n, dim). Without it the embedding is
+            what the model returns, or what its name tells: sentence_embedding, image_embeds or text_embeds,
+            pooler_output, logits.
         output: "vector" is the paper's first form, sum_i |d F_i(x_k) / d theta|, one backward pass for each output
             and no square (relative then divides by the root of the mean squared length). The paper found no
             significant difference.

@@ -18,12 +18,11 @@ from tripletmas.basics.weights import Params, device_of, named_parameters, train
 from tripletmas.protection.batches import (
     Forward,
     each_batch,
-    inputs_of,
-    make_call,
     measured_parameters,
     measuring,
     num_samples,
 )
+from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.inputs import LayerInputs
 from tripletmas.protection.structured.gram_matrix import GramMatrix, compressed, diagonal, energy, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -109,7 +108,7 @@ def diagonals(grams: Mapping[LinearMap, GramMatrix], model: nn.Module) -> Params
 
 
 def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, exact: bool) -> dict[LinearMap, Tensor]:
-    call = make_call(model, None, forward)
+    call = ModelCall(model, None, forward)
     moments: dict[LinearMap, Tensor] = {}
     seen: dict[LinearMap, int] = {}
     total = 0
@@ -130,7 +129,7 @@ def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, 
 
     with measuring(model) as moved, torch.no_grad():
         for batch in each_batch(batches):
-            inputs = moved(inputs_of(batch, forward))
+            inputs = moved(call.inputs_of(batch))
             count = num_samples(inputs)
             if not count:
                 continue
