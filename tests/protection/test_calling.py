@@ -95,6 +95,14 @@ class OfSomething(nn.Linear):
         return super().forward(batch["a"] - batch["b"])
 
 
+class OfTransformers(nn.Linear):
+    """Takes others beside its own arguments, and does nothing with them."""
+
+    def forward(self, pixels: Tensor | None = None, **others: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert pixels is not None, "you have to give pixels"
+        return super().forward(pixels)
+
+
 class PassingOn(nn.Module):
     """As peft's models do."""
 
@@ -114,6 +122,8 @@ class PassingOn(nn.Module):
         (Two, {"first": samples()}),
         (OfFeatures, {"image": 2 * samples(), "mean": samples(), "labels": labels()}),
         (OfSomething, {"a": 2 * samples(), "b": samples(), "labels": labels()}),
+        (OfTransformers, {"pixels": samples(), "labels": labels()}),
+        (OfTransformers, {"pixel_values": samples(), "labels": labels(), "index": labels()}),
         (nn.Linear, ({"image": samples()}, labels())),
     ],
 )
