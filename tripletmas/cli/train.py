@@ -17,7 +17,7 @@ import yaml
 from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
 from tripletmas.cli.outputs import check_place
-from tripletmas.runs import configuration, loop, sweeps, trust
+from tripletmas.runs import configuration, log, loop, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 from tripletmas.runs.experiment import config_of, run_experiment
 
@@ -33,6 +33,12 @@ def train(arguments: Sequence[str]) -> None:
     extra.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: one run for each, in OUT/seed0, ...")
     extra.add_argument("--report", type=bool, default=True, help="write a report at the end")
     extra.add_argument(
+        "--logger",
+        type=str,
+        default=None,
+        help="who else is told of epochs and tasks: tensorboard (in OUT/log), wandb, mlflow, none (default: as begun)",
+    )
+    extra.add_argument(
         "--sweep",
         action="append",
         metavar="OPTION=VALUES",
@@ -47,6 +53,8 @@ def train(arguments: Sequence[str]) -> None:
     if asked:
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return
+    if own["logger"] is not None:
+        log.check_logger(own["logger"])
     out = _out(own["out"] or f"runs/{short(config['strategy']['name'])}", config)
     seeds = _seeds(own["seeds"], arguments)
 
@@ -55,7 +63,7 @@ def train(arguments: Sequence[str]) -> None:
         return configuration.parse(given, extra=extra)[0]
 
     def run(config: dict[str, Any], folder: Path) -> None:
-        _run_seeds(config, folder, seeds, write_report=own["report"], is_single=not own["sweep"])
+        _run_seeds(config, folder, seeds, own["logger"], write_report=own["report"], is_single=not own["sweep"])
 
     if own["trials"] is not None:
         _guided(own["sweep"] or [], own["trials"], out, with_values, run)
@@ -115,7 +123,14 @@ def _names(arguments: Sequence[str], option: str) -> bool:
     return any(each.partition("=")[0] == option for each in arguments)
 
 
-def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on: str | None = None) -> None:
+def _run(
+    config: dict[str, Any],
+    out: Path,
+    logger: str | None = None,
+    *,
+    write_report: bool = True,
+    go_on: str | None = None,
+) -> None:
     """Train, print the scores, write the report; Ctrl-C says how to go on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_Seldom())
@@ -123,7 +138,7 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
     logging.getLogger("faiss").setLevel(logging.WARNING)  # which of its builds it loads is no news
     keep_freed_memory()
     with _kept_warnings() as warned:
-        _train(config, out, go_on)
+        _train(config, out, logger, go_on)
         print_comparison([out])
         if write_report:
             from tripletmas.report import page  # it draws, and that takes a while to import
@@ -133,9 +148,9 @@ def _run(config: dict[str, Any], out: Path, *, write_report: bool = True, go_on:
         print(f"warned of before: {message}", file=sys.stderr)
 
 
-def _train(config: dict[str, Any], out: Path, go_on: str | None) -> None:
+def _train(config: dict[str, Any], out: Path, logger: str | None, go_on: str | None) -> None:
     try:
-        run_experiment(config, out)
+        run_experiment(config, out, logger=logger)
     except KeyboardInterrupt:
         if not is_run(out):
             raise  # it came while the data were read: there is no run to go on with
@@ -144,18 +159,24 @@ def _train(config: dict[str, Any], out: Path, go_on: str | None) -> None:
 
 
 def _run_seeds(
-    config: dict[str, Any], out: Path, seeds: Sequence[int] | None, *, write_report: bool, is_single: bool
+    config: dict[str, Any],
+    out: Path,
+    seeds: Sequence[int] | None,
+    logger: str | None,
+    *,
+    write_report: bool,
+    is_single: bool,
 ) -> None:
     """One run, or one for each seed; the code that its configuration names is trusted from now on."""
     trust.accept(config.get("code"))
     again = "the same command, which goes on where it stopped"
     if seeds is None:
-        _run(config, out, write_report=write_report, go_on=None if is_single else again)
+        _run(config, out, logger, write_report=write_report, go_on=None if is_single else again)
         return
     if is_run(out):
         raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
     for seed in seeds:
-        _run({**config, "seed": seed}, out / f"seed{seed}", write_report=write_report, go_on=again)
+        _run({**config, "seed": seed}, out / f"seed{seed}", logger, write_report=write_report, go_on=again)
     print_comparison([out])
 
 

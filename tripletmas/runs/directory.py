@@ -13,11 +13,11 @@ index/               the final embeddings of all queries, and their classes
 compatibility.json   the scores of every model's queries in every earlier one's gallery, if they were asked for
 forecast.json        what updates were expected to do to stored vectors, if it was asked for
 report/              derived from the rest; may be deleted
+log/                 what a logger was told, and how much of the records; no part of the run
 lock                 held by the process that writes
 
 Every file says which one of which run it is, and bears a checksum (`basics.files`); the record of a task lists the
-files that were written for it, so that older ones in their places are noticed. No other module knows these names, but
-for those that objectives and the report give to what is shown.
+files that were written for it, so that older ones are noticed. Others know only names of what is shown, and of logs.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from tripletmas.objectives.kind import Data, Kind
 from tripletmas.objectives.kinds import kind_of
 from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.scores import Scores
-from tripletmas.runs import catalog, configuration, texts
+from tripletmas.runs import catalog, configuration, log, texts
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.loop import train_stream
@@ -110,8 +110,11 @@ def _dim_of(model: nn.Module, shape: tuple[int, ...], name: str) -> int:
         ) from error
 
 
-def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
+def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | None = None) -> Scores:
     """Train what a configuration describes into the run directory `out`; go on where it stopped, if it did.
+
+    Args:
+        logger: who else is told, "tensorboard", "wandb" or "mlflow"; "none"; None for those that the run has told.
 
     Raises:
         ValueError: as `build`, and if `out` holds another run.
@@ -119,17 +122,19 @@ def run_experiment(config: Mapping[str, Any], out: str | Path) -> Scores:
     experiment = build(config, start=not RunDirectory(out).has_started())
     own_images(experiment.gallery, experiment.stream[0].train, in_memory=False)  # or no run is begun
     run = RunDirectory.create(out, {"version": versions(), **experiment.config}, completed=_completed)
-    return train_stream(
-        experiment.model,
-        experiment.stream,
-        experiment.strategy,
-        experiment.objective,
-        experiment.training,
-        run,
-        experiment.search,
-        gallery=experiment.gallery,
-        unseen=experiment.unseen,
-    )
+    with log.followed(run, logger) as listener:
+        return train_stream(
+            experiment.model,
+            experiment.stream,
+            experiment.strategy,
+            experiment.objective,
+            experiment.training,
+            run,
+            experiment.search,
+            gallery=experiment.gallery,
+            unseen=experiment.unseen,
+            listener=listener,
+        )
 
 
 def config_of(run: RunDirectory) -> dict[str, Any]:

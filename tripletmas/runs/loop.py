@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,8 @@ from tripletmas.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)
 
+Listener = Callable[[], None]
+
 _SOFTENED = "; from now on all triplets of a batch are learned from, not the hardest alone, which brings it there"
 
 
@@ -54,6 +57,7 @@ def train_stream(
     *,
     gallery: GalleryConfig | None = None,
     unseen: Task | None = None,
+    listener: Listener | None = None,
 ) -> Scores:
     """Learn the tasks of a stream one after the other; after each, score all tasks seen so far.
 
@@ -68,6 +72,7 @@ def train_stream(
         search: before each task after the first, search the strategy's strength on that task's data.
         gallery: what becomes of stored galleries; None for the defaults.
         unseen: classes of no task, scored on their own gallery after each task: does the embedding still generalise?
+        listener: called at the start and whenever a checkpoint has been saved: what the run's records tell then stands.
 
     Returns:
         The scores after each task: for retrieval recall@1, 2, 4, 8, R-precision, MAP@R, MRR and nDCG, on the gallery of
@@ -82,7 +87,7 @@ def train_stream(
     """
     learner = Learner(model, objective_of(loss), strategy, config or TrainConfig())
     with run.locked() if run else nullcontext():
-        return _train(learner, stream, run, search, gallery or GalleryConfig(), unseen)
+        return _train(learner, stream, run, search, gallery or GalleryConfig(), unseen, listener or _nothing)
 
 
 def _train(
@@ -92,6 +97,7 @@ def _train(
     search: SearchConfig | None,
     gallery: GalleryConfig,
     unseen: Task | None,
+    listener: Listener,
 ) -> Scores:
     model, strategy = learner.model, learner.strategy
     if learner.config.freeze:
@@ -105,6 +111,7 @@ def _train(
     scores, news = _begin(learner, after, stream, run, start), News()
     for record in run.records("epoch") if run else []:
         _listen(learner, after, news, record["task"], record)
+    listener()
     for number in range(start.task if start else 0, len(stream)):
         task, earlier = stream[number], stream[:number]
         resumed = start if start and start.epoch and start.task == number else None
@@ -118,6 +125,7 @@ def _train(
             if run:
                 run.append({"kind": "epoch", "task": n, "name": task.name, "epoch": epoch, **record})
                 _save(run, learner, n, epoch + 1, steps)
+                listener()
             of, loss = f"{n + 1} of {len(stream)} ({task.name}), epoch {epoch + 1}", record["loss"]
             logger.info("task %s of %d: loss %.4g", of, learner.config.epochs, loss)
             for sentence in _listen(learner, after, news, n, record):
@@ -127,9 +135,14 @@ def _train(
         after((*earlier, task), scores, run)
         if run:
             _save(run, learner, number + 1, 0, None)
+            listener()
     if run:
         keep_scores(run, scores)
     return scores
+
+
+def _nothing() -> None:
+    """Nobody listens."""
 
 
 def _begin(
