@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,69 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, SparseAdam
+from guarded import GUARDS, assert_same, every_guard, guarded, learn, learn_elsewhere, pulls, samples
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tripletmas.basics.weights import state_of
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
-from tripletmas.protection.protection import MAS, LocalMAS, Protection
+from tripletmas.protection.protection import MAS, Protection
 from tripletmas.protection.structured.gram import Gram
-
-GUARDS: dict[str, Callable[..., Guard]] = {
-    "mas": lambda model: MAS(model, 3.0),
-    "local_mas": lambda model: LocalMAS(model, 3.0),
-    "gram": Gram,
-    "gram, strength": lambda model: Gram(model, strength=3.0),
-}
-every_guard = pytest.mark.parametrize("make", GUARDS.values(), ids=GUARDS)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk, self.head = nn.Linear(8, 6), nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x).relu())
-
-
-def samples(seed: int = 0) -> Tensor:
-    return torch.randn(16, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def guarded(make: Callable[..., Guard]) -> tuple[Net, Guard]:
-    """A model that has learned a task, and has moved a little since."""
-    model = Net()
-    guard = make(model)
-    guard.consolidate([samples()])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01)
-    return model, guard
-
-
-def pulls(model: nn.Module, guard: Guard) -> dict[str, float]:
-    """The length of the gradient that a step adds to each parameter; the weights stay as they are."""
-    optimizer = Adam(model.parameters(), lr=0.0)
-    guard.attach(optimizer)
-    optimizer.zero_grad()
-    optimizer.step()
-    return {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in model.named_parameters()}
-
-
-def learn(model: nn.Module, optimizer: Optimizer, steps: int = 3) -> None:
-    for step in range(steps):
-        optimizer.zero_grad()
-        model(samples(10 + step)).square().mean().backward()
-        optimizer.step()
-
-
-def assert_same(found: nn.Module, expected: nn.Module) -> None:
-    for (name, value), other in zip(state_of(found).items(), state_of(expected).values(), strict=True):
-        assert torch.equal(value, other), name
-
 
 # --- copies
 
@@ -114,115 +61,67 @@ def test_a_copy_with_its_model_is_attached_to_nothing(make: Callable[..., Guard]
         learn(model, SGD(model.parameters(), lr=0.01))
 
 
-@every_guard
-def test_nothing_is_pickled(make: Callable[..., Guard]):
-    _, guard = guarded(make)
-    for act in (pickle.dumps, copy.copy):
-        with pytest.raises(ValueError, match=r"is not pickled: save\(path\) writes it, load\(path, model\) reads it"):
-            act(guard)
+def by_torch(things: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(things, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
-# --- optimizers at whose step no hook runs
-
-
-class SharpnessAware(Optimizer):
-    """Two steps a batch; the second is another optimizer's, as in the usual code of SAM."""
-
-    def __init__(self, parameters: Any, rate: float = 0.01, *, inner: bool = True):
-        super().__init__(parameters, {"lr": rate})
-        if inner:
-            self.base_optimizer = SGD(self.param_groups, lr=rate)
-            self.param_groups = self.base_optimizer.param_groups
-
-    @torch.no_grad()
-    def first_step(self) -> None:
-        for parameter in self.param_groups[0]["params"]:
-            self.state[parameter]["moved"] = 0.05 * parameter.grad
-            parameter.add_(self.state[parameter]["moved"])
-
-    @torch.no_grad()
-    def second_step(self) -> None:
-        for parameter in self.param_groups[0]["params"]:
-            parameter.sub_(self.state[parameter]["moved"])
-            if "base_optimizer" not in vars(self):
-                parameter.sub_(self.param_groups[0]["lr"] * parameter.grad)
-        if "base_optimizer" in vars(self):
-            self.base_optimizer.step()
-
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        raise NotImplementedError
-
-
-def learn_in_two_steps(model: nn.Module, optimizer: Any, penalty: Callable[[], Tensor] | None = None) -> None:
-    for step in range(3):
-        for number, act in enumerate((optimizer.first_step, optimizer.second_step)):
-            model.zero_grad()
-            model(samples(10 + step)).square().mean().backward()
-            if number and penalty:
-                # the penalty acts where the weights are when the inner optimizer steps: before the first step's move
-                with torch.no_grad():
-                    for parameter in model.parameters():
-                        parameter.sub_(optimizer.state[parameter]["moved"])
-                penalty().backward()
-                with torch.no_grad():
-                    for parameter in model.parameters():
-                        parameter.add_(optimizer.state[parameter]["moved"])
-            act()
+COPYING: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda things: pickle.loads(pickle.dumps(things)),
+    "deepcopy": copy.deepcopy,
+    "torch.save": by_torch,
+}
 
 
 @every_guard
-def test_an_optimizer_that_leaves_its_steps_to_another_is_refused(make: Callable[..., Guard]):
+@pytest.mark.parametrize("copied", COPYING.values(), ids=COPYING)
+def test_model_and_guard_are_copied_together(make: Callable[..., Guard], copied: Callable[[Any], Any]):
     model, guard = guarded(make)
-    optimizer = SharpnessAware(model.parameters())
-    with pytest.raises(ValueError, match=r"SharpnessAware leaves its steps to another.* its 'base_optimizer'"):
+    guard.attach(SGD(model.parameters(), lr=0.01))
+    learn(model, SGD(model.parameters(), lr=0.01))
+    other, same = copied((model, guard))
+    assert same.model is other
+    assert same.num_protected_steps == 0
+    assert copied(guard).model is not model  # alone, it brings a model of its own
+    assert pulls(other, same) == pulls(model, guard)
+    assert same.coverage() == guard.coverage()
+    for each, its in ((model, guard), (other, same)):
+        its.attach(optimizer := SGD(each.parameters(), lr=0.01))
+        learn(each, optimizer)
+        its.consolidate([samples(1)])
+    assert_same(other, model)
+    assert guard.state_dict().keys() == same.state_dict().keys()
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in guard.state_dict().items())
+
+
+@every_guard
+def test_a_model_that_has_its_guard_is_copied_with_it(make: Callable[..., Guard]):
+    model, guard = guarded(make)
+    model.guard = guard  # type: ignore[assignment]
+    for act in COPYING.values():
+        other: Any = act(model)
+        assert other.guard.model is other
+        assert pulls(other, other.guard) == pulls(model, guard)
+
+
+@pytest.mark.slow
+def test_another_process_goes_on_with_pickled_pairs():
+    context = torch.multiprocessing.get_context("spawn")
+    pairs, results = [guarded(make) for make in GUARDS.values()], context.Queue()
+    # copies: torch shares the memory of what it sends
+    process = context.Process(target=learn_elsewhere, args=(copy.deepcopy(pairs), results))
+    process.start()
+    for model, guard in pairs:
+        optimizer = SGD(model.parameters(), lr=0.01)
         guard.attach(optimizer)
-    expected = copy.deepcopy((model, guard))
-    guard.attach(optimizer.base_optimizer)
-    learn_in_two_steps(model, optimizer)
-    free = copy.deepcopy(expected[0])
-    learn_in_two_steps(free, SharpnessAware(free.parameters()))
-    assert any(float((value - state_of(free)[name]).abs().max()) > 1e-6 for name, value in state_of(model).items())
-    if not isinstance(guard, Gram):  # whose multipliers move at each step
-        learn_in_two_steps(expected[0], SharpnessAware(expected[0].parameters()), expected[1].value)
+        learn(model, optimizer)
+        found, steps = results.get(timeout=120)
+        assert steps == guard.num_protected_steps == 3
         for name, value in state_of(model).items():
-            torch.testing.assert_close(value, state_of(expected[0])[name], rtol=1e-4, atol=1e-6)
-
-
-class Several(Optimizer):
-    def __init__(self, parameters: list[nn.Parameter]):
-        super().__init__(parameters, {})
-        self.parts = {"all": SGD(parameters, lr=0.01)}
-
-
-class Unfinished(Optimizer):
-    def __init__(self, parameters: list[nn.Parameter]):
-        self.param_groups = [{"params": parameters}]
-
-
-@every_guard
-def test_other_optimizers_without_hooks_are_refused(make: Callable[..., Guard]):
-    model, guard = guarded(make)
-    with pytest.raises(ValueError, match="leaves its steps to another optimizer: attach that one, its 'parts'"):
-        guard.attach(Several(list(model.parameters())))
-    with pytest.raises(ValueError, match=r"Unfinished has not called torch.optim.Optimizer.__init__.*value\(\)"):
-        guard.attach(Unfinished(list(model.parameters())))
-    with pytest.raises(ValueError, match="SparseAdam takes sparse gradients only"):
-        guard.attach(SparseAdam(list(model.parameters())))
-
-
-@every_guard
-def test_an_attached_optimizer_that_steps_in_its_own_way_is_told_at_the_tasks_end(make: Callable[..., Guard]):
-    model = Net()
-    guard = make(model)
-    optimizer = SharpnessAware(model.parameters(), inner=False)
-    guard.attach(optimizer)
-    guard.consolidate([samples()])  # nothing was learned: nothing to tell
-    guard.attach(other := SGD(model.parameters(), lr=0.01)).remove()
-    learn_in_two_steps(model, optimizer)
-    with pytest.warns(UserWarning, match=r"since SharpnessAware was attached, but not by its step\(\)") as told:
-        guard.consolidate([samples()])
-    assert len(told) == 1  # not of the one that was detached
-    del other
+            torch.testing.assert_close(torch.from_numpy(found[name]), value, rtol=0, atol=0)
+    process.join()
 
 
 # --- parameters that were replaced

@@ -6,12 +6,11 @@ fires once a step whatever the gradient accumulation, and needs no second backwa
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -21,9 +20,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from tripletmas.basics.weights import Params, named_parameters, trainable
+from tripletmas.protection.attachment import Attachment, Clip, added_to, check_clip
 from tripletmas.protection.batches import refuse_complex
 from tripletmas.protection.coverage import Coverage
-from tripletmas.protection.hooks import StepHook, check_steps, is_registered, make_step_hook
+from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
+from tripletmas.protection.optimizers import check_steps, parameters_of, stepping
+from tripletmas.protection.penalty import Buffers
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
 
@@ -32,7 +34,7 @@ class Guard:
     """A penalty on a model's weights, felt at every step of an optimizer. Abstract.
 
     Concrete ones say what is held: each weight by its importance (`Protection`), or what each layer answers (`Gram`).
-    `copy.deepcopy((model, guard))` copies both; the copy is attached to no optimizer.
+    `copy.deepcopy((model, guard))` and pickle copy both; a copy is attached to no optimizer.
 
     Args:
         model: the model that is trained; parameters are matched by identity in memory and by canonical name on disk.
@@ -55,24 +57,32 @@ class Guard:
         self._enter_no_loop()
 
     def _enter_no_loop(self) -> None:
-        self._handles: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+        self._attached: WeakKeyDictionary[Optimizer, Attachment] = WeakKeyDictionary()
+        self._inside: WeakKeyDictionary[Optimizer, Optimizer] = WeakKeyDictionary()  # a wrapper -> what it steps with
         self._idle: WeakKeyDictionary[Optimizer, list[Tensor]] = WeakKeyDictionary()  # attached, and has not stepped
         self._checked_rates: WeakSet[Optimizer] = WeakSet()
         self._num_protected_steps = 0
         self._protecting = False
+        self._buffers: Buffers = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
-        copied = memo[id(self)] = object.__new__(type(self))
-        copied._enter_no_loop()
-        own = {name: value for name, value in vars(self).items() if name not in vars(copied)}
-        vars(copied).update(copy.deepcopy(own, memo))
-        return copied
+    def __getstate__(self) -> dict[str, Any]:  # of copy.copy, copy.deepcopy and pickle
+        fresh: Guard = object.__new__(type(self))
+        fresh._enter_no_loop()
+        return {name: value for name, value in vars(self).items() if name not in vars(fresh)}
 
-    def __getstate__(self) -> NoReturn:
-        raise ValueError(
-            f"a {type(self).__name__} is not pickled: save(path) writes it, load(path, model) reads it, and "
-            "copy.deepcopy((model, it)) copies it with its model"
-        )
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._enter_no_loop()
+        vars(self).update(state)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything to hold; False before the first `consolidate`."""
+        raise NotImplementedError
+
+    @property
+    def num_protected_steps(self) -> int:
+        """Steps of optimizers in which weights were held, since this object was made."""
+        return self._num_protected_steps
 
     @property
     def importance(self) -> Params:
@@ -85,26 +95,52 @@ class Guard:
 
     # --- in a training loop
 
-    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+    def attach(self, optimizer: Any, *, clip: Clip = "after") -> RemovableHandle:
         """Add the penalty's gradient whenever this optimizer steps; nothing until the first `consolidate`.
 
-        Attaching an optimizer again changes nothing. The handle's `remove()` detaches it. A copy of an optimizer has no
-        hooks: attach it, too.
+        Attaching an optimizer again changes nothing but `clip`. The handle's `remove()` detaches it. A copy of an
+        optimizer has no hooks: attach it, too.
+
+        Args:
+            optimizer: torch's, or a wrapper (of accelerate, Lightning, Lookahead, sharpness-aware ones) of that which
+                steps.
+            clip: where the penalty stands to a clipping of gradients. after: it is added when the optimizer steps, and
+                is not clipped. before: it is clipped with the loss, as if it were a part of it; the training loop calls
+                `add_gradients` between unscaling and clipping, once a step.
 
         Raises:
-            ValueError: if the optimizer holds no parameter of the model, or leaves its steps to another; where what is
-                held can no longer be: a parameter that was replaced since, or has another shape or type.
+            ValueError: if the optimizer holds no parameter of the model, or it cannot be known which one steps; where
+                what is held can no longer be: a parameter that was replaced since, or has another shape or type.
         """
-        parameters = self._steppable(optimizer)
-        if not parameters:
-            raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
+        wrapper, optimizer = optimizer, self._stepping(optimizer)
+        if wrapper is not optimizer and isinstance(wrapper, Optimizer):
+            self._inside[wrapper] = optimizer
+        check_clip(clip, optimizer)
         check_steps(optimizer)
         _check_types(self.model)
         self._present()
-        if not is_registered(self._handles.get(optimizer), optimizer):
-            self._handles[optimizer] = optimizer.register_step_pre_hook(self._make_hook())
-            self._idle[optimizer] = _sums(parameters)
-        return self._handles[optimizer]
+        if not self._is_attached(optimizer):
+            self._attached[optimizer] = Attachment(optimizer.register_step_pre_hook(self._make_hook()), clip)
+            self._idle[optimizer] = _sums(self._steppable(optimizer))
+        self._attached[optimizer].clip = clip
+        return self._attached[optimizer].handle
+
+    def add_gradients(self, optimizer: Any) -> None:
+        """Add the penalty's gradient now, to an optimizer that was attached with `clip="before"`.
+
+        Once a step, when all of its gradients are there and are unscaled, and before they are clipped. In a step that a
+        GradScaler leaves out, too. The optimizer's step then adds nothing more.
+
+        Raises:
+            ValueError: if the optimizer is not attached so; if the penalty is in these gradients already.
+        """
+        if optimizer not in self._attached:
+            optimizer = self._inside[optimizer] if optimizer in self._inside else self._stepping(optimizer)
+        attachment = self._attached.get(optimizer)
+        if attachment is None or attachment.clip != "before" or not self._is_attached(optimizer):
+            raise ValueError("add_gradients is for an optimizer that was attached with clip='before'")
+        attachment.refuse_to_add_again()
+        attachment.added = added_to(self._pull(optimizer, first=True))
 
     @contextmanager
     def protect(self) -> Iterator[Guard]:
@@ -116,12 +152,12 @@ class Guard:
             yield self
             return
         self._present()
-        num_steps_before, has_something = self._num_protected_steps, bool(self.strength) and self._holds()
+        num_steps_before, has_something = self._num_protected_steps, bool(self.strength) and self.holds
         add_penalty = self._make_hook()
 
         def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
-            attached = is_registered(self._handles.get(optimizer), optimizer)
-            return None if attached else add_penalty(optimizer, args, kwargs)  # its own hook adds the penalty
+            own = self._is_attached(optimizer)  # its own hook adds the penalty
+            return None if own else add_penalty(optimizer, args, kwargs)
 
         handle = register_optimizer_step_pre_hook(before_step)
         self._protecting = True
@@ -186,10 +222,6 @@ class Guard:
 
     # --- at an optimizer's step
 
-    def _holds(self) -> bool:
-        """Whether there is anything to hold yet."""
-        raise NotImplementedError
-
     def _present(self) -> Collection[Any]:
         """What is held and is still in the model, which may have replaced a part by another (a new head).
 
@@ -198,29 +230,49 @@ class Guard:
         """
         raise NotImplementedError
 
-    def _add_gradients(self, optimizer: Optimizer) -> bool:
-        """Add the penalty's gradient to those of this optimizer's parameters; whether any of them is held."""
+    def _pull(self, optimizer: Optimizer, *, first: bool) -> list[nn.Parameter]:
+        if not self.strength or not self.holds:  # zero gradients are not nothing where there is weight decay
+            return []
+        return self._add_gradients(optimizer, first=first)
+
+    def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
+        """Add the penalty's gradient to those of this optimizer's parameters; which of them are held.
+
+        Args:
+            first: for the first time in a step; a closure may be called several times.
+        """
         raise NotImplementedError
 
     def _make_hook(self) -> StepHook:
-        def add(optimizer: Optimizer) -> None:
+        def add(optimizer: Optimizer, first: bool) -> None:
             self._idle.pop(optimizer, None)
-            if self.strength and self._holds():  # zero gradients are not nothing where there is weight decay
-                self._num_protected_steps += self._add_gradients(optimizer)
+            attachment = self._attached.get(optimizer)
+            if attachment is not None and attachment.clip == "before" and self._is_attached(optimizer):
+                pulled = attachment.take(optimizer)
+            else:
+                pulled = bool(self._pull(optimizer, first=first))
+            self._num_protected_steps += first and pulled
 
         return make_step_hook(add, self.value)
 
+    def _is_attached(self, optimizer: Optimizer) -> bool:
+        attachment = self._attached.get(optimizer)
+        return attachment is not None and is_registered(attachment.handle, optimizer)
+
+    def _stepping(self, optimizer: Any) -> Optimizer:
+        """The optimizer that changes the model's weights when this one, which may wrap it, steps."""
+        return stepping(optimizer, {id(parameter) for parameter in named_parameters(self.model).values()})
+
     def _steppable(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The parameters of the model that an optimizer holds."""
-        own = {id(parameter) for parameter in named_parameters(self.model).values()}
-        return [each for group in optimizer.param_groups for each in group["params"] if id(each) in own]
+        return parameters_of(optimizer, {id(parameter) for parameter in named_parameters(self.model).values()})
 
     def _warn_if_idle(self) -> None:
         """Warn of an attached optimizer that changed the weights without a step that hooks could see."""
         for optimizer, before in list(self._idle.items()):
             now = self._idle[optimizer] = _sums(self._steppable(optimizer))
             changed = any(float(one) != float(other) for one, other in zip(before, now, strict=False))
-            if changed and is_registered(self._handles.get(optimizer), optimizer):
+            if changed and self._is_attached(optimizer):
                 warnings.warn(
                     f"the weights have changed since {type(optimizer).__name__} was attached, but not by its step(): "
                     "attach the optimizer that steps, or add value() to the loss",

@@ -25,7 +25,6 @@ from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
 from tripletmas.protection.penalty import (
-    Buffers,
     Pulled,
     add_penalty_gradient,
     dense_gradient,
@@ -69,7 +68,10 @@ class Protection(Guard):
     def __init__(self, model: nn.Module, *, strength: float, decay: float = 1.0, estimate: Estimator):
         super().__init__(model, strength=strength, decay=decay, estimate=estimate)
         self._held: dict[str, _Held] = {}  # by name; what the model has replaced since is still in it
-        self._buffers: Buffers = {}
+
+    @property
+    def holds(self) -> bool:
+        return bool(self._held)
 
     @property
     def importance(self) -> Params:
@@ -194,20 +196,18 @@ class Protection(Guard):
 
     # --- at an optimizer's step
 
-    def _holds(self) -> bool:
-        return bool(self._held)
-
-    def _add_gradients(self, optimizer: Optimizer) -> bool:
+    def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
         if any(_is_moved(each) for each in self._held.values()):
             self._hold(self._present())
         self._warn_if_unstable(optimizer)
         # frozen since: with a gradient, weight decay and momentum would move it
         by_id = {id(held.parameter): held for held in self._held.values() if held.parameter.requires_grad}
         stepped = (by_id.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"])
-        pulled = [Pulled(h.parameter, dense_gradient(h.parameter), h.reference, h.importance) for h in stepped if h]
+        held = [each for each in stepped if each]
+        pulled = [Pulled(h.parameter, dense_gradient(h.parameter), h.reference, h.importance) for h in held]
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
         add_penalty_gradient(pulled, self.strength, self._buffers, scale=scale)
-        return bool(pulled)
+        return [each.parameter for each in held]
 
     def _present(self) -> dict[str, _Held]:
         current = named_parameters(self.model)

@@ -28,6 +28,7 @@ from tripletmas.protection.structured.budget import (
     next_multipliers,
     warn_if_unstable,
 )
+from tripletmas.protection.structured.change import bring_back, change_of
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -35,8 +36,8 @@ from tripletmas.protection.structured.moments import Grams, diagonals, input_imp
 from tripletmas.protection.structured.quadratic import first_task
 from tripletmas.protection.structured.state import from_tensors, to_tensors
 
-# Of bringing weights back, which takes more than one where maps share them, or where biases are frozen; of a share.
-_ROUNDS, _TOLERANCE = 10, 0.001
+# Of bringing weights back, which takes more than one where maps share them, or where biases are frozen.
+_ROUNDS = 10
 
 
 @final
@@ -111,6 +112,10 @@ class Gram(Guard):
         return self._budget_now() if self._has_budget else None
 
     @property
+    def holds(self) -> bool:
+        return bool(self._held)
+
+    @property
     def importance(self) -> Params:
         """Of every weight by itself, by canonical name: the diagonal of the forms, the second moment of its input."""
         return diagonals({each: held.form.gram for each, held in self._present().items()}, self.model)
@@ -139,20 +144,20 @@ class Gram(Guard):
         ]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
-    def _holds(self) -> bool:
-        return bool(self._held)
-
     @torch.no_grad()
-    def _add_gradients(self, optimizer: Optimizer) -> bool:
+    def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
         parameters = named_parameters(self.model)
         stepped = self._stepped_by(optimizer, parameters)
         here = {each: held for each, held in self._present().items() if not stepped.isdisjoint(each.parameters)}
         if not here:
-            return False
+            return []
+        searches = isinstance(optimizer, LBFGS)
         if optimizer not in self._checked_rates:
             warn_of_moving_statistics(self.model)
-        if self._has_budget and not isinstance(optimizer, LBFGS):  # a line search wants the weights left alone
+        if self._has_budget and not searches:  # a line search wants the weights left alone
             self._bring_back_far_ones(here, parameters, stepped)
+        if searches and first and optimizer in self._checked_rates:
+            self._adapt(optimizer, list(here.values()))  # to the last step's shares: within a step nothing may change
         scale = gradient_scale(optimizer)
         for each, held in here.items():
             value, half = held.form.of(self._change(each, parameters))
@@ -161,9 +166,10 @@ class Gram(Guard):
             for name, part in each.spread(half, parameters):
                 if name in stepped:
                     each.rows(dense_gradient(parameters[name])).add_(part)
-        self._adapt(optimizer, list(here.values()))
+        if not searches:
+            self._adapt(optimizer, list(here.values()))
         self._checked_rates.add(optimizer)
-        return True
+        return [parameters[name] for name in stepped]
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -172,7 +178,7 @@ class Gram(Guard):
         if self._has_budget:
             parameters, trained = named_parameters(self.model), trainable(self.model).keys()
             for _ in range(_ROUNDS):
-                if not self._bring_back(self._present(), self._budget_now() ** 2, parameters, trained):
+                if not bring_back(self._present(), self._budget_now() ** 2, parameters, self._reference, trained):
                     break
 
     def _bring_back_far_ones(
@@ -181,24 +187,8 @@ class Gram(Guard):
         """Those that were found too far at the step before: what that says is known without waiting for this one."""
         most = (FURTHEST * self._budget_now()) ** 2
         found = torch.stack([held.found for held in here.values()]).tolist()
-        far = [each for each, share in zip(here, found, strict=True) if share > most]
-        self._bring_back(far, most, parameters, moved)
-
-    def _bring_back(
-        self, maps: Iterable[LinearMap], most: float, parameters: Mapping[str, Tensor], moved: Collection[str]
-    ) -> bool:
-        """Of these maps, those of which a larger share has changed, and whether there were any; only weights with these
-        names."""
-        found = False
-        for each in maps:
-            held, change = self._held[each], self._change(each, parameters)
-            if float(held.form.share(change)) <= most * (1 + _TOLERANCE):
-                continue
-            found = True
-            for name, part in each.spread(held.nearest(change, most) - change, parameters):
-                if name in moved:
-                    each.rows(parameters[name].detach()).add_(part)
-        return found
+        far = {each: here[each] for each, share in zip(here, found, strict=True) if share > most}
+        bring_back(far, most, parameters, self._reference, moved)
 
     def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> set[str]:
         """Names of the parameters that are held and that this optimizer steps; without those frozen since: with a
@@ -319,13 +309,7 @@ class Gram(Guard):
         return held.multiplier / held.form.tasks if self._has_budget else self.strength
 
     def _change(self, each: LinearMap, current: Mapping[str, Tensor]) -> Tensor:
-        """Of a map's weights since the reference, as matrices, given the model's parameters as they are."""
-        held = {name: current[name].detach() for name in each.parameters}
-        change: Mapping[str, Tensor] = {
-            name: value - self._reference[name] if name in self._reference else torch.zeros_like(value)
-            for name, value in held.items()
-        }
-        return each.matrices(change)
+        return change_of(each, current, self._reference)
 
     def _present(self) -> dict[LinearMap, Held]:
         """Without maps of which the model has replaced a parameter."""

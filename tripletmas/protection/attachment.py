@@ -1,0 +1,88 @@
+"""An optimizer to which a guard is attached, and whether the penalty is in its gradients already."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.utils.hooks import RemovableHandle
+
+Clip = Literal["before", "after"]
+
+
+class Added(NamedTuple):
+    """A penalty that was added to gradients, and one of them as it was then; no parameter where nothing was pulled."""
+
+    parameter: nn.Parameter | None
+    gradient: Tensor | None
+    version: int
+
+    def is_gone(self) -> bool:
+        """Whether other gradients have taken the place of those that it was added to."""
+        return self.parameter is not None and self.parameter.grad is not self.gradient
+
+    def is_as_it_was(self) -> bool:
+        """Whether the gradient is the same, and nothing was written to it since."""
+        return self.gradient is not None and not self.is_gone() and self.gradient._version == self.version
+
+
+def added_to(parameters: list[nn.Parameter]) -> Added:
+    """What was just added to the gradients of these, if to any."""
+    parameter = next((each for each in parameters if each.grad is not None), None)
+    gradient = None if parameter is None else parameter.grad
+    return Added(parameter, gradient, 0 if gradient is None else gradient._version)
+
+
+class Attachment:
+    """Attributes:
+    handle: of the hook that runs before the optimizer's steps.
+    clip: where the penalty stands to a clipping of gradients. after: it is added when the optimizer steps; before: the
+        training loop says when.
+    added: since the last step, by the training loop; None if it was not.
+    """
+
+    def __init__(self, handle: RemovableHandle, clip: Clip):
+        self.handle = handle
+        self.clip: Clip = clip
+        self.added: Added | None = None
+
+    def refuse_to_add_again(self) -> None:
+        """Raise a ValueError where nothing has happened to the gradients since the penalty was added."""
+        if self.added is not None and self.added.is_as_it_was():
+            raise ValueError("the penalty is in these gradients already: call add_gradients once a step")
+
+    def take(self, optimizer: Optimizer) -> bool:
+        """At a step: whether any weight was pulled. After it the penalty is in no gradient.
+
+        Raises:
+            ValueError: if it was not added since the last step, or is not in the gradients that the optimizer uses.
+        """
+        kind, added = type(optimizer).__name__, self.added
+        if added is None:
+            raise ValueError(
+                f"a {kind} that was attached with clip='before' stepped without add_gradients(optimizer): call it once "
+                "a step, between unscaling and clipping, or attach with clip='after'"
+            )
+        if added.is_gone():
+            raise ValueError(
+                f"the gradients of this {kind} are others than add_gradients(optimizer) was called for, so that the "
+                "penalty is lost: call it after the backward pass (in the closure, if there is one), and clip in place"
+            )
+        if added.parameter is not None and getattr(optimizer, "grad_scale", None) is not None:
+            raise ValueError(
+                f"a GradScaler has not unscaled the gradients of this {kind}: call scaler.unscale_(optimizer) before "
+                "add_gradients(optimizer)"
+            )
+        self.added = None
+        return added.parameter is not None
+
+
+def check_clip(clip: str, optimizer: Optimizer) -> None:
+    """Raise a ValueError for a `clip` that there is not, or that does not fit the optimizer."""
+    if clip not in get_args(Clip):
+        raise ValueError(f"clip must be 'before' or 'after', got {clip!r}")
+    if clip == "before" and isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "LBFGS compares values of the loss, to which clipped gradients do not belong: attach it with clip='after'"
+        )

@@ -1,0 +1,45 @@
+"""How far the weights of linear maps are from where they are held, and bringing back those that went too far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from tripletmas.protection.structured.held import Held
+from tripletmas.protection.structured.linear_map import LinearMap
+
+_TOLERANCE = 0.001  # of a share
+
+
+def change_of(each: LinearMap, current: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
+    """Of a map's weights since the reference, as matrices, given the model's parameters as they are."""
+    held = {name: current[name].detach() for name in each.parameters}
+    change: Mapping[str, Tensor] = {
+        name: value - reference[name] if name in reference else torch.zeros_like(value) for name, value in held.items()
+    }
+    return each.matrices(change)
+
+
+def bring_back(
+    maps: Mapping[LinearMap, Held],
+    most: float,
+    current: Mapping[str, Tensor],
+    reference: Mapping[str, Tensor],
+    moved: Collection[str],
+) -> bool:
+    """Of these maps, those of which a larger share has changed, and whether there were any.
+
+    To the nearest weights at which it is so large; only weights with these names are moved.
+    """
+    found = False
+    for each, held in maps.items():
+        change = change_of(each, current, reference)
+        if float(held.form.share(change)) <= most * (1 + _TOLERANCE):
+            continue
+        found = True
+        for name, part in each.spread(held.nearest(change, most) - change, current):
+            if name in moved:
+                each.rows(current[name].detach()).add_(part)
+    return found
