@@ -6,6 +6,7 @@ from . import protection as protection
 from . import report as report
 from . import runs as runs
 from . import strategies as strategies
+from .basics.distributed import alone as alone
 from .data.dataset import LabelledDataset as LabelledDataset
 from .data.source import Source as Source
 from .data.tasks import Stream as Stream

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from tripletmas.basics.weights import device_of, trainable
+from tripletmas.protection.shards import PlacesOf, places_of
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -116,12 +117,18 @@ def _put_back(value: Tensor, before: Tensor) -> None:
 
 
 def each_batch(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches one after the other.
+    """The batches one after the other; without the samples that a sampler repeats at the end, to give all processes
+    equally many.
 
     Raises:
         ValueError: for what is one batch, or gives samples one by one: where a model takes a sample alone, its numbers
             would be wrong without a word.
     """
+    return (batch for batch, _ in each_placed_batch(batches))
+
+
+def each_placed_batch(batches: Iterable[Any]) -> Iterator[tuple[Any, range | None]]:
+    """The same, with the places of its samples in the order that all processes share; None where it is not known."""
     name = type(batches).__name__
     if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
         raise ValueError(f"a {name} gives samples one by one: give torch.utils.data.DataLoader(it, batch_size=256)")
@@ -134,9 +141,20 @@ def each_batch(batches: Iterable[Any]) -> Iterator[Any]:
         batch = "torch.as_tensor(batch)" if isinstance(batches, np.ndarray) else "batch"
         raise ValueError(f"a {name} is one batch, and several are expected: give [{batch}]")
     try:
-        return iter(batches)
+        iterator = iter(batches)
     except TypeError:
         raise ValueError(f"expected an iterable of batches, such as a DataLoader, got a {name}") from None
+    return _placed(iterator, places_of(batches))
+
+
+def _placed(batches: Iterator[Any], places: PlacesOf | None) -> Iterator[tuple[Any, range | None]]:
+    for number, batch in enumerate(batches):
+        if places is None:
+            yield batch, None
+            continue
+        own, has_repeated = places(number)
+        if own:
+            yield rows(batch, 0, len(own)) if has_repeated else batch, own
 
 
 def _is_one_batch(batches: Any) -> bool:

@@ -34,6 +34,7 @@ from tripletmas.protection.penalty import (
     refuse_other_model,
 )
 from tripletmas.protection.place import is_in_place
+from tripletmas.protection.replicas import check_same_importance
 
 ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
 
@@ -100,15 +101,20 @@ class Protection(Guard):
         Returns:
             The importance of this task alone, by canonical name.
         """
-        importance = self.estimate(self.model, batches)
+        importance = self._estimated(batches)
         self._warn_if_idle()
         self.add(importance, decay=self.decay)
         self.anchor()
         return importance
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
-        importance = self.estimate(self.model, batches)
+        importance = self._estimated(batches)
         self.add(importance, weight=weight)
+        return importance
+
+    def _estimated(self, batches: Iterable[Any]) -> Params:
+        importance = self.estimate(self.model, batches)
+        check_same_importance(importance)
         return importance
 
     def add(self, importance: Params, *, weight: float = 1.0, decay: float = 1.0) -> None:

@@ -57,7 +57,7 @@ def test_several_scalars_and_squares(name: str, scalar: Callable[[Tensor], Tenso
     for column in range(scalar(model.eval()(x[:1])).shape[1]):
         sums = oracles.per_sample_sums(model, x.split(1), lambda f, i=column: scalar(f)[0, i], power=power)
         total = {key: total.get(key, 0) + value for key, value in sums.items()}
-    assert_same(engine.finished(), total)
+    assert_same(engine.finished().sums, total)
 
 
 @pytest.mark.parametrize(

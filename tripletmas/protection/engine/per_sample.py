@@ -17,11 +17,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tripletmas.basics.distributed import gather_objects, sum_numbers, sum_over_ranks, together
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, unwrap
 from tripletmas.protection.batches import (
@@ -34,8 +35,23 @@ from tripletmas.protection.batches import (
 from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.by_rules import ByRules, Scalar
 from tripletmas.protection.engine.single import OneByOne, add_gradients
+from tripletmas.protection.replicas import check_replicas
 
 logger = logging.getLogger(__name__)
+
+
+class Measured(NamedTuple):
+    """Of the samples of all processes.
+
+    Attributes:
+        sums: sum_k |gradient_k|^power by parameter.
+        num_samples: how many samples these are.
+        lengths: for layers by themselves, the total squared length by the names of a layer's parameters.
+    """
+
+    sums: Params
+    num_samples: int
+    lengths: dict[frozenset[str], float]
 
 
 class PerSampleGradients:
@@ -57,8 +73,7 @@ class PerSampleGradients:
             scalar.
 
     Attributes:
-        sums: sum_k |gradient_k|^power by parameter.
-        lengths: for layers by themselves, the total squared length by the names of a layer's parameters.
+        num_samples: that were measured so far, by this process.
 
     Raises:
         ValueError: with no trainable parameter; for an unknown layer, or name to leave out.
@@ -82,12 +97,11 @@ class PerSampleGradients:
         self._call = ModelCall(self.model, layer, forward)
         self._by_rules = ByRules(self.model, self._call, scalar, power, self.parameters)
         self._one_by_one = OneByOne(self.model, self._call, scalar, power)
-        self.sums = {
+        self._sums = {
             name: torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
             for name, value in self.parameters.items()
         }
         self.num_samples = 0
-        self.lengths = self._by_rules.lengths
         self._without_rule = self._by_rules.without_rule
         self._seen = seen
         self._is_broken = False
@@ -114,20 +128,29 @@ class PerSampleGradients:
         if len(self._without_rule) > num_slow:
             self._tell(list(self._without_rule)[num_slow:])
 
-    def finished(self) -> Params:
-        """The sums so far.
+    def finished(self) -> Measured:
+        """The sums so far, over the samples of all processes: each of them must ask.
 
         Raises:
-            ValueError: without any sample, or where a gradient is not finite.
+            ValueError: on all processes, if their models differ, without any sample, where a gradient is not finite, or
+                if a batch failed half-way on one of them.
         """
-        self._refuse_broken()
-        if not self.num_samples:
+        check_replicas(self.parameters)
+        with together("measuring importance"):
+            self._refuse_broken()
+        count = int(sum_numbers(samples=self.num_samples)["samples"])
+        if not count:
             raise ValueError("importance needs at least one sample, and the batches were empty")
-        for name, total in self.sums.items():
+        sums = sum_over_ranks(self._sums)
+        for name, total in sums.items():
             # the sum, one pass without a tensor of its own, tells almost always
             if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():
                 raise ValueError(f"the gradient of parameter {name!r} is not finite, although the model's output is")
-        return self.sums
+        lengths: dict[frozenset[str], float] = {}
+        for of_rank in gather_objects(self._by_rules.lengths):
+            for names, length in of_rank.items():
+                lengths[names] = lengths.get(names, 0.0) + length
+        return Measured(sums, count, lengths)
 
     def _refuse_broken(self) -> None:
         if self._is_broken:
@@ -136,16 +159,16 @@ class PerSampleGradients:
     def _add(self, inputs: Any) -> None:
         if self._approximate and self._scalar is not None:  # for comparison: the gradient of the batch's sum
             scalars = self._scalar(self._call(self.model, inputs))
-            add_gradients(scalars.sum(0), self.parameters, self.sums, self._power)
+            add_gradients(scalars.sum(0), self.parameters, self._sums, self._power)
             self._keep(scalars.detach(), range(self.num_samples, self.num_samples + len(scalars)))
             return
         before = self.num_samples
         for part in self._by_rules.parts(inputs):
-            scalars = self._by_rules.add(part, self.sums)
+            scalars = self._by_rules.add(part, self._sums)
             slow = self.parameters if scalars is None else {name: self.parameters[name] for name in self._without_rule}
             if slow:
                 self._refuse_slow_layers(slow)
-                found = self._one_by_one.add(slow, part.inputs, self.sums)
+                found = self._one_by_one.add(slow, part.inputs, self._sums)
                 scalars = found if scalars is None else scalars
             assert scalars is not None
             self._keep(scalars, [before + sample for sample in part.samples])

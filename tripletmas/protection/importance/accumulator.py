@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tripletmas.basics.distributed import gather_objects
 from tripletmas.basics.weights import Params, differing_names
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.engine.per_sample import PerSampleGradients
@@ -32,12 +33,19 @@ class _Lengths:
         self.total += float(lengths.sum())
         self.least, self.largest = min(self.least, float(lengths.min())), max(self.largest, float(lengths.max()))
 
+    def of_all(self) -> _Lengths:
+        """Those of the samples of all processes."""
+        found = gather_objects((self.total, self.least, self.largest))
+        totals, leasts, largests = zip(*found, strict=True)
+        return _Lengths(sum(totals), min(leasts), max(largests))
+
 
 class ImportanceAccumulator:
     """The importance of a model's weights on all samples so far, as `mas_importance` defines it.
 
     For data that come one sample or one batch at a time, such as those of the place where the model is used. All
     batches must be measured with the same weights: for a model that has learned since, start a new one, and merge.
+    Several processes have one each and give it their own samples; `importance` is over those of all of them.
 
     Args:
         relative, layer, forward, output, approximate: as in `mas_importance`.
@@ -79,7 +87,7 @@ class ImportanceAccumulator:
 
     @property
     def num_samples(self) -> int:
-        """How many samples the mean is over."""
+        """How many samples this process has added."""
         return self._engine.num_samples
 
     def update(self, batch: Any) -> None:
@@ -97,15 +105,17 @@ class ImportanceAccumulator:
         self._engine.update(batches)
 
     def importance(self) -> Params:
-        """The mean over all samples so far, by canonical parameter name.
+        """The mean over all samples so far, by canonical parameter name. Of several processes all must ask.
 
         Raises:
             ValueError: without any sample; if nothing is important, with the cause.
         """
-        sums = self._engine.finished()
-        mean = self._lengths.total / self.num_samples
-        self._refuse_constant_length(sums, mean)
-        scale = 1 / self.num_samples
+        sums, num_samples, _ = self._engine.finished()
+        lengths = self._lengths.of_all()
+        mean = lengths.total / num_samples
+        if not any(bool(total.sum() > 0) for total in sums.values()) or self._is_rounding(sums, lengths, num_samples):
+            raise ValueError(self._constant_length(mean))
+        scale = 1 / num_samples
         if self._relative:
             if mean == 0:
                 raise ValueError("every embedding is zero, so no importance can be relative to its length")
@@ -116,19 +126,18 @@ class ImportanceAccumulator:
     def _weight_versions(self) -> list[tuple[int, int]]:
         return [(id(value), value._version) for value in self._engine.parameters.values()]
 
-    def _refuse_constant_length(self, sums: Params, mean: float) -> None:
-        if any(bool(total.sum() > 0) for total in sums.values()) and not self._is_rounding(sums, mean):
-            return
+    def _constant_length(self, mean: float) -> str:
         measured = f"the output of layer {self._layer!r}" if self._layer else "the model's output"
-        raise ValueError(
+        return (
             f"the importance is zero everywhere: the length of {measured} ({mean**0.5:.4g}) does not depend on any "
             "weight. If it ends in a normalisation, measure before it: layer='NAME' of the last layer before the "
             "normalisation (see model.named_modules()). If the output is zero, the model has collapsed."
         )
 
-    def _is_rounding(self, sums: Params, mean: float) -> bool:
+    def _is_rounding(self, sums: Params, lengths: _Lengths, num_samples: int) -> bool:
         """Whether all lengths are equal, and gradients so small that the output must be normalised."""
-        if self._output != "squared_length" or self._lengths.largest - self._lengths.least > _EQUAL_LENGTHS * mean:
+        mean = lengths.total / num_samples
+        if self._output != "squared_length" or lengths.largest - lengths.least > _EQUAL_LENGTHS * mean:
             return False
         # theta . d||F||^2/d theta is of the order of ||F||^2 itself unless F is normalised: then it is rounding.
         # Weights of 0 (an adapter that has learned nothing) count as if they had the size of the others.
@@ -136,7 +145,7 @@ class ImportanceAccumulator:
         squares = sum(float(value.square().sum()) for value in weights.values())
         usual = (squares / sum(value.numel() for value in weights.values())) ** 0.5
         reactions = [float((total * weights[name].abs().clamp(min=usual)).sum()) for name, total in sums.items()]
-        return sum(reactions) <= _ROUNDING_NOISE * mean * self.num_samples
+        return sum(reactions) <= _ROUNDING_NOISE * lengths.total
 
 
 def merge_importance(estimates: Sequence[Params], weights: Sequence[float]) -> Params:

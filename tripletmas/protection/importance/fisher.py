@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tripletmas.basics.weights import Params
+from tripletmas.basics.distributed import rank, sum_numbers, sum_over_ranks, together
+from tripletmas.basics.weights import Params, unwrap
 from tripletmas.protection.batches import (
     Forward,
     each_batch,
+    each_placed_batch,
     measured_parameters,
     measuring,
     num_samples,
 )
 from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.per_sample import PerSampleGradients
+from tripletmas.protection.replicas import as_one
 
 FisherLabels = Literal["sampled", "true", "all"]
 
@@ -37,7 +40,8 @@ def fisher_importance(
     """The diagonal of the Fisher information, (1/n) sum_k E_y[(d log p(y|x_k) / d theta)^2], p = softmax(logits).
 
     The square is taken per sample, so that neither the batch size nor a short last batch matters. The model is measured
-    in eval mode, outside autocast, half-precision weights in float32, and left as it was.
+    in eval mode, outside autocast, half-precision weights in float32, and left as it was. Of several processes it is
+    the mean over the samples of all, as in `mas_importance`.
 
     Args:
         batches: any iterable of (inputs, labels, ...) tuples or of dicts with "labels"; without labels also of tensors.
@@ -45,7 +49,8 @@ def fisher_importance(
             "true": y is the label; this is the empirical Fisher, another quantity, which goes to 0 as the model fits
             the labels. "all": the expectation itself, one backward pass for each class.
         forward: how to call the model on a batch, (model, batch) -> logits (n, c).
-        seed: of the draws; each sample, in order, has its own, so that they do not depend on the batch size either.
+        seed: of the draws; each sample, in order, has its own, so that they do not depend on the batch size either, nor
+            on the number of processes where a DistributedSampler deals the samples out (else each has other draws).
 
     Returns:
         Importance >= 0 of every trainable parameter, in its shape, by canonical name.
@@ -83,12 +88,11 @@ def fisher_importance(
         return torch.where(chosen, values, 0).sum(1, keepdim=True)
 
     def with_choices() -> Iterator[tuple[Any, Tensor]]:
-        generator = torch.Generator().manual_seed(seed)
-        for batch in each_batch(batches):
+        draws = _Draws(seed)
+        for batch, places in each_placed_batch(batches):
             inputs = logits_of.inputs_of(batch)
             # where on [0, 1) its draw falls goes with a sample as its label would, however samples are batched
-            draws = torch.rand(num_samples(inputs), generator=generator)
-            choice = _labels_in(batch, "labels='true'") if labels == "true" else draws
+            choice = _labels_in(batch, "labels='true'") if labels == "true" else draws.of(num_samples(inputs), places)
             yield inputs, choice
             if labels == "true" and len(choice) and not 0 <= int(choice.min()) <= int(choice.max()) < num_classes[0]:
                 raise ValueError(
@@ -97,9 +101,30 @@ def fisher_importance(
                 )
 
     scalar = _square_roots if labels == "all" else lambda chosen: chosen
-    engine = PerSampleGradients(model, scalar, power=2, forward=log_probabilities)
-    engine.update(with_choices())
-    return _not_zero({name: total / engine.num_samples for name, total in engine.finished().items()})
+    with as_one(model):
+        with together("measuring importance"):
+            engine = PerSampleGradients(model, scalar, power=2, forward=log_probabilities)
+            engine.update(with_choices())
+        sums, count, _ = engine.finished()
+    return _not_zero({name: total / count for name, total in sums.items()})
+
+
+class _Draws:
+    """Numbers on [0, 1), one for each sample: by its place in the data set, or in the order of this process."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._next = torch.Generator().manual_seed(seed + rank())
+        self._by_place = torch.zeros(0)
+
+    def of(self, count: int, places: range | None) -> Tensor:
+        """Those of a batch's samples."""
+        if places is None:
+            return torch.rand(count, generator=self._next)
+        if places[-1] >= len(self._by_place):  # more of the same numbers
+            generator = torch.Generator().manual_seed(self._seed)
+            self._by_place = torch.rand(2 * places[-1] + 1, generator=generator)
+        return self._by_place[places.start : places.stop : places.step][:count]
 
 
 def squared_gradient_importance(
@@ -109,7 +134,8 @@ def squared_gradient_importance(
 
     For losses over pairs and triplets, which are no sum over samples. This is NOT the Fisher information: a metric loss
     is no log-likelihood, and gradients of pairs in one batch cancel, so the result depends on the batch size and on
-    which samples share a batch. The model is measured as in `fisher_importance`, and left as it was.
+    which samples share a batch. The model is measured as in `fisher_importance`, and left as it was; of several
+    processes it is the mean over the batches of all.
 
     Args:
         batches: (inputs, labels), batched as the loss needs them.
@@ -121,6 +147,24 @@ def squared_gradient_importance(
     Raises:
         ValueError: without any batch; with no trainable parameter; if a gradient is not finite; if all are zero.
     """
+    model = unwrap(model)
+    with as_one(model):
+        with together("measuring importance"):
+            totals, num_batches = _squared_gradients(model, batches, loss)
+        num_batches = sum_numbers(batches=num_batches)["batches"]
+        totals = sum_over_ranks(totals)
+    if not num_batches:
+        raise ValueError("importance needs at least one batch, and there was none")
+    for name, total in totals.items():
+        if not torch.isfinite(total).all():
+            raise ValueError(f"the squared gradient of parameter {name!r} is not finite")
+    return _not_zero({name: total / num_batches for name, total in totals.items()})
+
+
+def _squared_gradients(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Params, int]:
+    """Their sum over the batches of this process, and how many these are."""
     parameters, call = measured_parameters(model), ModelCall(model, None, None)
     totals = {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in parameters.items()
@@ -136,12 +180,7 @@ def squared_gradient_importance(
             gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
             for total, gradient in zip(totals.values(), gradients, strict=True):
                 total += gradient.to_dense().square()
-    if not num_batches:
-        raise ValueError("importance needs at least one batch, and there was none")
-    for name, total in totals.items():
-        if not torch.isfinite(total).all():
-            raise ValueError(f"the squared gradient of parameter {name!r} is not finite")
-    return _not_zero({name: total / num_batches for name, total in totals.items()})
+    return totals, num_batches
 
 
 def _labels_in(batch: Any, what: str) -> Tensor:

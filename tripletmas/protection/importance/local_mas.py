@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from tripletmas.basics.distributed import together
 from tripletmas.basics.weights import Params
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.engine.per_sample import PerSampleGradients
+from tripletmas.protection.replicas import as_one
 
 
 def local_mas_importance(
@@ -26,7 +28,8 @@ def local_mas_importance(
     eval mode that is a fixed scale and shift of each channel, measured as part of the layer (ours; the paper's networks
     have none). On a ReLU layer without batch norm it is Hebb's rule, 2 y_i y_j: what goes in times what comes out. No
     gradient passes from one layer to another, so it needs no backward pass through the model. The absolute value is
-    taken per sample, as in `mas_importance`; it matters where inputs or outputs are signed.
+    taken per sample, as in `mas_importance`; it matters where inputs or outputs are signed. Of several processes it is
+    the mean over the samples of all, as there.
 
     Args:
         batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
@@ -48,16 +51,19 @@ def local_mas_importance(
     >>> local_mas_importance(layer, [torch.tensor([[1.0], [2.0]])])["0.weight"].item()
     15.0
     """
-    engine = PerSampleGradients(model, None, forward=forward, left_out=left_out)
-    engine.update(batches)
-    importance = {name: total / engine.num_samples for name, total in engine.finished().items()}
+    with as_one(model):
+        with together("measuring importance"):
+            engine = PerSampleGradients(model, None, forward=forward, left_out=left_out)
+            engine.update(batches)
+        sums, num_samples, lengths = engine.finished()
+    importance = {name: total / num_samples for name, total in sums.items()}
     if not any(bool(value.any()) for value in importance.values()):
         raise ValueError("the local importance is zero everywhere: every layer's output is zero on these data")
     if not relative:
         return importance
     for name, value in importance.items():
         # a layer that is used several times has the length of all its outputs together
-        own = sum(length for names, length in engine.lengths.items() if name in names)
+        own = sum(length for names, length in lengths.items() if name in names)
         if own > 0:
-            importance[name] = value * (engine.num_samples / own)
+            importance[name] = value * (num_samples / own)
     return importance

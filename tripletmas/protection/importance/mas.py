@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from tripletmas.basics.distributed import together
 from tripletmas.basics.weights import Params
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.importance.accumulator import ImportanceAccumulator
+from tripletmas.protection.replicas import as_one
 
 
 def mas_importance(
@@ -28,6 +30,9 @@ def mas_importance(
     are ignored; neither the batch size nor a short last batch matters. Where F is multiplied by c, Omega is multiplied
     by c^2. It takes about one forward and one backward pass over the data; parameters that are used in a way for which
     there is no fast rule are as exact and slower, and the logger "tripletmas" says which.
+
+    Of several processes each gives its own samples, and gets the mean over those of all: all must call, unless inside
+    `tripletmas.alone()`. Samples that torch's DistributedSampler repeats at the end count once.
 
     Args:
         batches: any iterable of tensors, (inputs, labels, ...) tuples, dicts as the model's forward takes them or with
@@ -65,8 +70,10 @@ def mas_importance(
     >>> mas_importance(layer, [torch.tensor([[1.0], [2.0]])])["weight"].item()
     15.0
     """
-    running = ImportanceAccumulator(
-        model, relative=relative, layer=layer, forward=forward, output=output, approximate=approximate
-    )
-    running.update_all(batches)
-    return running.importance()
+    with as_one(model):
+        with together("measuring importance"):
+            running = ImportanceAccumulator(
+                model, relative=relative, layer=layer, forward=forward, output=output, approximate=approximate
+            )
+            running.update_all(batches)
+        return running.importance()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tripletmas.basics.distributed import gather_objects, sum_numbers, sum_over_ranks, together
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, device_of, named_parameters, trainable, unwrap
 from tripletmas.protection.batches import (
@@ -24,6 +25,7 @@ from tripletmas.protection.batches import (
 )
 from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.inputs import LayerInputs
+from tripletmas.protection.replicas import as_one
 from tripletmas.protection.structured.gram_matrix import GramMatrix, compressed, diagonal, energy, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
 
@@ -43,6 +45,7 @@ def relative_grams(
     E is over samples and positions, a 1 is appended to the input where there is a bias. The model is in eval mode, so
     that a batch norm is a scale and a shift of each normalised channel. Trainable parameters that no map explains (a
     class token, positions) are a response of their own, with A = 1: ||dp||^2 / ||p||^2. It takes forward passes only.
+    Of several processes E is over the samples of all, as in `mas_importance`; each draws rows of its own.
 
     Args:
         batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
@@ -57,7 +60,12 @@ def relative_grams(
     """
     model = unwrap(model)
     wanted = measured_parameters(model)
-    moments = _moments(model, batches, forward, exact)
+    with as_one(model):
+        with together("measuring input Grams"):
+            moments, num_samples = _moments(model, batches, forward, exact)
+        moments = _over_ranks(moments, device_of(model))
+        if not sum_numbers(samples=num_samples)["samples"]:
+            raise ValueError("a Gram needs at least one sample, and the batches were empty")
     explained = {name for each in moments for name in each.parameters}
     for name in wanted.keys() - explained:
         moments[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
@@ -107,7 +115,20 @@ def diagonals(grams: Mapping[LinearMap, GramMatrix], model: nn.Module) -> Params
     return found
 
 
-def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, exact: bool) -> dict[LinearMap, Tensor]:
+def _over_ranks(moments: dict[LinearMap, Tensor], device: torch.device) -> dict[LinearMap, Tensor]:
+    """Their sums over all processes, one of which may have seen no sample, or none that a map was given."""
+    found = {each.key: moment for each, moment in moments.items()}
+    for of_rank in gather_objects({key: (moment.shape, moment.dtype) for key, moment in found.items()}):
+        for key, (shape, dtype) in of_rank.items():
+            if key not in found:
+                found[key] = torch.zeros(shape, dtype=dtype, device=device)
+    return {LinearMap.from_key(key): total for key, total in sum_over_ranks(found).items()}
+
+
+def _moments(
+    model: nn.Module, batches: Iterable[Any], forward: Forward | None, exact: bool
+) -> tuple[dict[LinearMap, Tensor], int]:
+    """The sums over the samples of this process, and how many these are."""
     call = ModelCall(model, None, forward)
     moments: dict[LinearMap, Tensor] = {}
     seen: dict[LinearMap, int] = {}
@@ -136,6 +157,4 @@ def _moments(model: nn.Module, batches: Iterable[Any], forward: Forward | None, 
             total += count
             with LayerInputs(model, named_parameters(model), frozenset(trainable(model)), draw, take):
                 call(model, inputs)
-    if not total:
-        raise ValueError("a Gram needs at least one sample, and the batches were empty")
-    return moments
+    return moments, total
