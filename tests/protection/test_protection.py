@@ -631,10 +631,16 @@ def test_an_estimate_that_cannot_be_saved_is_asked_for(tmp_path: Path):
         Protection.load(path, model, estimate=mas_importance)
     mas = MAS(model, forward=lambda model, batch: model(batch))
     mas.save(path)
-    with pytest.raises(ValueError, match=r"'forward'.*give the same function as estimate="):
+    with pytest.raises(ValueError, match=r"'forward'.*give the same function as forward="):
         Protection.load(path, model)
+    again = Protection.load(path, model, forward=lambda model, batch: model(batch))
+    again.consolidate([data()[0]])
+    for name, value in mas.consolidate([data()[0]]).items():
+        assert again.importance[name].equal(value)
     assert Protection.load(path, model, estimate=mas.estimate).estimate is mas.estimate
     MAS(model, relative=True).save(path)  # another unit
+    with pytest.raises(ValueError, match=r"measured with .*without a forward= of one's own: leave forward= out"):
+        Protection.load(path, model, forward=lambda model, batch: model(batch))
     with pytest.raises(ValueError, match=r"'relative': True.*but estimate= is .*'relative': False"):
         Protection.load(path, model, estimate=partial(mas_importance, relative=False, layer=None, forward=None))
 

@@ -9,8 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tripletmas.basics.files import damaged, read_tensors, save_tensors
 from tripletmas.basics.weights import Params
+from tripletmas.protection.names import named_as_in
 
 _HEADER = "protection"
 
@@ -21,8 +24,8 @@ def write_protection(path: str | Path, state: Params, settings: dict[str, Any]) 
 
 
 @contextmanager
-def read_protection(path: str | Path) -> Iterator[tuple[Params, dict[str, Any]]]:
-    """State and settings, as they were written, for a `with` block that makes a protection of them.
+def read_protection(path: str | Path, model: nn.Module | None = None) -> Iterator[tuple[Params, dict[str, Any]]]:
+    """State, by the names of this model if there is one, and settings, for a `with` block that makes a protection.
 
     Raises:
         ValueError: if the file is no saved protection or was cut short; naming it, for what is wrong in the block.
@@ -32,7 +35,7 @@ def read_protection(path: str | Path) -> Iterator[tuple[Params, dict[str, Any]]]
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is no saved protection: Protection.save writes those")
     try:
-        yield state, settings
+        yield (named_as_in(model, state) if model is not None else state), settings
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:

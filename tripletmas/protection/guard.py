@@ -26,6 +26,7 @@ from tripletmas.protection.coverage import Coverage
 from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
 from tripletmas.protection.optimizers import check_steps, parameters_of, stepping
 from tripletmas.protection.penalty import Buffers
+from tripletmas.protection.pretrained import file_to_write
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
 
@@ -219,6 +220,14 @@ class Guard:
     def save(self, path: str | Path) -> None:
         """Write state and settings to one safetensors file (settings as JSON in its header)."""
         raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `protection.safetensors` into a model's folder, where its own `save_pretrained` writes its weights.
+
+        Raises:
+            ValueError: if there is a file in the folder's place.
+        """
+        self.save(file_to_write(folder))
 
     # --- at an optimizer's step
 

@@ -7,7 +7,7 @@ The penalty is `strength * sum importance * (theta - reference)^2`, without a hi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -34,6 +34,7 @@ from tripletmas.protection.penalty import (
     refuse_other_model,
 )
 from tripletmas.protection.place import is_in_place
+from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
 from tripletmas.protection.replicas import check_same_importance
 
 ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
@@ -176,28 +177,47 @@ class Protection(Guard):
         write_protection(path, self.state_dict(), settings)
 
     @staticmethod
-    def load(path: str | Path, model: nn.Module, *, estimate: Estimator | None = None) -> Protection:
-        """The protection saved at `path`, for `model`.
+    def load(
+        path: str | Path, model: nn.Module, *, estimate: Estimator | None = None, forward: Forward | None = None
+    ) -> Protection:
+        """The protection saved at `path`, for `model`; of what has another prefix in its names now, by the new names.
 
         Args:
-            estimate: needed only where the saved protection measured with a function of the user's own.
+            estimate, forward: needed only where the saved protection measured with such a function of the user's own.
 
         Raises:
             ValueError: if the file is no saved protection or was cut short; if it was saved for another model (missing
                 and unexpected names are listed), or measures in another unit than `estimate` does.
         """
-        with read_protection(path) as (state, settings):
+        with read_protection(path, model) as (state, settings):
             if settings.get("holds") == "gram":
                 raise ValueError("it is a Gram, which holds layers: tm.Gram.load reads it")
             saved = settings["estimate"]
             if estimate is None:
-                if saved["function"] not in ESTIMATORS or saved["unsaved"]:
-                    raise ValueError(f"it was measured with {saved}: give the same function as estimate=")
-                estimate = partial(ESTIMATORS[saved["function"]], **saved["options"])
+                estimate = _estimate_of(saved, forward)
             elif described(estimate) != saved:
                 raise ValueError(f"it was measured with {saved}, but estimate= is {described(estimate)}")
             protection = Protection(model, strength=settings["strength"], decay=settings["decay"], estimate=estimate)
             protection.load_state_dict(state)
+        return protection
+
+    @staticmethod
+    def from_pretrained(
+        folder: str | Path, model: nn.Module, *, estimate: Estimator | None = None, forward: Forward | None = None
+    ) -> Protection:
+        """The protection that `save_pretrained` wrote into a model's folder, for the model that was read from it.
+
+        Warns if the model has other weights than those it is held at, with their share.
+
+        Args:
+            estimate, forward: as in `load`.
+
+        Raises:
+            ValueError: where the folder holds none; and as `load` says.
+        """
+        path = file_to_read(folder)
+        protection = Protection.load(path, model, estimate=estimate, forward=forward)
+        warn_of_other_weights(path, protection.reference, model)
         return protection
 
     # --- at an optimizer's step
@@ -252,6 +272,18 @@ def _is_moved(held: _Held) -> bool:
     """To another device, or to another shape by `.data`."""
     parameter, reference = held.parameter, held.reference
     return parameter.device != reference.device or parameter.shape != reference.shape
+
+
+def _estimate_of(saved: Mapping[str, Any], forward: Forward | None) -> Estimator:
+    """The function that is described so, with the forward of the user's own if it had one."""
+    own = {} if forward is None else {"forward": forward}
+    if saved["function"] not in ESTIMATORS or not set(saved["unsaved"]) <= {"forward"}:
+        raise ValueError(f"it was measured with {saved}: give the same function as estimate=")
+    if saved["unsaved"] and forward is None:
+        raise ValueError(f"it was measured with {saved}: give the same function as forward=")
+    if forward is not None and not saved["unsaved"]:
+        raise ValueError(f"it was measured with {saved}, without a forward= of one's own: leave forward= out")
+    return partial(ESTIMATORS[saved["function"]], **saved["options"], **own)
 
 
 @final

@@ -20,6 +20,7 @@ from tripletmas.protection.guard import Guard
 from tripletmas.protection.hooks import gradient_scale
 from tripletmas.protection.penalty import dense_gradient
 from tripletmas.protection.place import is_in_place
+from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
 from tripletmas.protection.structured.budget import (
     FURTHEST,
     check_budget,
@@ -284,7 +285,7 @@ class Gram(Guard):
         Raises:
             ValueError: if the file is no saved Gram or was cut short; if it was saved for another model.
         """
-        with read_protection(path) as (state, settings):
+        with read_protection(path, model) as (state, settings):
             if settings.get("holds") != "gram":
                 raise ValueError("it holds weights one by one: Protection.load reads it")
             gram = Gram(
@@ -297,6 +298,14 @@ class Gram(Guard):
                 forward=forward,
             )
             gram.load_state_dict(state)
+        return gram
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, model: nn.Module, *, forward: Forward | None = None) -> Gram:
+        """The Gram that `save_pretrained` wrote into a model's folder; as `Protection.from_pretrained`."""
+        path = file_to_read(folder)
+        gram = Gram.load(path, model, forward=forward)
+        warn_of_other_weights(path, gram._reference, model)
         return gram
 
     # --- inside
