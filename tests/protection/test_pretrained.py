@@ -102,6 +102,13 @@ def test_names_with_another_prefix(tmp_path: Path, guard: str, kind: str):
     again.attach(torch.optim.SGD(now.parameters(), lr=1e-3)), again.consolidate([data()])
 
 
+def test_another_prefix_is_seen_although_the_weights_have_moved(tmp_path: Path):
+    saved(tmp_path, "mas", Network())
+    with pytest.warns(UserWarning, match=r"100.00% of the weights"):
+        again = loaded(tmp_path, "mas", Inside(moved(Network())))
+    assert again.value() > 0
+
+
 def test_a_file_by_itself_is_matched_as_well(tmp_path: Path):
     held = MAS(Network())
     held.consolidate([data()])
