@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "protection": ("basics",),
     "models": ("data", "basics"),
     "objectives": ("models", "index", "data", "basics"),
-    "integrations": ("protection", "basics"),
+    "integrations": ("protection", "data", "basics"),
     "strategies": ("objectives", "protection", "models", "data", "basics"),
     "runs": ("strategies", "objectives", "protection", "models", "data", "index", "basics"),
     "report": ("runs.directory", "objectives", "protection.coverage", "basics"),
