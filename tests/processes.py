@@ -73,7 +73,8 @@ def _member(file: Path, name: str, folder: str, num_processes: int, rank: int) -
         answer = getattr(module, name)(*torch.load(Path(folder, "args"), weights_only=False))
         torch.save(answer, Path(folder, f"partial{rank}"))
         Path(folder, f"partial{rank}").rename(Path(folder, f"answer{rank}"))
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except BaseException:
         Path(folder, f"error{rank}").write_text(traceback.format_exc())
         raise

@@ -130,6 +130,7 @@ def test_in_one_process_everything_is_what_was_given():
         raise LookupError
 
 
+@pytest.mark.slow
 def test_it_costs_no_import_that_torch_has_not_made():
     code = (
         "import torch, tripletmas, sys; before = set(sys.modules); import tripletmas.basics.distributed as d; d.rank();"

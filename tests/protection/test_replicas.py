@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from processes import run_in_processes
+from replicated import identical, make_data, make_net, shared
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from tripletmas.basics import distributed
 from tripletmas.basics.weights import Params
@@ -23,40 +23,6 @@ from tripletmas.protection.protection import MAS, Protection
 from tripletmas.protection.structured.gram import Gram
 from tripletmas.protection.structured.gram_matrix import LowRank, square
 from tripletmas.protection.structured.moments import relative_grams
-
-DTYPE = torch.float64
-
-
-class Net(nn.Module):
-    """Convolution, batch norm, embedding of a constant, and a free parameter."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolve, self.norm = nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3)
-        self.head, self.scale = nn.Linear(3 * 4, 4), nn.Parameter(torch.rand(4) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.convolve(x)).relu().flatten(1)) * self.scale
-
-
-def make_net(dtype: torch.dtype = DTYPE) -> Net:
-    torch.manual_seed(0)
-    net = Net()
-    net.norm.running_mean.uniform_()
-    return net.to(dtype)
-
-
-def make_data(count: int, dtype: torch.dtype = DTYPE) -> TensorDataset:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(count, 1, 4, 4, generator=generator).to(dtype)
-    return TensorDataset(images, torch.randint(4, (count,), generator=generator))
-
-
-def shared(data: TensorDataset, batch_size: int = 3) -> DataLoader:
-    """Of this process: `DistributedSampler` repeats samples so that all have equally many."""
-    n = distributed.world_size()
-    sampler = DistributedSampler(data, n, distributed.rank(), shuffle=False)
-    return DataLoader(data, batch_size, sampler=sampler)
 
 
 def wide_grams(model: nn.Module, batches: Iterable[Any]) -> Params:
@@ -112,12 +78,6 @@ def differences(found: dict[str, Params], expected: dict[str, Params]) -> dict[s
         name: max(float((values[key] - one).abs().max() / one.abs().max()) for key, one in expected[name].items())
         for name, values in found.items()
     }
-
-
-def identical(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(identical(one[key], other[key]) for key in one)
-    return torch.equal(one, other)
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ in the same order, or they wait for each other. What comes back is the same on a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -60,6 +61,11 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _is_alone.reset(token)
+
+
+def is_kept_alone() -> bool:
+    """Whether there are others, and this process is inside `alone()`."""
+    return _is_alone.get() and has_group() and torch.distributed.get_world_size() > 1
 
 
 def barrier() -> None:
@@ -154,6 +160,46 @@ def broadcast_tensor(tensor: Tensor, source: int = 0) -> Tensor:
     sent = tensor.detach().clone(memory_format=torch.contiguous_format).to(_carrier(tensor.device))
     torch.distributed.broadcast(sent, src=source)
     return sent.to(tensor.device)
+
+
+# --- tensors of which each process has a part, torch's DTensors: of a model under `fully_shard`
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether the tensor is spread over processes."""
+    spread = sys.modules.get("torch.distributed.tensor")  # importing it takes a second
+    return spread is not None and isinstance(tensor, spread.DTensor)
+
+
+def own_part(tensor: Any) -> Tensor:
+    """What this process has of it, in the same memory: all of it, if it is not spread."""
+    return tensor.to_local() if is_spread(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of it; of one that is spread all processes must ask."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
+
+
+def spread_as(like: Any, tensor: Any) -> Tensor:
+    """The tensor, of which each process has the part that it has of `like`; whole, if that is not spread.
+
+    Of what is not spread as `like` already all processes must ask, and rank 0's values are taken.
+    """
+    if not is_spread(like):
+        return whole(tensor)
+    if is_spread(tensor) and tensor.placements == like.placements and tensor.device_mesh == like.device_mesh:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole(tensor).to(like.device), like.device_mesh, like.placements)
+
+
+def reshard(module: Any) -> None:
+    """Let a module under `fully_shard` have the parameters that an optimizer steps, not those of a forward pass."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+        module.reshard()
 
 
 # --- errors

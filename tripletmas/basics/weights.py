@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from tripletmas.basics.distributed import reshard
 from tripletmas.basics.sentences import listed
 
 Params = dict[str, Tensor]
@@ -125,6 +126,7 @@ def weight_hash(state: Params) -> str:
 
 def _walk(module: nn.Module, prefix: str, kind: str, seen: set[int]) -> Iterator[tuple[str, Any, nn.Module]]:
     module = unwrap(module)
+    reshard(module)
     for name, value in getattr(module, kind).items():
         if value is None or id(value) in seen or (kind == "_buffers" and name in module._non_persistent_buffers_set):
             continue

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from tripletmas.basics.distributed import is_spread
 from tripletmas.basics.weights import device_of, trainable
 from tripletmas.protection.shards import PlacesOf, places_of
 
@@ -40,6 +41,12 @@ def measured_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     if not parameters:
         raise ValueError("the model has no trainable parameter (requires_grad=True), so there is nothing to measure")
     refuse_complex(parameters)
+    spread = [name for name, parameter in parameters.items() if is_spread(parameter)]
+    if spread:
+        raise ValueError(
+            f"{spread[0]} is spread over processes (fully_shard): mas_importance and the consolidate() of "
+            "tripletmas.MAS gather such models, and an ImportanceAccumulator is for whole ones"
+        )
     made = [name for name, parameter in parameters.items() if parameter.is_inference()]
     if made:
         raise ValueError(

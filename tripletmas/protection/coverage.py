@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tripletmas.basics.distributed import whole
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, named_buffers, named_parameters
 
@@ -112,7 +113,7 @@ def measure_coverage(model: nn.Module, importance: Params) -> Coverage:
     for name, parameter in trained.items():
         layer = name.rpartition(".")[0] or name
         zero, weights = layers.get(layer, LayerWeights(0, 0))
-        more = int((importance[name] == 0).sum()) if name in importance else parameter.numel()
+        more = int(whole((importance[name] == 0).sum())) if name in importance else parameter.numel()
         layers[layer] = LayerWeights(zero + more, weights + parameter.numel())
     return Coverage(
         buffers=tuple(sorted(named_buffers(model))),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from tripletmas.basics.distributed import is_main, is_spread, together, whole
 from tripletmas.basics.files import damaged, read_tensors, save_tensors
 from tripletmas.basics.weights import Params
 from tripletmas.protection.names import named_as_in
@@ -19,8 +20,15 @@ _HEADER = "protection"
 
 
 def write_protection(path: str | Path, state: Params, settings: dict[str, Any]) -> None:
-    """Write a file that is either whole or not there; `settings` must fit JSON."""
-    save_tensors(path, state, {_HEADER: settings})
+    """Write a file that is either whole or not there; `settings` must fit JSON.
+
+    Of several processes rank 0 writes. Of weights that are spread over them (`fully_shard`) all must ask, and each
+    waits until the file is there.
+    """
+    whole_state = {name: whole(value) for name, value in state.items()}
+    with together(f"writing {path}") if any(map(is_spread, state.values())) else nullcontext():
+        if is_main():
+            save_tensors(path, whole_state, {_HEADER: settings})
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from tripletmas.basics.distributed import own_part
 from tripletmas.basics.weights import Params, named_parameters, trainable
 from tripletmas.protection.attachment import Attachment, Clip, added_to, check_clip
 from tripletmas.protection.batches import refuse_complex
@@ -290,7 +291,7 @@ class Guard:
 
 
 def _sums(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [parameter.detach().sum() for parameter in parameters]
+    return [own_part(parameter.detach()).sum() for parameter in parameters]
 
 
 def _check_types(model: nn.Module) -> None:

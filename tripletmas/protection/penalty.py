@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tripletmas.basics.distributed import is_spread, own_part, spread_as, whole
 from tripletmas.basics.weights import Params, differing_names, named_parameters, trainable
 
 # Elements of the buffer. 4 MiB in float32 stay in a CPU's cache between the three passes over them; far smaller
@@ -37,6 +38,8 @@ class Pulled(NamedTuple):
 def quadratic_penalty(model: nn.Module, reference: Params, importance: Params) -> Tensor:
     """Sum importance * (theta - reference)^2 over all weights that have importance: a differentiable scalar, no 1/2.
 
+    Of weights that are spread over processes (`fully_shard`) all of them must ask.
+
     Raises:
         ValueError: if the model lacks a parameter that has importance, or has it in another shape.
     """
@@ -44,9 +47,8 @@ def quadratic_penalty(model: nn.Module, reference: Params, importance: Params) -
     if not importance:
         return torch.zeros(())
     # contiguous: the order of a sum, and so its last bit, must not depend on the layout in which weights were loaded
-    return torch.stack(
-        [(value * (current[name] - reference[name]).square()).contiguous().sum() for name, value in importance.items()]
-    ).sum()
+    squares = [value * (current[name] - reference[name]).square() for name, value in importance.items()]
+    return torch.stack([whole(each.contiguous().sum()) for each in squares]).sum()
 
 
 def matching_parameters(model: nn.Module, importance: Params) -> dict[str, nn.Parameter]:
@@ -84,7 +86,7 @@ def add_penalty_gradient(
         scale: what gradients are multiplied by until the optimizer unscales them; None is 1.
     """
     by_kind: dict[tuple[torch.device, torch.dtype], list[Pulled]] = {}
-    for each in pulled:
+    for each in (Pulled(*map(own_part, spread)) for spread in pulled):
         by_kind.setdefault((each.weight.device, each.weight.dtype), []).append(each)
     for kind, members in by_kind.items():
         needed = min(BUFFER_SIZE, sum(each.weight.numel() for each in members))
@@ -104,7 +106,10 @@ def dense_gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
-    """The value on the weight's device and with its strides; a value of another shape is only moved."""
+    """The value on the weight's device and with its strides, spread over processes as it is; one of another shape is
+    only moved."""
+    if is_spread(weight) or is_spread(value):
+        return value if value.shape != weight.shape else spread_as(weight, value)
     if value.shape != weight.shape or value.stride() == weight.stride():
         return value.to(weight.device)
     return torch.empty_like(weight, dtype=value.dtype).copy_(value)
@@ -128,8 +133,8 @@ def _add(pieces: list[Pulled], strength: float, buffer: Tensor, scale: Tensor | 
 def _filling(pulled: Iterable[Pulled], size: int) -> Iterator[list[Pulled]]:
     """Lists of pieces that have at most `size` elements together."""
     pieces, used = [], 0
-    for whole in pulled:
-        for piece in _split(whole, size):
+    for each in pulled:
+        for piece in _split(each, size):
             count = piece.weight.numel()
             if pieces and used + count > size:
                 yield pieces
@@ -140,13 +145,13 @@ def _filling(pulled: Iterable[Pulled], size: int) -> Iterator[list[Pulled]]:
         yield pieces
 
 
-def _split(whole: Pulled, size: int) -> Iterator[Pulled]:
+def _split(pulled: Pulled, size: int) -> Iterator[Pulled]:
     """Views of at most `size` elements, cut where the weight's memory stays in one run."""
-    weight = whole.weight
+    weight = pulled.weight
     if weight.numel() <= size:
-        yield whole
+        yield pulled
         return
     outermost = max(range(weight.dim()), key=lambda dim: (weight.size(dim) > 1, weight.stride(dim)))
     rows = max(1, size * weight.size(outermost) // weight.numel())
-    for parts in zip(*(tensor.split(rows, outermost) for tensor in whole), strict=True):
+    for parts in zip(*(tensor.split(rows, outermost) for tensor in pulled), strict=True):
         yield from _split(Pulled(*parts), size)

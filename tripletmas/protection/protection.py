@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tripletmas.basics.distributed import own_part
 from tripletmas.basics.weights import Params, Place, differing_names, named_parameters, placed_parameters
 from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage
@@ -129,7 +130,7 @@ class Protection(Guard):
         held = {name: each._replace(importance=each.importance * decay) for name, each in self._present().items()}
         for name, value in importance.items():
             parameter = places[name].parameter
-            value = value.detach().to(parameter.device) * weight
+            value = laid_out_as(parameter, value.detach()) * weight
             if name in held:
                 held[name] = held[name]._replace(importance=held[name].importance + value)
             else:
@@ -253,7 +254,8 @@ class Protection(Guard):
             return
         self._checked_rates.add(optimizer)
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        largest = max((float(h.importance.max()) for h in self._held.values() if h.importance.numel()), default=0.0)
+        importances = (own_part(held.importance) for held in self._held.values())
+        largest = max((float(each.max()) for each in importances if each.numel()), default=0.0)
         if rate * self.strength * largest > 0.5:
             warnings.warn(
                 f"rate * strength * importance reaches {rate * self.strength * largest:.3g} > 0.5: plain gradient "

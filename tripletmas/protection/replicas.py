@@ -6,43 +6,99 @@ Each process measures its own samples; sums over all of them are taken by who me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tripletmas.basics.distributed import broadcast_tensor, gather_objects, is_on
+from tripletmas.basics.distributed import (
+    broadcast_tensor,
+    gather_objects,
+    has_group,
+    is_kept_alone,
+    is_on,
+    is_spread,
+    spread_as,
+    whole,
+)
 from tripletmas.basics.sentences import listed
-from tripletmas.basics.weights import differing_names, named_buffers, named_parameters
+from tripletmas.basics.weights import Params, differing_names, named_buffers, named_parameters
 
 # How far two replicas' sums of a tensor may be from each other: what another order of adding makes, and no step.
 _TOLERANCE = 1e-6
 
 
 @contextmanager
-def as_one(model: nn.Module) -> Iterator[None]:
+def as_one(model: nn.Module) -> Iterator[Callable[[Params], Params]]:
     """All processes have the same model inside: they are refused if they have not, and buffers are those of rank 0.
 
     Buffers of replicas differ while they learn (batch norm's running statistics follow each one's own data), and rank
-    0's are those that are kept. Afterwards each has its own again.
+    0's are those that are kept. Parameters that are spread over processes (`fully_shard`) are whole, and no module
+    sends anything. Afterwards all is as it was.
+
+    Gives a function that spreads what was measured as the parameters are.
 
     Raises:
-        ValueError: on all processes, if their parameters differ.
+        ValueError: on all processes, if their parameters differ; for a model whose parts are on other processes that
+            cannot be asked.
     """
-    if not is_on():
-        yield
-        return
+    parameters = named_parameters(model)
+    _refuse_out_of_reach(model, parameters)
     buffers = named_buffers(model)
-    differing = [buffers[name] for name in check_replicas(named_parameters(model), buffers)]
-    before = [value.clone() for value in differing]
-    try:
+    differing = [buffers[name] for name in check_replicas(parameters, buffers)]
+    spread = {name: value for name, value in parameters.items() if is_spread(value)}
+    with ExitStack() as undone:
         for value in differing:
+            undone.callback(value.copy_, value.clone())
             value.copy_(broadcast_tensor(value))
+        if spread:
+            undone.enter_context(_whole(model))
+        yield lambda found: {name: spread_as(spread[name], v) if name in spread else v for name, v in found.items()}
+
+
+def _refuse_out_of_reach(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError where other processes have a part in the model, and cannot be reached or understood."""
+    for name, value in parameters.items():
+        if value.is_meta:
+            raise ValueError(f"{name} is on the meta device and has no values: load or initialise the model first")
+        if getattr(value, "ds_id", None) is not None and not value.numel():
+            raise ValueError(f"{name} is spread over processes by DeepSpeed (ZeRO 3): use fully_shard of torch")
+        if is_spread(value) and is_kept_alone():
+            raise ValueError(f"{name} is spread over processes: all of them measure it, outside tripletmas.alone()")
+    for module in model.modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise ValueError("FullyShardedDataParallel keeps no parameters by name: use torch's fully_shard (FSDP2)")
+    wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    if not has_group() and (wrapped or any(map(is_spread, parameters.values()))):
+        raise ValueError(
+            "the model is one of several processes, and their process group is gone: measure and consolidate before "
+            "torch.distributed.destroy_process_group()"
+        )
+
+
+@contextmanager
+def _whole(model: nn.Module) -> Iterator[None]:
+    """Parameters that are spread over processes as ordinary ones, and modules without the hooks that send them."""
+    made: dict[int, nn.Parameter] = {}
+    with ExitStack() as undone:
+        for module in model.modules():
+            for name, value in dict(module._parameters).items():
+                if value is None or not is_spread(value):
+                    continue
+                if id(value) not in made:
+                    made[id(value)] = nn.Parameter(whole(value.detach()), requires_grad=value.requires_grad)
+                undone.callback(module._parameters.__setitem__, name, value)
+                module._parameters[name] = made[id(value)]
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                before = dict(hooks)
+                undone.callback(hooks.update, before)
+                undone.callback(hooks.clear)  # first: theirs is the order of `before`
+                for number, hook in before.items():
+                    if getattr(hook, "__module__", "").startswith("torch.distributed."):
+                        del hooks[number]
         yield
-    finally:
-        for value, own in zip(differing, before, strict=True):
-            value.copy_(own)
 
 
 def check_replicas(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None) -> list[str]:
@@ -103,7 +159,7 @@ def check_same_importance(importance: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _sums(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: float(value.sum(dtype=torch.float64)) for name, value in tensors.items()}
+    return {name: float(value.sum(dtype=torch.float64)) for name, value in tensors.items() if not is_spread(value)}
 
 
 def _is_near(one: float, other: float) -> bool:

@@ -101,12 +101,12 @@ def fisher_importance(
                 )
 
     scalar = _square_roots if labels == "all" else lambda chosen: chosen
-    with as_one(model):
+    with as_one(model) as spread:
         with together("measuring importance"):
             engine = PerSampleGradients(model, scalar, power=2, forward=log_probabilities)
             engine.update(with_choices())
         sums, count, _ = engine.finished()
-    return _not_zero({name: total / count for name, total in sums.items()})
+    return spread(_not_zero({name: total / count for name, total in sums.items()}))
 
 
 class _Draws:
@@ -148,7 +148,7 @@ def squared_gradient_importance(
         ValueError: without any batch; with no trainable parameter; if a gradient is not finite; if all are zero.
     """
     model = unwrap(model)
-    with as_one(model):
+    with as_one(model) as spread:
         with together("measuring importance"):
             totals, num_batches = _squared_gradients(model, batches, loss)
         num_batches = sum_numbers(batches=num_batches)["batches"]
@@ -158,7 +158,7 @@ def squared_gradient_importance(
     for name, total in totals.items():
         if not torch.isfinite(total).all():
             raise ValueError(f"the squared gradient of parameter {name!r} is not finite")
-    return _not_zero({name: total / num_batches for name, total in totals.items()})
+    return spread(_not_zero({name: total / num_batches for name, total in totals.items()}))
 
 
 def _squared_gradients(

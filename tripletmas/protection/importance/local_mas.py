@@ -51,7 +51,7 @@ def local_mas_importance(
     >>> local_mas_importance(layer, [torch.tensor([[1.0], [2.0]])])["0.weight"].item()
     15.0
     """
-    with as_one(model):
+    with as_one(model) as spread:
         with together("measuring importance"):
             engine = PerSampleGradients(model, None, forward=forward, left_out=left_out)
             engine.update(batches)
@@ -60,10 +60,10 @@ def local_mas_importance(
     if not any(bool(value.any()) for value in importance.values()):
         raise ValueError("the local importance is zero everywhere: every layer's output is zero on these data")
     if not relative:
-        return importance
+        return spread(importance)
     for name, value in importance.items():
         # a layer that is used several times has the length of all its outputs together
         own = sum(length for names, length in lengths.items() if name in names)
         if own > 0:
             importance[name] = value * (num_samples / own)
-    return importance
+    return spread(importance)

@@ -70,10 +70,11 @@ def mas_importance(
     >>> mas_importance(layer, [torch.tensor([[1.0], [2.0]])])["weight"].item()
     15.0
     """
-    with as_one(model):
+    with as_one(model) as spread:
         with together("measuring importance"):
             running = ImportanceAccumulator(
                 model, relative=relative, layer=layer, forward=forward, output=output, approximate=approximate
             )
             running.update_all(batches)
-        return running.importance()
+        importance = running.importance()
+    return spread(importance)

@@ -33,7 +33,7 @@ from tripletmas.protection.structured.change import bring_back, change_of
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
-from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, relative_grams
+from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, refuse_spread, relative_grams
 from tripletmas.protection.structured.quadratic import first_task
 from tripletmas.protection.structured.state import from_tensors, to_tensors
 
@@ -94,6 +94,7 @@ class Gram(Guard):
         forward: Forward | None = None,
     ):
         check_budget(budget, strength)
+        refuse_spread(model)
         if reference not in ("own", "last"):
             raise ValueError(f"reference must be 'own' or 'last', got {reference!r}")
         estimate = partial(input_importance, forward=forward, exact=exact)

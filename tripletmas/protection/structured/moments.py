@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.distributed import gather_objects, sum_numbers, sum_over_ranks, together
+from tripletmas.basics.distributed import gather_objects, is_spread, sum_numbers, sum_over_ranks, together
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, device_of, named_parameters, trainable, unwrap
 from tripletmas.protection.batches import (
@@ -59,6 +59,7 @@ def relative_grams(
             answers: all inputs or weights are zero. A single map of which that is true is left out, with a warning.
     """
     model = unwrap(model)
+    refuse_spread(model)
     wanted = measured_parameters(model)
     with as_one(model):
         with together("measuring input Grams"):
@@ -75,6 +76,16 @@ def relative_grams(
     if silent:
         warnings.warn(f"nothing to hold of {listed(silent)}: inputs or weights are all zero there", stacklevel=3)
     return found
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Raise a ValueError for weights that are spread over processes: a Gram holds layers as wholes."""
+    spread = [name for name, value in named_parameters(model).items() if is_spread(value)]
+    if spread:
+        raise ValueError(
+            f"{spread[0]} is spread over processes (fully_shard), and a Gram holds layers as wholes: use "
+            "tripletmas.MAS, or DistributedDataParallel"
+        )
 
 
 def _in_their_own_unit(

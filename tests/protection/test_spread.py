@@ -1,0 +1,157 @@
+"""A model whose weights are spread over processes (`fully_shard`) is measured and held as one process holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run_in_processes
+from replicated import identical, make_data, make_net, shared
+from torch import Tensor, nn
+
+from tripletmas.basics import distributed
+from tripletmas.basics.weights import named_parameters
+from tripletmas.protection.importance.accumulator import ImportanceAccumulator
+from tripletmas.protection.importance.fisher import fisher_importance
+from tripletmas.protection.protection import MAS, LocalMAS, Protection
+from tripletmas.protection.structured.gram import Gram
+
+
+def spread_out(model: nn.Module) -> nn.Module:
+    """Layers by themselves and the rest with the whole, as the documentation of torch has it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (distributed.world_size(),))
+    fully_shard(model.convolve, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def together(values: Any) -> dict[str, Tensor]:
+    return {name: distributed.whole(value.detach()).clone() for name, value in values.items()}
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor) -> None:
+    optimizer.zero_grad()
+    own = data[distributed.rank() :: distributed.world_size()]
+    (model(own) - 1).square().mean().backward()
+    optimizer.step()
+
+
+def held(folder: str) -> dict[str, Any]:
+    """Two tasks, the second learned under protection, saved between them; all that can be compared."""
+    several = distributed.is_on()
+    model = make_net()
+    if several:
+        spread_out(model)
+    with torch.no_grad():
+        model(torch.ones(2, 1, 4, 4).double())  # after this the root has whole parameters, under other identities
+    protection = MAS(model, strength=3.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    protection.attach(optimizer)
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    kinds = [distributed.is_spread(each) for each in model.parameters()]
+    found: dict[str, Any] = {"measured": together(protection.consolidate(shared(make_data(13))))}
+    assert [distributed.is_spread(each) for each in model.parameters()] == kinds == [several] * len(kinds)
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    for each in (*protection.importance.values(), *protection.reference.values()):
+        assert distributed.is_spread(each) == several
+    found["fisher"] = together(fisher_importance(model, shared(make_data(13))))
+    protection.save(Path(folder, f"spread{several}"))
+    found["as saved"] = together(protection.state_dict())
+
+    model.eval()
+    data = torch.randn(36, 1, 4, 4, generator=torch.Generator().manual_seed(7)).double() + 1
+    for _ in range(5):
+        step(model, optimizer, data)
+    found["value"] = {"": protection.value().detach()}
+    found["weights"] = together(named_parameters(model))
+    found["held"] = {"": torch.tensor(protection.coverage().num_held)}
+
+    again = Protection.load(Path(folder, f"spread{several}"), model)
+    found["loaded"] = together(again.state_dict())
+    found["after loading"] = {"": again.value().detach()}
+    protection.consolidate(shared(make_data(9)))
+    found["summed"] = together(protection.state_dict())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3])  # the convolution has 3 rows, the scale 4: uneven parts
+def test_a_model_under_fully_shard_is_held_as_one_process_holds_it(n, tmp_path):
+    expected = held(str(tmp_path))
+    first, *others = run_in_processes(held, n, str(tmp_path))
+    assert all(identical(first, other) for other in others)
+    assert identical(first["loaded"], first["as saved"])
+    assert torch.equal(first["after loading"][""], first["value"][""])
+    for part, values in expected.items():
+        for name, value in values.items():
+            torch.testing.assert_close(first[part][name], value, rtol=1e-9, atol=1e-12, msg=lambda m, p=part: p + m)
+    # a plain model reads what a spread one has written, and the other way round
+    plain = make_net()
+    read = Protection.load(tmp_path / "spreadTrue", plain)
+    assert identical(read.state_dict(), first["as saved"])
+
+
+def read_plain(path: str) -> dict[str, Tensor]:
+    return together(Protection.load(path, spread_out(make_net())).state_dict())
+
+
+@pytest.mark.slow
+def test_what_a_plain_model_has_written_is_spread(tmp_path):
+    protection = MAS(make_net())
+    protection.consolidate(shared(make_data(5)))
+    protection.save(tmp_path / "plain")
+    for found in run_in_processes(read_plain, 2, str(tmp_path / "plain")):
+        assert identical(found, protection.state_dict())
+
+
+def refused() -> list[str]:
+    """What is said of a spread model that cannot be measured, and of one on a device without values."""
+    model, messages = spread_out(make_net()), []
+    for measure in (
+        lambda: Gram(model),
+        lambda: ImportanceAccumulator(model),
+        lambda: measured_alone(model),
+        lambda: MAS(model).consolidate([torch.full((2, 1, 4, 4), torch.nan if distributed.rank() else 1.0).double()]),
+        lambda: LocalMAS(model).consolidate([torch.ones(2, 1, 4, 4).double()]),
+        lambda: MAS(make_net().to("meta")).consolidate([torch.ones(2, 1, 4, 4)]),
+        lambda: measured_without_group(model),
+    ):
+        try:
+            measure()
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+def measured_alone(model: nn.Module) -> None:
+    with distributed.alone():
+        MAS(model).consolidate([torch.ones(2, 1, 4, 4).double()])
+
+
+def measured_without_group(model: nn.Module) -> None:
+    distributed.barrier()
+    torch.distributed.destroy_process_group()
+    MAS(model).consolidate([torch.ones(2, 1, 4, 4).double()])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_measured_is_refused_on_all_ranks():
+    for said in run_in_processes(refused, 2):
+        assert "not finite" in said.pop(3)
+        for sentence, start in zip(
+            said,
+            (
+                "scale is spread over processes (fully_shard), and a Gram holds layers as wholes",
+                "scale is spread over processes (fully_shard): mas_importance",
+                "scale is spread over processes: all of them measure it, outside tripletmas.alone()",
+                "local importance is known for linear and convolution layers",
+                "scale is on the meta device and has no values",
+                "the model is one of several processes, and their process group is gone",
+            ),
+            strict=True,
+        ):
+            assert sentence.startswith(start)
