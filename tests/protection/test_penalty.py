@@ -177,8 +177,8 @@ def test_a_step_takes_no_memory_but_one_buffer(monkeypatch: pytest.MonkeyPatch):
     for _ in range(2):
         assert allocated(optimizer, protection) == []
     assert [each.data_ptr() for each in protection._buffers.values()] == [buffer.data_ptr()]
-    model.get_parameter("3.bias").grad = None  # then it is the gradient that is made
-    assert allocated(optimizer, protection) == [5 * 4]
+    model.get_parameter("3.bias").grad = None  # then it is the gradient that is made, and whether it is 0 everywhere
+    assert allocated(optimizer, protection) == [5 * 4, 1, 5]
 
 
 def test_sparse_gradients_become_dense_as_with_the_penalty_in_the_loss():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+import weakref
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from tripletmas.protection.optimizers import is_schedule_free
 
 Clip = Literal["before", "after"]
 
@@ -42,18 +45,24 @@ class Attachment:
     added: since the last step, by the training loop; None if it was not.
     """
 
-    def __init__(self, handle: RemovableHandle, clip: Clip):
+    def __init__(self, handle: RemovableHandle, clip: Clip, chain: list[Any]):
         self.handle = handle
         self.clip: Clip = clip
         self.added: Added | None = None
+        self._schedule_free = [weakref.ref(each) for each in chain if is_schedule_free(each)]
+
+    @property
+    def schedule_free(self) -> list[Any]:
+        """It, or what wraps it, if that is of the package schedulefree."""
+        return [each for each in (reference() for reference in self._schedule_free) if each is not None]
 
     def refuse_to_add_again(self) -> None:
         """Raise a ValueError where nothing has happened to the gradients since the penalty was added."""
         if self.added is not None and self.added.is_as_it_was():
             raise ValueError("the penalty is in these gradients already: call add_gradients once a step")
 
-    def take(self, optimizer: Optimizer) -> bool:
-        """At a step: whether any weight was pulled. After it the penalty is in no gradient.
+    def take(self, optimizer: Optimizer) -> None:
+        """At a step: from now on the penalty is in no gradient.
 
         Raises:
             ValueError: if it was not added since the last step, or is not in the gradients that the optimizer uses.
@@ -75,7 +84,6 @@ class Attachment:
                 "add_gradients(optimizer)"
             )
         self.added = None
-        return added.parameter is not None
 
 
 def check_clip(clip: str, optimizer: Optimizer) -> None:

@@ -25,7 +25,15 @@ from tripletmas.protection.attachment import Attachment, Clip, added_to, check_c
 from tripletmas.protection.batches import refuse_complex
 from tripletmas.protection.coverage import Coverage
 from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
-from tripletmas.protection.optimizers import check_steps, parameters_of, stepping
+from tripletmas.protection.optimizers import (
+    chain_of,
+    check_steps,
+    check_weights,
+    in_train_mode,
+    is_schedule_free,
+    parameters_of,
+    weights_beside,
+)
 from tripletmas.protection.penalty import Buffers
 from tripletmas.protection.pretrained import file_to_write
 
@@ -62,6 +70,7 @@ class Guard:
         self._attached: WeakKeyDictionary[Optimizer, Attachment] = WeakKeyDictionary()
         self._inside: WeakKeyDictionary[Optimizer, Optimizer] = WeakKeyDictionary()  # a wrapper -> what it steps with
         self._idle: WeakKeyDictionary[Optimizer, list[Tensor]] = WeakKeyDictionary()  # attached, and has not stepped
+        self._stepped: WeakSet[Optimizer] = WeakSet()
         self._checked_rates: WeakSet[Optimizer] = WeakSet()
         self._num_protected_steps = 0
         self._protecting = False
@@ -83,7 +92,7 @@ class Guard:
 
     @property
     def num_protected_steps(self) -> int:
-        """Steps of optimizers in which weights were held, since this object was made."""
+        """For how many steps of optimizers the penalty was added, since this object was made."""
         return self._num_protected_steps
 
     @property
@@ -114,15 +123,18 @@ class Guard:
             ValueError: if the optimizer holds no parameter of the model, or it cannot be known which one steps; where
                 what is held can no longer be: a parameter that was replaced since, or has another shape or type.
         """
-        wrapper, optimizer = optimizer, self._stepping(optimizer)
-        if wrapper is not optimizer and isinstance(wrapper, Optimizer):
-            self._inside[wrapper] = optimizer
+        chain = chain_of(optimizer, self._ids())
+        for wrapper in chain[:-1]:
+            if isinstance(wrapper, Optimizer):
+                self._inside[wrapper] = chain[-1]
+        optimizer = chain[-1]
         check_clip(clip, optimizer)
+        check_weights(chain, clip)
         check_steps(optimizer)
         _check_types(self.model)
         self._present()
         if not self._is_attached(optimizer):
-            self._attached[optimizer] = Attachment(optimizer.register_step_pre_hook(self._make_hook()), clip)
+            self._attached[optimizer] = Attachment(optimizer.register_step_pre_hook(self._make_hook()), clip, chain)
             self._idle[optimizer] = _sums(self._steppable(optimizer))
         self._attached[optimizer].clip = clip
         return self._attached[optimizer].handle
@@ -137,7 +149,7 @@ class Guard:
             ValueError: if the optimizer is not attached so; if the penalty is in these gradients already.
         """
         if optimizer not in self._attached:
-            optimizer = self._inside[optimizer] if optimizer in self._inside else self._stepping(optimizer)
+            optimizer = self._inside[optimizer] if optimizer in self._inside else chain_of(optimizer, self._ids())[-1]
         attachment = self._attached.get(optimizer)
         if attachment is None or attachment.clip != "before" or not self._is_attached(optimizer):
             raise ValueError("add_gradients is for an optimizer that was attached with clip='before'")
@@ -241,9 +253,13 @@ class Guard:
         raise NotImplementedError
 
     def _pull(self, optimizer: Optimizer, *, first: bool) -> list[nn.Parameter]:
-        if not self.strength or not self.holds:  # zero gradients are not nothing where there is weight decay
+        if not self.strength or not self.holds:
             return []
-        return self._add_gradients(optimizer, first=first)
+        if optimizer not in self._attached:
+            check_steps(optimizer)
+        pulled = self._add_gradients(optimizer, first=first)
+        self._num_protected_steps += first and bool(pulled)
+        return pulled
 
     def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
         """Add the penalty's gradient to those of this optimizer's parameters; which of them are held.
@@ -256,12 +272,12 @@ class Guard:
     def _make_hook(self) -> StepHook:
         def add(optimizer: Optimizer, first: bool) -> None:
             self._idle.pop(optimizer, None)
+            self._stepped.add(optimizer)
             attachment = self._attached.get(optimizer)
             if attachment is not None and attachment.clip == "before" and self._is_attached(optimizer):
-                pulled = attachment.take(optimizer)
+                attachment.take(optimizer)
             else:
-                pulled = bool(self._pull(optimizer, first=first))
-            self._num_protected_steps += first and pulled
+                self._pull(optimizer, first=first)
 
         return make_step_hook(add, self.value)
 
@@ -269,13 +285,30 @@ class Guard:
         attachment = self._attached.get(optimizer)
         return attachment is not None and is_registered(attachment.handle, optimizer)
 
-    def _stepping(self, optimizer: Any) -> Optimizer:
-        """The optimizer that changes the model's weights when this one, which may wrap it, steps."""
-        return stepping(optimizer, {id(parameter) for parameter in named_parameters(self.model).values()})
+    def _ids(self) -> set[int]:
+        return {id(parameter) for parameter in named_parameters(self.model).values()}
 
     def _steppable(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The parameters of the model that an optimizer holds."""
-        return parameters_of(optimizer, {id(parameter) for parameter in named_parameters(self.model).values()})
+        return parameters_of(optimizer, self._ids())
+
+    def _schedule_free(self) -> list[Any]:
+        """The optimizers of the package schedulefree that are attached, or have stepped within `protect`."""
+        attached = [each for attachment in list(self._attached.values()) for each in attachment.schedule_free]
+        return attached + [each for each in self._stepped if is_schedule_free(each) and each not in self._attached]
+
+    def _check_mode(self) -> None:
+        """Raise a ValueError where the weights are not those with which the model will answer."""
+        for each in self._schedule_free():
+            if in_train_mode(each):
+                raise ValueError(
+                    f"{type(each).__name__} is in its train mode, in which the weights are not those with which the "
+                    "model answers: call its eval() before consolidate, and its train() before it goes on"
+                )
+
+    def _beside(self, parameter: nn.Parameter) -> list[Tensor]:
+        """What optimizers keep of a parameter's weights, and has to move where it is moved."""
+        return [weights for each in self._schedule_free() for weights in weights_beside(each, parameter)]
 
     def _warn_if_idle(self) -> None:
         """Warn of an attached optimizer that changed the weights without a step that hooks could see."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 
 _OWN = frozenset({"state", "param_groups", "defaults"})  # of every optimizer: no other one is kept there
 
 
-def stepping(optimizer: Any, own: set[int]) -> Optimizer:
-    """The optimizer that changes the weights when this one steps: itself, or the one that it wraps.
+def chain_of(optimizer: Any, own: set[int]) -> list[Any]:
+    """The optimizer, what it wraps, and so on: the last one changes the weights when the first one steps.
 
     Args:
         own: ids of the parameters that count.
@@ -20,31 +20,76 @@ def stepping(optimizer: Any, own: set[int]) -> Optimizer:
     Raises:
         ValueError: for what is no optimizer or has none of these parameters; where it cannot be known which one steps.
     """
-    seen = {id(optimizer)}
-    while inner := [(name, each) for name, each in _inside(optimizer, seen) if parameters_of(each, own)]:
-        kind, (name, one) = type(optimizer).__name__, inner[0]
-        if len({id(each) for _, each in inner}) > 1:
+    chain = [optimizer]
+    while inner := [(name, each) for name, each in _inside(chain[-1]) if parameters_of(each, own)]:
+        outer, (name, one) = chain[-1], inner[0]
+        kind, others = type(outer).__name__, {id(each) for _, each in inner if each is not one}
+        if others:
             names = ", ".join(f"its {name!r}" for name, _ in inner)
             raise ValueError(f"a {kind} leaves its steps to several optimizers: attach each of them, {names}")
         theirs = {id(parameter) for parameter in parameters_of(one, own)}
-        if any(id(parameter) not in theirs for parameter in parameters_of(optimizer, own)):
+        if any(id(parameter) not in theirs for parameter in parameters_of(outer, own)):
             raise ValueError(
                 f"a {kind} leaves the steps of some weights to its {name!r}, and of others not: add the protection's "
                 "value() to the loss in place of attaching it"
             )
-        seen.add(id(one))
-        optimizer = one
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"attach takes an optimizer of torch, or what wraps one, got {type(optimizer).__name__}")
-    if not parameters_of(optimizer, own):
+        if any(each is one for each in chain):
+            break
+        chain.append(one)
+    if not isinstance(chain[-1], Optimizer):
+        raise ValueError(f"attach takes an optimizer of torch, or what wraps one, got {type(chain[-1]).__name__}")
+    if not parameters_of(chain[-1], own):
         raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
-    return optimizer
+    return chain
 
 
 def parameters_of(optimizer: Any, own: set[int]) -> list[nn.Parameter]:
     """Those of an optimizer's parameters whose ids are among these."""
     groups = getattr(optimizer, "param_groups", ())
     return [each for group in groups for each in group["params"] if id(each) in own]
+
+
+def is_schedule_free(optimizer: Any) -> bool:
+    """Whether it is one of the package schedulefree, by which the weights that learn are not those that answer.
+
+    In its train mode a parameter is where gradients are taken (y), in its eval mode the average of what was learned
+    (x), with which the model answers. (Defazio et al., The Road Less Scheduled, NeurIPS 2024.)
+    """
+    return any(kind.__module__.partition(".")[0] == "schedulefree" for kind in type(optimizer).__mro__)
+
+
+def check_weights(chain: list[Any], clip: str) -> None:
+    """Raise a ValueError where the last of these optimizers steps on other weights than the gradients are of."""
+    for wrapper in chain[:-1]:
+        if is_schedule_free(wrapper) and not isinstance(wrapper, Optimizer) and clip == "after":
+            kind, inner = type(wrapper).__name__, type(chain[-1]).__name__
+            raise ValueError(
+                f"a {kind} lets its {inner} step on other weights than the gradients are of: attach it with "
+                "clip='before' and call add_gradients(optimizer) before each step, or take AdamWScheduleFree"
+            )
+
+
+def in_train_mode(optimizer: Any) -> bool:
+    """Whether it is a schedule-free one whose parameters are, now, not the weights with which the model answers."""
+    if not is_schedule_free(optimizer):
+        return False
+    groups = getattr(optimizer, "param_groups", ())
+    return getattr(optimizer, "train_mode", False) or any(group.get("train_mode", False) for group in groups)
+
+
+def weights_beside(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:
+    """What a schedule-free optimizer keeps of a parameter, and has to move along where the parameter is moved."""
+    state = optimizer.state.get(parameter, {})
+    return [state[name] for name in ("x", "y", "z") if name in state]
+
+
+def signs(optimizer: Optimizer) -> dict[int, float]:
+    """1 for each parameter that goes down its gradient, by id, and -1 for one that goes up (`maximize`)."""
+    return {
+        id(parameter): -1.0 if group.get("maximize") else 1.0
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def check_steps(optimizer: Optimizer) -> None:
@@ -61,12 +106,12 @@ def check_steps(optimizer: Optimizer) -> None:
         )
 
 
-def _inside(optimizer: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _inside(optimizer: Any) -> Iterator[tuple[str, Any]]:
     """The optimizers that another one has, with the name of the attribute that has them."""
     for name, value in getattr(optimizer, "__dict__", {}).items():
         if name not in _OWN:
             for each in _members(value):
-                if _is_optimizer(each) and id(each) not in seen:
+                if _is_optimizer(each) and each is not optimizer:
                     yield name, each
 
 

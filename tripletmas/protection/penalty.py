@@ -96,13 +96,30 @@ def add_penalty_gradient(
             _add(pieces, strength, buffers[kind], scale)
 
 
-def dense_gradient(parameter: nn.Parameter) -> Tensor:
-    """The gradient to add to: zeros where there is none, and made dense, as the penalty's is, where it is sparse."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    elif parameter.grad.layout is not torch.strided:
-        parameter.grad = parameter.grad.to_dense()
-    return parameter.grad
+Instead = dict[nn.Parameter, Tensor | None]
+
+
+def gradient_to_add_to(parameter: nn.Parameter, instead: Instead) -> Tensor:
+    """The gradient of a parameter; where there is none, or a sparse one, zeros take its place, noted in `instead`."""
+    gradient = parameter.grad
+    if gradient is None or gradient.layout is not torch.strided:
+        instead[parameter] = gradient
+        gradient = parameter.grad = torch.zeros_like(parameter)
+    return gradient
+
+
+def give_back(instead: Instead) -> None:
+    """Let parameters have again what zeros took the place of, plus what was added to the zeros.
+
+    Where that is nothing they are as they were: with a gradient of zeros, weight decay and momentum would move them.
+    """
+    for parameter, gradient in instead.items():
+        assert parameter.grad is not None
+        if not (parameter.is_meta or bool(parameter.grad.any())):  # what is only a shape has no values
+            parameter.grad = gradient
+        elif gradient is not None:
+            parameter.grad.add_(gradient)
+    instead.clear()
 
 
 def laid_out_as(weight: Tensor, value: Tensor) -> Tensor:

@@ -25,10 +25,13 @@ from tripletmas.protection.guard import Estimator, Guard
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
+from tripletmas.protection.optimizers import signs
 from tripletmas.protection.penalty import (
+    Instead,
     Pulled,
     add_penalty_gradient,
-    dense_gradient,
+    give_back,
+    gradient_to_add_to,
     laid_out_as,
     matching_parameters,
     quadratic_penalty,
@@ -103,6 +106,7 @@ class Protection(Guard):
         Returns:
             The importance of this task alone, by canonical name.
         """
+        self._check_mode()
         importance = self._estimated(batches)
         self._warn_if_idle()
         self.add(importance, decay=self.decay)
@@ -110,6 +114,7 @@ class Protection(Guard):
         return importance
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        self._check_mode()
         importance = self._estimated(batches)
         self.add(importance, weight=weight)
         return importance
@@ -229,12 +234,16 @@ class Protection(Guard):
         self._warn_if_unstable(optimizer)
         # frozen since: with a gradient, weight decay and momentum would move it
         by_id = {id(held.parameter): held for held in self._held.values() if held.parameter.requires_grad}
-        stepped = (by_id.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"])
-        held = [each for each in stepped if each]
-        pulled = [Pulled(h.parameter, dense_gradient(h.parameter), h.reference, h.importance) for h in held]
+        stepped = {number: sign for number, sign in signs(optimizer).items() if number in by_id}
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
-        add_penalty_gradient(pulled, self.strength, self._buffers, scale=scale)
-        return [each.parameter for each in held]
+        instead: Instead = {}
+        for sign in set(stepped.values()):
+            held = [by_id[number] for number in stepped if stepped[number] == sign]
+            gradients = [gradient_to_add_to(each.parameter, instead) for each in held]
+            pulled = [Pulled(h.parameter, g, h.reference, h.importance) for h, g in zip(held, gradients, strict=True)]
+            add_penalty_gradient(pulled, sign * self.strength, self._buffers, scale=scale)
+        give_back(instead)
+        return [by_id[number].parameter for number in stepped]
 
     def _present(self) -> dict[str, _Held]:
         current = named_parameters(self.model)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -25,13 +25,15 @@ def change_of(each: LinearMap, current: Mapping[str, Tensor], reference: Mapping
 def bring_back(
     maps: Mapping[LinearMap, Held],
     most: float,
-    current: Mapping[str, Tensor],
+    current: Mapping[str, nn.Parameter],
     reference: Mapping[str, Tensor],
     moved: Collection[str],
+    beside: Callable[[nn.Parameter], list[Tensor]],
 ) -> bool:
     """Of these maps, those of which a larger share has changed, and whether there were any.
 
-    To the nearest weights at which it is so large; only weights with these names are moved.
+    To the nearest weights at which it is so large; only weights with these names are moved, and with each of them what
+    is kept `beside` it.
     """
     found = False
     for each, held in maps.items():
@@ -40,6 +42,6 @@ def bring_back(
             continue
         found = True
         for name, part in each.spread(held.nearest(change, most) - change, current):
-            if name in moved:
-                each.rows(current[name].detach()).add_(part)
+            for weights in [current[name].detach(), *beside(current[name])] if name in moved else []:
+                each.rows(weights).add_(part)
     return found

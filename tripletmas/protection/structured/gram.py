@@ -18,7 +18,8 @@ from tripletmas.protection.coverage import Coverage, measure_coverage, warn_of_m
 from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.hooks import gradient_scale
-from tripletmas.protection.penalty import dense_gradient
+from tripletmas.protection.optimizers import signs
+from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
 from tripletmas.protection.place import is_in_place
 from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
 from tripletmas.protection.structured.budget import (
@@ -150,7 +151,9 @@ class Gram(Guard):
     def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
         parameters = named_parameters(self.model)
         stepped = self._stepped_by(optimizer, parameters)
-        here = {each: held for each, held in self._present().items() if not stepped.isdisjoint(each.parameters)}
+        here = {
+            each: held for each, held in self._present().items() if any(name in stepped for name in each.parameters)
+        }
         if not here:
             return []
         searches = isinstance(optimizer, LBFGS)
@@ -160,14 +163,16 @@ class Gram(Guard):
             self._bring_back_far_ones(here, parameters, stepped)
         if searches and first and optimizer in self._checked_rates:
             self._adapt(optimizer, list(here.values()))  # to the last step's shares: within a step nothing may change
-        scale = gradient_scale(optimizer)
+        scale, instead = gradient_scale(optimizer), Instead()
         for each, held in here.items():
             value, half = held.form.of(self._change(each, parameters))
             held.found = value / held.form.tasks
             half.mul_(2 * self._weight(held) * scale)
             for name, part in each.spread(half, parameters):
                 if name in stepped:
-                    each.rows(dense_gradient(parameters[name])).add_(part)
+                    gradient = gradient_to_add_to(parameters[name], instead)
+                    each.rows(gradient).add_(part, alpha=stepped[name])
+        give_back(instead)
         if not searches:
             self._adapt(optimizer, list(here.values()))
         self._checked_rates.add(optimizer)
@@ -180,23 +185,26 @@ class Gram(Guard):
         if self._has_budget:
             parameters, trained = named_parameters(self.model), trainable(self.model).keys()
             for _ in range(_ROUNDS):
-                if not bring_back(self._present(), self._budget_now() ** 2, parameters, self._reference, trained):
+                if not bring_back(
+                    self._present(), self._budget_now() ** 2, parameters, self._reference, trained, self._beside
+                ):
                     break
 
     def _bring_back_far_ones(
-        self, here: Mapping[LinearMap, Held], parameters: Mapping[str, Tensor], moved: Collection[str]
+        self, here: Mapping[LinearMap, Held], parameters: Mapping[str, nn.Parameter], moved: Collection[str]
     ) -> None:
         """Those that were found too far at the step before: what that says is known without waiting for this one."""
         most = (FURTHEST * self._budget_now()) ** 2
         found = torch.stack([held.found for held in here.values()]).tolist()
         far = {each: here[each] for each, share in zip(here, found, strict=True) if share > most}
-        bring_back(far, most, parameters, self._reference, moved)
+        bring_back(far, most, parameters, self._reference, moved, self._beside)
 
-    def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> set[str]:
-        """Names of the parameters that are held and that this optimizer steps; without those frozen since: with a
-        gradient, weight decay and momentum would move them."""
-        own = {id(each) for group in optimizer.param_groups for each in group["params"] if each.requires_grad}
-        return {name for name in self._reference if id(parameters.get(name)) in own}
+    def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+        """The parameters that are held and that this optimizer steps, with their signs; without those frozen since:
+        with a gradient, weight decay and momentum would move them."""
+        sign = signs(optimizer)
+        known = {name: parameters[name] for name in self._reference if name in parameters}
+        return {name: sign[id(each)] for name, each in known.items() if each.requires_grad and id(each) in sign}
 
     def _adapt(self, optimizer: Optimizer, here: list[Held]) -> None:
         """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
@@ -228,10 +236,12 @@ class Gram(Guard):
         Returns:
             The diagonal of this task's forms alone, by canonical name.
         """
+        self._check_mode()
         self.settle()
         return self._measure_and_add(batches, weight=1.0, decay=self.decay)
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        self._check_mode()
         return self._measure_and_add(batches, weight=weight, decay=1.0)
 
     @torch.no_grad()
