@@ -1,0 +1,227 @@
+"""Protection in the trainers of Sentence Transformers, peft and trl."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from guest_tasks import largest_difference, weights
+from guest_transformers import trainer_of
+from peft import LoraConfig, get_peft_model
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from tiny_texts import sentences
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from datasets import Dataset
+from tripletmas.integrations.transformers import ProtectionCallback
+from tripletmas.protection.protection import MAS
+
+STRENGTH = 300.0
+TASKS = (("card", "parcel"), ("refund", "login"))
+
+# --- Sentence Transformers
+
+
+class WithPenalty(nn.Module):
+    """A loss, and a protection's penalty if there is one, as Sentence Transformers logs several."""
+
+    def __init__(self, model: SentenceTransformer, protection: MAS | None):
+        super().__init__()
+        self.loss, self.protected = MultipleNegativesRankingLoss(model), [protection]  # a list is no submodule
+
+    def forward(self, features: Any, labels: Any) -> Any:
+        loss = self.loss(features, labels)
+        (protection,) = self.protected
+        return loss if protection is None else {"loss": loss, "penalty": protection.value()}
+
+
+def pairs(number: int) -> Dataset:
+    """Questions and others of their class; 16 rows."""
+    rows = [(one, other) for name in TASKS[number] for one, other in _neighbours(sentences(name, 9))]
+    return Dataset.from_dict({"anchor": [one for one, _ in rows], "positive": [other for _, other in rows]})
+
+
+def _neighbours(texts: list[str]) -> list[tuple[str, str]]:
+    return list(pairwise(texts))
+
+
+def train(model: Any, folder: Path, number: int, *callbacks: Any, penalty: MAS | None = None, **options: Any) -> Any:
+    defaults = {
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    resumed = options.pop("resume_from_checkpoint", None)
+    arguments = SentenceTransformerTrainingArguments(str(folder), **(defaults | options))
+    loss = WithPenalty(model, penalty)
+    trainer = SentenceTransformerTrainer(
+        model, arguments, train_dataset=pairs(number), loss=loss, callbacks=list(callbacks)
+    )
+    trainer.train(resume_from_checkpoint=resumed)
+    return trainer
+
+
+def texts(number: int) -> list[list[str]]:
+    """The columns of a task as batches."""
+    return [list(pairs(number)[column]) for column in ("anchor", "positive")]
+
+
+@pytest.fixture
+def encoder(tiny_encoder):
+    return lambda: SentenceTransformer(str(tiny_encoder), device="cpu")
+
+
+def test_sentence_transformers_equal_the_penalty_in_the_loss(encoder, tmp_path):
+    """Both columns of texts are measured, before the normalisation at the model's end; gradients are clipped at 1."""
+    found = encoder()
+    protection = MAS(found, STRENGTH)
+    train(found, tmp_path, 0, ProtectionCallback(protection))
+    learned = weights(found)
+    expected = MAS(found, STRENGTH)
+    expected.consolidate(texts(0))
+    assert largest_difference(protection.importance, expected.importance) < 1e-6
+    train(found, tmp_path, 1, ProtectionCallback(protection, consolidate=False))
+    others = {}
+    for kind in ("by hand", "unprotected"):
+        model = encoder()
+        model.load_state_dict(learned)
+        by_hand = MAS(model, STRENGTH)
+        by_hand.load_state_dict(expected.state_dict())
+        train(model, tmp_path, 1, penalty=by_hand if kind == "by hand" else None)
+        others[kind] = weights(model)
+    assert largest_difference(weights(found), others["by hand"]) < 1e-5
+    assert largest_difference(others["unprotected"], others["by hand"]) > 1e-3
+
+
+def test_sentence_transformers_resume(encoder, tmp_path):
+    """From the checkpoint of the first epoch of two, as if the process had been killed after it."""
+    whole = encoder()
+    protection = MAS(whole, STRENGTH)
+    protection.consolidate(texts(0))
+    train(whole, tmp_path, 1, ProtectionCallback(protection), save_strategy="epoch")
+    resumed = encoder()
+    callback = ProtectionCallback(MAS(resumed, STRENGTH))
+    train(resumed, tmp_path, 1, callback, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert largest_difference(weights(resumed), weights(whole)) == 0
+    assert largest_difference(callback.protection.state_dict(), protection.state_dict()) == 0
+
+
+# --- peft
+
+
+def classifier(seed: int = 0) -> Any:
+    """A tiny BERT with a classifier, of which low-rank changes and the classifier are trained."""
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=32, max_position_embeddings=16, num_labels=4, **size)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = BertForSequenceClassification(config)
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
+
+
+def classified(number: int) -> list[dict[str, Any]]:
+    random = torch.Generator().manual_seed(number)
+    words = torch.randint(0, 32, (24, 6), generator=random)
+    return [{"input_ids": each, "labels": int(each[0]) % 4} for each in words]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_peft_equals_the_penalty_in_the_loss_and_resumes(tmp_path):
+    """Only what is trained is held; checkpoints have the adapter and, beside it, what holds it."""
+
+    def batches(number: int) -> list[dict[str, torch.Tensor]]:
+        return [{"input_ids": torch.stack([row["input_ids"] for row in classified(number)])}]
+
+    class ByHand(nn.Module):
+        def __init__(self, model: Any, penalty: Any):
+            super().__init__()
+            self.model, self.penalty = model, penalty
+
+        def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> Any:
+            return {"loss": self.model(input_ids=input_ids, labels=labels).loss + self.penalty()}
+
+    def learned() -> tuple[Any, MAS]:
+        model = classifier()
+        model.load_state_dict(after_first)
+        protection = MAS(model, STRENGTH)
+        protection.consolidate(batches(0))
+        return model, protection
+
+    options = {
+        "learning_rate": 0.01,
+        "optim": "adamw_torch_fused",
+        "num_train_epochs": 2,
+        "remove_unused_columns": False,
+    }
+    model = classifier()
+    protection = MAS(model, STRENGTH)
+    trainer_of(model, tmp_path, classified(0), ProtectionCallback(protection), **options).train()
+    after_first = weights(model)
+    assert all("lora" in name or "classifier" in name for name in protection.importance)
+    found, protection = learned()
+    callback = ProtectionCallback(protection)
+    trainer_of(found, tmp_path, classified(1), callback, save_strategy="epoch", **options).train()
+    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
+    by_hand, held = learned()
+    trainer_of(ByHand(by_hand, held.value), tmp_path, classified(1), **options).train()
+    assert largest_difference(weights(found), weights(by_hand)) < 1e-6
+    unprotected, _ = learned()
+    trainer_of(unprotected, tmp_path, classified(1), **options).train()
+    assert largest_difference(weights(unprotected), weights(by_hand)) > 1e-4
+
+    resumed = classifier()
+    callback = ProtectionCallback(MAS(resumed, STRENGTH))
+    trainer = trainer_of(resumed, tmp_path, classified(1), callback, **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert largest_difference(weights(resumed), weights(found)) == 0
+    assert largest_difference(callback.protection.state_dict(), protection.state_dict()) == 0
+
+
+# --- trl
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # trl's, of what it asks of transformers
+def test_trl(tmp_path):
+    """Its trainer for fine-tuning of language models, on two tasks."""
+    trl = pytest.importorskip("trl")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *"abcdefgh"])}
+    tokenizer = Tokenizer(models.WordLevel(words, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[PAD]")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(words), n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config)
+    protection = MAS(model, 10.0, forward=lambda model, batch: model(batch["input_ids"]).logits[:, -1])
+    callback = ProtectionCallback(protection)
+    for number in range(2):
+        lines = [" ".join("abcdefgh"[(k * (number + 1) + each) % 8] for k in range(6)) for each in range(8)]
+        arguments = trl.SFTConfig(
+            str(tmp_path), use_cpu=True, bf16=False, report_to="none", num_train_epochs=1, disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = trl.SFTTrainer(
+            model, arguments, train_dataset=Dataset.from_dict({"text": lines}), processing_class=tokenizer,
+            callbacks=[callback],
+        )  # fmt: skip
+        trainer.train()
+        assert protection.num_protected_steps == number  # one step a task, and nothing to hold in the first

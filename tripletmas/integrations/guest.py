@@ -1,0 +1,111 @@
+"""What a guest in another's training loop does, whatever the loop: what it is given, what it measures at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
+
+from tripletmas.basics.distributed import gather_objects, rank, world_size
+from tripletmas.basics.weights import named_parameters, unwrap
+from tripletmas.protection.file import described
+from tripletmas.protection.guard import Guard
+
+Clip = Literal["before", "after"]
+
+# --- what it is given
+
+
+def check_arguments(protection: Any, clip: str) -> None:
+    """Raise a ValueError for what is no protection, or no place for the penalty."""
+    if not isinstance(protection, Guard):
+        given = protection.__name__ if isinstance(protection, type) else f"a {type(protection).__name__}"
+        raise ValueError(f"a callback takes a protection of the model, such as tm.MAS(model), got {given}")
+    if clip not in get_args(Clip):
+        raise ValueError(f"clip must be 'before' or 'after', got {clip!r}")
+
+
+def check_is_part(protection: Guard, model: nn.Module, what: str) -> None:
+    """Raise a ValueError unless a protection holds this model or a part of it."""
+    held = unwrap(protection.model)
+    if not any(module is held for module in unwrap(model).modules()):
+        raise ValueError(
+            f"the protection is one of another model, a {type(held).__name__} that is no part of {what}, a "
+            f"{type(unwrap(model)).__name__}: make it of the model that is trained, tm.MAS(model)"
+        )
+
+
+def has_own_weights(protection: Guard, optimizer: Optimizer) -> bool:
+    """Whether an optimizer steps a parameter of the model that is protected."""
+    own = {id(parameter) for parameter in named_parameters(protection.model).values()}
+    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+
+
+# --- in a framework's checkpoint
+
+
+def measure(protection: Guard) -> dict[str, Any]:
+    """How a protection measures importance, as plain values: what is in another unit does not add up."""
+    return described(protection.estimate)
+
+
+def check_measure(protection: Guard, saved: Any, where: str) -> None:
+    """Raise a ValueError where what was saved was measured otherwise than this protection does."""
+    if saved != measure(protection):
+        raise ValueError(f"{where} holds a protection that measured with {saved}, and this one: {measure(protection)}")
+
+
+# --- at the end of a task
+
+
+def once_each(
+    loader: Any, num_batches: int | None = None, *, num_batches_of_stream: int | None = None
+) -> Iterable[Any]:
+    """Batches with each sample once that a training loader draws in an epoch, in the order of the data set.
+
+    Over several processes each has its share, without what samplers repeat to make shares equal. Loaders of streams
+    (`IterableDataset`), and what is no `DataLoader`, are gone through as they are.
+
+    Args:
+        num_batches: so many of the loader's batches at most; None takes all.
+        num_batches_of_stream: so many of a stream, which may have no end.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return islice(loader, num_batches_of_stream)
+    drawn, size = _drawn(loader, num_batches)
+    if _is_share(loader):
+        drawn = sorted(set().union(*gather_objects(drawn)))[rank() :: world_size()]
+    return DataLoader(
+        loader.dataset,
+        batch_size=size,
+        sampler=drawn,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        multiprocessing_context=loader.multiprocessing_context,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+def _drawn(loader: DataLoader, num_batches: int | None) -> tuple[list[int], int | None]:
+    """The positions that are drawn, each once, and the size of the largest batch; None where samples are batches."""
+    with torch.random.fork_rng(devices=[]):  # a sampler that shuffles takes its seed from it
+        if loader.batch_sampler is None:
+            return sorted(set(islice(_positions(loader.sampler), num_batches))), None
+        batches = [list(batch) for batch in islice(iter(loader.batch_sampler), num_batches)]
+    return sorted({position for batch in batches for position in batch}), max(map(len, batches), default=1)
+
+
+def _positions(sampler: Iterable[Any]) -> Iterator[int]:
+    yield from sampler
+
+
+def _is_share(loader: DataLoader) -> bool:
+    """Whether a loader draws one process's share of samples: torch's and Lightning's samplers say `num_replicas`, those
+    of accelerate `num_processes`."""
+    samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    return any(getattr(each, name, 1) > 1 for each in samplers for name in ("num_replicas", "num_processes"))
