@@ -33,7 +33,7 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "jsonargparse": {"runs", "cli"},
-    "pytorch_metric_learning": {"objectives", "data"},
+    "pytorch_metric_learning": {"objectives", "data", "integrations"},
     "sklearn": {"data", "report", "objectives"},
     "optuna": {"runs"},
     "filelock": {"basics"},

@@ -227,6 +227,22 @@ def test_the_page_runs(tasks, tmp_path, monkeypatch):
     assert space["start"] == 2
 
 
+# --- several processes
+
+
+def test_two_processes_have_the_same_weights(tasks, tmp_path):
+    torch.multiprocessing.spawn(tasks.learn_in_one_of_several, (2, str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for part in ("model", "importance"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+    model = tasks.MODELS["perceptron"]()
+    model.load_state_dict(one["model"])
+    second = tasks.guest.benchmark_from(tasks.make_stream()).train_stream[1]
+    alone = mas_importance(model, [torch.stack([image for image, *_ in second.dataset])], relative=True)
+    for name, importance in alone.items():  # that of the first task is in the sum, too
+        assert (one["importance"][name] >= importance * (1 - 1e-5)).all()
+
+
 # --- data
 
 
