@@ -73,6 +73,8 @@ def test_equal_to_the_penalty_in_the_loss(tasks, clip, norm, name):
         torch.manual_seed(0)
         models.append(tasks.MODELS[name]())
         strategy = tasks.make_strategy(models[-1], [make(models[-1]), Clip()])
+        if name == "heads":  # in the loss, the penalty on an old head is a gradient of zero, and lets momentum go on
+            strategy.optimizer = torch.optim.SGD(models[-1].parameters(), lr=0.05)
         strategy.train(tasks.guest.benchmark_from(tasks.make_stream(), task_labels=True).train_stream)
     assert largest_difference(*models) < 1e-6
 
