@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,12 +172,12 @@ def test_alone_a_process_measures_by_itself():
     assert identical(found, expected)
 
 
-def trained(kind: str) -> tuple[dict[str, Tensor], float]:
+def trained(kind: str, folder: str) -> tuple[dict[str, Tensor], float]:
     """A protected second task under DDP, on data of its own for each rank; the weights, and how much is held."""
     model = make_net(torch.float32)
-    guard = MAS(model, strength=3.0) if kind == "mas" else Gram(model)
-    guard.consolidate(shared(make_data(13, torch.float32)))
     learner = DistributedDataParallel(model) if distributed.is_on() else model
+    guard = MAS(learner, strength=3.0) if kind == "mas" else Gram(learner)
+    guard.consolidate(shared(make_data(13, torch.float32)))
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
     guard.attach(optimizer)
     data = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(7)) + 1
@@ -188,15 +189,18 @@ def trained(kind: str) -> tuple[dict[str, Tensor], float]:
         optimizer.step()
     value = float(guard.value().detach())
     guard.consolidate([own])
+    guard.save(Path(folder, f"rank{distributed.rank()}"))
     state = {f"guard/{name}": each for name, each in guard.state_dict().items()}
     return {**model.state_dict(), **state}, value
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mas", "gram"])
-def test_replicas_that_learn_on_do_not_drift_apart(kind):
-    (expected, value), *_ = run_in_processes(trained, 1, kind)
-    (first, held), (second, also) = run_in_processes(trained, 2, kind)
+def test_replicas_that_learn_on_do_not_drift_apart(kind, tmp_path):
+    expected, value = trained(kind, str(tmp_path))
+    (tmp_path / "rank0").unlink()
+    (first, held), (second, also) = run_in_processes(trained, 2, kind, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["rank0"]  # the others write nothing
     assert identical(first, second)
     assert held == also == pytest.approx(value, rel=1e-3)
     for name, one in expected.items():

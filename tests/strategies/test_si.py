@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from processes import run_in_processes
+from replicated import identical
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tripletmas.basics.weights import snapshot, trainable
+from tripletmas.basics import distributed
+from tripletmas.basics.weights import Params, snapshot, trainable
 from tripletmas.data.tasks import Stream
 from tripletmas.models.networks import mlp
 from tripletmas.objectives.recognition.objective import Recognition
@@ -236,3 +240,28 @@ def test_options_are_checked():
         SI(damping=0.0)
     with pytest.raises(RuntimeError, match="prepare"):
         SI().state_dict()
+
+
+def integrated() -> Params:
+    """Of a task that replicas learn together, each on its own half."""
+    model = perceptron().double()
+    learner = DistributedDataParallel(model) if distributed.is_on() else model
+    optimizer = torch.optim.Adam(learner.parameters(), lr=0.01)
+    path = PathIntegral(learner)
+    path.begin(optimizer)
+    data = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(2)).double()
+    for _ in range(4):
+        optimizer.zero_grad()
+        (learner(data[distributed.rank() :: distributed.world_size()]) - 1).square().mean().backward()
+        optimizer.step()
+        path.after_step()
+    return path.end(0.1)
+
+
+@pytest.mark.slow
+def test_replicas_have_the_path_of_one_process():
+    expected = integrated()
+    first, second = run_in_processes(integrated, 2)
+    assert identical(first, second)
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-6, atol=1e-12)
