@@ -121,6 +121,22 @@ def test_sentence_transformers_resume(encoder, tmp_path):
     assert largest_difference(callback.protection.state_dict(), protection.state_dict()) == 0
 
 
+def test_several_data_sets_of_other_columns(encoder, tmp_path):
+    """As Sentence Transformers trains on them together: each batch is of one set, and is measured as one."""
+    model = encoder()
+    callback = ProtectionCallback(MAS(model, STRENGTH))
+    data = {"pairs": pairs(0), "triplets": pairs(1).add_column("negative", list(pairs(0)["anchor"]))}
+    arguments = SentenceTransformerTrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", per_device_train_batch_size=5,
+        num_train_epochs=1, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    loss = MultipleNegativesRankingLoss(model)
+    SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss, callbacks=[callback]).train()
+    expected = MAS(model, STRENGTH)
+    expected.consolidate([list(each[column]) for each in data.values() for column in each.column_names])
+    assert largest_difference(callback.protection.importance, expected.importance) < 1e-5
+
+
 # --- peft
 
 

@@ -79,6 +79,31 @@ def test_equals_the_penalty_in_the_loss(first_task, options, tmp_path):
     assert largest_difference(unprotected, by_hand) > 1e-4
 
 
+def test_two_callbacks_each_hold_a_layer(first_task, tmp_path):
+    """Both add their penalty before one clipping; each has a file of its own."""
+
+    def layers(net: Any) -> list[MAS]:
+        whole = make_protection(net)
+        whole.consolidate(batches(0))
+        parts = []
+        for layer in "02":
+            parts.append(MAS(net.get_submodule(layer), whole.strength))
+            state = {name.replace(f"/{layer}.", "/"): value for name, value in whole.state_dict().items()}
+            parts[-1].load_state_dict({name: value for name, value in state.items() if "." not in name})
+        return parts
+
+    options = {"max_grad_norm": 0.1, "num_train_epochs": 1, "save_strategy": "epoch"}
+    net, _ = learned(first_task)
+    callbacks = [ProtectionCallback(each, consolidate=False, name=f"layer{i}") for i, each in enumerate(layers(net))]
+    trainer = trainer_of(Model(net), tmp_path, rows(1), *callbacks, **options)
+    trainer.train()
+    found = weights(net)
+    assert {path.name for path in tmp_path.rglob("layer*")} == {"layer0.safetensors", "layer1.safetensors"}
+    net, protection = learned(first_task)
+    trainer_of(Model(net, protection.value), tmp_path, rows(1), **options).train()
+    assert largest_difference(found, weights(net)) < 1e-7
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_after_clipping(first_task, accumulated, tmp_path):
     """By hand: gradients are clipped, then the penalty's is added."""
@@ -267,7 +292,7 @@ def test_an_error_in_the_middle_leaves_nothing_attached(first_task, tmp_path):
     trainer.remove_callback(Fail)
     trainer.train()
     assert not trainer.optimizer.optimizer._optimizer_step_pre_hooks
-    assert "clip_grad_norm_" not in vars(trainer.accelerator)
+    assert not trainer.accelerator.clip_grad_norm_.callbacks
 
 
 # --- killed, and over processes

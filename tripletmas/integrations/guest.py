@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from tripletmas.basics.distributed import gather_objects, rank, world_size
 from tripletmas.basics.weights import named_parameters, unwrap
@@ -68,8 +68,9 @@ def once_each(
 ) -> Iterable[Any]:
     """Batches with each sample once that a training loader draws in an epoch, in the order of the data set.
 
-    Over several processes each has its share, without what samplers repeat to make shares equal. Loaders of streams
-    (`IterableDataset`), and what is no `DataLoader`, are gone through as they are.
+    Over several processes each has its share, without what samplers repeat to make shares equal. Of a batch sampler of
+    one's own the batches are as it draws them, without what comes again. Loaders of streams (`IterableDataset`), and
+    what is no `DataLoader`, are gone through as they are.
 
     Args:
         num_batches: so many of the loader's batches at most; None takes all.
@@ -77,13 +78,21 @@ def once_each(
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return islice(loader, num_batches_of_stream)
-    drawn, size = _drawn(loader, num_batches)
-    if _is_share(loader):
-        drawn = sorted(set().union(*gather_objects(drawn)))[rank() :: world_size()]
+    drawn = _drawn(loader, num_batches)
+    everywhere = gather_objects(drawn) if _is_share(loader) else [drawn]
+    if _is_plain(loader):
+        positions = sorted({position for batches in everywhere for batch in batches for position in batch})
+        size = max((len(batch) for batches in everywhere for batch in batches), default=1)
+        own = _in_batches(positions[rank() :: world_size()] if len(everywhere) > 1 else positions, size)
+    else:
+        before = everywhere[: rank()] if len(everywhere) > 1 else []
+        own = _new_ones(drawn, {position for batches in before for batch in batches for position in batch})
+    gives_batches = loader.batch_sampler is None  # the data set does
     return DataLoader(
         loader.dataset,
-        batch_size=size,
-        sampler=drawn,
+        batch_size=None if gives_batches else 1,
+        sampler=[position for batch in own for position in batch] if gives_batches else None,
+        batch_sampler=None if gives_batches else own,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         multiprocessing_context=loader.multiprocessing_context,
@@ -91,17 +100,33 @@ def once_each(
     )
 
 
-def _drawn(loader: DataLoader, num_batches: int | None) -> tuple[list[int], int | None]:
-    """The positions that are drawn, each once, and the size of the largest batch; None where samples are batches."""
+def _drawn(loader: DataLoader, num_batches: int | None) -> list[list[Any]]:
+    """The positions of the batches of an epoch."""
     with torch.random.fork_rng(devices=[]):  # a sampler that shuffles takes its seed from it
         if loader.batch_sampler is None:
-            return sorted(set(islice(_positions(loader.sampler), num_batches))), None
-        batches = [list(batch) for batch in islice(iter(loader.batch_sampler), num_batches)]
-    return sorted({position for batch in batches for position in batch}), max(map(len, batches), default=1)
+            return [[position] for position in islice(iter(loader.sampler), num_batches)]
+        return [list(batch) for batch in islice(iter(loader.batch_sampler), num_batches)]
 
 
-def _positions(sampler: Iterable[Any]) -> Iterator[int]:
-    yield from sampler
+def _in_batches(positions: list[Any], size: int) -> list[list[Any]]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def _new_ones(batches: list[list[Any]], seen: set[Any]) -> list[list[Any]]:
+    """Without positions that were seen, there or in an earlier batch; and without batches of which nothing is left."""
+    found = []
+    for batch in batches:
+        new = [position for position in dict.fromkeys(batch) if position not in seen]
+        seen.update(new)
+        if new:
+            found.append(new)
+    return found
+
+
+def _is_plain(loader: DataLoader) -> bool:
+    """Whether any samples may come together in a batch: they are drawn one by one."""
+    grouped = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # accelerate's share of one
+    return grouped is None or type(grouped) is BatchSampler
 
 
 def _is_share(loader: DataLoader) -> bool:

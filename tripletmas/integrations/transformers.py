@@ -71,13 +71,11 @@ class ProtectionCallback(TrainerCallback):
             raise ValueError("under DeepSpeed no optimizer of torch steps, and nothing can be held: train without it")
         if resumed_from is not None:
             self._restore(Path(resumed_from, f"{self.name}.safetensors"))
-        is_clipped = args.max_grad_norm > 0  # else both are the same
+        clip: Clip = self.clip if args.max_grad_norm > 0 else "after"  # where nothing is clipped both are the same
         self._trainer = trainer
-        self._handle = self.protection.attach(
-            given["optimizer"], clip="before" if self.clip == "before" and is_clipped else "after"
-        )
-        if self.clip == "before" and is_clipped:
-            self._add_before_clipping(trainer, given["optimizer"])
+        self._handle = self.protection.attach(given["optimizer"], clip=clip)
+        if clip == "before":
+            _before_clipping(trainer.accelerator)[self] = given["optimizer"]
         self._share_held = self.protection.coverage().share_held
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
@@ -116,22 +114,6 @@ class ProtectionCallback(TrainerCallback):
                 "load a protection that was saved with these weights first"
             )
 
-    def _add_before_clipping(self, trainer: Trainer, optimizer: Any) -> None:
-        """The Trainer has no event between the backward pass and clipping: what it clips with does it first."""
-        accelerator = trainer.accelerator
-        clip = type(accelerator).clip_grad_norm_
-
-        def add_and_clip(*args: Any, **options: Any) -> Any:
-            accelerator.unscale_gradients()
-            self.protection.add_gradients(optimizer)
-            accelerator.unscale_gradients = _nothing  # once is enough
-            try:
-                return clip(accelerator, *args, **options)
-            finally:
-                del accelerator.unscale_gradients
-
-        accelerator.clip_grad_norm_ = add_and_clip
-
     def _log(self, control: TrainerControl) -> None:
         if control.should_log and self._trainer:
             penalty = float(self.protection.value().detach())
@@ -142,7 +124,7 @@ class ProtectionCallback(TrainerCallback):
         if self._handle:
             self._handle.remove()
         if self._trainer:
-            vars(self._trainer.accelerator).pop("clip_grad_norm_", None)
+            _before_clipping(self._trainer.accelerator).pop(self, None)
         self._trainer = self._handle = None
 
 
@@ -162,6 +144,45 @@ def _training() -> tuple[Trainer, str | None]:
     )
 
 
+def _before_clipping(accelerator: Any) -> dict[ProtectionCallback, Any]:
+    """Callbacks that add a penalty before an accelerator clips gradients, and the optimizers of these gradients.
+
+    A Trainer has no event between the backward pass and clipping: what it clips with, of this one accelerator, does it
+    first.
+    """
+    clip = vars(accelerator).get("clip_grad_norm_")
+    if not isinstance(clip, _AddingFirst):
+        clip = accelerator.clip_grad_norm_ = _AddingFirst(accelerator)
+    return clip.callbacks
+
+
+@final
+class _AddingFirst:
+    """In place of an accelerator's `clip_grad_norm_`."""
+
+    def __init__(self, accelerator: Any):
+        self.accelerator = accelerator
+        self.clip = accelerator.clip_grad_norm_
+        self.callbacks: dict[ProtectionCallback, Any] = {}
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if not self.callbacks:
+            return self.clip(*args, **options)
+        accelerator = self.accelerator
+        accelerator.unscale_gradients()
+        for callback, optimizer in self.callbacks.items():
+            callback.protection.add_gradients(optimizer)
+        accelerator.unscale_gradients = _nothing  # once is enough
+        try:
+            return self.clip(*args, **options)
+        finally:
+            del accelerator.unscale_gradients
+
+
+def _nothing(optimizer: Any = None) -> None:
+    pass
+
+
 def _as_the_model_takes_them(trainer: Trainer, batches: Iterable[Any]) -> Iterator[Any]:
     """Of a trainer of Sentence Transformers, whose batches have a group of entries for each column of texts, one batch
     for each of these; of others the batches as they are."""
@@ -171,7 +192,3 @@ def _as_the_model_takes_them(trainer: Trainer, batches: Iterable[Any]) -> Iterat
             yield batch
         else:
             yield from collect_features(batch)[0]
-
-
-def _nothing(optimizer: Any = None) -> None:
-    pass
