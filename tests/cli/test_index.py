@@ -20,6 +20,8 @@ from PIL import Image
 
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.main import main
+from tripletmas.data.images import ImageFiles
+from tripletmas.data.vector_parts import begin_parts, end_parts, identity_of, plan_parts, write_part
 from tripletmas.index import drift
 from tripletmas.index.base import unit
 from tripletmas.index.choice import choose_drift
@@ -934,3 +936,52 @@ def test_an_export_that_needs_pyarrow(place, call, monkeypatch):
     result = call("export", "run", "--embeddings", "out.parquet")
     failed(result, r'out\.parquet needs pyarrow: pip install "tripletmas\[parquet\]", or write out\.npz')
     assert not list(Path().glob("out.*"))
+
+
+# --- of files that are embedded already
+
+
+def in_parts(run: str, images: str, out: str, after: int | None = None) -> None:
+    """As `integrations.ray` embeds them, in this process."""
+    model = run_models.load_model(RunDirectory.open(run), after=after, device="cpu")
+    made_by = identity_of(model.hash, model.shown)
+    begin_parts(Path(out), images, texts=False, model=made_by)
+    parts = plan_parts(images, texts=False, model=made_by, part_size=2)
+    for part in parts:
+        vectors, kept = run_models.embed_images(model, ImageFiles(images, part.names, model.prepared))
+        write_part(Path(out), part, images, kept, vectors, ())
+    end_parts(Path(out), parts)
+
+
+def test_an_index_of_files_that_are_embedded_already(place, call):
+    """The same index as one that embeds them itself."""
+    in_parts("run", "images", "parts")
+    for given, out in (("--vectors parts", "given.index"), ("--images images", "own.index")):
+        status, printed, complaint = call("index", "build", "run", *given.split(), "--out", out)
+        assert status == 0, complaint
+        assert "24 vectors of dim 8 by run after task 1" in printed
+    given, own = ImageIndex.open("given.index"), ImageIndex.open("own.index")
+    assert given.paths == own.paths
+    assert [given.label_of(row) for row in range(24)] == [own.label_of(row) for row in range(24)]
+    torch.testing.assert_close(given.vectors, own.vectors)
+    assert given.settings == own.settings
+    status, printed, _ = call("index", "add", "given.index", "--vectors", "parts")
+    assert (status, printed) == (0, "given.index: 24 of 24 images are in it already and stay\n")
+    in_parts("run", "images", "early", after=0)
+    status, printed, complaint = call("index", "build", "run", "--after", 0, "--vectors", "early", "--out", "0.index")
+    assert status == 0, complaint
+
+
+def test_vectors_that_an_index_does_not_take(place, call):
+    in_parts("run", "images/a", "early", after=0)
+    build = ("index", "build", "run", "--out", "new.index")
+    failed(
+        call(*build, "--vectors", "early"), "the vectors of --vectors are by another model than that of run after task"
+    )
+    failed(call(*build, "--vectors", "images"), "images holds no vectors of files")
+    failed(call(*build, "--vectors", "early", "--after", 0, "--invert"), "--vectors are embedded already")
+    failed(call(*build, "--vectors", "early", "--images", "images"), "one of them")
+    failed(call(*build, "--vectors", "early", "--text", "column"), "--text and --label name columns of --csv")
+    failed(
+        call("index", "build", "run", "--vectors", "early", "--out", "old.index"), "index add old.index --vectors early"
+    )

@@ -127,7 +127,7 @@ def test_images_and_texts_are_kept_apart(run, index, answers, call, tmp_path, wr
     failed(call("index", "add", index, "--images", images), "is an index of texts, and images do not go into it")
     failed(call("index", "build", run, "--out", out), "give --images FOLDER, or for texts --csv FILE --text COLUMN")
     both = ("--images", images, "--csv", answers, "--text", "answer", "--out", out)
-    failed(call("index", "build", run, *both), "one of the two")
+    failed(call("index", "build", run, *both), "one of them")
     failed(call("index", "build", run, "--csv", answers, "--out", out), "--csv needs --text")
     failed(call("index", "remove", index, "--missing"), "keeps its texts itself")
     failed(call("index", "refresh", index, "--reembed", "--images", images), "keeps its texts itself")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tripletmas.basics.weights import Params
-from tripletmas.protection.calling import embedding_in
 from tripletmas.protection.importance.accumulator import ImportanceAccumulator
 from tripletmas.protection.importance.fisher import fisher_importance, squared_gradient_importance
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
+from tripletmas.protection.outputs import embedding_in
 from tripletmas.protection.structured.moments import input_importance
 
 

@@ -13,10 +13,10 @@ from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.outputs import check_output, check_place
-from tripletmas.cli.vector_table import check_ending, write_table
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream
 from tripletmas.data.tokens import Tokenizer
+from tripletmas.data.vector_table import check_ending, write_table
 from tripletmas.models.exported import WEIGHTS
 from tripletmas.models.making import is_built_in
 from tripletmas.models.text import PREFIX

@@ -70,6 +70,7 @@ def build(arguments: Sequence[str]) -> None:
             nprobe=options.nprobe,
             ef_search=options.ef_search,
         )
+        items.check_model(model, invert=options.invert)
         empty = ImageIndex.empty(settings, os.path.abspath(options.run))
         built = _with_items(empty, model, items, options)
         built.save(options.out)
@@ -97,6 +98,7 @@ def add(arguments: Sequence[str]) -> None:
         if not items.names:
             return
         model = model_of(before, options)
+        items.check_model(model, invert=False)
         present = replace(before, run=os.path.abspath(model.run))
         try:
             after = _with_items(present, model, items, options)
@@ -116,6 +118,7 @@ def _say_that_it_exists(out: str, options: Namespace) -> None:
     except ValueError as error:
         raise ValueError(f"{out} exists: choose another --out ({error})") from None
     given = f"--images {options.images}" if options.images else f"--csv {options.csv} --text {options.text}"
+    given = f"--vectors {options.vectors}" if options.vectors else given
     raise ValueError(
         f"{out} exists: choose another --out, or change it with: tripletmas index add {out} {given} (or index refresh)"
     )
@@ -167,7 +170,7 @@ def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Names
     """The index with these, as far as they can be read."""
     shown = items.texts or ImageFiles(items.root, items.names, model.prepared)
     skip, force = options.skip_unreadable, options.force
-    vectors, kept = embedded(index, model, shown, items.classes, skip_unreadable=skip, force=force)
+    vectors, kept = embedded(index, model, shown, items.classes, skip_unreadable=skip, force=force, given=items.vectors)
     added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
     root, classes = os.path.abspath(added.root), added.classes
     if not items.texts and _names_leaves(model.run):
@@ -188,6 +191,7 @@ _HELP = """usage: tripletmas index build|add|remove|info|refresh ...
 
   tripletmas index build runs/mas --images FOLDER --out shop.index
   tripletmas index build runs/faq --csv faq.csv --text answer --out faq.index
+  tripletmas index build runs/mas --vectors FOLDER --out shop.index    of files that are embedded already
   tripletmas index add shop.index --images MORE
   tripletmas index remove shop.index PATH
   tripletmas index info shop.index

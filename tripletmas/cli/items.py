@@ -1,4 +1,4 @@
-"""What an index is made of: images in a folder, or texts in a column of a CSV file."""
+"""What an index is made of: images in a folder, texts in a column of a CSV file, or files that are embedded already."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tripletmas.data.images import ImageFiles, find_images
 from tripletmas.data.parts import LEFT_OUT, SPLITS
 from tripletmas.data.tables import read_rows
 from tripletmas.data.tokens import Texts
+from tripletmas.data.vector_parts import identity_of, read_parts
 from tripletmas.index.base import unit
 from tripletmas.index.images import ImageIndex, Reading, Transform, prefix
 from tripletmas.runs.models import RunModel, embed_images, embed_texts, prepared_by, refuse_collapse, transform_of
@@ -32,18 +33,34 @@ class Items:
         names: of the images below it; of texts the number of the line that each begins in.
         classes: None for one without.
         texts: the texts; () of images.
+        vectors: of files that are embedded already, (n, dim), and by which model, as `identity_of` gives it.
     """
 
     root: str
     names: tuple[str, ...]
     classes: tuple[str | None, ...]
     texts: tuple[str, ...] = ()
+    vectors: Tensor | None = None
+    embedded_by: str = ""
 
     def subset(self, positions: Sequence[int]) -> Items:
         """Those at these positions."""
         names, classes = ([of[i] for i in positions] for of in (self.names, self.classes))
         texts = tuple(self.texts[i] for i in positions) if self.texts else ()
-        return replace(self, names=tuple(names), classes=tuple(classes), texts=texts)
+        vectors = None if self.vectors is None else self.vectors[list(positions)]
+        return replace(self, names=tuple(names), classes=tuple(classes), texts=texts, vectors=vectors)
+
+    def check_model(self, model: RunModel, *, invert: bool) -> None:
+        """Raises ValueError where they are embedded already, and not as this model does it."""
+        if self.vectors is None:
+            return
+        if invert:
+            raise ValueError("--invert is for images that are embedded now, and --vectors are embedded already")
+        if self.embedded_by != identity_of(model.hash, model.shown):
+            raise ValueError(
+                f"the vectors of --vectors are by another model than that of {model.run} after task "
+                f"{model.after_task}: embed the files anew, or name the task with --after"
+            )
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -54,22 +71,30 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--csv", type=str, default=None, help="a CSV file of texts, in place of images")
     parser.add_argument("--text", type=str, default=None, help="the column of the texts in it")
     parser.add_argument("--label", type=str, default=None, help="the column of their classes (default: none)")
+    parser.add_argument(
+        "--vectors", type=str, default=None, help="a folder of files that are embedded already (docs/ray.md)"
+    )
 
 
 def items_of(options: Namespace) -> Items:
     """What the options name.
 
     Raises:
-        ValueError: for neither images nor texts, or both; if there are none, or one is empty.
+        ValueError: for none of images, texts and vectors, or several; if there are none, or one is empty.
     """
-    if bool(options.images) == bool(options.csv):
-        raise ValueError("give --images FOLDER, or for texts --csv FILE --text COLUMN: one of the two")
-    return _images_of(options) if options.images else _texts_of(options)
-
-
-def _images_of(options: Namespace) -> Items:
+    if sum(map(bool, (options.images, options.csv, options.vectors))) != 1:
+        raise ValueError(
+            "give --images FOLDER, or for texts --csv FILE --text COLUMN, or of files that are embedded already "
+            "--vectors FOLDER: one of them"
+        )
+    if options.csv:
+        return _texts_of(options)
     if options.text or options.label:
-        raise ValueError("--text and --label name columns of --csv, and images have none")
+        raise ValueError("--text and --label name columns of --csv, and files have none")
+    if options.vectors:
+        found = read_parts(options.vectors)
+        classes = tuple(_class_names(found.names))
+        return Items(found.root, found.names, classes, found.texts, found.vectors, found.model)
     names = find_images(options.images)
     return Items(options.images, tuple(names), tuple(_class_names(names)))
 
@@ -151,6 +176,7 @@ def embedded(
     skip_unreadable: bool,
     force: bool,
     option: str = "--skip-unreadable",
+    given: Tensor | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Raw vectors of the images that can be read, or of texts, as the index has them; and their positions.
 
@@ -158,9 +184,13 @@ def embedded(
         labels: of the items.
         force: also where all are nearly one.
         option: which leaves out what cannot be read.
+        given: raw vectors of all items, where they are embedded already.
     """
     shown = index.settings.transform
-    if isinstance(items, ImageFiles):
+    if given is not None:
+        samples = items if isinstance(items, ImageFiles) else Texts(items, model.tokenizer)
+        vectors, kept = given, list(range(len(items)))
+    elif isinstance(items, ImageFiles):
         invert = isinstance(shown, Transform) and shown.invert
         samples = items
         vectors, kept = embed_images(model, items, invert=invert, skip_unreadable=skip_unreadable, option=option)

@@ -1,13 +1,12 @@
-"""How a model is called on a batch, as frameworks have batches, and what of its output is the embedding.
+"""How a model is called on a batch, as frameworks have batches.
 
 Shapes: n samples in a batch; the embedding is (n, ...).
 """
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -15,18 +14,16 @@ from torch import Tensor, clone, nn
 
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import unwrap
+from tripletmas.protection.arguments import Arguments
 from tripletmas.protection.batches import Forward, Uncallable, apply, are_texts, num_samples
+from tripletmas.protection.outputs import REMEDY, embedding_in
 
 LABELS = ("label", "labels")
 # Names under which data sets and loaders have the one tensor that a model takes, and the texts.
 _TENSORS = ("data", "input_tensors", "pixel_values", "image", "images", "inputs")
 _TEXTS = ("text", "texts", "sentence", "sentences")
-# An embedding by the names of transformers and Sentence Transformers, the surest first.
-_EMBEDDINGS = (("sentence_embedding",), ("image_embeds", "text_embeds"), ("pooler_output",), ("logits",))
-_TAKES_DICT = re.compile(r"(?i)\b(\w*dict|mapping|batchencoding|batchfeature)\b")
 # What torch says where a tensor meets weights of another type.
 _OTHER_TYPE = re.compile(r"same dtype|scalar type|type.* should be the same")
-_FORWARD = "give forward=, a function (model, batch) -> embeddings"
 
 
 @final
@@ -48,7 +45,7 @@ class ModelCall:
 
     def __init__(self, model: nn.Module, layer: str | None, forward: Forward | None):
         model = unwrap(model)
-        self._model, self._forward, self._arguments = model, forward, _Arguments(model)
+        self._model, self._forward, self._arguments = model, forward, Arguments(model)
         self._given: str | None = None  # what a model was given of the last batch, where that was not all
         self._call = forward or self._on_inputs
         if layer is not None:
@@ -88,7 +85,7 @@ class ModelCall:
                 "in the type of its weights; for a model that needs autocast, a forward= that enters it"
             ) from error
         if output.ndim == 0 or len(output) != num_samples(inputs):
-            given = f"; it was given {self._given}: {_FORWARD}" if self._given else ""
+            given = f"; it was given {self._given}: {REMEDY}" if self._given else ""
             raise ValueError(f"the model's output has shape {tuple(output.shape)}, expected one row a sample{given}")
         return output
 
@@ -101,30 +98,28 @@ class ModelCall:
                 raise
             raise Uncallable(
                 f"the model cannot be called on what it was given ({type(error).__name__}: {error}): {self._given}. "
-                f"If its forward takes the whole batch, forward=lambda model, batch: model(batch); else {_FORWARD}"
+                f"If its forward takes the whole batch, forward=lambda model, batch: model(batch); else {REMEDY}"
             ) from error
 
     def _of_mapping(self, batch: Mapping[Any, Any]) -> Any:
         inputs = {key: value for key, value in batch.items() if key not in LABELS}
         self._given = f"a dict without labels, of {listed(map(str, inputs))}"
-        texts = [key for key in _TEXTS if are_texts(inputs.get(key))]
-        if len(texts) == 1 and self._tokenizer() and "input_ids" not in inputs:
-            return self._tokenized(inputs[texts[0]])
-        if self._arguments.is_dict:
-            return inputs
-        named = {key: value for key, value in inputs.items() if self._arguments.may_be(key, value)}
-        if self._arguments.has_names_of(named):
+        text = _the_one(_TEXTS, inputs, are_texts)
+        if text and self._tokenizer() and "input_ids" not in inputs:
+            return self._tokenized(inputs[text])
+        named = self._arguments.those_of(inputs)
+        if named is not None:
             return named
-        tensors = [key for key in _TENSORS if isinstance(inputs.get(key), Tensor)]
-        if len(tensors) == 1:
-            self._given = f"the tensor {tensors[0]!r} of a dict with {listed(map(str, batch))}"
-            return inputs[tensors[0]]
+        tensor = _the_one(_TENSORS, inputs, lambda value: isinstance(value, Tensor))
+        if tensor:
+            self._given = f"the tensor {tensor!r} of a dict with {listed(map(str, batch))}"
+            return inputs[tensor]
         if self._arguments.may_take_dict:
             return inputs
         raise ValueError(
             f"the model's forward takes {self._arguments.named()}, and a batch is a dict with "
             f"{listed(map(str, batch))}: name the tensor that it takes {', '.join(_TENSORS[:-1])} or {_TENSORS[-1]}, "
-            f"or {_FORWARD}"
+            f"or {REMEDY}"
         )
 
     def _tokenizer(self) -> Any:
@@ -144,85 +139,10 @@ class ModelCall:
         return tokenizer(list(texts), prompt=prompt) if prompt else tokenizer(list(texts))
 
 
-class _Arguments:
-    """What a model's forward takes, by its signature, or that of the module that it passes everything on to.
-
-    Attributes:
-        is_dict: its one argument is annotated as a dict.
-        may_take_dict: it has one argument that must be given, and nothing says that it is a tensor.
-    """
-
-    def __init__(self, model: nn.Module):
-        try:
-            self._signature = _signature(model)
-        except (TypeError, ValueError):  # a scripted module: all that is known is that keywords are passed on
-            self._signature = inspect.signature(lambda **inputs: inputs)
-        parameters = self._signature.parameters.values()
-        self._names = {each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
-        self._takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-        required = [each for each in parameters if each.name in self._names and each.default is each.empty]
-        one = required[0] if len(required) == 1 and required[0].kind is not inspect.Parameter.KEYWORD_ONLY else None
-        annotation = "" if one is None or one.annotation is one.empty else _text(one.annotation)
-        self.is_dict = bool(_TAKES_DICT.search(annotation))
-        self.may_take_dict = one is not None and (self.is_dict or annotation in ("", "Any", "typing.Any"))
-
-    def has_names_of(self, inputs: Mapping[Any, Any]) -> bool:
-        """Whether these are keyword arguments of it."""
-        if self.is_dict or not all(isinstance(key, str) for key in inputs):
-            return False
-        if self._names and self._names.isdisjoint(inputs):
-            return False  # they would vanish among others, **kwargs
-        try:
-            self._signature.bind(**inputs)
-        except TypeError:
-            return False
-        return True
-
-    def may_be(self, key: Any, value: Any) -> bool:
-        """Whether an entry of a dict is for the model: a name of a file, or a text that was tokenized, is not."""
-        return key in self._names or any(True for _ in _tensors_or_numbers(value))
-
-    def named(self) -> str:
-        return listed([each for each in self._signature.parameters if each != "self"]) or "nothing"
-
-
-def embedding_in(output: Any) -> Tensor:
-    """The embedding in what a model returned: the tensor itself, or the one that its name tells among several.
-
-    Raises:
-        ValueError: where there is none, or where several could be meant.
-    """
-    if isinstance(output, Tensor):
-        return output
-    found = {name: each for name, each in _entries(output) if isinstance(each, Tensor)}
-    for names in _EMBEDDINGS:
-        present = [name for name in names if name in found]
-        if len(present) == 1:
-            return found[present[0]]
-        if present:
-            break
-    kind = type(output).__name__
-    if "last_hidden_state" in found and not any(name in found for names in _EMBEDDINGS for name in names):
-        raise ValueError(
-            f"the model returns a {kind} with last_hidden_state, a vector for each token or patch, and no embedding of "
-            "a sample: give forward=, such as lambda model, batch: model(**batch).last_hidden_state[:, 0] for that of "
-            "the first token, or the mean over the tokens that are there (attention_mask)"
-        )
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if not found:
-        raise ValueError(f"the model returns a {kind}, not a tensor: {_FORWARD}")
-    what = listed(f"{name} {tuple(each.shape)}" for name, each in found.items())
-    raise ValueError(f"the model returns a {kind} with {what}, any of which may be meant: {_FORWARD}")
-
-
-def _entries(output: Any) -> Iterator[tuple[str, Any]]:
-    """The parts of an output with their names; of a plain tuple or list with their numbers."""
-    if isinstance(output, Mapping):
-        yield from ((str(name), each) for name, each in output.items())
-    elif isinstance(output, (tuple, list)):
-        names = getattr(output, "_fields", None) or map(str, range(len(output)))
-        yield from zip(names, output, strict=True)
+def _the_one(names: Sequence[str], inputs: Mapping[Any, Any], is_right: Callable[[Any], bool]) -> str | None:
+    """The one of these names that is in a dict, and right; None for none, or several."""
+    found = [name for name in names if is_right(inputs.get(name))]
+    return found[0] if len(found) == 1 else None
 
 
 # --- what a module is given or returns, in a pass of the model
@@ -274,30 +194,3 @@ def _kept(module: nn.Module, found: list[Any], *, before: bool) -> Iterator[None
         yield
     finally:
         handle.remove()
-
-
-# --- small questions
-
-
-def _signature(model: nn.Module) -> inspect.Signature:
-    """Of a model's forward; of a wrapper that passes on all it is given, such as peft's, that of what is inside."""
-    found = inspect.signature(model.forward)
-    children = list(model.children())
-    if len(children) == 1 and {each.kind for each in found.parameters.values()} == {
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.VAR_KEYWORD,
-    }:
-        return _signature(children[0])
-    return found
-
-
-def _text(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "") or str(annotation)
-
-
-def _tensors_or_numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, (Tensor, bool, int, float)):
-        yield value
-    elif isinstance(value, (Mapping, tuple, list)):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_or_numbers(each)

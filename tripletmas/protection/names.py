@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from tripletmas.basics.weights import Params, named_parameters
 
 logger = logging.getLogger(__name__)
 
+_LIKELY = 8  # exchanges of prefixes that are tried
 _Rename = tuple[str, str]  # a prefix, and what is in its place now, both without the dot at their end
 
 
@@ -28,41 +29,45 @@ def named_as_in(model: nn.Module, state: Params) -> Params:
     number. So a new layer is not taken for an old one of its shape. What fits nothing keeps its name.
     """
     saved = {key.removeprefix("reference/"): value for key, value in state.items() if key.startswith("reference/")}
-    names = _names(saved, named_parameters(model))
-    return {_renamed(key, names): value for key, value in state.items()} if names else state
-
-
-def _names(saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, str]:
-    """Saved name -> present name, of those that differ."""
-    same = {name for name, value in saved.items() if name in current and current[name].shape == value.shape}
-    left = {name: value for name, value in saved.items() if name not in same}
-    free = {name: value for name, value in current.items() if name not in same}
+    current = named_parameters(model)
+    same = [name for name, value in saved.items() if name in current and current[name].shape == value.shape]
     names: dict[str, str] = {}
+    left, free = _without(saved, same), _without(current, same)
     while left and (rename := _best_rename(left, free, most=len(saved))):
         found = _applied(rename, left, free)
         logger.info("%d weights are called %s. in this model, in place of %s.", len(found), *reversed(rename))
         names |= found
-        left = {name: value for name, value in left.items() if name not in found}
-        free = {name: value for name, value in free.items() if name not in found.values()}
-    return names
+        left, free = _without(left, found), _without(free, found.values())
+    return {_renamed(key, names): value for key, value in state.items()}
 
 
 def _best_rename(saved: Mapping[str, Tensor], free: Mapping[str, Tensor], most: int) -> _Rename | None:
     """The prefixes whose exchange gives most of these names; None where none is sure, or two are as good."""
+    found = {rename: _applied(rename, saved, free) for rename in _likely_renames(saved, free)}
+    largest = max(map(len, found.values()), default=0)
+    best = {rename: names for rename, names in found.items() if len(names) == largest}
+    sure = [rename for rename, names in best.items() if _are_equal(names, saved, free)]
+    if not sure and 2 * largest >= most:
+        sure = list(best)
+    return sure[0] if len(sure) == 1 else None
+
+
+def _likely_renames(saved: Mapping[str, Tensor], free: Mapping[str, Tensor]) -> list[_Rename]:
+    """The exchanges of prefixes that most pairs of names, of equal shapes, ask for."""
     by_end: dict[tuple[str, torch.Size], list[str]] = {}
     for name, value in free.items():
-        by_end.setdefault((name.rpartition(".")[2], value.shape), []).append(name)
-    counts = Counter(
-        _rename(name, other)
-        for name, value in saved.items()
-        for other in by_end.get((name.rpartition(".")[2], value.shape), ())
-    )
-    sizes = {rename: len(_applied(rename, saved, free)) for rename, _ in counts.most_common(8)}
-    best = [rename for rename, size in sizes.items() if size == max(sizes.values())]
-    sure = [each for each in best if _are_equal(_applied(each, saved, free), saved, free)]
-    if not sure and best and 2 * sizes[best[0]] >= most:
-        sure = best
-    return sure[0] if len(sure) == 1 else None
+        by_end.setdefault(_end(name, value), []).append(name)
+    pairs = ((name, other) for name, value in saved.items() for other in by_end.get(_end(name, value), ()))
+    return [rename for rename, _ in Counter(_rename(*pair) for pair in pairs).most_common(_LIKELY)]
+
+
+def _end(name: str, value: Tensor) -> tuple[str, torch.Size]:
+    return name.rpartition(".")[2], value.shape
+
+
+def _without(values: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    left_out = set(names)
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def _rename(name: str, other: str) -> _Rename:

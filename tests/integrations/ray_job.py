@@ -1,0 +1,59 @@
+"""python ray_job.py FOLDER RUN: embeds FOLDER/files by two actors, slowly, then by the model of a run.
+
+FOLDER/actors gets a file for each actor's process, FOLDER/done.json what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from tripletmas.integrations.ray import embed_files
+
+FOLDER = Path(sys.argv[1])
+
+
+class Slow:
+    """Gives the bytes that a file ends with."""
+
+    def __init__(self) -> None:
+        (FOLDER / "actors").mkdir(exist_ok=True)
+        (FOLDER / "actors" / str(os.getpid())).touch()
+
+    def __call__(self, paths: Sequence[str]) -> np.ndarray:
+        time.sleep(0.3)
+        return np.array([list(Path(path).read_bytes()[-4:]) for path in paths], dtype=np.float32)
+
+
+def slow_parts(out: str) -> list[str]:
+    found = embed_files(Slow, FOLDER / "files", FOLDER / out, identity="slow, 1", part_size=40)
+    return [path.name for path in found]
+
+
+def main() -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    done: dict[str, object] = {"first": slow_parts("slow")}
+    changed = sorted((FOLDER / "files").rglob("*.pgm"))[500]
+    changed.write_bytes(changed.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+    done["changed"] = [str(changed), *slow_parts("slow")]
+    (changed.parent / "broken.pgm").write_bytes(b"no image")
+    complaints = []
+    for options in ({}, {"actors": 3}):
+        try:
+            embed_files(sys.argv[2], FOLDER / "files", FOLDER / "model", part_size=400, **options)
+        except ValueError as error:
+            complaints.append(str(error))
+    embed_files(sys.argv[2], FOLDER / "files", FOLDER / "model", part_size=400, skip_unreadable=True)
+    done["complaints"] = complaints
+    (FOLDER / "done.json").write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()
