@@ -1,5 +1,7 @@
 """python ray_job.py FOLDER RUN: embeds FOLDER/files by two actors, slowly, then by the model of a run.
 
+At last as the page says, of the run FOLDER/runs/shop and FOLDER/photos.
+
 FOLDER/actors gets a file for each actor's process, FOLDER/done.json what came out.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ import ray
 from tripletmas.integrations.ray import embed_files
 
 FOLDER = Path(sys.argv[1])
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "ray.md"
 
 
 class Slow:
@@ -50,8 +54,10 @@ def main() -> None:
             embed_files(sys.argv[2], FOLDER / "files", FOLDER / "model", part_size=400, **options)
         except ValueError as error:
             complaints.append(str(error))
-    embed_files(sys.argv[2], FOLDER / "files", FOLDER / "model", part_size=400, skip_unreadable=True)
     done["complaints"] = complaints
+    os.chdir(FOLDER)
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
+    exec(compile(block, "ray.md", "exec"), {"__name__": "ray.md"})
     (FOLDER / "done.json").write_text(json.dumps(done))
 
 

@@ -76,6 +76,9 @@ def parts_in(folder: Path) -> dict[str, int]:
 def test_a_thousand_files_a_killed_job_and_a_killed_actor(tmp_path: Path, run: Path):
     files, out, actors = tmp_path / "files", tmp_path / "slow", tmp_path / "actors"
     write_files(files)
+    (tmp_path / "photos").symlink_to(files)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "shop").symlink_to(run)
     job = started(tmp_path, run)
     wait(lambda: len(parts_in(out)) >= 3, job, tmp_path)
     os.killpg(job.pid, signal.SIGKILL)
@@ -111,7 +114,7 @@ def test_a_thousand_files_a_killed_job_and_a_killed_actor(tmp_path: Path, run: P
     # by a run's model: the vectors that it gives in one process; what cannot be read is an error, or left out
     model = load_model(RunDirectory.open(run), device="cpu")
     vectors, _ = embed_images(model, ImageFiles(files, names, model.prepared))
-    found = read_parts(tmp_path / "model")
+    found = read_parts(tmp_path / "photos.vectors")
     assert list(found.names) == names
     torch.testing.assert_close(found.vectors, vectors)
     unreadable, too_many = done["complaints"]
