@@ -169,9 +169,7 @@ def _run(job: _Job, parts: Sequence[Part], actors: int, gpus: float) -> None:
         ray.init()
     cpus = ray.cluster_resources().get("CPU", 0)
     if actors > cpus:
-        raise ValueError(
-            f"{actors} actors need a CPU each, and Ray has {cpus:g}: give fewer, or ray.init(num_cpus=...)"
-        )
+        raise ValueError(f"{actors} actors need a CPU each, and Ray has {cpus:g}: give fewer actors=")
     rows = [{"file": part.file, "names": list(part.names)} for part in parts]
     pool = ray.data.ActorPoolStrategy(size=min(actors, len(parts)), max_tasks_in_flight_per_actor=2)
     embedder: Any = _Embedder  # a class, of which each actor makes one
