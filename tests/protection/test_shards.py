@@ -7,7 +7,14 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler, _IndexBatchSamplerWrapper
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from tripletmas.protection.batches import each_batch, each_placed_batch
 from tripletmas.protection.importance.fisher import _Draws
@@ -31,8 +38,13 @@ def dealt_to_predict(data, n, rank, size):
     return DataLoader(data, batch_sampler=_IndexBatchSamplerWrapper(BatchSampler(sampler, size, False)))
 
 
+class InOrder(BatchSampler):
+    """Sentence Transformers' default one."""
+
+
 def dealt_by_accelerate(data, n, rank, size, split=False, even=True):
-    loader = DataLoader(data, size * n if split else size)
+    together = size * n if split else size
+    loader = DataLoader(data, batch_sampler=InOrder(SequentialSampler(data), together, False))
     return prepare_data_loader(
         loader,
         num_processes=n,

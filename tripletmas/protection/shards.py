@@ -48,7 +48,8 @@ def places_of(batches: Any) -> PlacesOf | None:
 
 def _is_plain(grouped: Any) -> bool:
     """Whether samples are batched in the order in which they come; Lightning wraps such a one to predict."""
-    return type(grouped) is BatchSampler or type(grouped).__name__ == "_IndexBatchSamplerWrapper"
+    kind = type(grouped)
+    return getattr(kind, "__iter__", None) is BatchSampler.__iter__ or kind.__name__ == "_IndexBatchSamplerWrapper"
 
 
 def _size(sampler: Any) -> int:
