@@ -168,7 +168,7 @@ def test_a_checkpoint_without_a_protection(tasks, tmp_path):
 
 
 def test_what_is_no_protection_or_one_of_another_model(tasks):
-    with pytest.raises(ValueError, match=r"takes a protection.*got None"):
+    with pytest.raises(ValueError, match=r"takes a protection.*got a NoneType"):
         tasks.guest.ProtectionPlugin(None)
     plugin = tasks.guest.ProtectionPlugin(tm.MAS(tasks.perceptron()))
     first = tasks.guest.benchmark_from(tasks.make_stream()).train_stream[0]

@@ -122,7 +122,7 @@ def test_in_pmls_own_container(tmp_path):
 
 def test_what_does_not_fit_is_a_sentence(tmp_path):
     tasks = Task()
-    with pytest.raises(ValueError, match=r"take a protection.*got None"):
+    with pytest.raises(ValueError, match=r"takes a protection.*got a NoneType"):
         ProtectionHooks(None)
     with pytest.raises(ValueError, match="another model than the trainer trains"):
         ProtectionHooks(tm.MAS(tasks.embedder)).attach(tasks.trainer(0))
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_a_sentence(tmp_path):
     hooks.train(tasks.trainer(0), tmp_path, num_epochs=2)
     with pytest.raises(ValueError, match="has epoch 2 of a task, and num_epochs is 1"):
         hooks.train(tasks.trainer(0), tmp_path, num_epochs=1)
-    with pytest.raises(ValueError, match=r"was measured with .*'relative': True"):
+    with pytest.raises(ValueError, match=r"a protection that measured with .*'relative': True"):
         ProtectionHooks(tm.MAS(tasks.both, relative=False)).train(tasks.trainer(0), tmp_path, num_epochs=2)
     (tmp_path / "protection_2.pth").unlink()
     with pytest.raises(ValueError, match=r"protection_2.pth is missing beside trunk_2.pth.*it was saved without one"):

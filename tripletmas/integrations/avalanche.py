@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from tripletmas.basics.files import atomic_write, damaged
-from tripletmas.basics.weights import unwrap
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.protection.attachment import Clip
+from tripletmas.integrations.guest import Clip, check_arguments, check_is_part
 from tripletmas.protection.guard import Guard
 
 try:
@@ -55,7 +54,7 @@ class ProtectionPlugin(SupervisedPlugin, supports_distributed=True):
     batches `[x, y]` or `[x, y, task labels]`, of which `x` counts.
 
     Args:
-        protection: of the model that the strategy trains.
+        protection: of the model that the strategy trains, or of a part of it that takes the same inputs.
         clip: "before" adds the penalty's gradient as soon as there is that of the loss, so that plugins listed after
             this one clip both: as with the penalty in the loss. "after" adds it when the optimizer steps, unclipped.
         batch_size: samples that are measured at once; None for the strategy's `train_mb_size`.
@@ -66,8 +65,7 @@ class ProtectionPlugin(SupervisedPlugin, supports_distributed=True):
 
     def __init__(self, protection: Guard, *, clip: Clip = "before", batch_size: int | None = None):
         super().__init__()
-        if not isinstance(protection, Guard):
-            raise ValueError(f"a ProtectionPlugin takes a protection, such as tm.MAS(model), got {protection!r}")
+        check_arguments(protection, clip)
         self.protection, self.batch_size = protection, batch_size
         self.clip: Clip = clip
         self.num_consolidated = 0
@@ -77,11 +75,7 @@ class ProtectionPlugin(SupervisedPlugin, supports_distributed=True):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Attach the optimizer, which holds the parameters of the experience's heads by now."""
-        if unwrap(strategy.model) is not unwrap(self.protection.model):
-            raise ValueError(
-                "the plugin protects another model than the strategy trains: make it of strategy.model, as in "
-                "ProtectionPlugin(tm.MAS(strategy.model))"
-            )
+        check_is_part(self.protection, strategy.model, "the strategy's model")
         self.protection.attach(strategy.optimizer, clip=self.clip)
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -101,7 +95,7 @@ class ProtectionPlugin(SupervisedPlugin, supports_distributed=True):
             return
         self.protection.settle()
         size = self.batch_size or strategy.train_mb_size
-        with_task_labels = is_multi_task_module(strategy.model)
+        with_task_labels = is_multi_task_module(self.protection.model)
         workers = kwargs.get("num_workers", 0)
         with _unseen_classes_left_out(strategy.model):
             self.protection.consolidate(_batches(experience.dataset, size, workers, with_task_labels=with_task_labels))

@@ -17,9 +17,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tripletmas.basics.files import atomic_write, damaged
-from tripletmas.basics.weights import named_parameters, unwrap
-from tripletmas.protection.attachment import Clip
-from tripletmas.protection.file import described
+from tripletmas.basics.weights import unwrap
+from tripletmas.integrations.guest import Clip, check_arguments, check_measure, has_own_weights, measure
 from tripletmas.protection.guard import Guard
 
 _PARTS = ("mining_funcs", "loss_funcs", "lr_schedulers", "optimizers", "models")  # of a trainer, as PML saves them
@@ -46,8 +45,7 @@ class ProtectionHooks:
     """
 
     def __init__(self, protection: Guard, *, clip: Clip = "before"):
-        if not isinstance(protection, Guard):
-            raise ValueError(f"ProtectionHooks take a protection, such as tm.MAS(trunk), got {protection!r}")
+        check_arguments(protection, clip)
         self.protection = protection
         self.clip: Clip = clip
 
@@ -148,12 +146,7 @@ class ProtectionHooks:
                 "the protection is of another model than the trainer trains: make it of the trunk, tm.MAS(trunk), or "
                 "of both, tm.MAS(torch.nn.Sequential(trunk, embedder))"
             )
-        own = {id(parameter) for parameter in named_parameters(self.protection.model).values()}
-        stepped = {
-            name: optimizer
-            for name, optimizer in trainer.optimizers.items()
-            if not own.isdisjoint(id(each) for group in optimizer.param_groups for each in group["params"])
-        }
+        stepped = {name: each for name, each in trainer.optimizers.items() if has_own_weights(self.protection, each)}
         if not stepped:
             names = ", ".join(trainer.optimizers)
             raise ValueError(f"none of the trainer's optimizers ({names}) steps what is protected")
@@ -201,8 +194,8 @@ class ProtectionHooks:
 
     def _parts(self, trainer: Any) -> Iterator[tuple[str, Any]]:
         """What is saved, by name; the trunk last."""
+        yield "progress", self  # which is not taken over where the protection was measured otherwise
         yield "protection", self.protection
-        yield "progress", self
         parts = {name: each for group in _PARTS for name, each in (getattr(trainer, group, None) or {}).items()}
         yield from ((name, part) for name, part in parts.items() if name != "trunk" and hasattr(part, "state_dict"))
         yield "trunk", parts["trunk"]
@@ -213,7 +206,7 @@ class ProtectionHooks:
         version, words, second = random.getstate()
         return {
             "done": self._is_done,
-            "measured": described(self.protection.estimate),
+            "measured": measure(self.protection),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(gauss)],
@@ -226,8 +219,7 @@ class ProtectionHooks:
         Raises:
             ValueError: if importance was measured otherwise than this protection measures.
         """
-        if state["measured"] != (own := described(self.protection.estimate)):
-            raise ValueError(f"the protection was measured with {state['measured']}, and this one measures with {own}")
+        check_measure(self.protection, state["measured"], "the file")
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
