@@ -26,5 +26,5 @@ def test_python_runs(page, tmp_path, monkeypatch, tiny_encoder):
 def test_all_pages_are_listed():
     """Every framework that has a page is in the list of them, with its measured row."""
     listed = (DOCS / "integrations.md").read_text(encoding="utf-8")
-    for page in ("lightning", "transformers", "accelerate"):
+    for page in ("lightning", "transformers", "accelerate", "avalanche", "metric_learning"):
         assert f"({page}.md)" in listed
