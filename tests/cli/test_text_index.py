@@ -136,6 +136,11 @@ def test_images_and_texts_are_kept_apart(run, index, answers, call, tmp_path, wr
     failed(call("index", "build", run, "--csv", tmp_path / "empty.csv", "--text", "answer", "--out", out), "line 3")
 
 
+def test_what_is_a_file_is_asked_for_as_a_text_and_that_is_said(index, call, answers, caplog):
+    assert call("query", index, answers)[0] == 0
+    assert f"the index holds texts: what is searched for is '{answers}' itself, not what is in that file" in caplog.text
+
+
 def test_an_answer_to_several_questions_is_one_item(run, call, tmp_path):
     """Of four rows two have one text; with another label it is another item."""
     rows = [("a card", "card"), ("a parcel", "parcel"), ("a card", "card"), ("a card", "login")]

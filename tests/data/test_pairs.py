@@ -51,6 +51,15 @@ def test_what_is_drawn_depends_on_the_answer_alone(tmp_path):
     assert asked(ROWS[5:]) == asked(ROWS) - {f"q{number}" for number in range(5)}
 
 
+def test_a_task_of_which_no_pair_is_drawn(tmp_path):
+    """The share is of all answers, which are drawn one by one: of two that are not drawn there is no query."""
+    asked = {text[1:] for text in make_stream(read(tmp_path), tasks=1)[0][0].query.texts or ()}
+    few = [row for row in ROWS if row["answer"][1:] not in asked][:2]
+    rows = [{**row, "task": "much"} for row in ROWS if row not in few] + [{**row, "task": "little"} for row in few]
+    with pytest.raises(ValueError, match="task 'little' has no queries: none of its 2 answers is asked for: raise te"):
+        make_stream(read(tmp_path, rows))
+
+
 def test_validation_is_held_out_of_what_is_learned(tmp_path):
     source = read(tmp_path)
     (task,), (validated,) = make_stream(source, tasks=1)[0], make_stream(source, tasks=1, validation=True)[0]

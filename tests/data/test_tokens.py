@@ -87,6 +87,11 @@ def test_a_second_csv_file_has_the_queries(tmp_path, caplog):
         ("question,topic,path\nLost it,card,a.png\n", {}, "there is a column 'path', as of images"),
         ("question,topic\nLost it,card\n", {"label": "question"}, "text and label name one column"),
         ("question,topic\nLost it,card\n", {"root": "."}, "root and skip_unreadable are for images"),
+        (
+            "question,topic\nLost it,card\n",
+            {"size": 32},
+            "size, channels, .* and in_memory are for images",
+        ),
         ("question,topic,split\nLost it,card,later\n", {}, "split must be one of train, test, query, gallery"),
         ("question,topic\nLost it,card\0\n", {}, "zero byte"),
     ],
@@ -96,6 +101,12 @@ def test_what_is_wrong_with_a_csv_file_is_one_sentence(tmp_path, content, option
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         csv(**{"path": str(path), "text": "question", "label": "topic", **options})
+
+
+@pytest.mark.parametrize("reader", [csv, jsonl])
+def test_a_folder_is_no_table(tmp_path, reader):
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder: name a "):
+        reader(path=str(tmp_path), text="question")
 
 
 def test_images_have_no_second_file(tmp_path):
@@ -124,7 +135,7 @@ def test_json_lines(tmp_path):
         ('{"text": "x"}', "no key 'label'"),
         ('{"text": null, "label": 1}', "'text' must be a text or a number, got null"),
         ('{"text": "", "label": 1}', "the text in the column 'text' is empty"),
-        ("{", "line 1: Expecting"),
+        ("{", "line 1 is no JSON: Expecting"),
     ],
 )
 def test_what_is_wrong_with_json_lines_is_one_sentence(tmp_path, line, message):
@@ -132,6 +143,22 @@ def test_what_is_wrong_with_json_lines_is_one_sentence(tmp_path, line, message):
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=message):
         jsonl(path=str(path))
+
+
+def test_folders_of_one_name_in_several_tasks(tmp_path):
+    """As of images: one class, of which each task has texts, with class_from="leaf"; else a class for each."""
+    for task, label in (("week1", "card"), ("week1", "loan"), ("week2", "card")):
+        (tmp_path / task / label).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / task / label / f"{number}.txt").write_text(f"{label} {number} of {task}")
+    assert texts(root=str(tmp_path)).train.class_names == ("week1/card", "week1/loan", "week2/card")
+    source = texts(root=str(tmp_path), class_from="leaf")
+    assert source.train.class_names == ("card", "loan")
+    stream, _ = make_stream(source)
+    assert [task.train.classes for task in stream] == [(0, 1), (0,)]
+    assert [len(task.query) for task in stream] == [4, 2]  # of each class two are held out in each task
+    with pytest.raises(ValueError, match="class_from must be path or leaf, got 'last'"):
+        texts(root=str(tmp_path), class_from="last")  # pyright: ignore[reportArgumentType]
 
 
 def test_texts_in_folders(tmp_path, caplog):

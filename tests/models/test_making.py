@@ -44,6 +44,8 @@ def test_timm_with_a_last_layer_and_grey_images_of_another_shape():
             {},
             r"timm:vit_tiny_patch16_224 cannot take images of shape \(3, 8",
         ),
+        ("timm:vit_tiny_patch16_224", (3, 30, 32), {}, "takes images of whole patches of 16x16 pixels, got 30x32"),
+        ("timm:", SHAPE, {}, r"timm has no model '' \(timm\.list_models\(\) in Python lists them\)"),
         ("timm:resnet18", (16,), {}, r"timm:resnet18 takes images \(channels, height, width\)"),
         ("timm:resnet18", SHAPE, {"dim": 0}, "dim must be >= 1, or null for the features as they are, got 0"),
         ("timm:resnet18", SHAPE, {"mean": [0.5]}, "mean and deviation are given together"),

@@ -47,6 +47,17 @@ def test_names_and_patterns(patterns: str, frozen: list[str]):
     assert expected
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+def test_a_stage_of_timm(name: str):
+    """`stem` is what timm's own tables call conv_stem and bn1, or conv1 and bn1, and is no name in the network."""
+    model = make_model(f"timm:{name}", (3, 32, 32), options={"mean": [0.5], "deviation": [0.5]})
+    freeze(model, "stem")
+    first = "conv_stem" if name.startswith("tf_") else "conv1"
+    expected = {f"backbone.{first}.weight", "backbone.bn1.weight", "backbone.bn1.bias"}
+    assert {name for name, each in model.named_parameters() if not each.requires_grad} == expected
+    assert still_norms(model) == [model.get_submodule("backbone.bn1")]
+
+
 def test_patterns_of_weights():
     model = staged()
     freeze(model, "*.bias,*norm*")

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -92,6 +93,38 @@ def test_weights_of_another_network_are_refused(name: str, tmp_path):
         started(tmp_path / "net.pth")
 
 
+def test_what_a_file_is_it_says_itself(resnet, tmp_path):
+    """A file of safetensors that is called .pth was refused as one that would execute code."""
+    save_file(resnet, tmp_path / "net.pth")
+    torch.save(resnet, tmp_path / "net.safetensors")
+    for name in ("net.pth", "net.safetensors"):
+        assert torch.equal(read_foreign_weights(tmp_path / name)["conv1.weight"], resnet["conv1.weight"])
+
+
+def test_integers_are_no_weights(resnet, tmp_path):
+    """As a quantised network has them: rounded to -1, 0 and 1, all embeddings would be one."""
+    torch.save({name: value.to(torch.int8) for name, value in resnet.items()}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net\.pth has the weights of another network: 20 of 122 tensors fit"):
+        started(tmp_path / "net.pth")  # the 20 counters of batch norm are integers
+    torch.save({name: value.half() for name, value in resnet.items()}, tmp_path / "half.pth")
+    half = started(tmp_path / "half.pth").get_submodule("backbone.conv1").weight
+    assert torch.equal(half, resnet["conv1.weight"].half().float())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_positions_of_another_size_are_resampled_as_timm_does(prefix: str, tmp_path, caplog):
+    name = "vit_tiny_patch16_224"
+    given = timm.create_model(name, num_classes=3).state_dict()
+    torch.save(wrapped(given, prefix), tmp_path / "vit.pth")
+    with caplog.at_level(logging.INFO, "tripletmas"):
+        model = make_model(f"timm:{name}", (3, 64, 48), options={"weights": str(tmp_path / "vit.pth")})
+    own = model.get_submodule("backbone").state_dict()
+    expected = timm.layers.resample_abs_pos_embed(given["pos_embed"], [4, 3], num_prefix_tokens=1)
+    assert torch.equal(own["pos_embed"], expected)
+    assert torch.equal(own["blocks.3.mlp.fc1.weight"], given["blocks.3.mlp.fc1.weight"])
+    assert "150 of 150 tensors of the network start from it; left out of the file: head.weight" in caplog.text
+
+
 def test_weights_that_are_not_finite_are_refused(resnet, tmp_path):
     """Trained on, they would make the loss nan, for which the learning rate would be blamed."""
     resnet["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
@@ -105,6 +138,7 @@ def test_files_that_hold_no_weights(tmp_path, resnet):
     content = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "empty.pth").touch()
     (tmp_path / "hello.pth").write_text("hello\n")  # torch's own words for it are "101"
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "folder").mkdir()
@@ -113,8 +147,9 @@ def test_files_that_hold_no_weights(tmp_path, resnet):
     for file, message in (
         ("absent.pth", "no such file: .*absent.pth"),
         ("folder", "is no file of weights"),
-        ("cut.pth", r"cut\.pth cannot be read as a torch file: "),
+        ("cut.pth", r"cut\.pth cannot be read as a torch file, and may be damaged: [^.]*$"),
         ("text.pth", r"text\.pth (cannot be read as a torch file|holds more than tensors)"),
+        ("empty.pth", r"empty\.pth cannot be read as a torch file: it is none"),
         ("hello.pth", r"hello\.pth cannot be read as a torch file: it is none"),
         ("text.safetensors", "cannot be read as safetensors: "),
         ("none.pth", "holds no weights: tensors by name"),

@@ -144,7 +144,19 @@ def test_models_that_see_one_stream_differently_are_compared(tmp_path: Path):
     several = zip((data, other), models, strict=True)
     runs = [write_run(tmp_path / model["name"][:5], data=each, model=model) for each, model in several]
     labels = [method.label for method in comparison(runs).methods]
-    assert labels == ["mas, augment=none, name=conv4", "mas, augment=photo, name=timm:resnet18"]  # no option of theirs
+    # no option of theirs
+    assert labels == ["mas, augment=none, model=conv4", "mas, augment=photo, model=timm:resnet18"]
+
+
+def test_the_page_is_headed_by_what_all_rows_have_in_common(tmp_path: Path, undrawn):
+    models = ({"name": "conv4", "width": 64}, {"name": "mlp"})
+    runs = [write_run(tmp_path / f"{i}", model=each) for i, each in enumerate(models)]
+    page = write_comparison(runs, tmp_path / "out").read_text()
+    head = page[page.index("<h1") : page.index("<h2")]
+    assert "model " not in head  # it was that of the first row
+    assert "3 tasks" in head
+    assert "mas, model=conv4" in page
+    assert "model conv4" in write_comparison(runs[:1] * 2, tmp_path / "same").read_text()
 
 
 def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path, undrawn):

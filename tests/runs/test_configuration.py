@@ -122,7 +122,15 @@ def test_types(arguments, place, value):
     [
         (["--strategy", "mass"], r"unknown strategy 'mass' \(did you mean 'mas'\?\)"),
         (["--loss", "tripletx"], r"unknown loss 'tripletx' \(did you mean 'triplet'\?\)"),
-        (["--model", "resnet81"], "unknown model 'resnet81'"),
+        (
+            ["--model", "resnet81"],
+            r"unknown model 'resnet81' \(did you mean 'resnet18'\?\); there are mlp, ",
+        ),
+        (["--model", "qqq"], r"unknown model 'qqq'; there are mlp, .*timm:NAME, .*path/to/file\.py:FUNCTION"),
+        (["--model", "nets.py"], "model 'nets.py' is a file: name the function in it .*as nets.py:make"),
+        (["--model", "."], r"\. is no exported model: it has no config\.json"),
+        (["--data=folder", "--data.root=x", "--data.size", "0x5"], "--data.size takes sides of 1 pixel .*got '0x5'"),
+        (["--data=folder", "--data.root=x", "--data.size=0X20"], "--data.size takes sides of 1 pixel .*got '0X20'"),
         (["--data", "digit"], r"unknown data 'digit' \(did you mean 'digits'\?\)"),
         (["--strategy.strenght", "1"], r"strategy 'mas' has no option 'strenght' \(did you mean 'strength'\?\)"),
         (["--strategy", "finetune", "--strategy.strength", "1"], "strategy 'finetune' has no option 'strength'"),

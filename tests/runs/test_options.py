@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tripletmas.models.making import make_model
-from tripletmas.runs.options import TrainConfig, make_optimizer, set_rate, split_backbone
+from tripletmas.runs.options import TrainConfig, make_optimizer, refuse_nothing, set_rate, split_backbone
 
 
 def rate(progress: float, **options) -> float:
@@ -185,8 +185,8 @@ def test_a_warm_up_ends_before_its_task():
 
 
 def test_a_model_with_nothing_to_train():
-    with pytest.raises(ValueError, match="the model has no weights to train, or all are frozen"):
-        make_optimizer(nn.Flatten(), nn.Identity(), TrainConfig())
-    with pytest.raises(ValueError, match="the model has no weights to train, or all are frozen"):
-        make_optimizer(nn.Linear(2, 2).requires_grad_(False), nn.Identity(), TrainConfig())
+    for model in (nn.Flatten(), nn.Linear(2, 2).requires_grad_(False)):
+        with pytest.raises(ValueError, match="the model has no weights to train, or all are frozen"):
+            refuse_nothing(model, nn.Identity())
+        refuse_nothing(model, nn.Linear(2, 2))  # proxies, heads
     assert make_optimizer(nn.Flatten(), nn.Linear(2, 2), TrainConfig()).param_groups[1]["params"]  # proxies, heads

@@ -33,7 +33,7 @@ def read_foreign_weights(path: str | Path, sha256: str | None = None) -> Params:
     _check_file(path)
     if sha256 is not None and (found := file_sha256(path)) != sha256:
         raise ValueError(f"{path} is not the file it was: its SHA-256 is {found}, not {sha256}")
-    content = _safetensors(path) if Path(path).suffix == ".safetensors" else _torch(path)
+    content = _safetensors(path) if _is_safetensors(path) else _torch(path)
     tensors = _tensors_in(content)
     if not tensors:
         raise ValueError(f"{path} holds no weights: tensors by name, as state_dict() gives them, are wanted")
@@ -62,6 +62,15 @@ def _check_file(path: str | Path) -> None:
         raise ValueError(f"{path} is no file of weights" if Path(path).exists() else f"no such file: {path}")
 
 
+def _is_safetensors(path: str | Path) -> bool:
+    """By what it holds, as far as that can be told, else by its name: of either kind there are files under any name."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04"):  # the archive that torch writes
+        return False
+    return start[8:] == b"{" or Path(path).suffix == ".safetensors"
+
+
 def _safetensors(path: str | Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
@@ -71,17 +80,18 @@ def _safetensors(path: str | Path) -> Mapping[str, Any]:
 
 def _torch(path: str | Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # by a name that ends in .safetensors torch would take it for such a file
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} holds more than tensors and plain values, and is not read, since that would execute code: save "
             "model.state_dict() alone, best with safetensors"
         ) from None
-    except LookupError:
+    except (LookupError, EOFError):
         raise ValueError(f"{path} cannot be read as a torch file: it is none, or is damaged") from None
     except Exception as error:  # torch reports a broken file with many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a torch file: {reason}") from None
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a torch file, and may be damaged: {reason}") from None
 
 
 def _tensors_in(content: Any) -> Params:

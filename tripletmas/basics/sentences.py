@@ -27,10 +27,14 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     ' (known: strength, decay)'
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f" (did you mean {near[0]!r}?)"
+    if near := nearest(name, known):
+        return f" (did you mean {near!r}?)"
     return f" (known: {', '.join(known[:30]) or 'none'}{', ...' if len(known) > 30 else ''})"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was likely meant, if there is one."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def short(name: str) -> str:
@@ -42,8 +46,11 @@ def short(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def refused(error: Exception) -> str:
+def refused(error: Exception, *, hyphens: bool = False) -> str:
     """What jsonargparse says of a value of a wrong type, in a sentence; other messages in one line.
+
+    Args:
+        hyphens: whether the option is written so, where it calls its value `min_score`.
 
     >>> refused(ValueError('Parser key "training.lr":\n  Expected a <class \'float\'>. Got value: fast'))
     "--training.lr takes float, not 'fast'"
@@ -57,4 +64,5 @@ def refused(error: Exception) -> str:
         types = types.replace(theirs, ours)
     names = [name.strip(" '") for name in re.split(r", (?![^\[]*\])", types)]  # list[int, str] stays whole
     dashes = "-" if len(match["key"]) == 1 else "--"
-    return f"{dashes}{match['key']} takes {' or '.join(names)}, not {match['value']!r}"
+    option = match["key"].replace("_", "-") if hyphens else match["key"]
+    return f"{dashes}{option} takes {' or '.join(names)}, not {match['value']!r}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +89,21 @@ def differing_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU for a model without one."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the whole model is in eval mode; afterwards every submodule is back in the mode it was in.
+
+    So not `model.train()`: parts may be in eval mode on purpose.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def state_of(model: nn.Module) -> Params:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from tripletmas.data.images import find_images
 from tripletmas.data.tables import read_rows
+
+logger = logging.getLogger(__name__)
 
 
 def asked_images(given: Sequence[str], csv: str | None, column: str) -> list[str]:
@@ -23,7 +26,10 @@ def asked_images(given: Sequence[str], csv: str | None, column: str) -> list[str
     found = [path for each in given for path in _images_in(each)]
     if csv:
         folder = Path(csv).parent
-        found += [str(folder / cell) for cell in _cells(csv, column, texts=False)]
+        try:
+            found += [str(folder / cell) for cell in _cells(csv, column, texts=False)]
+        except ValueError as error:
+            raise ValueError(f"{error} (the index holds images, and the column {column!r} is to name such)") from None
     return list(dict.fromkeys(found))
 
 
@@ -35,6 +41,8 @@ def asked_texts(given: Sequence[str], csv: str | None, column: str) -> list[str]
     """
     if empty := [each for each in given if not each.strip()]:
         raise ValueError(f"a text to search with is empty: {empty[0]!r}")
+    if files := [each for each in given if os.path.exists(each)]:
+        logger.warning("the index holds texts: what is searched for is %r itself, not what is in that file", files[0])
     return list(dict.fromkeys([*given, *(_cells(csv, column, texts=True) if csv else ())]))
 
 

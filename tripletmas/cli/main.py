@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from tripletmas.basics import progress
 from tripletmas.basics.sentences import refused, suggestion
@@ -113,7 +116,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
     except argparse.ArgumentError as error:
         command = " ".join([name, *arguments[:1]]) if name == "index" else name
-        return _failed(f"{refused(error)}; see: tripletmas {command} --help")
+        return _failed(f"{refused(error, hyphens=True)}; see: tripletmas {command} --help")
     return 0
 
 
@@ -129,8 +132,23 @@ def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
         return "there is not enough memory for this, or a number is too large (--debug shows where)", 2
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return message, 2
+    if place := _place_in_own_code(error):
+        return f"{place}: {type(error).__name__}: {message}", 2
     where = "" if debug else "; --debug shows where"
     return f"unexpected {type(error).__name__}: {message}{where}. This should not happen: please report it", 1
+
+
+def _place_in_own_code(error: Exception) -> str | None:
+    """The file and line of a user's own code in which an error arose, if it did: not in ours, which called that."""
+    package = f"{Path(__file__).parents[1]}{os.sep}"
+    paths = sysconfig.get_paths()
+    installed = tuple(f"{paths[name]}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(package):
+            return None
+        if os.path.isfile(frame.filename) and not frame.filename.startswith(installed):
+            return f"{frame.filename}, line {frame.lineno}"
+    return None
 
 
 def _failed(message: str, status: int = 2) -> int:

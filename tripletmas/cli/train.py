@@ -109,7 +109,7 @@ def resume(arguments: Sequence[str]) -> None:
 def _out(path: str, config: dict[str, Any]) -> Path:
     """Where a run is written: not among the images that it reads."""
     read = [*config["data"].values(), config["gallery"]["images"]]
-    check_place("--out", path, images=[each for each in read if isinstance(each, str) and Path(each).is_dir()])
+    check_place("--out", path, images=[each for each in read if isinstance(each, str) and each and Path(each).is_dir()])
     return Path(path)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -16,14 +16,12 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, find_images, identity_of, read_images
 from tripletmas.data.names import encode_labels
 from tripletmas.data.parts import LEFT_OUT as LEFT_OUT
-from tripletmas.data.parts import SPLITS, groups_of, parts_of
+from tripletmas.data.parts import SPLITS, ClassFrom, check_class_from, class_of, groups_of, parts_of
 from tripletmas.data.preparation import Interpolation, Preparation, Size, height_and_width
 from tripletmas.data.source import Source
 from tripletmas.data.tables import read_rows
 
 logger = logging.getLogger(__name__)
-
-ClassFrom = Literal["path", "leaf"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ def folder(
         class_from: what names a class below task folders: path, '<task>/<class>', or leaf, '<class>': the same product
             in two months is one class.
     """
-    if class_from not in ("path", "leaf"):
-        raise ValueError(f"class_from must be path or leaf, got {class_from!r}")
+    check_class_from(class_from)
     files = find_images(root)
     branches = [file.split("/")[:-1] for file in files]
     if Path(root).is_file():
@@ -74,7 +71,7 @@ def folder(
     entries, example = [], {}
     for file, split, branch in zip(files, *parts_of(root, branches), strict=True):
         if split in SPLITS:
-            class_name = "/".join(branch[-1:] if class_from == "leaf" else branch)
+            class_name = class_of(branch, class_from)
             entries.append(Entry(file, class_name, branch[0] if len(branch) == 2 else None, SPLITS[split]))
             example.setdefault(len(branch), file)
     if len(example) != 1 or not example.keys() <= {1, 2}:
@@ -113,7 +110,7 @@ def csv(
     class, of which each task has images. `split` is train, test, query (the same as test) or gallery; without it all
     images are for training. A file has one label and one task; it may be for training and in the gallery, but a query
     is nothing else. A row that is there twice counts once, and is warned of, as are files outside of `root`. Texts need
-    no `path`, and may have several lines in quotes; for them the options of images have no meaning.
+    no `path`, and may have several lines in quotes.
 
     Args:
         path: the CSV file, UTF-8, with a header.
@@ -135,6 +132,11 @@ def csv(
         if root is not None or skip_unreadable:
             raise ValueError(
                 "root and skip_unreadable are for images, and text names a column of texts: leave them out"
+            )
+        if (size, channels, interpolation, crop, in_memory) != (64, 3, "bilinear", 1.0, None):
+            raise ValueError(
+                "size, channels, interpolation, crop and in_memory are for images, and text names a column of texts: "
+                "leave them out"
             )
         from tripletmas.data.text_tables import Columns, csv_of_texts  # here, so that no chain of imports grows longer
 

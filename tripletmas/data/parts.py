@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from tripletmas.data.names import in_order
 
 logger = logging.getLogger(__name__)
+
+ClassFrom = Literal["path", "leaf"]
 
 SPLITS = {"train": "train", "test": "test", "query": "test", "gallery": "gallery"}  # a query is a test sample
 LEFT_OUT = frozenset({"val", "valid", "validation"})  # nothing is selected on them, and test scores stay comparable
@@ -26,6 +29,17 @@ def parts_of(root: str, branches: list[list[str]], *, what: str = "images") -> t
     if left_out:
         logger.warning("%s: left out %d %s of the validation part", root, left_out, what)
     return [first or "train" for first in firsts], [branch[1:] for branch in branches]
+
+
+def check_class_from(class_from: str) -> None:
+    """Whether it is one of those that there are."""
+    if class_from not in get_args(ClassFrom):
+        raise ValueError(f"class_from must be {' or '.join(get_args(ClassFrom))}, got {class_from!r}")
+
+
+def class_of(branch: Sequence[str], class_from: ClassFrom) -> str:
+    """The class of what lies in these folders: all of them, or the last alone."""
+    return "/".join(branch[-1:] if class_from == "leaf" else branch)
 
 
 def groups_of(classes: Sequence[str], groups: Sequence[str | None]) -> tuple[list[str] | None, list[str] | None]:

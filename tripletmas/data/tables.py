@@ -65,6 +65,8 @@ def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
                 number = rows.line_num + 1
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: name a CSV file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from None
     except csv.Error as error:

@@ -221,7 +221,13 @@ def _task(
     assert parts.test is not None
     train, query = of_task(parts.train), of_task(parts.test)
     if not len(query):
-        raise ValueError(f"task {name!r} has no queries: the test part has none of its classes")
+        why = "the test part has none of its classes"
+        if parts.pairs:
+            why = (
+                f"none of its {len(train.classes)} answers is asked for: raise test_share, or name queries in a column "
+                "split"
+            )
+        raise ValueError(f"task {name!r} has no queries: {why}")
     gallery = None
     if parts.gallery is not None:
         gallery = of_task(parts.gallery).plain()

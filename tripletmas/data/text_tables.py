@@ -13,7 +13,7 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import find_files
 from tripletmas.data.names import encode_labels
 from tripletmas.data.pairs import Pair, source_of_pairs
-from tripletmas.data.parts import SPLITS, groups_of, parts_of
+from tripletmas.data.parts import SPLITS, ClassFrom, check_class_from, class_of, groups_of, parts_of
 from tripletmas.data.source import Source
 from tripletmas.data.tables import read_rows
 from tripletmas.data.tokens import Texts
@@ -83,15 +83,17 @@ def jsonl(
     return _of_tables(path, test_path, lambda file: _json_lines(file, columns.needed, ("task", "split")), columns)
 
 
-def texts(*, root: str) -> Source:
+def texts(*, root: str, class_from: ClassFrom = "path") -> Source:
     """Texts in folders, a file each: `<class>/<name>.txt` or `<task>/<class>/<name>.txt`, as images lie in them.
 
     Each may lie below `train`, `test` and `gallery`. With task folders, a class is '<task>/<class>' and its group is
-    the task.
+    the task; with class_from="leaf" folders of one name in several tasks are one class, of which each task has texts.
 
     Args:
         root: the folder.
+        class_from: what names a class below task folders: path, '<task>/<class>', or leaf, '<class>'.
     """
+    check_class_from(class_from)
     if not Path(root).is_dir():
         raise ValueError(f"no such folder: {root}")
     files = find_files(root, frozenset({".txt"}), "texts")
@@ -100,7 +102,7 @@ def texts(*, root: str) -> Source:
     for file, split, branch in zip(files, *parts_of(root, branches, what="texts"), strict=True):
         if split in SPLITS:
             place, group = Path(root) / file, branch[0] if len(branch) == 2 else None
-            entries.append(Entry(_content(place), str(place), "/".join(branch), group, SPLITS[split]))
+            entries.append(Entry(_content(place), str(place), class_of(branch, class_from), group, SPLITS[split]))
             example.setdefault(len(branch), file)
     if len(example) != 1 or not example.keys() <= {1, 2}:
         raise ValueError(
@@ -216,10 +218,14 @@ def _json_lines(path: str, needed: Sequence[str], optional: Sequence[str]) -> Ro
                     continue
                 try:
                     yield number, _cells(json.loads(line), needed, optional)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number}: {error}") from None
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: name a file of JSON lines") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from None
 

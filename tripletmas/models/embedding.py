@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tripletmas.basics.progress import told
-from tripletmas.basics.weights import state_of, weight_hash
+from tripletmas.basics.weights import eval_mode, state_of, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 
 
@@ -77,13 +77,11 @@ def embed(
     if device is None:
         first = next(model.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     pieces, start, order = [], 0, _order(dataset)
-    try:
-        together = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        batches = dataset.loader(batches=together, num_workers=num_workers)
-        bar = tqdm(batches, desc="embed", leave=False, disable=None if progress else True)
+    together = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = dataset.loader(batches=together, num_workers=num_workers)
+    bar = tqdm(batches, desc="embed", leave=False, disable=None if progress else True)
+    with eval_mode(model):
         for samples, _ in told(bar, "embedded batch", len(batches)):
             with torch.inference_mode():
                 vectors = model(samples.to(device))
@@ -99,9 +97,6 @@ def embed(
                 file = f" ({dataset.paths[sample]})" if dataset.paths is not None else ""
                 raise ValueError(f"the embedding of sample {sample}{file} holds NaN or infinity")
             start += len(samples)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     vectors = torch.cat(pieces)
     return Embeddings(vectors if dataset.texts is None else vectors[torch.tensor(order).argsort()], dataset.labels)
 

@@ -67,6 +67,10 @@ def read_exported(folder: str | Path) -> dict[str, Any]:
         ValueError: if it is none that `write_exported` wrote, or was damaged.
     """
     file = Path(folder) / CONFIG
+    if (Path(folder) / "modules.json").is_file():
+        raise ValueError(f"{folder} is a model of Sentence Transformers: name it sentence-transformers:{folder}")
+    if not file.is_file():
+        raise ValueError(f"{folder} is no exported model: it has no {CONFIG}, as tripletmas export --pretrained writes")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

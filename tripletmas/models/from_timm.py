@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from tripletmas.basics.sentences import suggestion
+from tripletmas.basics.sentences import nearest
+from tripletmas.basics.weights import Params
 from tripletmas.data.preparation import INTERPOLATIONS, written
 from tripletmas.models.networks import check_output, image_shape
 
@@ -47,7 +50,24 @@ def backbone(
             raise ValueError(f"timm's weights of {known!r} cannot be had ({reason}): {advice}") from None
         raise ValueError(f"{name} cannot take images of shape {tuple(sample_shape)}: {reason}") from None
     check_output(network, name, sample_shape, dim)
+    _refuse_cut_patches(network, name, size)
     return network
+
+
+def refitted(network: nn.Module, tensors: Params) -> Params:
+    """The tensors of a file, by the network's names, as one of timm's networks takes them at its size.
+
+    timm's own function for networks of its kind does that, where it has one: position embeddings of images of another
+    size are resampled, for instance.
+    """
+    place = type(network).__module__
+    convert = getattr(sys.modules[place], "checkpoint_filter_fn", None) if place.startswith("timm.models.") else None
+    if convert is None:
+        return tensors
+    try:
+        return dict(convert(dict(tensors), network))
+    except Exception:  # it is made for the files that timm knows, and raises many types for others
+        return tensors
 
 
 def made_for(name: str) -> dict[str, Any]:
@@ -70,6 +90,17 @@ def made_for(name: str) -> dict[str, Any]:
     }
 
 
+def _refuse_cut_patches(network: nn.Module, name: str, size: Sequence[int]) -> None:
+    """Raises ValueError where an image is no whole number of patches: what is left of it would not be seen."""
+    embed = getattr(network, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if not isinstance(patch, tuple) or getattr(embed, "dynamic_img_pad", False):
+        return
+    if any(side % part for side, part in zip(size, patch, strict=True)):
+        given, asked = ("x".join(map(str, each)) for each in (size, patch))
+        raise ValueError(f"{name} takes images of whole patches of {asked} pixels, got {given}")
+
+
 def _timm(name: str) -> tuple[Any, str]:
     """timm, and the name of a model as timm knows it."""
     known = name.removeprefix(PREFIX)
@@ -79,5 +110,7 @@ def _timm(name: str) -> tuple[Any, str]:
         raise ValueError(f'{name} needs timm: pip install "tripletmas[timm]"') from None
     logging.getLogger("timm").setLevel(logging.WARNING)
     if not timm.is_model(known):
-        raise ValueError(f"timm has no model {known!r}{suggestion(known, timm.list_models())}")
+        near = nearest(known, timm.list_models())
+        advice = f"did you mean {PREFIX}{near}?" if near else "timm.list_models() in Python lists them"
+        raise ValueError(f"timm has no model {known!r} ({advice})")
     return timm, known

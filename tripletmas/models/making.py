@@ -8,7 +8,7 @@ torch's global generator: seed it before you make a model that must be repeatabl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.options import Option, options_of
-from tripletmas.basics.sentences import listed, suggestion
+from tripletmas.basics.sentences import listed, nearest, suggestion
 from tripletmas.models import from_timm, from_torchvision, text
 from tripletmas.models.exported import prepared_beside
 from tripletmas.models.lora import adapt
@@ -67,7 +67,8 @@ def _made(
         return constructor(sample_shape, **given)
     except (Exception, SystemExit) as error:
         what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"model {name!r} cannot be made for samples {tuple(sample_shape)}: {what}{error}") from error
+        samples = f"samples {tuple(sample_shape)}" if sample_shape else "texts, whose sample_shape is ()"
+        raise ValueError(f"model {name!r} cannot be made for {samples}: {what}{error}") from error
 
 
 def completed(
@@ -179,11 +180,23 @@ def constructor_for(name: str) -> Callable[..., nn.Module]:
         if name.startswith(prefix):
             return partial(constructor, name=name)
     if name not in model_names():
-        raise ValueError(
-            f"unknown model '{name}'{suggestion(name, model_names())}; there are {', '.join(MODELS)}, the names of "
-            f"torchvision's classification models, such as resnet18, and {listed(f'{each}NAME' for each in LIBRARIES)}"
-        )
+        raise unknown_model(name)
     return partial(from_torchvision.backbone, name=name)
+
+
+def unknown_model(name: str, others: Iterable[str] = ()) -> ValueError:
+    """What to say of a name that no model has.
+
+    Args:
+        others: names of models that installed packages bring.
+    """
+    if name.endswith(".py"):
+        return ValueError(f"model {name!r} is a file: name the function in it that makes the model, as {name}:make")
+    near = nearest(name, (*model_names(), *others))
+    meant = f" (did you mean {near!r}?)" if near else ""
+    kinds = [*_OURS, *others, "the names of torchvision's classification models, such as resnet18"]
+    kinds += [f"{prefix}NAME" for prefix in LIBRARIES] + ["path/to/file.py:FUNCTION", "a folder of export --pretrained"]
+    return ValueError(f"unknown model {name!r}{meant}; there are {listed(kinds, len(kinds))}")
 
 
 class Normalize(nn.Module):
@@ -211,4 +224,4 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.deviation
 
 
-_OURS = frozenset(MODELS)
+_OURS = tuple(MODELS)

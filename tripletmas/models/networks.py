@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from tripletmas.basics.weights import device_of
+from tripletmas.basics.weights import device_of, eval_mode
 
 
 def mlp(sample_shape: tuple[int, ...], *, dim: int = 32, hidden: tuple[int, ...] = (256, 256)) -> nn.Module:
@@ -66,15 +66,9 @@ def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
     Raises:
         ValueError: if the model does not return (batch, dim).
     """
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            samples = torch.zeros(2, *sample_shape) if sample_shape else torch.tensor([[[0], [1]]] * 2)
-            found = model(samples.to(device_of(model)))
-    finally:
-        for module, flag in training:  # not model.train(): parts may be in eval mode on purpose
-            module.training = flag
+    with eval_mode(model), torch.no_grad():
+        samples = torch.zeros(2, *sample_shape) if sample_shape else torch.tensor([[[0], [1]]] * 2)
+        found = model(samples.to(device_of(model)))
     if not isinstance(found, torch.Tensor):
         raise ValueError(f"the model must return embeddings (batch, dim) alone, but returned a {type(found).__name__}")
     if found.ndim != 2 or len(found) != 2 or not found.is_floating_point():
@@ -82,6 +76,8 @@ def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
         raise ValueError(
             f"the model must return embeddings (batch, dim), but returned {tuple(found.shape)}{kind} for two samples"
         )
+    if not found.shape[1]:
+        raise ValueError("the model returns embeddings of length 0: its last layer has no outputs")
     return found.shape[1]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -31,16 +33,18 @@ def freeze(model: nn.Module, patterns: str) -> None:
     Args:
         patterns: separated by commas: names of modules or parameters as the model has them, with all that is in them
             ("blocks.0"), or patterns of such names ("blocks.[0-3]", "*.bias"). What stands before them all may be left
-            out: "stem" for "backbone.stem", where only one part of the model has such a name.
+            out: "stem" for "backbone.stem", where only one part of the model has such a name. In a network of timm also
+            what it calls a stage: "stem" is conv_stem and bn1 of an EfficientNet.
 
     Raises:
         ValueError: for a name of nothing, or of things in several places; where nothing would be left to train.
     """
     parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    stages = _stages(unwrap(model))
     asked = list(filter(None, map(str.strip, patterns.split(","))))
     if not asked:
         raise ValueError(f"freeze takes names of parts of the model, separated by commas, got {patterns!r}")
-    named = [parameters[name] for pattern in asked for name in _named(pattern, parameters)]
+    named = [parameters[name] for pattern in asked for name in _named(pattern, parameters, stages)]
     frozen = {id(parameter) for parameter in named}
     if all(id(each) in frozen or not each.requires_grad for each in parameters.values()):
         raise ValueError(
@@ -59,8 +63,21 @@ def still_norms(model: nn.Module) -> list[nn.Module]:
     return [norm for name, norm in norms.items() if _is_frozen(norm) or _is_frozen(_first_with_weights(name, modules))]
 
 
-def _named(pattern: str, names: Iterable[str]) -> list[str]:
-    """The parameters that this is a name or a pattern of, or of something that they are in."""
+def _stages(model: nn.Module) -> dict[str, list[str]]:
+    """What timm calls the stages of a network of its own in this model -> the parameters in each."""
+    found: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        matcher: Any = getattr(module, "group_matcher", None)
+        if matcher and type(module).__module__.startswith("timm."):
+            begin = f"{path}." if path else ""
+            patterns = {stage: each for stage, each in matcher(coarse=True).items() if isinstance(each, str)}
+            for stage, each in patterns.items():
+                found[stage] = [begin + name for name, _ in module.named_parameters() if re.match(each, name)]
+    return found
+
+
+def _named(pattern: str, names: Iterable[str], stages: Mapping[str, list[str]]) -> list[str]:
+    """The parameters that this is a name or a pattern of, or of something that they are in, or the name of a stage."""
     names = list(names)
     if found := [name for name in names if _begins_with(pattern, name)]:
         return found
@@ -75,6 +92,8 @@ def _named(pattern: str, names: Iterable[str]) -> list[str]:
             f"freeze: {pattern!r} is in several parts of the model ({listed(inner, 4)}): write the whole name of one, "
             f"or '*.{pattern}' for all"
         )
+    if not inner and (found := stages.get(pattern)):
+        return found
     if not inner:
         raise ValueError(f"freeze: the model has no {pattern!r}{_nearest(pattern, names)}")
     return next(iter(inner.values()))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tripletmas.basics.foreign_weights import read_foreign_weights
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, state_of
+from tripletmas.models.from_timm import refitted
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def load_start_weights(network: nn.Module, file: str, *, sha256: str | None = No
             for weights that are not finite.
     """
     own = state_of(network)
-    fit = _fit(read_foreign_weights(file, sha256), own)
+    fit = _fit(read_foreign_weights(file, sha256), own, network)
     _refuse_another(file, fit, own, last_layer(network))
     if broken := [name for name, value in fit.taken.items() if not bool(value.isfinite().all())]:
         raise ValueError(f"{file} holds weights that are nan or infinite{_named(', in', broken)}: take another file")
@@ -103,14 +104,27 @@ def last_layer(network: nn.Module) -> str:
     return "."
 
 
-def _fit(found: Mapping[str, Tensor], own: Params) -> Fit:
+def _fit(found: Mapping[str, Tensor], own: Params, network: nn.Module) -> Fit:
     """How the tensors of a file fit a network with these, under the names that most of them have there."""
     named, inside = _renamed(found, own)
+    named = _of_this_size(named, network)
     taken = _taken(named, own)
     missing = tuple(name for name in own if name not in named and not name.endswith(_COUNTERS))
     reshaped = tuple(name for name in own if name in named.keys() - taken.keys())
     unexpected = tuple(name.removeprefix(inside) for name in named if name not in own)
     return Fit(taken, missing, reshaped, unexpected, inside)
+
+
+def _of_this_size(named: Params, network: nn.Module) -> Params:
+    """The tensors as the network of timm within this one, if there is one, takes them at its size."""
+    for path, module in network.named_modules():
+        begin = f"{path}." if path else ""
+        inner = {name.removeprefix(begin): value for name, value in named.items() if name.startswith(begin)}
+        changed = refitted(module, inner)
+        if changed is not inner:
+            rest = {name: value for name, value in named.items() if not name.startswith(begin)}
+            return rest | {begin + name: value for name, value in changed.items()}
+    return named
 
 
 def _renamed(found: Mapping[str, Tensor], own: Params) -> tuple[Params, str]:
@@ -146,8 +160,8 @@ def _taken(named: Mapping[str, Tensor], own: Params) -> Params:
 
 def _fitting(value: Tensor, place: Tensor | None) -> Tensor | None:
     """The tensor as it fits its place in the network; None if it does not."""
-    if place is None or value.is_complex() != place.is_complex():
-        return None
+    if place is None or (place.is_floating_point() and not value.is_floating_point()):
+        return None  # integers, as of a quantised network, and complex numbers are no weights of this one
     if value.shape == place.shape:
         return value
     of_other_channels = value.ndim == place.ndim == 4 and value.shape[0] == place.shape[0]

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tripletmas.basics.logs import errors_only
 from tripletmas.basics.sentences import listed
 from tripletmas.data.tokens import Tokenizer
 
@@ -142,9 +144,10 @@ def save_encoder(encoder: TextEncoder, folder: Path, card: str) -> None:
         head = Dense(network.head.in_features, network.head.out_features, activation_function=nn.Identity())
         head.linear.load_state_dict(network.head.state_dict())
         modules.append(head)
-    made = SentenceTransformer(modules=[*modules, Normalize()], device="cpu")
-    made.max_seq_length = encoder.tokenizer.max_length
-    made.save(str(folder), create_model_card=False, safe_serialization=True)
+    with _quiet():
+        made = SentenceTransformer(modules=[*modules, Normalize()], device="cpu")
+        made.max_seq_length = encoder.tokenizer.max_length
+        made.save(str(folder), create_model_card=False, safe_serialization=True)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -246,27 +249,39 @@ def _loaded(folder: Path) -> tuple[nn.Sequential, Any, int]:
     """(the encoder in float32, its tokenizer, the most tokens that it reads)."""
     try:
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as messages
     except ImportError:
         raise _missing() from None
-    bars = messages.is_progress_bar_enabled()
-    messages.disable_progress_bar()  # of loading weights, which takes no time
     try:
-        encoder = SentenceTransformer(
-            str(folder),
-            device="cpu",
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True},
-        ).float()
-        tokenizer = encoder.tokenizer
+        with _quiet():
+            encoder = SentenceTransformer(
+                str(folder),
+                device="cpu",
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+            ).float()
+            tokenizer = encoder.tokenizer
     except Exception as error:  # of a folder that is something else, the libraries raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "ignore_mismatched_sizes" in reason:  # what it refers to is a table that it logs
+            reason = "its weights have other sizes than its configuration says"
         raise ValueError(f"{folder} is no sentence-transformers model that can be read: {reason}") from None
+    return encoder, tokenizer, int(encoder.max_seq_length or tokenizer.model_max_length)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the libraries tell of loading and writing weights, which takes no time."""
+    from transformers.utils import logging as messages
+
+    bars = messages.is_progress_bar_enabled()
+    messages.disable_progress_bar()
+    try:
+        with errors_only("sentence_transformers"):
+            yield
     finally:
         if bars:
             messages.enable_progress_bar()
-    return encoder, tokenizer, int(encoder.max_seq_length or tokenizer.model_max_length)
 
 
 def _prompt(encoder: Any, what: str) -> str:

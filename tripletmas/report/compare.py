@@ -281,16 +281,16 @@ def _is_of_a_model(key: str) -> bool:
 
 
 def _options(config: Record, keys: set[str]) -> list[str]:
-    """`strength=1`: the last part of a key, its whole where two keys end alike.
+    """`strength=1`: the last part of a key, its whole where two keys end alike; `model=conv4` of a name.
 
     Of a combined strategy the part that the option belongs to stays: `mas.strength=1`.
     """
-    ends = Counter(key.split(".")[-1] for key in keys)
+    ends = Counter(key.removesuffix(".name").split(".")[-1] for key in keys)
 
     def name(key: str) -> str:
         if re.fullmatch(r"strategy\.\w+\..+", key):
             return key.removeprefix("strategy.")
-        end = key.split(".")[-1]
+        end = key.removesuffix(".name").split(".")[-1]
         return end if ends[end] == 1 else key
 
     return [f"{name(key)}={config[key]}" for key in sorted(keys) if key in config and key != "strategy.name"]

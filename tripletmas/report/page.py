@@ -17,7 +17,7 @@ from tripletmas.report.forecast import forecast_rows
 from tripletmas.report.galleries import choice_rows, gallery_rows
 from tripletmas.report.grid import GRID_TOOLS, groups
 from tripletmas.report.html import Plot, make_plot, render
-from tripletmas.report.read import read_run
+from tripletmas.report.read import Run, read_run
 from tripletmas.report.run_plots import map_plot, run_plots
 from tripletmas.runs.directory import flatten, is_run, seed_directories
 
@@ -87,7 +87,7 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
     first = compared.methods[0].runs[0]
     values = {
         "title": first.path.resolve().parent.name if links else "Methods side by side",
-        "about": rows.about(first)[:-1] if links else rows.about(first)[1:-1],
+        "about": rows.about(first)[:-1] if links else _in_common([method.runs[0] for method in compared.methods]),
         "primary": compared.kind.primary,
         "wording": compared.kind.wording,
         "compared": compared,
@@ -98,6 +98,12 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "versions": first.section("version"),
     }
     return _write(page, "comparison.html.j2", values)
+
+
+def _in_common(runs: Sequence[Run]) -> list[str]:
+    """What is said of each of these runs but its strategy and seed, as far as it is the same of all."""
+    said = [rows.about(run)[1:-1] for run in runs]
+    return [each for each in said[0] if all(each in other for other in said)]
 
 
 def _comparison_plots(compared: Comparison, out: Path) -> list[Plot]:

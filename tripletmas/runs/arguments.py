@@ -130,6 +130,15 @@ def part_names(arguments: Sequence[str]) -> dict[str, str]:
     return vars(first.parse_known_args(list(arguments))[0])
 
 
+def check_size(arguments: Sequence[str]) -> None:
+    """Whether a size is meant as it will be read: YAML takes 0x5 for a number, 5."""
+    for argument, following in zip(arguments, (*arguments, "")[1:], strict=True):
+        option, equals, value = argument.partition("=")
+        value = value if equals else following
+        if option.endswith(".size") and re.match("0x", value, re.IGNORECASE):
+            raise ValueError(f"{option} takes sides of 1 pixel and more, as 224 or HEIGHTxWIDTH, got {value!r}")
+
+
 def check_value(argument: str) -> None:
     """Whether an option can be kept in a file, and is read in no time."""
     if re.search("[\ud800-\udfff]", argument):  # what Python makes of other bytes in a name

@@ -205,6 +205,8 @@ def _reader(kind: Kind, name: str) -> Callable[..., Source]:
 
 
 def _unknown(part: str, name: str) -> ValueError:
+    if part == "model":
+        return making.unknown_model(name, plugins.registered(part))
     return ValueError(f"unknown {part} {name!r}{suggestion(name, (*names(part), *plugins.registered(part)))}")
 
 

@@ -23,7 +23,14 @@ from tripletmas.models.making import NORMALISED, defaults_for, made_for
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.kinds import KINDS, kind_named, kind_with
 from tripletmas.runs import catalog, plugins, trust
-from tripletmas.runs.arguments import DEFAULT_NAMES, as_arguments, check_value, part_names, with_files_unfolded
+from tripletmas.runs.arguments import (
+    DEFAULT_NAMES,
+    as_arguments,
+    check_size,
+    check_value,
+    part_names,
+    with_files_unfolded,
+)
 from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.plugins import Code
@@ -54,6 +61,7 @@ def parse(
             code that may not be executed (see `plugins`).
     """
     arguments, own = with_files_unfolded(arguments)
+    check_size(arguments)
     for argument in arguments:
         check_value(argument)
     names, recorded = _admitted(part_names(arguments), part_names(own), code)

@@ -29,6 +29,7 @@ from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig, split_backbone
 from tripletmas.runs.resume import changed_tasks, check_identities
+from tripletmas.runs.start import check_start
 from tripletmas.runs.strength import SearchConfig
 from tripletmas.strategies.base import Strategy
 
@@ -119,8 +120,18 @@ def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | 
     Raises:
         ValueError: as `build`, and if `out` holds another run.
     """
-    experiment = build(config, start=not RunDirectory(out).has_started())
+    has_started = RunDirectory(out).has_started()
+    experiment = build(config, start=not has_started)
     own_images(experiment.gallery, experiment.stream[0].train, in_memory=False)  # or no run is begun
+    if not has_started:
+        check_start(
+            experiment.model,
+            experiment.strategy,
+            experiment.objective,
+            experiment.stream,
+            experiment.training,
+            name=experiment.config["model"]["name"],
+        )
     run = RunDirectory.create(out, {"version": versions(), **experiment.config}, completed=_completed)
     with log.followed(run, logger) as listener:
         return train_stream(

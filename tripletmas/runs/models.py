@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params, load_state, weight_hash
+from tripletmas.basics.weights import Params, load_state, state_of, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, preparation_of
 from tripletmas.data.preparation import Preparation, height_and_width
+from tripletmas.data.tasks import Stream
 from tripletmas.data.tokens import Texts, Tokenizer
 from tripletmas.index.base import are_one_vector, relative_spread
 from tripletmas.index.images import Transform
@@ -109,22 +110,46 @@ def load_model(
     model = made.to(choose_device(device))
     state = run.weights.read(number)
     dim = _loaded(model, state, shape, run, number)
-    size, workers = (config["training"][option] for option in ("eval_batch_size", "num_workers"))
-    mean, deviation = normalisation_of(options)
+    return _run_model(run, number, model, config, found, dim)
+
+
+def load_with_tasks(run: RunDirectory, *, after: int | None = None, device: str = "auto") -> tuple[RunModel, Stream]:
+    """The model of a run after a task, and the tasks that it has learned, whose data are read for that.
+
+    Raises:
+        ValueError: as `experiment.load_trained`; if the model takes neither images nor texts.
+    """
+    experiment, number = load_trained(run, after, device=device)
+    learned = experiment.stream[: number + 1]
+    query = learned[0].query
+    prepared = None if query.texts else _configured(experiment.config["data"]) or preparation_of(query)
+    dim = embedding_dim(experiment.model, query.sample_shape)
+    return _run_model(run, number, experiment.model, experiment.config, prepared, dim), learned
+
+
+def _run_model(
+    run: RunDirectory, number: int, model: nn.Module, config: Mapping[str, Any], prepared: Preparation | None, dim: int
+) -> RunModel:
+    """The model of a run with its weights after a task.
+
+    Args:
+        prepared: None for one that reads texts.
+    """
     reader = text_encoder_of(model)
-    shown = found or (reader and reader.tokenizer)
+    shown = prepared or (reader and reader.tokenizer)
     assert shown, "a model of texts was made for texts"
+    mean, deviation = normalisation_of(config["model"])
     return RunModel(
         str(run.path),
         number,
-        weight_hash(state),
+        weight_hash(state_of(model)),
         model,
         shown,
         mean,
         deviation,
         dim,
-        batch_size=size,
-        num_workers=workers,
+        batch_size=config["training"]["eval_batch_size"],
+        num_workers=config["training"]["num_workers"],
     )
 
 

@@ -20,8 +20,7 @@ from tripletmas.basics.version import __version__
 from tripletmas.data.preparation import Preparation
 from tripletmas.data.tasks import learned_classes
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.models import RunModel, load_model
+from tripletmas.runs.models import RunModel, load_with_tasks
 
 FURTHEST = 1e-5  # that an embedding may differ, as a share of its length
 _BATCH = 4
@@ -60,9 +59,7 @@ def write_onnx(run: RunDirectory, file: str | Path, *, after: int | None = None)
             differs by more than FURTHEST of an embedding's length.
     """
     onnx, runtime = _packages()
-    model = load_model(run, after=after, device="cpu")
-    experiment, number = load_trained(run, model.after_task, device="cpu")
-    learned = experiment.stream[: number + 1]
+    model, learned = load_with_tasks(run, after=after, device="cpu")
     query = learned[0].query
     asked = _asked(model, query[list(range(min(_BATCH, len(query))))][0])
     content = onnx.load_model_from_string(_exported(asked, model.run))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,7 +144,7 @@ def make_optimizer(
         factors: of the backbone's weights, which learn at its rate (see `models.lora`).
 
     Raises:
-        ValueError: for a rate of the backbone where the model has none; where there is nothing to train.
+        ValueError: for a rate of the backbone where the model has none.
     """
     groups: list[dict[str, Any]]
     if config.backbone_lr is None:
@@ -156,7 +156,6 @@ def make_optimizer(
     if own := list(objective.parameters()):
         rate = config.lr if config.loss_lr is None else config.loss_lr
         groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
-    _refuse_nothing(groups)
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         options["momentum"] = config.momentum
@@ -166,8 +165,9 @@ def make_optimizer(
     return optimizer
 
 
-def _refuse_nothing(groups: Iterable[Mapping[str, Any]]) -> None:
-    if not any(group["params"] for group in groups):
+def refuse_nothing(model: nn.Module, objective: nn.Module) -> None:
+    """Raise a ValueError if neither the model nor the objective has weights to train."""
+    if not any(parameter.requires_grad for parameter in (*model.parameters(), *objective.parameters())):
         raise ValueError("the model has no weights to train, or all are frozen: the strategy pretrained embeds without")
 
 
@@ -200,7 +200,7 @@ def set_rate(optimizer: Optimizer, config: TrainConfig, progress: float, *, step
     Raises:
         ValueError: for a warm-up that is as long as the task.
     """
-    warm, done = _warm_steps(config, steps), round(progress * steps)
+    warm, done = warm_steps(config, steps), round(progress * steps)
     left = (progress * steps - warm) / (steps - warm) if warm else progress  # of what follows the warm-up
     factor = {
         "constant": 1.0,
@@ -221,7 +221,8 @@ def _check_warmup(warmup: float) -> None:
         )
 
 
-def _warm_steps(config: TrainConfig, steps: int) -> int:
+def warm_steps(config: TrainConfig, steps: int) -> int:
+    """In how many of a task's steps the rate rises; a ValueError where that is all of them."""
     if not steps:
         return 0
     if config.warmup < 1:

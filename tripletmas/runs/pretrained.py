@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import load_state, weight_hash
 from tripletmas.data.preparation import Preparation, height_and_width
 from tripletmas.data.tasks import learned_classes
+from tripletmas.data.tokens import Tokenizer
 from tripletmas.models.exported import CONFIG, WEIGHTS, read_exported, write_exported
 from tripletmas.models.making import is_built_in, make_model, without_start
 from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import save_encoder, text_encoder_of
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.experiment import config_of, load_trained
-from tripletmas.runs.models import RunModel, load_model, normalisation_of
+from tripletmas.runs.experiment import config_of
+from tripletmas.runs.models import RunModel, load_with_tasks, normalisation_of
 
 
 def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None = None) -> RunModel:
@@ -29,15 +30,14 @@ def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None 
     Raises:
         ValueError: if that task is not done yet, or something is in the folder.
     """
-    model, config = load_model(run, after=after, device="cpu"), config_of(run)
-    experiment, number = load_trained(run, after, device="cpu")
-    classes = learned_classes(experiment.stream[: number + 1])
+    (model, learned), config = load_with_tasks(run, after=after, device="cpu"), config_of(run)
+    classes = learned_classes(learned)
+    card = _card(run, config, model, classes)
     if encoder := text_encoder_of(model.model):
-        save_encoder(encoder, Path(folder), _card_of_texts(run, config, model, classes))
+        save_encoder(encoder, Path(folder), card)
         return model
     options = without_start(config["model"]["name"], config["model"])
     options.pop("lora", None)  # how it was trained, and nothing that it is
-    card = _card(run, config, model, classes)
     write_exported(folder, model.model, options, model.prepared, classes=classes, card=card)
     return model
 
@@ -70,74 +70,39 @@ def from_pretrained(folder: str | Path) -> RunModel:
     return RunModel(str(folder), 0, weight_hash(state), model, prepared, mean, deviation, dim, **loading)
 
 
-def _card_of_texts(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: list[str]) -> str:
-    """The same of a model of texts."""
-    strategy, data = config["strategy"]["name"], config["data"]["name"]
-    lines = [
-        "---",
-        "library_name: sentence-transformers",
-        "pipeline_tag: sentence-similarity",
-        "tags: [sentence-transformers, metric-learning, continual-learning]",
-        "---",
-        "",
-        f"# {Path(run.path).name}",
-        "",
-        f"An embedding of texts, {model.dim} numbers to be compared by cosine, learned task by task with tripletmas",
-        f"{__version__}: model `{config['model']['name']}`, strategy `{strategy}`, data `{data}`.",
-        f"{len(classes)} classes. At most {model.tokenizer.max_length} tokens of a text are read.",
-        "",
-        "## Scores",
-        "",
-        *_table(run, model.after_task),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        'vectors = SentenceTransformer("FOLDER").encode(["a text"])',
-        "```",
-        "",
-        "`tripletmas train --model sentence-transformers:FOLDER ...` goes on learning from it.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: list[str]) -> str:
-    """The text of a model card: what it is, how good, how images are prepared, how it is used."""
-    height, width = model.prepared.size
+def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: Sequence[str]) -> str:
+    """The text of a model card: what it is, how good, how images are prepared or texts are read, how it is used."""
+    texts = isinstance(model.shown, Tokenizer)
     name = config["model"]["name"]
     name = name if (alone := is_built_in(name)) else Path(name).name  # of a file, not where it lies
+    use = _USE_OF_TEXTS if texts else _USE if alone else (_USE_OF_CODE.format(name=name),)
     strategy, data = config["strategy"]["name"], config["data"]["name"]
-    normalised = "" if model.mean is None else f", normalised by mean {list(model.mean)} and deviation "
-    normalised += "" if model.deviation is None else f"{list(model.deviation)} (the model does that itself)"
     lines = [
-        "---",
-        "library_name: tripletmas",
-        "pipeline_tag: image-feature-extraction",
-        "tags: [metric-learning, continual-learning, image-retrieval]",
-        "---",
-        "",
-        f"# {Path(run.path).name}",
-        "",
-        f"An embedding of images, {model.dim} numbers to be compared by cosine, learned task by task with tripletmas",
-        f"{__version__}: model `{name}`, strategy `{strategy}`, data `{data}`.",
-        f"{len(classes)} classes.",
-        "",
-        "## Scores",
-        "",
-        *_table(run, model.after_task),
-        "",
-        "## Images",
-        "",
-        f"RGB, values in [0, 1], {height} x {width}" if model.prepared.channels == 3 else f"Grey, {height} x {width}",
-        f"pixels, {model.prepared.interpolation}, the middle {model.prepared.crop:g} of each side{normalised}.",
-        "",
-        "## Use",
-        "",
-        *(_USE if alone else [_USE_OF_CODE.format(name=name)]),
+        *("---", *(_HEAD_OF_TEXTS if texts else _HEAD), "---", ""),
+        *(f"# {Path(run.path).name}", ""),
+        f"An embedding of {'texts' if texts else 'images'}, {model.dim} numbers to be compared by cosine, learned task "
+        f"by task with tripletmas {__version__}:",
+        f"model `{name}`, strategy `{strategy}`, data `{data}`, {len(classes)} classes.",
+        *("", "## Scores", "", *_table(run, model.after_task), ""),
+        *(f"## {'Texts' if texts else 'Images'}", "", _read(model), ""),
+        *("## Use", "", *use),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _read(model: RunModel) -> str:
+    """How samples become what the model is shown, in a sentence."""
+    if isinstance(model.shown, Tokenizer):
+        return f"At most {model.shown.max_length} tokens of a text are read, by the tokenizer in this folder."
+    (height, width), normalised = model.shown.size, ""
+    if model.mean is not None and model.deviation is not None:
+        means = f"mean {list(model.mean)} and deviation {list(model.deviation)}"
+        normalised = f"; the model itself normalises them by {means}"
+    colours = "RGB" if model.shown.channels == 3 else "Grey"
+    return (
+        f"{colours}, {height} x {width} pixels, values in [0, 1], resized by {model.shown.interpolation}, the middle "
+        f"{model.shown.crop:g} of each side{normalised}."
+    )
 
 
 def _table(run: RunDirectory, after: int) -> list[str]:
@@ -157,6 +122,25 @@ _TITLES = {
     for metric in ("recall@1", "MAP@R", "map")
 }
 
+_HEAD = (
+    "library_name: tripletmas",
+    "pipeline_tag: image-feature-extraction",
+    "tags: [metric-learning, continual-learning, image-retrieval]",
+)
+_HEAD_OF_TEXTS = (
+    "library_name: sentence-transformers",
+    "pipeline_tag: sentence-similarity",
+    "tags: [sentence-transformers, metric-learning, continual-learning]",
+)
+_USE_OF_TEXTS = (
+    "```python",
+    "from sentence_transformers import SentenceTransformer",
+    "",
+    'vectors = SentenceTransformer("FOLDER").encode(["a text"])',
+    "```",
+    "",
+    "`tripletmas train --model sentence-transformers:FOLDER ...` goes on learning from it.",
+)
 _USE = (
     "```python",
     "import tripletmas as tm",

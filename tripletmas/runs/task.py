@@ -23,7 +23,7 @@ from tripletmas.models.lora import Factors, factors_of
 from tripletmas.models.parts import still_norms
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs.checkpoint import Checkpoint
-from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, set_rate
+from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, refuse_nothing, set_rate
 from tripletmas.runs.watch import Watch
 from tripletmas.strategies.base import Strategy
 
@@ -68,6 +68,7 @@ def train_task(
     learner.objective.begin_task(number, () if data is None or data is task.train else data.classes)
     if data is None:
         return
+    refuse_nothing(learner.model, learner.objective)
     for epoch in range(resumed.epoch if resumed else 0, config.epochs):
         record = _train_epoch(learner, task, data, number, epoch, steps, what)
         if on_epoch:

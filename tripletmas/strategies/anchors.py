@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from tripletmas.basics.weights import Params
+from tripletmas.basics.weights import Params, eval_mode
 from tripletmas.data.dataset import LabelledDataset, concatenate
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.objective import Objective
@@ -70,7 +67,7 @@ class Anchors(Strategy):
         # of torch's own generator, which is seeded by (seed, task, epoch)
         drawn = torch.randperm(len(self._held))[: self.batch_size]
         samples, _ = self._samples[self._held[drawn]]
-        with _eval_mode(model):
+        with eval_mode(model):
             found = model(samples.to(embeddings.device)).float()
         return self.strength * cosine_distance(found, self._vectors[drawn].to(found.device))
 
@@ -128,15 +125,3 @@ class Anchors(Strategy):
         assert self._samples is not None
         assert self._objective is not None
         return self._objective.embed(model, self._samples.subset(self._held)).vectors
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the whole model is in eval mode; afterwards every submodule is back in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

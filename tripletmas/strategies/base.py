@@ -25,10 +25,19 @@ class Strategy:
             importance, and reports what they leave unprotected.
         freezes_batchnorm: whether the running statistics of batch norm stand still after the first task, unless the
             configuration says otherwise.
+        trains: whether any task is trained.
     """
 
     protections: tuple[Guard, ...] = ()
     freezes_batchnorm: bool = False
+    trains: bool = True
+
+    def check(self, model: nn.Module, batch: Any) -> None:
+        """Before `prepare`, and before a run is begun: the model, and a few samples of the first task with labels.
+
+        Raises:
+            ValueError: if the strategy cannot work with a model of its kind.
+        """
 
     def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         """Once, before anything else: the model that will be trained, for this objective, on these tasks.

@@ -55,6 +55,10 @@ class Combine(Strategy):
                 "trained, an index has those of the model that the other deploys"
             )
 
+    def check(self, model: nn.Module, batch: Any) -> None:
+        for part in self.parts.values():
+            part.check(model, batch)
+
     def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         for part in self.parts.values():
             part.prepare(model, objective, stream)

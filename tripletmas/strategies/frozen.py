@@ -29,6 +29,7 @@ class Frozen(Strategy):
             if value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
         self.tasks, self.head_iterations = tasks, head_iterations
+        self.trains = tasks > 0
         self._objective: Objective | None = None
         self._learned: Stream = ()
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tripletmas.basics.sentences import listed
-from tripletmas.basics.weights import Params
+from tripletmas.basics.weights import Params, device_of, eval_mode
 from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.protection import protection
 from tripletmas.protection.guard import check_penalty
+from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.strategies.consolidate import Consolidate
 
@@ -54,6 +55,10 @@ class MAS(Consolidate):
         self.batch_gradients = batch_gradients
         self._objective: Objective | None = None
         self._learned = 0
+
+    def check(self, model: nn.Module, batch: Any) -> None:
+        if self.output == "embedding" and _are_of_one_length(model, batch[0]):
+            mas_importance(model, [batch])  # which tells a normalisation from chance
 
     def make_protection(self, model: nn.Module, objective: Objective) -> protection.Protection:
         if self.output not in objective.measured:
@@ -123,6 +128,9 @@ class LocalMAS(Consolidate):
         check_penalty(strength, decay)
         self.strength, self.decay, self.relative, self.left_out = strength, decay, relative, left_out
 
+    def check(self, model: nn.Module, batch: Any) -> None:
+        local_mas_importance(model, [batch], left_out=self.left_out)
+
     def make_protection(self, model: nn.Module, objective: Objective) -> protection.Protection:
         return protection.LocalMAS(
             model, self.strength, decay=self.decay, relative=self.relative, left_out=self.left_out
@@ -135,3 +143,10 @@ class LocalMAS(Consolidate):
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
         return self.prepared().add_unlabelled(batches, weight=weight)
+
+
+def _are_of_one_length(model: nn.Module, samples: Tensor) -> bool:
+    """Whether all embeddings have the same length, other than 0, as normalised ones have."""
+    with eval_mode(model), torch.no_grad():
+        lengths = model(samples.clone().to(device_of(model))).float().norm(dim=1)
+    return bool(lengths.max() > 0) and bool(lengths.max() - lengths.min() <= 1e-5 * lengths.max())

@@ -130,8 +130,9 @@ class ImportanceAccumulator:
         measured = f"the output of layer {self._layer!r}" if self._layer else "the model's output"
         return (
             f"the importance is zero everywhere: the length of {measured} ({mean**0.5:.4g}) does not depend on any "
-            "weight. If it ends in a normalisation, measure before it: layer='NAME' of the last layer before the "
-            "normalisation (see model.named_modules()). If the output is zero, the model has collapsed."
+            "weight. If it ends in a normalisation, leave that out, since losses and indexes normalise by themselves, "
+            "or measure before it: layer='NAME' of the last layer before it (see model.named_modules()). If the output "
+            "is zero, the model has collapsed."
         )
 
     def _is_rounding(self, sums: Params, lengths: _Lengths, num_samples: int) -> bool:
