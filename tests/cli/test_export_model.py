@@ -18,7 +18,7 @@ from tripletmas.models.making import make_model
 from tripletmas.runs import onnx_file
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import config_of
-from tripletmas.runs.models import load_model
+from tripletmas.runs.models import load_model, load_with_tasks
 from tripletmas.runs.onnx_file import write_onnx
 from tripletmas.runs.pretrained import from_pretrained, save_pretrained
 
@@ -157,15 +157,15 @@ def test_onnx_gives_the_same_embeddings(place, call):
     assert about["model"] == own.hash
 
 
-class Unwritable(nn.Module):
-    """A network with an operator that ONNX does not have."""
+class Ending(nn.Module):
+    """A network of one layer, and a function of images and of what that gives."""
 
-    def __init__(self, sample_shape: tuple[int, ...]):
+    def __init__(self, end):
         super().__init__()
-        self.layer = nn.Linear(sample_shape[1] * sample_shape[2], 3)
+        self.layer, self.end = nn.Linear(32 * 24, 3), end
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.eigvals(samples[:, :1, :3, :3]).real.flatten(1) + self.layer(samples[:, 0].flatten(1))
+        return self.end(samples, self.layer(samples[:, 0].flatten(1)))
 
 
 @pytest.mark.slow
@@ -174,11 +174,24 @@ def test_what_onnx_cannot_express_or_computes_otherwise(place, monkeypatch):
     monkeypatch.setattr(onnx_file, "FURTHEST", 0.0)
     with pytest.raises(ValueError, match=r"a\.onnx is not written: under onnxruntime embeddings differ by"):
         write_onnx(RunDirectory("run"), "a.onnx")
-    own = load_model(RunDirectory("run"))
-    object.__setattr__(own, "model", Unwritable((3, 32, 24)))
-    monkeypatch.setattr(onnx_file, "load_model", lambda *_, **__: own)
-    with pytest.raises(ValueError, match=r"the model of run cannot be expressed in ONNX: .*eig"):
-        write_onnx(RunDirectory("run"), "a.onnx")
+    monkeypatch.setattr(onnx_file, "FURTHEST", 1e-5)
+    own, learned = load_with_tasks(RunDirectory("run"))
+    monkeypatch.setattr(onnx_file, "load_with_tasks", lambda *_, **__: (own, learned))
+    for end, message in (
+        (lambda x, y: torch.linalg.eigvals(x[:, 0, :3, :3]).real + y, "cannot be expressed in ONNX: .*eig"),
+        (
+            lambda x, y: y * (2.0 if float(x.mean()) > 0.5 else 1.0),
+            r"cannot be expressed in ONNX: what it does, .* depends on values of its input \(File .*test_export_model",
+        ),
+        (
+            lambda x, y: torch.stack([each + 1 for each in y]),
+            "onnxruntime cannot run the model with 1 samples, as",
+        ),
+    ):
+        object.__setattr__(own, "model", Ending(end))
+        with pytest.raises(ValueError, match=message) as found:
+            write_onnx(RunDirectory("run"), "a.onnx")
+        assert "\n" not in str(found.value)
     assert not Path("a.onnx").exists()
 
 

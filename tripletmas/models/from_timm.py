@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from tripletmas.basics.sentences import nearest
-from tripletmas.basics.weights import Params
 from tripletmas.data.preparation import INTERPOLATIONS, written
 from tripletmas.models.networks import check_output, image_shape
 
@@ -52,22 +50,6 @@ def backbone(
     check_output(network, name, sample_shape, dim)
     _refuse_cut_patches(network, name, size)
     return network
-
-
-def refitted(network: nn.Module, tensors: Params) -> Params:
-    """The tensors of a file, by the network's names, as one of timm's networks takes them at its size.
-
-    timm's own function for networks of its kind does that, where it has one: position embeddings of images of another
-    size are resampled, for instance.
-    """
-    place = type(network).__module__
-    convert = getattr(sys.modules[place], "checkpoint_filter_fn", None) if place.startswith("timm.models.") else None
-    if convert is None:
-        return tensors
-    try:
-        return dict(convert(dict(tensors), network))
-    except Exception:  # it is made for the files that timm knows, and raises many types for others
-        return tensors
 
 
 def made_for(name: str) -> dict[str, Any]:

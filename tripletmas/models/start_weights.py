@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from tripletmas.basics.foreign_weights import read_foreign_weights
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, state_of
-from tripletmas.models.from_timm import refitted
 
 logger = logging.getLogger(__name__)
 
@@ -120,11 +120,27 @@ def _of_this_size(named: Params, network: nn.Module) -> Params:
     for path, module in network.named_modules():
         begin = f"{path}." if path else ""
         inner = {name.removeprefix(begin): value for name, value in named.items() if name.startswith(begin)}
-        changed = refitted(module, inner)
+        changed = _refitted(module, inner)
         if changed is not inner:
             rest = {name: value for name, value in named.items() if not name.startswith(begin)}
             return rest | {begin + name: value for name, value in changed.items()}
     return named
+
+
+def _refitted(network: nn.Module, tensors: Params) -> Params:
+    """The tensors of a file, by the network's names, as one of timm's networks takes them at its size.
+
+    timm's own function for networks of its kind does that, where it has one: position embeddings of images of another
+    size are resampled, for instance.
+    """
+    place = type(network).__module__
+    convert = getattr(sys.modules[place], "checkpoint_filter_fn", None) if place.startswith("timm.models.") else None
+    if convert is None:
+        return tensors
+    try:
+        return dict(convert(dict(tensors), network))
+    except Exception:  # it is made for the files that timm knows, and raises many types for others
+        return tensors
 
 
 def _renamed(found: Mapping[str, Tensor], own: Params) -> tuple[Params, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,17 +123,32 @@ def _exported(asked: _Asked, run: str) -> bytes:
             )
         return program.model_proto.SerializeToString()
     except Exception as error:  # what torch raises where an operator cannot be expressed has many types
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "rror" in line), lines[0] if lines else type(error).__name__)
-        raise ValueError(f"the model of {run} cannot be expressed in ONNX: {reason}") from None
+        raise ValueError(f"the model of {run} cannot be expressed in ONNX: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at first, in a line; torch puts advice to its own developers around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "data-dependent" not in lines[0]:
+        return lines[0]
+    where = next((f" ({line})" for line in reversed(lines) if line.startswith("File ")), "")
+    return f"what it does, or how large a tensor is, depends on values of its input{where}"
 
 
 def _difference(runtime: Any, content: bytes, asked: _Asked, count: int) -> float:
     """How far the embeddings of the first `count` samples by onnxruntime lie from the model's own, in their length."""
     few = {name: each[:count].clone() for name, each in asked.inputs.items()}
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    given = {each.name: few[each.name].numpy() for each in session.get_inputs()}
-    found = torch.from_numpy(np.asarray(session.run(None, given)[0]))
+    try:
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        given = {each.name: few[each.name].numpy() for each in session.get_inputs()}
+        found = torch.from_numpy(np.asarray(session.run(None, given)[0]))
+    except Exception as error:  # onnxruntime has types of its own
+        raise ValueError(
+            f"onnxruntime cannot run the model with {count} samples, as where it loops over them, or draws numbers for "
+            f"so many: {str(error).splitlines()[0]}"
+        ) from None
     with torch.inference_mode():
         expected = asked.network(*few.values())
     if found.shape != expected.shape:
@@ -153,6 +169,7 @@ def _packages() -> tuple[Any, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch's exporter tells of its own steps."""
-    with errors_only("torch.onnx"), warnings.catch_warnings():
+    nowhere = io.StringIO()
+    with errors_only("torch"), redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
