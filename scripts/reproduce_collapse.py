@@ -5,7 +5,7 @@
 
 In a column: the mean recall@1 right after each task in its own gallery; in brackets how many of the tasks end in a
 collapse (objectives/collapse.py), of batches or of queries. "hardest" is the loss that never softens, "default" softens
-where it is stuck, "all" learns from all triplets from the start.
+where it is stuck, "all" learns from all triplets from the start, "warm" does so with rates that rise at first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import run_experiment
 
 Config = dict[str, Any]
-CANDIDATES: dict[str, Config] = {"hardest": {}, "default": {}, "all": {"mining": "all"}}
+CANDIDATES: dict[str, Config] = {"hardest": {}, "default": {}, "all": {"mining": "all"}, "warm": {"mining": "all"}}
 CONV = {"epochs": 8, "batch_size": 64, "samples_per_class": 4, "freeze_batchnorm": True}
 
 
@@ -45,6 +45,8 @@ def settings(options: argparse.Namespace) -> dict[str, Config]:
 
 def measured(setting: Config, candidate: str, seed: int) -> tuple[float, int, int]:
     """(mean recall@1 right after each task in its own gallery, tasks that end collapsed, tasks)."""
+    if candidate == "warm":
+        setting = {**setting, "training": {**setting["training"], "warmup": 0.15}}
     config = {**setting, "loss": {"name": "triplet", **CANDIDATES[candidate]}, "strategy": "finetune", "seed": seed}
     soften = Retrieval.soften
     if candidate == "hardest":
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--fashion-mnist", help="where Fashion-MNIST lies")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=12, help="of the networks on photographs")
-    parser.add_argument("--candidates", default=",".join(CANDIDATES))
+    parser.add_argument("--candidates", default="hardest,default,all", help=f"of {', '.join(CANDIDATES)}")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
