@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import torch
 
 from tripletmas.cli.main import main
 from tripletmas.data.images import ImageFiles, find_images
-from tripletmas.data.vector_parts import read_parts
-from tripletmas.integrations.ray import embed_files
+from tripletmas.data.vector_parts import begin_parts, end_parts, plan_parts, read_parts
+from tripletmas.integrations.ray import _Embedder, _Job, embed_files
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import embed_images, load_model
 
@@ -123,6 +124,31 @@ def test_a_thousand_files_a_killed_job_and_a_killed_actor(tmp_path: Path, run: P
     assert too_many == "3 actors need a CPU each, and Ray has 2: give fewer actors="
 
 
+@pytest.mark.slow
+def test_texts_by_a_sentence_encoder(tmp_path: Path, tiny_encoder: Path):
+    """What an actor does, in this process."""
+    texts = {"card/a.txt": "where is my card?", "card/b.txt": "the pin is lost", "parcel/a.txt": "it is late\n"}
+    for name, text in texts.items():
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "files" / name).write_text(text)
+    out = tmp_path / "out"
+    job = _Job(tiny_encoder, None, None, None, str(tmp_path / "files"), out, skip_unreadable=False)
+    assert job.texts
+    parts = plan_parts(job.root, texts=True, model=job.identity, part_size=2)
+    begin_parts(out, job.root, texts=True, model=job.identity)
+    actor = _Embedder(job)
+    assert [actor({"file": part.file, "names": part.names})["error"] for part in parts] == [""] * len(parts)
+    end_parts(out, parts)
+    found = read_parts(out)
+    assert dict(zip(found.names, found.texts, strict=True)) == {name: text.strip() for name, text in texts.items()}
+
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_encoder), device="cpu")  # whose vectors are normalised
+    expected = torch.from_numpy(model.encode(list(found.texts)))
+    torch.testing.assert_close(torch.nn.functional.normalize(found.vectors), expected)
+
+
 def test_what_a_function_of_ones_own_needs(tmp_path: Path, run: Path, write_images):
     write_images(tmp_path / "files")
     with pytest.raises(ValueError, match="a function of your own needs identity="):
@@ -137,3 +163,19 @@ def test_what_a_function_of_ones_own_needs(tmp_path: Path, run: Path, write_imag
         embed_files(tmp_path / "files", tmp_path / "files", tmp_path / "out", after=0)
     with pytest.raises(ValueError, match="part_size must be >= 1 file, got 0"):
         embed_files(run, tmp_path / "files", tmp_path / "out", part_size=0)
+
+
+@pytest.mark.parametrize(
+    ("gives", "complaint"),
+    [
+        (lambda paths: [1.0], "your function must give .n, dim. for the paths of n files: for 6 it gave list"),
+        (lambda paths: torch.zeros(5, 2), r"for 6 it gave \(5, 2\)"),
+        (lambda paths: torch.full((6, 2), torch.nan), "your function gave vectors that are not finite"),
+    ],
+)
+def test_what_a_function_of_ones_own_must_give(tmp_path: Path, write_images, gives: Callable, complaint: str):
+    files = str(write_images(tmp_path / "files"))
+    job = _Job(lambda: gives, None, "mine", None, files, tmp_path / "out", skip_unreadable=False)
+    (part,) = plan_parts(files, texts=False, model="mine", part_size=10**9)
+    assert re.search(complaint, _Embedder(job)({"file": part.file, "names": part.names})["error"])
+    assert not (tmp_path / "out").exists()

@@ -210,9 +210,7 @@ def _checked(vectors: Any, count: int) -> Tensor:
     found = torch.from_numpy(vectors) if isinstance(vectors, np.ndarray) else vectors
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(vectors).__name__
-        raise ValueError(
-            f"a function of one's own must give (n, dim) for the paths of n files: for {count} it gave {shape}"
-        )
+        raise ValueError(f"your function must give (n, dim) for the paths of n files: for {count} it gave {shape}")
     if not bool(found.isfinite().all()):
         raise ValueError("your function gave vectors that are not finite")
     return found.detach().to("cpu", torch.float32)
