@@ -223,6 +223,9 @@ def test_a_data_set_of_hugging_face():
     model = text_model()
     for measure in (mas_importance, input_importance):
         assert_same(measure(model, loader), measure(model, [tokens()]), rtol=1e-7)
+    unformatted: Any = DataLoader(data, batch_size=2)
+    with pytest.raises(ValueError, match=r"\(input_ids, attention_mask: lists of tensors, .* without with_format"):
+        MAS(model).consolidate(unformatted)
     for given in (data, data.to_iterable_dataset()):
         with pytest.raises(ValueError, match=r"Dataset of Hugging Face gives samples one by one: .*with_format"):
             MAS(model).consolidate(given)

@@ -103,7 +103,7 @@ class ModelCall:
 
     def _of_mapping(self, batch: Mapping[Any, Any]) -> Any:
         inputs = {key: value for key, value in batch.items() if key not in LABELS}
-        self._given = f"a dict without labels, of {listed(map(str, inputs))}"
+        self._given = f"a dict without labels, of {listed(map(str, inputs))}{_of_lists(inputs)}"
         text = _the_one(_TEXTS, inputs, are_texts)
         if text and self._tokenizer() and "input_ids" not in inputs:
             return self._tokenized(inputs[text])
@@ -143,6 +143,15 @@ def _the_one(names: Sequence[str], inputs: Mapping[Any, Any], is_right: Callable
     """The one of these names that is in a dict, and right; None for none, or several."""
     found = [name for name in names if is_right(inputs.get(name))]
     return found[0] if len(found) == 1 else None
+
+
+def _of_lists(inputs: Mapping[Any, Any]) -> str:
+    """What to say of a dict whose tensors lie in lists, one for each number of a sample."""
+    lists = {str(key): value for key, value in inputs.items() if isinstance(value, list) and value}
+    found = [key for key, value in lists.items() if all(isinstance(each, Tensor) for each in value)]
+    if not found:
+        return ""
+    return f" ({listed(found)}: lists of tensors, which a data set of Hugging Face gives without with_format('torch'))"
 
 
 # --- what a module is given or returns, in a pass of the model
