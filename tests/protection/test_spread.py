@@ -95,6 +95,32 @@ def test_a_model_under_fully_shard_is_held_as_one_process_holds_it(n, tmp_path):
     assert identical(read.state_dict(), first["as saved"])
 
 
+def pulled_without_gradient() -> Tensor:
+    """A weight that the loss does not know: where it is pulled back it has a gradient, and all of it decays."""
+    model = make_net()
+    model.unused = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64))
+    if distributed.is_on():
+        spread_out(model)
+    protection = MAS(model)
+    protection.add({"unused": torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    protection.attach(optimizer)
+    step(model, optimizer, torch.ones(4, 1, 4, 4).double())  # nothing pulls yet, so nothing decays either
+    with torch.no_grad():
+        named_parameters(model)["unused"].mul_(2)
+    step(model, optimizer, torch.ones(4, 1, 4, 4).double())
+    return distributed.whole(named_parameters(model)["unused"].detach())
+
+
+@pytest.mark.slow
+def test_a_weight_without_gradient_is_pulled_on_all_ranks_or_none():
+    # 0.99 of (2, 4, 6, 8) by decay; the first is pulled by 2 * 0.3 * 1 * (2 - 1) at rate 0.1
+    expected = torch.tensor([0.99 * 2 - 0.06, 0.99 * 4, 0.99 * 6, 0.99 * 8], dtype=torch.float64)
+    torch.testing.assert_close(pulled_without_gradient(), expected)
+    for found in run_in_processes(pulled_without_gradient, 2):
+        torch.testing.assert_close(found, expected)
+
+
 def read_plain(path: str) -> dict[str, Tensor]:
     return together(Protection.load(path, spread_out(make_net())).state_dict())
 

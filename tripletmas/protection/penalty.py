@@ -115,7 +115,7 @@ def give_back(instead: Instead) -> None:
     """
     for parameter, gradient in instead.items():
         assert parameter.grad is not None
-        if not (parameter.is_meta or bool(parameter.grad.any())):  # what is only a shape has no values
+        if not (parameter.is_meta or bool(whole(parameter.grad.any()))):  # what is only a shape has no values
             parameter.grad = gradient
         elif gradient is not None:
             parameter.grad.add_(gradient)
