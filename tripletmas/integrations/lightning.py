@@ -10,6 +10,7 @@ from typing import Any, final
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from tripletmas.basics.distributed import whole
 from tripletmas.integrations.guest import (
     Clip,
     check_arguments,
@@ -139,7 +140,7 @@ class ProtectionCallback(Callback):  # pyright: ignore[reportGeneralTypeIssues] 
         return f"tripletmas.{self.name}"
 
     def state_dict(self) -> dict[str, Any]:
-        held = self.protection.state_dict()
+        held = {name: whole(value) for name, value in self.protection.state_dict().items()}
         return {"held": held, "measure": measure(self.protection), "is_learned": self._is_learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

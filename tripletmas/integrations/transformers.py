@@ -85,9 +85,8 @@ class ProtectionCallback(TrainerCallback):
         self._log(control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        if args.should_save:
-            folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-            self.protection.save(folder / f"{self.name}.safetensors")
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        self.protection.save(folder / f"{self.name}.safetensors")  # all ranks together: the first one writes
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         trainer = self._trainer
@@ -104,7 +103,7 @@ class ProtectionCallback(TrainerCallback):
 
     def _restore(self, path: Path) -> None:
         if path.exists():
-            with read_protection(path) as (state, settings):
+            with read_protection(path, self.protection.model) as (state, settings):
                 check_measure(self.protection, settings["estimate"], "it")
                 self.protection.load_state_dict(state)
         elif not self.protection.holds:
