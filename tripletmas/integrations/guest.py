@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal, get_args
 
@@ -78,15 +78,7 @@ def once_each(
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return islice(loader, num_batches_of_stream)
-    drawn = _drawn(loader, num_batches)
-    everywhere = gather_objects(drawn) if _is_share(loader) else [drawn]
-    if _is_plain(loader):
-        positions = sorted({position for batches in everywhere for batch in batches for position in batch})
-        size = max((len(batch) for batches in everywhere for batch in batches), default=1)
-        own = _in_batches(positions[rank() :: world_size()] if len(everywhere) > 1 else positions, size)
-    else:
-        before = everywhere[: rank()] if len(everywhere) > 1 else []
-        own = _new_ones(drawn, {position for batches in before for batch in batches for position in batch})
+    own = _own_share(loader, _drawn(loader, num_batches))
     gives_batches = loader.batch_sampler is None  # the data set does
     return DataLoader(
         loader.dataset,
@@ -108,8 +100,19 @@ def _drawn(loader: DataLoader, num_batches: int | None) -> list[list[Any]]:
         return [list(batch) for batch in islice(iter(loader.batch_sampler), num_batches)]
 
 
-def _in_batches(positions: list[Any], size: int) -> list[list[Any]]:
+def _own_share(loader: DataLoader, drawn: list[list[Any]]) -> list[list[Any]]:
+    """Of the batches that are drawn, here and on other processes: those that this one has, each position once."""
+    number, count = (rank(), world_size()) if _is_share(loader) else (0, 1)
+    everywhere = gather_objects(drawn) if count > 1 else [drawn]
+    if not _is_plain(loader):
+        return _new_ones(drawn, set(_positions(everywhere[:number])))
+    positions = sorted(set(_positions(everywhere)))[number::count]
+    size = max(map(len, drawn), default=1)
     return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def _positions(everywhere: list[list[list[Any]]]) -> Iterator[Any]:
+    return (position for batches in everywhere for batch in batches for position in batch)
 
 
 def _new_ones(batches: list[list[Any]], seen: set[Any]) -> list[list[Any]]:
