@@ -9,20 +9,29 @@ in the same order, or they wait for each other. What comes back is the same on a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from datetime import timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from tripletmas.basics.launched import Launched
+
 _Value = TypeVar("_Value")
+_Given = ParamSpec("_Given")
 _is_alone: ContextVar[bool] = ContextVar("tripletmas_is_alone", default=False)
 
 # Elements that are sent at once: 64 MiB in float32, the memory that a sum takes beside its tensors.
 _AT_ONCE = 2**24
+
+# How long processes wait for each other, as while the first writes a report, or searches.
+_PATIENCE = timedelta(hours=2)
 
 
 def has_group() -> bool:
@@ -50,6 +59,17 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def on_main(action: Callable[_Given, None]) -> Callable[_Given, None]:
+    """The same action, which does nothing on other processes than the main one."""
+
+    @wraps(action)
+    def act(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
+        if is_main():
+            action(*args, **kwargs)
+
+    return act
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside, this process works by itself: nothing is summed or gathered over processes.
@@ -66,6 +86,31 @@ def alone() -> Iterator[None]:
 def is_kept_alone() -> bool:
     """Whether there are others, and this process is inside `alone()`."""
     return _is_alone.get() and has_group() and torch.distributed.get_world_size() > 1
+
+
+@contextmanager
+def joined(process: Launched) -> Iterator[Callable[[], bool]]:
+    """Inside, the processes that torchrun started work together.
+
+    CPUs speak over gloo; GPUs over NCCL, each process with that of its number on its machine. What comes out tells who
+    asks first: True once, for a single process, also where the others are gone.
+    """
+    backend = "gloo"
+    if torch.cuda.is_available() and process.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(process.local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    from_environment = torch.distributed.rendezvous("env://")  # pyright: ignore[reportPrivateImportUsage] - documented
+    store, rank, world_size = next(from_environment)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
+
+    def is_first() -> bool:
+        try:
+            return store.add("tripletmas", 1) == 1
+        except RuntimeError:  # whoever keeps it is gone
+            return True
+
+    yield is_first
+    torch.distributed.destroy_process_group()  # not after a failure: it might wait for those that are gone
 
 
 def barrier() -> None:
@@ -130,12 +175,16 @@ def gather_objects(value: _Value) -> list[_Value]:
 
 
 @torch.no_grad()
-def gather_rows(tensor: Tensor) -> Tensor:
-    """The rows (n, ...) of all processes, one after the other in the order of ranks; n may differ, and be 0."""
+def gather_rows(tensor: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """The rows (n, ...) of all processes, one after the other in the order of ranks; n may differ, and be 0.
+
+    Args:
+        counts: how many each process has; None: they are asked.
+    """
     if not is_on():
         return tensor
     sent = tensor.detach().to(_carrier(tensor.device)).contiguous()
-    counts = gather_objects(len(sent))
+    counts = gather_objects(len(sent)) if counts is None else counts
     padded = sent.new_zeros(max(counts), *sent.shape[1:])
     padded[: len(sent)] = sent
     found = [torch.empty_like(padded) for _ in counts]

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from tripletmas.basics.distributed import is_main
 from tripletmas.basics.files import save_json
 from tripletmas.cli import galleries
 from tripletmas.cli.console import (
@@ -86,7 +87,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     _tell_collapse(objective, stream, chosen, embedded, found)
     if left_out := sum(found.without_relevant[number] for number in chosen):
         print(f"{left_out} {experiment.kind.wording.left_out}")
-    if options.json:
+    if options.json and is_main():
         save_json(options.json, content)
 
 

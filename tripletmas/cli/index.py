@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from jsonargparse import Namespace
 
+from tripletmas.basics import distributed
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.index_info import check_roots, model_of, stale_vectors, ways_out
@@ -73,6 +74,8 @@ def build(arguments: Sequence[str]) -> None:
         items.check_model(model, invert=options.invert)
         empty = ImageIndex.empty(settings, os.path.abspath(options.run))
         built = _with_items(empty, model, items, options)
+        if built is None:
+            return
         built.save(options.out)
     print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
     if options.after is not None and built.stale(weight_hashes(RunDirectory(options.run))[-1]):
@@ -104,6 +107,8 @@ def add(arguments: Sequence[str]) -> None:
             after = _with_items(present, model, items, options)
         except NoneReadable as error:  # one broken file a night is no failure
             print(f"{options.index}: nothing added: {error}")
+            return
+        if after is None:
             return
         after.save(options.index)
     print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
@@ -166,11 +171,13 @@ def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
     return rows
 
 
-def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Namespace) -> ImageIndex:
-    """The index with these, as far as they can be read."""
+def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Namespace) -> ImageIndex | None:
+    """The index with these, as far as they can be read; None for a process that has only helped to embed them."""
     shown = items.texts or ImageFiles(items.root, items.names, model.prepared)
     skip, force = options.skip_unreadable, options.force
     vectors, kept = embedded(index, model, shown, items.classes, skip_unreadable=skip, force=force, given=items.vectors)
+    if not distributed.is_main():
+        return None
     added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
     root, classes = os.path.abspath(added.root), added.classes
     if not items.texts and _names_leaves(model.run):

@@ -17,6 +17,7 @@ from pathlib import Path
 from tripletmas.basics import progress
 from tripletmas.basics.sentences import refused, suggestion
 from tripletmas.basics.version import __version__
+from tripletmas.cli.processes import sharing
 from tripletmas.cli.terminal import guarded
 
 # command -> (the module and the function that it is, what it does)
@@ -112,8 +113,10 @@ def _main(name: str, arguments: Sequence[str]) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     module, _, function = COMMANDS[name][0].partition(".")
     try:
-        # imported one by one: doctor is for installations in which torch or faiss cannot be imported
-        getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
+        with sharing(name, arguments) as works:
+            if works:
+                # imported one by one: doctor is for installations in which torch or faiss cannot be imported
+                getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
     except argparse.ArgumentError as error:
         command = " ".join([name, *arguments[:1]]) if name == "index" else name
         return _failed(f"{refused(error, hyphens=True)}; see: tripletmas {command} --help")

@@ -14,6 +14,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from tripletmas.basics import distributed
 from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
 from tripletmas.cli.outputs import check_place
@@ -66,6 +67,8 @@ def train(arguments: Sequence[str]) -> None:
         _run_seeds(config, folder, seeds, own["logger"], write_report=own["report"], is_single=not own["sweep"])
 
     if own["trials"] is not None:
+        if distributed.is_on():
+            raise ValueError("--trials chooses values one after the other in one process: start it without torchrun")
         _guided(own["sweep"] or [], own["trials"], out, with_values, run)
     elif own["sweep"]:
         _sweep(own["sweep"], out, with_values, run)
@@ -88,8 +91,10 @@ def search(arguments: Sequence[str]) -> None:
             raise ValueError("a search chooses the strength itself: --search.start is the first that it tries")
         config, own = configuration.parse([*arguments, "--strategy.strength=auto"], extra=extra)
     out = _out(own["out"] or "runs/search", config)
-    trust.accept(config.get("code"))
+    _trust(config)
     _run(config, out)
+    if not distributed.is_main():
+        return
     from tripletmas.report.read import read_run  # a report draws, and that takes a while to import
     from tripletmas.report.search import search_table
 
@@ -111,6 +116,13 @@ def _out(path: str, config: dict[str, Any]) -> Path:
     read = [*config["data"].values(), config["gallery"]["images"]]
     check_place("--out", path, images=[each for each in read if isinstance(each, str) and each and Path(each).is_dir()])
     return Path(path)
+
+
+def _trust(config: dict[str, Any]) -> None:
+    """From now on execute the code that a configuration names."""
+    if distributed.is_main():
+        trust.accept(config.get("code"))
+    distributed.barrier()
 
 
 def _seeds(text: str | None, arguments: Sequence[str]) -> list[int] | None:
@@ -139,6 +151,8 @@ def _run(
     keep_freed_memory()
     with _kept_warnings() as warned:
         _train(config, out, logger, go_on)
+        if not distributed.is_main():
+            return
         print_comparison([out])
         if write_report:
             from tripletmas.report import page  # it draws, and that takes a while to import
@@ -168,7 +182,7 @@ def _run_seeds(
     is_single: bool,
 ) -> None:
     """One run, or one for each seed; the code that its configuration names is trusted from now on."""
-    trust.accept(config.get("code"))
+    _trust(config)
     again = "the same command, which goes on where it stopped"
     if seeds is None:
         _run(config, out, logger, write_report=write_report, go_on=None if is_single else again)
@@ -177,7 +191,8 @@ def _run_seeds(
         raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
     for seed in seeds:
         _run({**config, "seed": seed}, out / f"seed{seed}", logger, write_report=write_report, go_on=again)
-    print_comparison([out])
+    if distributed.is_main():
+        print_comparison([out])
 
 
 @contextmanager
@@ -228,7 +243,7 @@ def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runne
             run(config, folder)
         except FloatingPointError as error:  # a value that is too large must not keep the others from their turn
             failed[folder] = str(error)
-    if len(failed) < len(runs):
+    if len(failed) < len(runs) and distributed.is_main():
         print_comparison([folder for folder in runs if folder not in failed])
     for folder, message in failed.items():
         print(f"{folder} failed: {message}", file=sys.stderr)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
 
+from tripletmas.basics import distributed
 from tripletmas.basics.sentences import listed
+from tripletmas.basics.shares import share
+
+if TYPE_CHECKING:
+    from tripletmas.data.dataset import LabelledDataset
 
 SAMPLERS = ("class_balanced", "shuffled")
 
@@ -116,6 +124,38 @@ def draw_batches(
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     return class_balanced_batches(
         labels, batch_size=batch_size, samples_per_class=samples_per_class, generator=generator
+    )
+
+
+def own_parts(batches: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What this process reads of each batch, where several share it; the order of the whole is that of processes.
+
+    Raises:
+        ValueError: if a batch has fewer samples than there are processes.
+    """
+    if (least := min(map(len, batches), default=distributed.world_size())) < distributed.world_size():
+        raise ValueError(
+            f"{distributed.world_size()} processes cannot share a batch of {least}: start at most {least}, or take "
+            "another batch size"
+        )
+    return [[batch[place] for place in share(len(batch))] for batch in batches]
+
+
+def shared_loader(data: LabelledDataset, batch_size: int = 256, *, num_workers: int = 0) -> DataLoader:
+    """As `data.loader`, where several processes work together of this one's samples alone, dealt out in turn.
+
+    At the end some come twice, so that all have equally many: what measures importance tells by the sampler.
+    """
+    if not distributed.is_on():
+        return data.loader(batch_size, num_workers=num_workers)
+    number, rank = distributed.world_size(), distributed.rank()
+    return DataLoader(
+        data,
+        batch_size,
+        sampler=DistributedSampler(data, num_replicas=number, rank=rank, shuffle=False),
+        collate_fn=tuple,  # a batch is read whole
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
     )
 
 

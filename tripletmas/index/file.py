@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tripletmas.basics.distributed import is_main
 from tripletmas.basics.files import read_tensors, save_tensors
 from tripletmas.basics.locks import locked as held
 from tripletmas.basics.weights import Params
@@ -39,7 +40,7 @@ _DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "l
 def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
     """Keeps other writers from an index file while it is read, changed and written; readers need no lock.
 
-    An empty file `<path>.lock` stays behind (see `basics.locks`).
+    An empty file `<path>.lock` stays behind (see `basics.locks`). Of several processes the main one holds the lock.
 
     Args:
         new: the file need not be there yet.
@@ -49,6 +50,9 @@ def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
     """
     if not new and not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
+    if not is_main():
+        yield
+        return
     with held(Path(f"{os.path.realpath(path)}.lock"), path):  # one file has one lock, whatever links lead to it
         yield
 

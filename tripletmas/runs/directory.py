@@ -14,7 +14,7 @@ compatibility.json   the scores of every model's queries in every earlier one's 
 forecast.json        what updates were expected to do to stored vectors, if it was asked for
 report/              derived from the rest; may be deleted
 log/                 what a logger was told, and how much of the records; no part of the run
-lock                 held by the process that writes
+lock                 held by the process that writes, of several the main one
 
 Every file says which one of which run it is, and bears a checksum (`basics.files`); the record of a task lists the
 files that were written for it, so that older ones are noticed. Others know only names of what is shown, and of logs.
@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from typing import Any
 
 from torch import nn
 
+from tripletmas.basics.distributed import is_main, on_main
 from tripletmas.basics.files import damaged, edition_of, read_json, read_tensors, save_json, save_tensors
 from tripletmas.basics.locks import locked
 from tripletmas.basics.shape import check_shape
@@ -121,7 +122,7 @@ class RunDirectory:
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes from writing to the run; errors as `basics.locks`."""
-        return locked(self.path / "lock", self.path)
+        return locked(self.path / "lock", self.path) if is_main() else nullcontext()
 
     # --- records
 
@@ -196,6 +197,7 @@ class RunDirectory:
         """Whether the state of the model before the first task is here."""
         return (self.path / _START).is_file()
 
+    @on_main
     def keep_start_weights(self, state: Params) -> None:
         """Keep the state of the model before the first task."""
         save_tensors(self.path / _START, state, place=self._records.place(_START))
@@ -206,6 +208,7 @@ class RunDirectory:
         """The score matrices, as `Scores.to_json` gave them."""
         return self.read_json("scores.json", shapes.SCORES)
 
+    @on_main
     def keep_scores(self, scores: Mapping[str, Any]) -> None:
         """Keep the score matrices."""
         save_json(self.path / "scores.json", scores, self._records.place("scores.json"))
@@ -241,12 +244,11 @@ class RunDirectory:
         self.write_tensors("index/final.safetensors", embedding)
         self.write_json("index/final.json", {"class_names": class_names, "tasks": tasks})
 
-    # --- files by their names
-
     def has(self, name: str) -> bool:
         """Whether the run has a file of this name."""
         return (self.path / name).is_file()
 
+    @on_main
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, aside and renamed."""
         save_json(self.path / name, content, self._records.place(name))
@@ -271,6 +273,7 @@ class RunDirectory:
             raise damaged(self.path / name, error, REMEDY) from None
         return content
 
+    @on_main
     def write_tensors(self, name: str, tensors: Params) -> None:
         """Write a safetensors file of the run, aside and renamed."""
         save_tensors(self.path / name, tensors, place=self._records.place(name))
@@ -284,8 +287,7 @@ class RunDirectory:
         """
         return read_tensors(self.path / name, REMEDY, place=self._records.expected(name))[0]
 
-    # --- checkpoints
-
+    @on_main
     def save_checkpoint(self, state: Checkpoint) -> None:
         """Replace the latest checkpoint; until the new one is whole, the old one stays.
 
@@ -343,8 +345,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots: {"data": {"name": "digits"}} -> {"data.name": "digits"}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tripletmas.basics import distributed
+from tripletmas.basics.launched import launched
 from tripletmas.basics.logs import errors_only
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.version import versions
@@ -132,7 +134,8 @@ def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | 
             experiment.training,
             name=experiment.config["model"]["name"],
         )
-    run = RunDirectory.create(out, {"version": versions(), **experiment.config}, completed=_completed)
+    distributed.barrier()  # until all have seen whether it had started
+    run = _created(out, {"version": versions(), **experiment.config})
     with log.followed(run, logger) as listener:
         return train_stream(
             experiment.model,
@@ -146,6 +149,14 @@ def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | 
             unseen=experiment.unseen,
             listener=listener,
         )
+
+
+def _created(out: str | Path, config: Mapping[str, Any]) -> RunDirectory:
+    """The run directory, which of several processes the main one makes."""
+    if distributed.is_main():
+        RunDirectory.create(out, config, completed=_completed)
+    distributed.barrier()
+    return RunDirectory.open(out)
 
 
 def config_of(run: RunDirectory) -> dict[str, Any]:
@@ -188,13 +199,17 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; `auto` is a GPU if there is one.
+    """The device of this name; `auto` is a GPU if there is one, of several processes each has its own.
 
     Raises:
         ValueError: if it is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if (process := launched()) and name.startswith("cuda"):
+        if name != "cuda":
+            raise ValueError(f"device {name!r} would be that of all {process.world_size} processes: use auto or cuda")
+        name = f"cuda:{process.local_rank}"
     unknown = f"unknown device {name!r}: use auto, cpu, cuda or cuda:NUMBER"
     try:
         device = torch.device(name)
@@ -204,7 +219,8 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(unknown)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
-        raise ValueError(f"device {name!r} was asked for, but torch sees {found}: use --device auto or cpu")
+        hint = "start no more processes than there are, or use --device cpu" if process else "use --device auto or cpu"
+        raise ValueError(f"device {name!r} was asked for, but torch sees {found}: {hint}")
     return device
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from tripletmas.basics import distributed
 from tripletmas.basics.weights import load_state, state_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder
@@ -34,6 +35,7 @@ from tripletmas.runs.resume import (
     mend_importance,
     say_if_done,
 )
+from tripletmas.runs.sharing import check_sharing
 from tripletmas.runs.strength import SearchConfig, find_strength
 from tripletmas.runs.task import Learner, train_task
 from tripletmas.runs.watch import News
@@ -63,7 +65,9 @@ def train_stream(
 
     The model is trained where it is: move it to the device first. With a run directory, everything is recorded there,
     a checkpoint is kept at every epoch's end, and a run that was interrupted goes on where it stopped; on the CPU it
-    then ends with the same weights, bit for bit, as if it had not been interrupted.
+    then ends with the same weights, bit for bit, as if it had not been interrupted. Where several processes work
+    together (`basics.distributed`), all call this with the same; each embeds its share of each batch, and the first one
+    writes.
 
     Args:
         model: maps a batch of samples to raw embeddings (batch, dim).
@@ -102,6 +106,7 @@ def _train(
     model, strategy = learner.model, learner.strategy
     if learner.config.freeze:
         freeze(model, learner.config.freeze)
+    check_sharing(model, stream, learner.config)
     learner.objective.embed = Embedder(learner.config.eval_batch_size, learner.config.num_workers)
     strategy.prepare(model, learner.objective, stream)
     if search and search.start is not None:
@@ -109,6 +114,7 @@ def _train(
     after = AfterTask(learner, gallery, unseen, own_images(gallery, stream[0].train))
     start = run.load_checkpoint() if run else None
     scores, news = _begin(learner, after, stream, run, start), News()
+    distributed.barrier()  # until the first process has written what all read from here on
     for record in run.records("epoch") if run else []:
         _listen(learner, after, news, record["task"], record)
     listener()
@@ -138,6 +144,7 @@ def _train(
             listener()
     if run:
         keep_scores(run, scores)
+    distributed.barrier()  # whoever reads the run next finds all of it
     return scores
 
 
@@ -154,6 +161,7 @@ def _begin(
         return scores
     if start is None:
         run.check_records(None)
+        distributed.barrier()
         run.rewind(None)
         run.keep_start_weights(state_of(learner.model))
     else:
@@ -178,6 +186,7 @@ def _go_on(learner: Learner, after: AfterTask, stream: Stream, run: RunDirectory
     after.galleries.restore(run, learner.model, stream, start.task)
     if not start.epoch:
         learner.strategy.load_state_dict(start.strategy)
+    distributed.barrier()  # until all have read what is cut off now
     run.rewind(start)
     if not start.epoch:
         mend_importance(learner.strategy, run, start.task - 1)

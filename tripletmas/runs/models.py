@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tripletmas.basics import distributed
 from tripletmas.basics.weights import Params, load_state, state_of, weight_hash
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles, preparation_of
@@ -18,7 +19,7 @@ from tripletmas.data.tasks import Stream
 from tripletmas.data.tokens import Texts, Tokenizer
 from tripletmas.index.base import are_one_vector, relative_spread
 from tripletmas.index.images import Transform
-from tripletmas.models.embedding import embed
+from tripletmas.models.embedding import embed_shared
 from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import text_encoder_of
 from tripletmas.objectives.collapse import NEARLY
@@ -238,10 +239,14 @@ def embed_images(
     if invert:
         dataset = dataset.with_transform(lambda image: 1 - image)
     workers = 0 if skip_unreadable else model.num_workers  # what a worker notes is lost
-    vectors = embed(model.model, dataset, batch_size=model.batch_size, num_workers=workers, progress=True).vectors
+    vectors = embed_shared(
+        model.model, dataset, batch_size=model.batch_size, num_workers=workers, progress=True
+    ).vectors
+    for noted in distributed.gather_objects(shown.unreadable):
+        shown.unreadable |= noted
     if not shown.unreadable:
         return vectors, list(range(len(images)))
-    first = next(iter(shown.unreadable.values()))
+    first = shown.unreadable[min(shown.unreadable)]
     kept = [position for position in range(len(images)) if position not in shown.unreadable]
     if not kept:
         raise NoneReadable(f"no image can be read; the first: {first}")
@@ -258,7 +263,7 @@ def embed_texts(model: RunModel, texts: Sequence[str]) -> Tensor:
     samples = Texts(texts).read_by(model.tokenizer)
     places = [f"{text:.40}" for text in texts]
     dataset = LabelledDataset(samples, torch.zeros(len(texts)), ["unlabelled"], paths=places, texts=samples.strings)
-    return embed(model.model, dataset, batch_size=model.batch_size, progress=True).vectors
+    return embed_shared(model.model, dataset, batch_size=model.batch_size, progress=True).vectors
 
 
 def refuse_collapse(

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tripletmas.basics.distributed import on_main
 from tripletmas.basics.files import SEAL, Place, append_text, checksum, damaged, without_nan
 from tripletmas.basics.shape import check_shape
 from tripletmas.runs.checkpoint import REMEDY, Checkpoint
@@ -47,6 +48,7 @@ class Records:
         listing = (number for number, names in enumerate(self.editions) if name in names)
         return Place(self.run, name, max(listing, default=0)) if self.run else None
 
+    @on_main
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record, nan as null."""
         editions = self.editions if "files" in record else []
@@ -104,6 +106,7 @@ class Records:
         if len(steps) > 1 or any(each.get("task") or each.get("epoch") for each in steps):
             raise damaged(self.path.parent / "checkpoint", f"{self.path} tells of {len(steps)} steps", REMEDY)
 
+    @on_main
     def cut(self, size: int) -> None:
         """Remove what follows the first bytes.
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from tripletmas.basics import distributed
 from tripletmas.basics.progress import told
+from tripletmas.basics.shares import gather_shares, sum_gradients
 from tripletmas.basics.weights import device_of
-from tripletmas.data.batches import draw_batches, seed_everything
+from tripletmas.data.batches import draw_batches, own_parts, seed_everything
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.lora import Factors, factors_of
@@ -24,6 +26,7 @@ from tripletmas.models.parts import still_norms
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, refuse_nothing, set_rate
+from tripletmas.runs.sharing import Sharing, check_weights, sharing_of
 from tripletmas.runs.watch import Watch
 from tripletmas.strategies.base import Strategy
 
@@ -69,8 +72,9 @@ def train_task(
     if data is None:
         return
     refuse_nothing(learner.model, learner.objective)
+    sharing = sharing_of(learner.model, data)
     for epoch in range(resumed.epoch if resumed else 0, config.epochs):
-        record = _train_epoch(learner, task, data, number, epoch, steps, what)
+        record = _train_epoch(learner, task, data, number, epoch, steps, sharing, what)
         if on_epoch:
             on_epoch(epoch, record, steps.state_dict())
 
@@ -114,6 +118,7 @@ def _train_epoch(
     number: int,
     epoch: int,
     steps: _Steps,
+    sharing: Sharing,
     what: str,
 ) -> dict[str, Any]:
     model, strategy, config = learner.model, learner.strategy, learner.config
@@ -127,7 +132,7 @@ def _train_epoch(
         samples_per_class=config.samples_per_class,
         generator=torch.Generator().manual_seed(seed),
     )
-    loader = data.loader(batches=batches, num_workers=config.num_workers, seed=seed)
+    loader = data.loader(batches=own_parts(batches), num_workers=config.num_workers, seed=seed)
     freeze = strategy.freezes_batchnorm if config.freeze_batchnorm is None else config.freeze_batchnorm
     _set_train(model, freeze == "always" or (bool(freeze) and number > 0))
     device = device_of(model)
@@ -135,22 +140,25 @@ def _train_epoch(
     total, rate, watch = 0.0, config.lr, Watch(len(batches))
     shown = f"task {task.name}{what} epoch {epoch + 1}/{config.epochs}"
     with tqdm(loader, desc=shown, disable=None, leave=False) as bar:
-        for step, (inputs, labels) in enumerate(told(bar, f"{shown}, batch", len(batches))):
-            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        for step, (inputs, _) in enumerate(told(bar, f"{shown}, batch", len(batches))):
+            inputs, labels = (
+                each.to(device, non_blocking=True) for each in (inputs, data.labels[torch.tensor(batches[step])])
+            )
             done = (epoch + step / len(batches)) / config.epochs
             rate = set_rate(optimizer, config, done, steps=config.epochs * len(batches))
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype) if dtype else nullcontext():
-                embeddings = model(inputs.clone())  # it may change them, and the strategy reads them, too
-            own, loss = _losses(learner, inputs, labels, embeddings)
-            watch.see(step, inputs, embeddings, labels, own)
-            value = loss.item()
+                embeddings = sharing.embed(model, inputs, len(labels), (config.seed, number, epoch, step))
+            everything, own, loss = _losses(learner, inputs, labels, embeddings)
+            watch.see(step, inputs, everything, labels, own)
+            value = distributed.sum_over_ranks({"loss": loss})["loss"].item()
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss is {value} in task {number} ({task.name}), epoch {epoch}, step {step}: lower lr or "
                     "strength, or set clip; the last checkpoint is untouched"
                 )
             scaler.scale(loss).backward()
+            sum_gradients(each for group in optimizer.param_groups for each in group["params"])
             if config.clip is not None:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -166,6 +174,7 @@ def _train_epoch(
             f"weights are no longer finite ({bad[0]}) after task {number} ({task.name}), epoch {epoch}: lower lr or "
             "strength, or set clip; the last checkpoint is untouched"
         )
+    check_weights(model, f"task {number}, epoch {epoch}")
     penalty = _penalty(strategy)
     if not math.isfinite(penalty):
         raise FloatingPointError(
@@ -182,14 +191,24 @@ def _train_epoch(
     }
 
 
-def _losses(learner: Learner, inputs: Tensor, labels: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """(the objective's, the same with what the strategy adds)."""
+def _losses(learner: Learner, inputs: Tensor, labels: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(all embeddings of the batch, the objective's loss of it, this process's part of that and the strategy's).
+
+    The parts of all processes sum up to the loss of the batch. Each has all of the objective's, and of the strategy's,
+    a mean over samples, that of its own samples.
+
+    Args:
+        inputs, embeddings: of this process's share of the batch.
+        labels: of the whole batch.
+    """
     unchanged = embeddings._version
-    loss = learner.objective(embeddings.float(), labels)
+    everything = gather_shares(embeddings.float(), len(labels))
+    loss = learner.objective(everything, labels)
     if embeddings._version != unchanged:
         raise ValueError("the loss changes the embeddings in place, which a strategy reads, too: let it use a copy")
+    own = loss / distributed.world_size()
     addition = learner.strategy.loss(learner.model, inputs, embeddings)
-    return loss, loss if addition is None else loss + addition
+    return everything, loss, own if addition is None else own + addition * (len(embeddings) / len(labels))
 
 
 def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:

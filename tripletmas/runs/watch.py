@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tripletmas.basics import distributed
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Task
 from tripletmas.models.embedding import Embeddings
@@ -50,7 +51,7 @@ class Watch:
         self._batches: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def see(self, step: int, inputs: Tensor, embeddings: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Keep a batch: raw embeddings (b, dim), labels, the objective's own loss; of the samples the last batch's."""
+        """Keep a batch: raw embeddings (b, dim), labels, the objective's own loss; of samples the last."""
         self._inputs = inputs
         if step in self._first or step in self._last:
             self._batches[step] = (embeddings.detach(), labels, loss.detach())
@@ -172,8 +173,10 @@ def _mean(values: list[float]) -> float:
 
 
 def _are_one(samples: Tensor) -> bool:
-    """Whether all samples of a batch are one and the same."""
-    return bool((samples == samples[:1]).all())
+    """Whether all samples of a batch, of which each process has a part, are one and the same."""
+    first = samples[0] if bool((samples == samples[:1]).all()) else None
+    found = distributed.gather_objects(None if first is None else first.cpu())
+    return all(each is not None and found[0] is not None and torch.equal(each, found[0]) for each in found)
 
 
 def _are_one_sample(data: LabelledDataset) -> bool:

@@ -56,7 +56,8 @@ class Strategy:
     def loss(self, model: nn.Module, inputs: Tensor, embeddings: Tensor) -> Tensor | None:
         """A scalar to add to the loss of a batch; None for nothing.
 
-        The inputs are as they were before the model had them, which may have changed its own copy.
+        The inputs are as they were before the model had them, which may have changed its own copy. Where several
+        processes share a batch, each asks for its own samples, and what it is told counts as a mean over these does.
         """
         return None
 

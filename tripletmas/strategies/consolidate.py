@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tripletmas.basics.weights import Params
+from tripletmas.data.batches import shared_loader
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.strategies.base import Strategy
@@ -33,8 +34,11 @@ class Consolidate(Strategy):
         raise NotImplementedError
 
     def measured_on(self, task: Task) -> Iterable[Any]:
-        """What importance is measured on after a task: batches of its training samples, without augmentation."""
-        return task.train.plain().loader(num_workers=self.num_workers)
+        """What importance is measured on after a task: batches of its training samples, without augmentation.
+
+        Of several processes each has its own; sums are taken over all.
+        """
+        return shared_loader(task.train.plain(), num_workers=self.num_workers)
 
     def prepare(self, model: nn.Module, objective: Objective, stream: Stream) -> None:
         self.protections = (self.make_protection(model, objective),)

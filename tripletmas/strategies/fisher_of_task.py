@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tripletmas.basics.shares import share
 from tripletmas.basics.weights import Params, device_of
-from tripletmas.data.batches import class_balanced_batches
+from tripletmas.data.batches import class_balanced_batches, shared_loader
 from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.protection.importance.fisher import FisherLabels, fisher_importance, squared_gradient_importance
@@ -41,9 +42,11 @@ def fisher_of_task(
     data, seed, workers = task.train.plain(), torch.initial_seed(), objective.embed.num_workers
     if likelihood := objective.likelihood(task):
         (logits, positions), device = likelihood, device_of(model)
-        batches = (
-            (inputs, positions(classes.to(device))) for inputs, classes in data.loader(batch_size, num_workers=workers)
-        )
+        if labels != "true":  # the others ask for none; of several processes each has its own samples
+            batches = shared_loader(data, batch_size, num_workers=workers)
+            return fisher_importance(model, batches, labels=labels, forward=logits, seed=seed)
+        own = data.subset(list(share(len(data)))).loader(batch_size, num_workers=workers)
+        batches = ((inputs, positions(classes.to(device))) for inputs, classes in own)
         return fisher_importance(model, batches, labels=labels, forward=logits, seed=seed)
     balanced = class_balanced_batches(
         data.labels,
@@ -51,4 +54,5 @@ def fisher_of_task(
         samples_per_class=samples_per_class,
         generator=torch.Generator().manual_seed(seed),
     )
-    return squared_gradient_importance(model, data.loader(batches=balanced, num_workers=workers), objective)
+    own = [balanced[number] for number in share(len(balanced))]
+    return squared_gradient_importance(model, data.loader(batches=own, num_workers=workers), objective)

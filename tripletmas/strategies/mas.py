@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tripletmas.basics.sentences import listed
+from tripletmas.basics.shares import share
 from tripletmas.basics.weights import Params, device_of, eval_mode
+from tripletmas.data.batches import shared_loader
 from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
 from tripletmas.protection import protection
@@ -76,9 +78,10 @@ class MAS(Consolidate):
     def measured_on(self, task: Task) -> Iterable[Any]:
         data = task.train.plain()
         if self.batch_gradients is None:
-            return data.loader(num_workers=self.num_workers)
-        shuffled = data.subset(torch.randperm(len(data)))
-        return shuffled.loader(self.batch_gradients, num_workers=self.num_workers)
+            return shared_loader(data, num_workers=self.num_workers)
+        batches = torch.randperm(len(data)).split(self.batch_gradients)
+        own = [batches[number].tolist() for number in share(len(batches))]
+        return data.loader(batches=own, num_workers=self.num_workers)
 
     def after_task(self, model: nn.Module, task: Task) -> None:
         self._learned += 1
