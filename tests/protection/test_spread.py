@@ -95,7 +95,7 @@ def test_a_model_under_fully_shard_is_held_as_one_process_holds_it(n, tmp_path):
     assert identical(read.state_dict(), first["as saved"])
 
 
-def pulled_without_gradient() -> Tensor:
+def pulled_without_gradient() -> tuple[Tensor, int]:
     """A weight that the loss does not know: where it is pulled back it has a gradient, and all of it decays."""
     model = make_net()
     model.unused = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64))
@@ -109,16 +109,16 @@ def pulled_without_gradient() -> Tensor:
     with torch.no_grad():
         named_parameters(model)["unused"].mul_(2)
     step(model, optimizer, torch.ones(4, 1, 4, 4).double())
-    return distributed.whole(named_parameters(model)["unused"].detach())
+    return distributed.whole(named_parameters(model)["unused"].detach()), protection.coverage().num_held
 
 
 @pytest.mark.slow
 def test_a_weight_without_gradient_is_pulled_on_all_ranks_or_none():
     # 0.99 of (2, 4, 6, 8) by decay; the first is pulled by 2 * 0.3 * 1 * (2 - 1) at rate 0.1
     expected = torch.tensor([0.99 * 2 - 0.06, 0.99 * 4, 0.99 * 6, 0.99 * 8], dtype=torch.float64)
-    torch.testing.assert_close(pulled_without_gradient(), expected)
-    for found in run_in_processes(pulled_without_gradient, 2):
+    for found, num_held in (pulled_without_gradient(), *run_in_processes(pulled_without_gradient, 2)):
         torch.testing.assert_close(found, expected)
+        assert num_held == 1
 
 
 def read_plain(path: str) -> dict[str, Tensor]:
