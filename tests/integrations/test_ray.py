@@ -18,7 +18,7 @@ import torch
 from tripletmas.cli.main import main
 from tripletmas.data.images import ImageFiles, find_images
 from tripletmas.data.vector_parts import begin_parts, end_parts, plan_parts, read_parts
-from tripletmas.integrations.ray import _Embedder, _Job, embed_files
+from tripletmas.integrations.ray import _Embedder, _Job, _tell, embed_files
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import embed_images, load_model
 
@@ -112,16 +112,35 @@ def test_a_thousand_files_a_killed_job_and_a_killed_actor(tmp_path: Path, run: P
     expected = [list((files / name).read_bytes()[-4:]) for name in names]
     assert found.vectors.tolist() == expected
 
-    # by a run's model: the vectors that it gives in one process; what cannot be read is an error, or left out
+    # by a run's model: the vectors that it gives in one process; what cannot be read is left out
     model = load_model(RunDirectory.open(run), device="cpu")
     vectors, _ = embed_images(model, ImageFiles(files, names, model.prepared))
     found = read_parts(tmp_path / "photos.vectors")
     assert list(found.names) == names
     torch.testing.assert_close(found.vectors, vectors)
-    unreadable, too_many = done["complaints"]
-    broken = Path(changed).with_name("broken.pgm")
-    assert unreadable == f"{broken} cannot be read: not an image (skip_unreadable=True leaves out what cannot be read)"
-    assert too_many == "3 actors need a CPU each, and Ray has 2: give fewer actors="
+    assert done["complaint"] == "3 actors need a CPU each, and Ray has 2: give fewer actors="
+
+
+def test_an_image_that_cannot_be_read(tmp_path: Path, run: Path, write_images, caplog: pytest.LogCaptureFixture):
+    """What an actor says of it, in this process, and what is made of that."""
+    files, out = write_images(tmp_path / "files"), tmp_path / "out"
+    (files / "broken.png").write_bytes(b"no image")
+    for skips in (False, True):
+        job = _Job(run, None, None, None, str(files), out, skip_unreadable=skips)
+        (part,) = plan_parts(files, texts=False, model=job.identity, part_size=10**9)
+        begin_parts(out, files, texts=False, model=job.identity)
+        said = _Embedder(job)({"file": part.file, "names": part.names})
+        if skips:
+            _tell(out, len(part.names), [said])
+            assert "skipped 1 of 7 files, which cannot be read" in caplog.text
+            assert (out / part.file).exists()
+        else:
+            message = (
+                r"broken.png cannot be read: not an image \(skip_unreadable=True leaves out what cannot be read\)$"
+            )
+            with pytest.raises(ValueError, match=message):
+                _tell(out, len(part.names), [said])
+            assert not (out / part.file).exists()
 
 
 @pytest.mark.slow

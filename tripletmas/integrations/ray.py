@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -176,14 +176,19 @@ def _run(job: _Job, parts: Sequence[Part], actors: int, gpus: float) -> None:
     work = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         embedder, fn_constructor_args=(job,), compute=pool, num_cpus=1, num_gpus=gpus or None
     )
-    done, count = 0, sum(len(part.names) for part in parts)
-    for row in work.iter_rows():
+    _tell(job.out, sum(len(part.names) for part in parts), work.iter_rows())
+
+
+def _tell(out: Path, count: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Log how many of so many files were embedded, given what actors say of each part; a ValueError if one failed."""
+    done = 0
+    for row in rows:
         if row["error"]:
             raise ValueError(row["error"])
         done += row["vectors"]
-    logger.info("%s: %d vectors in %d parts made", job.out, done, len(parts))
+    logger.info("%s: %d vectors made", out, done)
     if done < count:
-        logger.warning("%s: skipped %d of %d files, which cannot be read", job.out, count - done, count)
+        logger.warning("%s: skipped %d of %d files, which cannot be read", out, count - done, count)
 
 
 def _loaded(model: Path, after: int | None, device: str = "auto") -> RunModel:
