@@ -135,6 +135,11 @@ def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
         return "there is not enough memory for this, or a number is too large (--debug shows where)", 2
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return message, 2
+    return _unexpected(error, message, debug=debug)
+
+
+def _unexpected(error: Exception, message: str, *, debug: bool) -> tuple[str, int]:
+    """The same of an error of a type that says nothing of what went wrong: of a user's own code, or of ours."""
     if place := _place_in_own_code(error):
         return f"{place}: {type(error).__name__}: {message}", 2
     where = "" if debug else "; --debug shows where"

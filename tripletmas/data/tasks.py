@@ -221,12 +221,8 @@ def _task(
     assert parts.test is not None
     train, query = of_task(parts.train), of_task(parts.test)
     if not len(query):
-        why = "the test part has none of its classes"
-        if parts.pairs:
-            why = (
-                f"none of its {len(train.classes)} answers is asked for: raise test_share, or name queries in a column "
-                "split"
-            )
+        of_pairs = f"none of its {len(train.classes)} answers is asked for: raise test_share, or name queries in a split"
+        why = of_pairs if parts.pairs else "the test part has none of its classes"
         raise ValueError(f"task {name!r} has no queries: {why}")
     gallery = None
     if parts.gallery is not None:
