@@ -61,12 +61,7 @@ def as_one(model: nn.Module) -> Iterator[Callable[[Params], Params]]:
 def _refuse_out_of_reach(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     """Raise a ValueError where other processes have a part in the model, and cannot be reached or understood."""
     for name, value in parameters.items():
-        if value.is_meta:
-            raise ValueError(f"{name} is on the meta device and has no values: load or initialise the model first")
-        if getattr(value, "ds_id", None) is not None and not value.numel():
-            raise ValueError(f"{name} is spread over processes by DeepSpeed (ZeRO 3): use fully_shard of torch")
-        if is_spread(value) and is_kept_alone():
-            raise ValueError(f"{name} is spread over processes: all of them measure it, outside tripletmas.alone()")
+        _refuse_parameter(name, value)
     for module in model.modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise ValueError("FullyShardedDataParallel keeps no parameters by name: use torch's fully_shard (FSDP2)")
@@ -76,6 +71,15 @@ def _refuse_out_of_reach(model: nn.Module, parameters: Mapping[str, Tensor]) -> 
             "the model is one of several processes, and their process group is gone: measure and consolidate before "
             "torch.distributed.destroy_process_group()"
         )
+
+
+def _refuse_parameter(name: str, value: Tensor) -> None:
+    if value.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no values: load or initialise the model first")
+    if getattr(value, "ds_id", None) is not None and not value.numel():
+        raise ValueError(f"{name} is spread over processes by DeepSpeed (ZeRO 3): use fully_shard of torch")
+    if is_spread(value) and is_kept_alone():
+        raise ValueError(f"{name} is spread over processes: all of them measure it, outside tripletmas.alone()")
 
 
 @contextmanager
@@ -125,13 +129,13 @@ def check_replicas(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tenso
                 f"rank {rank} has another model than rank 0: {wrong}. All ranks measure one model together; inside "
                 "tripletmas.alone() each measures its own"
             )
-        for name, value in sums.items():
-            if not _is_near(value, other_sums[name]):
-                raise ValueError(
-                    f"rank {rank} has other weights than rank 0 ({name}): replicas must start from the same weights "
-                    "and learn by the same gradients, as DistributedDataParallel sees to; models that are no replicas "
-                    "are measured inside tripletmas.alone()"
-                )
+        others = [name for name, value in sums.items() if not _is_near(value, other_sums[name])]
+        if others:
+            raise ValueError(
+                f"rank {rank} has other weights than rank 0 ({others[0]}): replicas must start from the same weights "
+                "and learn by the same gradients, as DistributedDataParallel sees to; models that are no replicas "
+                "are measured inside tripletmas.alone()"
+            )
     return [
         name
         for name, value in sums_of_buffers.items()
