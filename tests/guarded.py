@@ -46,6 +46,7 @@ def guarded(make: Callable[..., Guard]) -> tuple[Net, Guard]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
+    guard._note_weights()  # by whom they were moved is not what is tried
     return model, guard
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarded import GUARDS, assert_same, every_guard, guarded, learn, learn_elsewhere, pulls, samples
+from guarded import GUARDS, Net, assert_same, every_guard, guarded, learn, learn_elsewhere, pulls, samples
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -58,7 +58,7 @@ def test_a_copy_with_its_model_is_attached_to_nothing(make: Callable[..., Guard]
         learn(model, SGD(model.parameters(), lr=0.01))
     assert_same(other, model)
     with pytest.warns(UserWarning, match="no optimizer stepped on the protected model"), copied.protect():
-        learn(model, SGD(model.parameters(), lr=0.01))
+        learn(Net(), SGD(Net().parameters(), lr=0.01))
 
 
 def by_torch(things: Any) -> Any:
@@ -79,8 +79,8 @@ COPYING: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("copied", COPYING.values(), ids=COPYING)
 def test_model_and_guard_are_copied_together(make: Callable[..., Guard], copied: Callable[[Any], Any]):
     model, guard = guarded(make)
-    guard.attach(SGD(model.parameters(), lr=0.01))
-    learn(model, SGD(model.parameters(), lr=0.01))
+    guard.attach(optimizer := SGD(model.parameters(), lr=0.01))
+    learn(model, optimizer)
     other, same = copied((model, guard))
     assert same.model is other
     assert same.num_protected_steps == 0
@@ -193,10 +193,7 @@ def test_a_head_that_grew_in_place_is_told(make: Callable[..., Guard], tmp_path:
             act()
     for name in ("weight", "bias"):  # as it says
         setattr(model.head, name, nn.Parameter(getattr(model.head, name).data))
-    found = pulls(model, guard)
-    assert found["head.weight"] == found["head.bias"] == 0 < found["trunk.weight"]
-    assert guard.coverage().new == ("head.bias", "head.weight")
-    guard.consolidate([samples()])
+    assert min(pulls(model, guard).values()) > 0
     assert guard.coverage().new == ()
 
 

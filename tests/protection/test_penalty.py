@@ -107,7 +107,7 @@ def test_every_kind_of_weight_gets_the_literal_gradient(size: int, num_groups: i
         expected = literal(model, protection)
         optimizer.step()
         check(model, expected)
-    assert all(len(buffer) <= size for buffer in protection._buffers.values())
+    assert all(len(buffer) <= size for buffer in protection._loop.buffers.values())
 
 
 def test_importance_and_reference_of_another_layout_and_dtype():
@@ -173,10 +173,10 @@ def test_a_step_takes_no_memory_but_one_buffer(monkeypatch: pytest.MonkeyPatch):
         parameter.grad = torch.ones_like(parameter)
     optimizer = AdamW(model.parameters())
     assert allocated(optimizer, protection) == [512 * 4]  # the first time: the buffer, in float32
-    buffer = next(iter(protection._buffers.values()))
+    buffer = next(iter(protection._loop.buffers.values()))
     for _ in range(2):
         assert allocated(optimizer, protection) == []
-    assert [each.data_ptr() for each in protection._buffers.values()] == [buffer.data_ptr()]
+    assert [each.data_ptr() for each in protection._loop.buffers.values()] == [buffer.data_ptr()]
     model.get_parameter("3.bias").grad = None  # then it is the gradient that is made, and whether it is 0 everywhere
     assert allocated(optimizer, protection) == [5 * 4, 1, 5]
 

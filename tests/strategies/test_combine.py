@@ -140,6 +140,7 @@ def test_what_cannot_go_together_is_refused():
         Combine({"mas": MAS()}, searched="distill")
 
 
+@pytest.mark.filterwarnings("ignore:weights that this .* holds have changed since:UserWarning")  # by hand
 def test_pairs_of_old_samples_are_those_of_the_parts_that_have_some(tiny_stream):
     alone, combined = Anchors(per_class=2), Combine({"l2": L2(), "few": Anchors(per_class=1), "more": Anchors()})
     model, found = make_model(), []

@@ -55,6 +55,7 @@ def moved(model: nn.Module, by: float) -> Params:
     return steps
 
 
+@pytest.mark.filterwarnings("ignore:weights that this .* holds have changed since:UserWarning")  # by hand
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_penalty_is_the_formula(objective: str, tiny_stream: Stream):
     """strength * sum (decay * F1 + F2) (theta - theta2)^2, and its gradient 2 * strength * (...) * (theta - theta2)."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +18,16 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from tripletmas.basics.distributed import own_part
 from tripletmas.basics.weights import Params, named_parameters, trainable
-from tripletmas.protection.attachment import Attachment, Clip, added_to, check_clip
+from tripletmas.protection.absent import HeldNames, tell_what_is_not_held, warn_of_lost, warn_of_no_hook
+from tripletmas.protection.attachment import Clip, added_to
 from tripletmas.protection.batches import refuse_complex
 from tripletmas.protection.coverage import Coverage
-from tripletmas.protection.hooks import StepHook, is_registered, make_step_hook
-from tripletmas.protection.optimizers import (
-    chain_of,
-    check_steps,
-    check_weights,
-    in_train_mode,
-    is_schedule_free,
-    parameters_of,
-    weights_beside,
-)
-from tripletmas.protection.penalty import Buffers
+from tripletmas.protection.hooks import StepHook, make_step_hook
+from tripletmas.protection.loop import Loop, differ, sums
+from tripletmas.protection.optimizers import check_steps, contents, parameters_of
 from tripletmas.protection.pretrained import file_to_write
+from tripletmas.protection.watching import watch_all_steps
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
 
@@ -64,26 +56,17 @@ class Guard:
         self.strength = strength
         self.decay = decay
         self.estimate = estimate
-        self._enter_no_loop()
-
-    def _enter_no_loop(self) -> None:
-        self._attached: WeakKeyDictionary[Optimizer, Attachment] = WeakKeyDictionary()
-        self._inside: WeakKeyDictionary[Optimizer, Optimizer] = WeakKeyDictionary()  # a wrapper -> what it steps with
-        self._idle: WeakKeyDictionary[Optimizer, list[Tensor]] = WeakKeyDictionary()  # attached, and has not stepped
-        self._stepped: WeakSet[Optimizer] = WeakSet()
-        self._checked_rates: WeakSet[Optimizer] = WeakSet()
-        self._num_protected_steps = 0
-        self._protecting = False
-        self._buffers: Buffers = {}
+        self._left_out: frozenset[str] = frozenset()  # names of what was trained, and not measured, when it was last
+        self._loop = Loop()
+        watch_all_steps(self)
 
     def __getstate__(self) -> dict[str, Any]:  # of copy.copy, copy.deepcopy and pickle
-        fresh: Guard = object.__new__(type(self))
-        fresh._enter_no_loop()
-        return {name: value for name, value in vars(self).items() if name not in vars(fresh)}
+        return {name: value for name, value in vars(self).items() if name != "_loop"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._enter_no_loop()
         vars(self).update(state)
+        self._loop = Loop()
+        watch_all_steps(self)
 
     @property
     def holds(self) -> bool:
@@ -93,7 +76,7 @@ class Guard:
     @property
     def num_protected_steps(self) -> int:
         """For how many steps of optimizers the penalty was added, since this object was made."""
-        return self._num_protected_steps
+        return self._loop.num_protected_steps
 
     @property
     def importance(self) -> Params:
@@ -123,21 +106,13 @@ class Guard:
             ValueError: if the optimizer holds no parameter of the model, or it cannot be known which one steps; where
                 what is held can no longer be: a parameter that was replaced since, or has another shape or type.
         """
-        chain = chain_of(optimizer, self._ids())
-        for wrapper in chain[:-1]:
-            if isinstance(wrapper, Optimizer):
-                self._inside[wrapper] = chain[-1]
-        optimizer = chain[-1]
-        check_clip(clip, optimizer)
-        check_weights(chain, clip)
-        check_steps(optimizer)
         _check_types(self.model)
         self._present()
-        if not self._is_attached(optimizer):
-            self._attached[optimizer] = Attachment(optimizer.register_step_pre_hook(self._make_hook()), clip, chain)
-            self._idle[optimizer] = _sums(self._steppable(optimizer))
-        self._attached[optimizer].clip = clip
-        return self._attached[optimizer].handle
+        attachment, optimizer = self._loop.attach(optimizer, clip, self._make_hook(), self._ids())
+        self._check(optimizer)
+        if self._loop.since is None:  # of a copy
+            self._note_weights()
+        return attachment.handle
 
     def add_gradients(self, optimizer: Any) -> None:
         """Add the penalty's gradient now, to an optimizer that was attached with `clip="before"`.
@@ -148,12 +123,12 @@ class Guard:
         Raises:
             ValueError: if the optimizer is not attached so; if the penalty is in these gradients already.
         """
-        if optimizer not in self._attached:
-            optimizer = self._inside[optimizer] if optimizer in self._inside else chain_of(optimizer, self._ids())[-1]
-        attachment = self._attached.get(optimizer)
-        if attachment is None or attachment.clip != "before" or not self._is_attached(optimizer):
+        optimizer = self._loop.stepping(optimizer, self._ids())
+        attachment = self._loop.adds_itself(optimizer)
+        if attachment is None:
             raise ValueError("add_gradients is for an optimizer that was attached with clip='before'")
         attachment.refuse_to_add_again()
+        self._loop.note_step(optimizer)
         attachment.added = added_to(self._pull(optimizer, first=True))
 
     @contextmanager
@@ -162,25 +137,26 @@ class Guard:
 
         Warns at the end of the block if there was something to protect but no optimizer stepped on it.
         """
-        if self._protecting:  # within another `protect()` of this guard: once is enough
+        loop = self._loop
+        if loop.protecting:  # within another `protect()` of this guard: once is enough
             yield self
             return
         self._present()
-        num_steps_before, has_something = self._num_protected_steps, bool(self.strength) and self.holds
+        num_steps_before, has_something = loop.num_protected_steps, bool(self.strength) and self.holds
         add_penalty = self._make_hook()
 
         def before_step(optimizer: Optimizer, args: tuple, kwargs: dict):
-            own = self._is_attached(optimizer)  # its own hook adds the penalty
+            own = loop.is_attached(optimizer)  # its own hook adds the penalty
             return None if own else add_penalty(optimizer, args, kwargs)
 
         handle = register_optimizer_step_pre_hook(before_step)
-        self._protecting = True
+        loop.protecting = True
         try:
             yield self
         finally:
-            self._protecting = False
+            loop.protecting = False
             handle.remove()
-        if has_something and self._num_protected_steps == num_steps_before:
+        if has_something and loop.num_protected_steps == num_steps_before:
             warnings.warn("no optimizer stepped on the protected model inside protect()", stacklevel=3)
 
     def value(self) -> Tensor:
@@ -252,13 +228,17 @@ class Guard:
         """
         raise NotImplementedError
 
+    def _held_names(self) -> tuple[set[str], set[str]]:
+        """Names of the model's parameters that are held, and of those that were and are no more."""
+        raise NotImplementedError
+
     def _pull(self, optimizer: Optimizer, *, first: bool) -> list[nn.Parameter]:
         if not self.strength or not self.holds:
             return []
-        if optimizer not in self._attached:
-            check_steps(optimizer)
+        if self._loop.checked.get(optimizer) != contents(optimizer):
+            self._check(optimizer)
         pulled = self._add_gradients(optimizer, first=first)
-        self._num_protected_steps += first and bool(pulled)
+        self._loop.num_protected_steps += first and bool(pulled)
         return pulled
 
     def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
@@ -271,60 +251,82 @@ class Guard:
 
     def _make_hook(self) -> StepHook:
         def add(optimizer: Optimizer, first: bool) -> None:
-            self._idle.pop(optimizer, None)
-            self._stepped.add(optimizer)
-            attachment = self._attached.get(optimizer)
-            if attachment is not None and attachment.clip == "before" and self._is_attached(optimizer):
+            self._loop.note_step(optimizer)
+            attachment = self._loop.adds_itself(optimizer)
+            if attachment is not None:
                 attachment.take(optimizer)
             else:
                 self._pull(optimizer, first=first)
 
         return make_step_hook(add, self.value)
 
-    def _is_attached(self, optimizer: Optimizer) -> bool:
-        attachment = self._attached.get(optimizer)
-        return attachment is not None and is_registered(attachment.handle, optimizer)
-
     def _ids(self) -> set[int]:
         return {id(parameter) for parameter in named_parameters(self.model).values()}
 
-    def _steppable(self, optimizer: Optimizer) -> list[nn.Parameter]:
-        """The parameters of the model that an optimizer holds."""
-        return parameters_of(optimizer, self._ids())
+    # --- what is not held is told
 
-    def _schedule_free(self) -> list[Any]:
-        """The optimizers of the package schedulefree that are attached, or have stepped within `protect`."""
-        attached = [each for attachment in list(self._attached.values()) for each in attachment.schedule_free]
-        return attached + [each for each in self._stepped if is_schedule_free(each) and each not in self._attached]
+    def takes_part(self, optimizer: Any) -> bool:
+        """Whether an optimizer is attached, or was until it was detached by hand, or steps within `protect()`."""
+        return self._loop.protecting or optimizer in self._loop.attached
 
-    def _check_mode(self) -> None:
-        """Raise a ValueError where the weights are not those with which the model will answer."""
-        for each in self._schedule_free():
-            if in_train_mode(each):
-                raise ValueError(
-                    f"{type(each).__name__} is in its train mode, in which the weights are not those with which the "
-                    "model answers: call its eval() before consolidate, and its train() before it goes on"
-                )
+    def watch(self, optimizer: Optimizer) -> None:
+        """After a step in which no guard takes part: warn of it, if it moved weights that are held."""
+        loop = self._loop
+        if self.strength and self.holds and not loop.valued and optimizer not in loop.checked:
+            loop.checked[optimizer] = contents(optimizer)
+            if parameters_of(optimizer, self._ids()):
+                warn_of_no_hook(optimizer, named_parameters(self.model), type(self).__name__, self._held_names()[0])
 
-    def _beside(self, parameter: nn.Parameter) -> list[Tensor]:
-        """What optimizers keep of a parameter's weights, and has to move where it is moved."""
-        return [weights for each in self._schedule_free() for weights in weights_beside(each, parameter)]
+    def _check(self, optimizer: Optimizer) -> None:
+        """Tell what of an optimizer's weights is not held; an error if nothing is."""
+        self._loop.checked[optimizer] = contents(optimizer)
+        if not self.strength or not self.holds:
+            return
+        check_steps(optimizer)
+        model, (held, lost) = named_parameters(self.model), self._held_names()
+        of = HeldNames(type(self).__name__, held, lost, self._left_out)
+        tell_what_is_not_held(optimizer, model, of, self._loop.told)
 
-    def _warn_if_idle(self) -> None:
-        """Warn of an attached optimizer that changed the weights without a step that hooks could see."""
-        for optimizer, before in list(self._idle.items()):
-            now = self._idle[optimizer] = _sums(self._steppable(optimizer))
-            changed = any(float(one) != float(other) for one, other in zip(before, now, strict=False))
-            if changed and self._is_attached(optimizer):
-                warnings.warn(
-                    f"the weights have changed since {type(optimizer).__name__} was attached, but not by its step(): "
-                    "attach the optimizer that steps, or add value() to the loss",
-                    stacklevel=3,
-                )
+    def _check_before_measuring(self) -> None:
+        """Before a task is measured: tell where its training was not protected, or what is held no more."""
+        self._loop.check_mode()
+        if not self.strength or not self.holds:
+            return
+        lost = self._held_names()[1]
+        if not lost <= self._loop.told:
+            warn_of_lost(type(self).__name__, lost)
 
+    def _warn_if_unprotected(self) -> None:
+        told, since = self._loop.warn_if_idle(self._ids()), self._loop.since
+        if told or since is None or self._loop.valued or not self.strength or not self.holds:
+            return
+        before, steps = since
+        if steps == self._loop.num_protected_steps and differ(before, self._weights()):
+            warnings.warn(
+                f"weights that this {type(self).__name__} holds have changed since it was measured, and no step of an "
+                "optimizer was protected: attach(optimizer) before training, or add value() to the loss",
+                stacklevel=3,
+            )
 
-def _sums(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [own_part(parameter.detach()).sum() for parameter in parameters]
+    def _note_measured(self, *, left_out: bool) -> None:
+        """After it was measured, or loaded.
+
+        Args:
+            left_out: what is trained now and is not held is so on purpose.
+        """
+        held, trained = self._held_names()[0], trainable(self.model).keys()
+        self._left_out = frozenset(trained - held if left_out else ())
+        self._loop.checked.clear()
+        self._loop.told.clear()
+        self._loop.valued = False
+        self._note_weights()
+
+    def _note_weights(self) -> None:
+        self._loop.since = self._weights(), self._loop.num_protected_steps
+
+    def _weights(self) -> list[Tensor]:
+        model = named_parameters(self.model)
+        return sums(model[name] for name in sorted(self._held_names()[0]))
 
 
 def _check_types(model: nn.Module) -> None:

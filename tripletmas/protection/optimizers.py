@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -41,6 +42,20 @@ def chain_of(optimizer: Any, own: set[int]) -> list[Any]:
     if not parameters_of(chain[-1], own):
         raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
     return chain
+
+
+def all_inside(optimizer: Any, seen: tuple[Any, ...] = ()) -> list[Any]:
+    """The optimizer, and all that it has inside."""
+    found = [optimizer]
+    for _, each in _inside(optimizer):
+        if not any(each is one for one in (*seen, *found)):
+            found += all_inside(each, (*seen, *found))
+    return found
+
+
+def contents(optimizer: Optimizer) -> int:
+    """Another number where an optimizer has other parameters, or where some were frozen or are no more."""
+    return hash(tuple((id(p), p.requires_grad) for group in optimizer.param_groups for p in group["params"]))
 
 
 def parameters_of(optimizer: Any, own: set[int]) -> list[nn.Parameter]:
@@ -123,3 +138,15 @@ def _is_optimizer(value: Any) -> bool:
     """Also what only wraps one, and says so by its class: asking an object for attributes may do anything."""
     kind = type(value)
     return isinstance(value, Optimizer) or (hasattr(kind, "param_groups") and hasattr(kind, "step"))
+
+
+def warn_of_two_steps(optimizer: Optimizer) -> None:
+    """Warn of an optimizer that offers two steps in place of one, and has no other one that takes them."""
+    kind = type(optimizer)
+    if callable(getattr(kind, "first_step", None)) and callable(getattr(kind, "second_step", None)):
+        warnings.warn(
+            f"no hook runs at first_step() and second_step() of a {kind.__name__}, so that nothing is held there: call "
+            "its step(closure), attach with clip='before' and call add_gradients(optimizer) before the second step, or "
+            "add value() to the loss",
+            stacklevel=4,
+        )

@@ -10,18 +10,19 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tripletmas.basics.distributed import own_part
-from tripletmas.basics.weights import Params, Place, differing_names, named_parameters, placed_parameters
+from tripletmas.basics.weights import Params, differing_names, placed_parameters
 from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage
 from tripletmas.protection.file import described, read_protection, write_protection
 from tripletmas.protection.guard import Estimator, Guard
+from tripletmas.protection.held_weight import HeldWeight
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
@@ -37,21 +38,11 @@ from tripletmas.protection.penalty import (
     quadratic_penalty,
     refuse_other_model,
 )
-from tripletmas.protection.place import is_in_place
+from tripletmas.protection.place import grown_from, is_in_place
 from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
 from tripletmas.protection.replicas import check_same_importance
 
 ESTIMATORS = {function.__name__: function for function in (mas_importance, local_mas_importance, uniform_importance)}
-
-
-class _Held(NamedTuple):
-    place: Place
-    importance: Tensor
-    reference: Tensor
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        return self.place.parameter
 
 
 class Protection(Guard):
@@ -73,7 +64,7 @@ class Protection(Guard):
 
     def __init__(self, model: nn.Module, *, strength: float, decay: float = 1.0, estimate: Estimator):
         super().__init__(model, strength=strength, decay=decay, estimate=estimate)
-        self._held: dict[str, _Held] = {}  # by name; what the model has replaced since is still in it
+        self._held: dict[str, HeldWeight] = {}  # by name; what the model has replaced since is still in it
 
     @property
     def holds(self) -> bool:
@@ -91,6 +82,7 @@ class Protection(Guard):
 
     def value(self) -> Tensor:
         """The penalty now, `strength * sum importance * (theta - reference)^2`: a differentiable scalar."""
+        self._loop.valued |= torch.is_grad_enabled()
         held = self._present().items()
         importance, reference = {n: each.importance for n, each in held}, {n: each.reference for n, each in held}
         return self.strength * quadratic_penalty(self.model, reference, importance)
@@ -106,15 +98,15 @@ class Protection(Guard):
         Returns:
             The importance of this task alone, by canonical name.
         """
-        self._check_mode()
+        self._check_before_measuring()
         importance = self._estimated(batches)
-        self._warn_if_idle()
+        self._warn_if_unprotected()
         self.add(importance, decay=self.decay)
         self.anchor()
         return importance
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
-        self._check_mode()
+        self._check_before_measuring()
         importance = self._estimated(batches)
         self.add(importance, weight=weight)
         return importance
@@ -139,8 +131,9 @@ class Protection(Guard):
             if name in held:
                 held[name] = held[name]._replace(importance=held[name].importance + value)
             else:
-                held[name] = _Held(places[name], value, parameter.detach().clone())
+                held[name] = HeldWeight(places[name], value, parameter.detach().clone())
         self._hold(held)
+        self._note_measured(left_out=True)
 
     def anchor(self) -> None:
         """Make the present weights the reference (theta*)."""
@@ -175,7 +168,10 @@ class Protection(Guard):
         if wrong := differing_names(importance, reference):
             raise ValueError(f"the state has not one reference for each importance: {wrong}")
         places = placed_parameters(self.model).items()
-        self._hold({name: _Held(at, importance[name], reference[name]) for name, at in places if name in importance})
+        self._hold(
+            {name: HeldWeight(at, importance[name], reference[name]) for name, at in places if name in importance}
+        )
+        self._note_measured(left_out=False)
 
     def save(self, path: str | Path) -> None:
         """Write importance, reference and settings to one safetensors file (settings as JSON in its header)."""
@@ -229,7 +225,7 @@ class Protection(Guard):
     # --- at an optimizer's step
 
     def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
-        if any(_is_moved(each) for each in self._held.values()):
+        if any(each.is_moved() for each in self._held.values()):
             self._hold(self._present())
         self._warn_if_unstable(optimizer)
         # frozen since: with a gradient, weight decay and momentum would move it
@@ -241,27 +237,38 @@ class Protection(Guard):
             held = [by_id[number] for number in stepped if stepped[number] == sign]
             gradients = [gradient_to_add_to(each.parameter, instead) for each in held]
             pulled = [Pulled(h.parameter, g, h.reference, h.importance) for h, g in zip(held, gradients, strict=True)]
-            add_penalty_gradient(pulled, sign * self.strength, self._buffers, scale=scale)
+            add_penalty_gradient(pulled, sign * self.strength, self._loop.buffers, scale=scale)
         give_back(instead)
         return [by_id[number].parameter for number in stepped]
 
-    def _present(self) -> dict[str, _Held]:
-        current = named_parameters(self.model)
-        return {
-            name: _laid_out(held)
-            for name, held in self._held.items()
-            if is_in_place(self.model, name, held.place, held.reference.shape, current)
-        }
+    def _present(self) -> dict[str, HeldWeight]:
+        places = placed_parameters(self.model)
+        current = {name: place.parameter for name, place in places.items()}
+        grown: dict[str, HeldWeight] = {}
+        present: dict[str, HeldWeight] = {}
+        for name, held in self._held.items():
+            if is_in_place(self.model, name, held.place, held.reference.shape, current):
+                present[name] = held.laid_out()
+            elif place := grown_from(name, held.place, held.reference.shape, places):
+                present[name] = grown[name] = held.grown(place)
+        if grown:  # once it is trained, it is not known by its values any more
+            self._hold({**self._held, **grown})
+        return present
 
-    def _hold(self, held: dict[str, _Held]) -> None:
+    def _held_names(self) -> tuple[set[str], set[str]]:
+        present, model = set(self._present()), self._ids()
+        return present, {name for name, each in self._held.items() if id(each.parameter) not in model} - present
+
+    def _hold(self, held: dict[str, HeldWeight]) -> None:
         refuse_inference_mode()
-        self._held = {name: _laid_out(each) for name, each in held.items()}
-        self._checked_rates.clear()
+        self._held = {name: each.laid_out() for name, each in held.items()}
+        self._loop.checked_rates.clear()
+        self._loop.checked.clear()
 
     def _warn_if_unstable(self, optimizer: Optimizer) -> None:
-        if not isinstance(optimizer, torch.optim.SGD) or optimizer in self._checked_rates:
+        if not isinstance(optimizer, torch.optim.SGD) or optimizer in self._loop.checked_rates:
             return
-        self._checked_rates.add(optimizer)
+        self._loop.checked_rates.add(optimizer)
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         importances = (own_part(held.importance) for held in self._held.values())
         largest = max((float(each.max()) for each in importances if each.numel()), default=0.0)
@@ -271,18 +278,6 @@ class Protection(Guard):
                 "steps on this penalty oscillate (above 1 they diverge); lower the strength or the learning rate",
                 stacklevel=2,
             )
-
-
-def _laid_out(held: _Held) -> _Held:
-    """On its parameter's device, and with its strides."""
-    parameter = held.parameter
-    return _Held(held.place, laid_out_as(parameter, held.importance), laid_out_as(parameter, held.reference))
-
-
-def _is_moved(held: _Held) -> bool:
-    """To another device, or to another shape by `.data`."""
-    parameter, reference = held.parameter, held.reference
-    return parameter.device != reference.device or parameter.shape != reference.shape
 
 
 def _estimate_of(saved: Mapping[str, Any], forward: Forward | None) -> Estimator:

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from tripletmas.basics.weights import Params, Place, named_parameters, placed_parameters, snapshot, trainable
 from tripletmas.protection.batches import Forward, refuse_inference_mode
@@ -20,17 +20,16 @@ from tripletmas.protection.guard import Guard
 from tripletmas.protection.hooks import gradient_scale
 from tripletmas.protection.optimizers import signs
 from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
-from tripletmas.protection.place import is_in_place
 from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
+from tripletmas.protection.structured.adapting import adapt, most_stable
 from tripletmas.protection.structured.budget import (
     FURTHEST,
     check_budget,
     default_budget,
-    most_for_sgd,
-    next_multipliers,
     warn_if_unstable,
 )
 from tripletmas.protection.structured.change import bring_back, change_of
+from tripletmas.protection.structured.following import Kept, followed
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
@@ -139,6 +138,7 @@ class Gram(Guard):
     def value(self) -> Tensor:
         """The penalty now: strength times the sum of the shares over layers and tasks, or each layer's multiplier times
         its share; a differentiable scalar."""
+        self._loop.valued |= torch.is_grad_enabled()
         now = named_parameters(self.model)
         then = {**now, **self._reference}
         terms = [
@@ -157,11 +157,11 @@ class Gram(Guard):
         if not here:
             return []
         searches = isinstance(optimizer, LBFGS)
-        if optimizer not in self._checked_rates:
+        if optimizer not in self._loop.checked_rates:
             warn_of_moving_statistics(self.model)
         if self._has_budget and not searches:  # a line search wants the weights left alone
             self._bring_back_far_ones(here, parameters, stepped)
-        if searches and first and optimizer in self._checked_rates:
+        if searches and first and optimizer in self._loop.checked_rates:
             self._adapt(optimizer, list(here.values()))  # to the last step's shares: within a step nothing may change
         scale, instead = gradient_scale(optimizer), Instead()
         for each, held in here.items():
@@ -175,7 +175,7 @@ class Gram(Guard):
         give_back(instead)
         if not searches:
             self._adapt(optimizer, list(here.values()))
-        self._checked_rates.add(optimizer)
+        self._loop.checked_rates.add(optimizer)
         return [parameters[name] for name in stepped]
 
     @torch.no_grad()
@@ -186,7 +186,7 @@ class Gram(Guard):
             parameters, trained = named_parameters(self.model), trainable(self.model).keys()
             for _ in range(_ROUNDS):
                 if not bring_back(
-                    self._present(), self._budget_now() ** 2, parameters, self._reference, trained, self._beside
+                    self._present(), self._budget_now() ** 2, parameters, self._reference, trained, self._loop.beside
                 ):
                     break
 
@@ -197,7 +197,7 @@ class Gram(Guard):
         most = (FURTHEST * self._budget_now()) ** 2
         found = torch.stack([held.found for held in here.values()]).tolist()
         far = {each: here[each] for each, share in zip(here, found, strict=True) if share > most}
-        bring_back(far, most, parameters, self._reference, moved, self._beside)
+        bring_back(far, most, parameters, self._reference, moved, self._loop.beside)
 
     def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
         """The parameters that are held and that this optimizer steps, with their signs; without those frozen since:
@@ -208,20 +208,11 @@ class Gram(Guard):
 
     def _adapt(self, optimizer: Optimizer, here: list[Held]) -> None:
         """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
-        most = self._most(optimizer, here) if isinstance(optimizer, SGD) else None
+        most = most_stable(optimizer, here, averaged=self._has_budget)
         if self._has_budget:
-            before, shares = (torch.stack(each) for each in zip(*((h.multiplier, h.found) for h in here), strict=True))
-            after = next_multipliers(before, shares, self._budget_now(), most)
-            for held, multiplier in zip(here, after.unbind(), strict=True):
-                held.multiplier = multiplier
-        elif most is not None and optimizer not in self._checked_rates:
+            adapt(here, self._budget_now(), most)
+        elif most is not None and optimizer not in self._loop.checked_rates:
             warn_if_unstable(self.strength, float(most.min()))
-
-    def _most(self, optimizer: Optimizer, here: list[Held]) -> Tensor:
-        """The multipliers, or strengths, (maps,) up to which plain gradient steps converge."""
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        curvatures = [held.curvature / (held.form.tasks if self._has_budget else 1.0) for held in here]
-        return most_for_sgd(torch.stack(curvatures), rate)
 
     # --- after a task
 
@@ -236,12 +227,13 @@ class Gram(Guard):
         Returns:
             The diagonal of this task's forms alone, by canonical name.
         """
-        self._check_mode()
+        self._check_before_measuring()
+        self._warn_if_unprotected()
         self.settle()
         return self._measure_and_add(batches, weight=1.0, decay=self.decay)
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
-        self._check_mode()
+        self._check_before_measuring()
         return self._measure_and_add(batches, weight=weight, decay=1.0)
 
     @torch.no_grad()
@@ -255,10 +247,10 @@ class Gram(Guard):
         multipliers = {each: held.multiplier for each, held in before.items()}
         self._hold({each: Held(form, multipliers.get(each)) for each, form in forms.items()})
         self._reference = snapshot({name: place.parameter for name, place in self._places.items()})
+        self._note_measured(left_out=True)
 
     def _measure_and_add(self, batches: Iterable[Any], *, weight: float, decay: float) -> Params:
         grams = relative_grams(self.model, batches, forward=self.forward, exact=self.exact)
-        self._warn_if_idle()
         self.add(grams, weight=weight, decay=decay)
         return diagonals(grams, self.model)
 
@@ -277,6 +269,7 @@ class Gram(Guard):
         held, reference = from_tensors(state, self.model)
         self._hold(held)
         self._reference = reference
+        self._note_measured(left_out=False)
 
     def save(self, path: str | Path) -> None:
         settings = {
@@ -333,13 +326,16 @@ class Gram(Guard):
 
     def _present(self) -> dict[LinearMap, Held]:
         """Without maps of which the model has replaced a parameter."""
-        current = named_parameters(self.model)
-        gone = {
-            name
-            for name, place in self._places.items()
-            if not is_in_place(self.model, name, place, self._reference.get(name, place.parameter).shape, current)
-        }
-        return {each: held for each, held in self._held.items() if gone.isdisjoint(each.parameters)}
+        present, kept = followed(self.model, Kept(self._held, self._reference, self._places))
+        if kept.places is not self._places:
+            self._loop.checked.clear()
+        self._held, self._reference, self._places = kept
+        return present
+
+    def _held_names(self) -> tuple[set[str], set[str]]:
+        present, model = {name for each in self._present() for name in each.parameters}, self._ids()
+        lost = {name for name, place in self._places.items() if id(place.parameter) not in model}
+        return present & self._reference.keys(), lost - present
 
     def _hold(self, held: dict[LinearMap, Held]) -> None:
         refuse_inference_mode()
@@ -350,4 +346,5 @@ class Gram(Guard):
             for name, place in placed_parameters(self.model).items()
             if name in names and (place.parameter.requires_grad or name in self._places)  # it may be frozen for a while
         }
-        self._checked_rates.clear()
+        self._loop.checked_rates.clear()
+        self._loop.checked.clear()
