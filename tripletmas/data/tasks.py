@@ -204,6 +204,12 @@ def _joint_name(units: Sequence[_Unit], number: int, joint: str) -> str:
     return name
 
 
+def _why_no_queries(num_classes: int, pairs: bool) -> str:
+    if pairs:
+        return f"none of its {num_classes} answers is asked for: raise test_share, or name queries in a column split"
+    return "the test part has none of its classes"
+
+
 def _task(
     parts: Source,
     name: str,
@@ -221,9 +227,7 @@ def _task(
     assert parts.test is not None
     train, query = of_task(parts.train), of_task(parts.test)
     if not len(query):
-        of_pairs = f"none of its {len(train.classes)} answers is asked for: raise test_share, or name queries in a split"
-        why = of_pairs if parts.pairs else "the test part has none of its classes"
-        raise ValueError(f"task {name!r} has no queries: {why}")
+        raise ValueError(f"task {name!r} has no queries: {_why_no_queries(len(train.classes), parts.pairs)}")
     gallery = None
     if parts.gallery is not None:
         gallery = of_task(parts.gallery).plain()
