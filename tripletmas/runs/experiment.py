@@ -35,6 +35,7 @@ from tripletmas.runs.start import check_start
 from tripletmas.runs.strength import SearchConfig
 from tripletmas.strategies.base import Strategy
 
+_HINT = "use --device auto or cpu"
 _STRENGTH_OF_GRAM = 30.0  # in place of its default, which is a budget and no strength
 
 logger = logging.getLogger(__name__)
@@ -204,24 +205,31 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ValueError: if it is not there.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if (process := launched()) and name.startswith("cuda"):
-        if name != "cuda":
-            raise ValueError(f"device {name!r} would be that of all {process.world_size} processes: use auto or cuda")
-        name = f"cuda:{process.local_rank}"
     unknown = f"unknown device {name!r}: use auto, cpu, cuda or cuda:NUMBER"
     try:
-        device = torch.device(name)
+        device = torch.device(_of_process(name))
     except RuntimeError:
         raise ValueError(unknown) from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(unknown)
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
-        hint = "start no more processes than there are, or use --device cpu" if process else "use --device auto or cpu"
-        raise ValueError(f"device {name!r} was asked for, but torch sees {found}: {hint}")
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= number:
+        found = f"{number} CUDA devices" if number else "no CUDA device"
+        hint = "start no more processes than there are, or use --device cpu" if launched() else _HINT
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees {found}: {hint}")
     return device
+
+
+def _of_process(name: str) -> str:
+    """The name of a device, `auto` told, for one of several processes that of its own GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    process = launched()
+    if process is None or not name.startswith("cuda"):
+        return name
+    if name != "cuda":
+        raise ValueError(f"device {name!r} would be that of all {process.world_size} processes: use auto or cuda")
+    return f"cuda:{process.local_rank}"
 
 
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:

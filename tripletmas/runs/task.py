@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +97,10 @@ class _Steps:
     scaler: torch.amp.GradScaler
     factors: Factors | None
 
+    def parameters(self) -> Iterator[Tensor]:
+        """All that the optimizer has."""
+        return (each for group in self.optimizer.param_groups for each in group["params"])
+
     def state_dict(self) -> dict[str, Any]:
         state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         return state | ({"factors": self.factors.state_dict()} if self.factors else {})
@@ -141,9 +145,8 @@ def _train_epoch(
     shown = f"task {task.name}{what} epoch {epoch + 1}/{config.epochs}"
     with tqdm(loader, desc=shown, disable=None, leave=False) as bar:
         for step, (inputs, _) in enumerate(told(bar, f"{shown}, batch", len(batches))):
-            inputs, labels = (
-                each.to(device, non_blocking=True) for each in (inputs, data.labels[torch.tensor(batches[step])])
-            )
+            inputs = inputs.to(device, non_blocking=True)
+            labels = data.labels[torch.tensor(batches[step])].to(device, non_blocking=True)  # of all processes' samples
             done = (epoch + step / len(batches)) / config.epochs
             rate = set_rate(optimizer, config, done, steps=config.epochs * len(batches))
             optimizer.zero_grad()
@@ -158,7 +161,7 @@ def _train_epoch(
                     "strength, or set clip; the last checkpoint is untouched"
                 )
             scaler.scale(loss).backward()
-            sum_gradients(each for group in optimizer.param_groups for each in group["params"])
+            sum_gradients(steps.parameters())
             if config.clip is not None:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip)
