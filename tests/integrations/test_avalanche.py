@@ -125,6 +125,29 @@ def test_importance_is_that_of_its_own_plugin(tasks):
         torch.testing.assert_close(importance, theirs.importance[name].data, rtol=1e-5, atol=1e-8)
 
 
+def test_rows_that_a_head_had_stay_held_when_it_grows(tasks):
+    torch.manual_seed(0)
+    model = tasks.Growing()
+    plugin = tasks.guest.ProtectionPlugin(tm.MAS(model, 30.0))
+    strategy = tasks.make_strategy(model, [plugin], train_epochs=1)
+    strategy.optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    first, second = tasks.guest.benchmark_from(tasks.make_stream()).train_stream
+    strategy.train(first)
+    importance = plugin.protection.importance["head.classifier.weight"].clone()
+    before = model.head.classifier.weight.detach().clone()
+    assert importance.shape == (2, 8)
+    free = copy.deepcopy(model)
+    strategy.train(second)
+    unprotected = tasks.make_strategy(free, [], train_epochs=1)
+    unprotected.optimizer = torch.optim.Adam(free.parameters(), lr=0.05)
+    unprotected.train(second)
+    held, moved = (
+        (importance * (each.head.classifier.weight[:2].detach() - before).square()).sum() for each in (model, free)
+    )
+    assert model.head.classifier.weight.shape == (4, 8)
+    assert held < 0.2 * moved
+
+
 def test_classes_that_are_masked_do_not_count(tasks):
     """Avalanche masks them with -1000: of the relative unit they would leave nothing."""
     torch.manual_seed(0)
