@@ -81,22 +81,26 @@ def _named(pattern: str, names: Iterable[str], stages: Mapping[str, list[str]]) 
     names = list(names)
     if found := [name for name in names if _begins_with(pattern, name)]:
         return found
-    inner: dict[str, list[str]] = {}  # where it is below the top -> parameters
-    for name in names:
-        words = _words(name)
-        for start in range(1, len(words)):
-            if _begins_with(pattern, ".".join(words[start:])):
-                inner.setdefault(".".join(words[:start]), []).append(name)
+    inner = _below_the_top(pattern, names)
     if len(inner) > 1:
         raise ValueError(
             f"freeze: {pattern!r} is in several parts of the model ({listed(inner, 4)}): write the whole name of one, "
             f"or '*.{pattern}' for all"
         )
-    if not inner and (found := stages.get(pattern)):
+    if found := next(iter(inner.values()), None) or stages.get(pattern):
         return found
-    if not inner:
-        raise ValueError(f"freeze: the model has no {pattern!r}{_nearest(pattern, names)}")
-    return next(iter(inner.values()))
+    raise ValueError(f"freeze: the model has no {pattern!r}{_nearest(pattern, names)}")
+
+
+def _below_the_top(pattern: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """The parts of the model that have something of this name in them -> the parameters in that."""
+    inner: dict[str, list[str]] = {}
+    for name in names:
+        words = _words(name)
+        for start in range(1, len(words)):
+            if _begins_with(pattern, ".".join(words[start:])):
+                inner.setdefault(".".join(words[:start]), []).append(name)
+    return inner
 
 
 def _nearest(pattern: str, names: Iterable[str]) -> str:

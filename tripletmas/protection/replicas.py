@@ -121,26 +121,26 @@ def check_replicas(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tenso
         return []
     shapes = {name: tuple(value.shape) for name, value in (*parameters.items(), *buffers.items())}
     found = gather_objects((shapes, _sums(parameters), _sums(buffers)))
-    shapes, sums, sums_of_buffers = found[0]
-    for rank, (other_shapes, other_sums, _) in enumerate(found):
-        wrong = differing_names(_empty(shapes), _empty(other_shapes))
-        if wrong:
-            raise ValueError(
-                f"rank {rank} has another model than rank 0: {wrong}. All ranks measure one model together; inside "
-                "tripletmas.alone() each measures its own"
-            )
-        others = [name for name, value in sums.items() if not _is_near(value, other_sums[name])]
-        if others:
-            raise ValueError(
-                f"rank {rank} has other weights than rank 0 ({others[0]}): replicas must start from the same weights "
-                "and learn by the same gradients, as DistributedDataParallel sees to; models that are no replicas "
-                "are measured inside tripletmas.alone()"
-            )
-    return [
-        name
-        for name, value in sums_of_buffers.items()
-        if any(not _is_same(value, others[name]) for *_, others in found)
-    ]
+    for rank, other in enumerate(found):
+        _check_replica(rank, found[0], other)
+    _, _, values = found[0]
+    return [name for name in values if any(not _is_same(values[name], others[name]) for *_, others in found)]
+
+
+def _check_replica(rank: int, first: tuple, other: tuple) -> None:
+    """Of one process, given (shapes, sums of parameters, sums of buffers) of it and of the first."""
+    if wrong := differing_names(_empty(first[0]), _empty(other[0])):
+        raise ValueError(
+            f"rank {rank} has another model than rank 0: {wrong}. All ranks measure one model together; inside "
+            "tripletmas.alone() each measures its own"
+        )
+    others = [name for name, value in first[1].items() if not _is_near(value, other[1][name])]
+    if others:
+        raise ValueError(
+            f"rank {rank} has other weights than rank 0 ({others[0]}): replicas must start from the same weights "
+            "and learn by the same gradients, as DistributedDataParallel sees to; models that are no replicas "
+            "are measured inside tripletmas.alone()"
+        )
 
 
 def check_same_importance(importance: Mapping[str, Tensor]) -> None:
