@@ -73,6 +73,7 @@ class OnDevice(Tensor):
     """A tensor of the device: its values are in `raw`, on the CPU."""
 
     raw: Tensor
+    is_meta = False  # it has values
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -449,6 +450,19 @@ def test_a_task_of_a_few_steps_ends_within_the_budget(optimizer: type):
     settled = [parameter.clone() for parameter in model.parameters()]
     gram.consolidate([plane])  # settles, and there is nothing to do
     assert all(torch.equal(a, b) for a, b in zip(settled, model.parameters(), strict=True))
+
+
+def test_what_is_brought_back_is_no_change_without_protection():
+    """As where a run goes on after a task's last step: a Gram is loaded beside weights that went too far."""
+    model, gram = consolidated(budget=0.001)
+    later = Gram(model, 0.001)
+    later.load_state_dict(gram.state_dict())
+    before = later.shares()
+    later.settle()
+    assert later.shares() != before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        later.consolidate([samples()])
 
 
 def test_a_layer_that_has_gone_three_times_too_far_is_brought_back_as_it_learns():

@@ -182,13 +182,14 @@ class Gram(Guard):
     def settle(self) -> None:
         """With a budget: bring every layer that has gone beyond it to the nearest weights within. `consolidate` calls
         it first; call it yourself to use or save a model before that."""
+        self._warn_if_unprotected()
         if self._has_budget:
             parameters, trained = named_parameters(self.model), trainable(self.model).keys()
+            most = self._budget_now() ** 2
             for _ in range(_ROUNDS):
-                if not bring_back(
-                    self._present(), self._budget_now() ** 2, parameters, self._reference, trained, self._loop.beside
-                ):
+                if not bring_back(self._present(), most, parameters, self._reference, trained, self._loop.beside):
                     break
+            self._note_weights()  # these changes are its own
 
     def _bring_back_far_ones(
         self, here: Mapping[LinearMap, Held], parameters: Mapping[str, nn.Parameter], moved: Collection[str]
@@ -228,7 +229,6 @@ class Gram(Guard):
             The diagonal of this task's forms alone, by canonical name.
         """
         self._check_before_measuring()
-        self._warn_if_unprotected()
         self.settle()
         return self._measure_and_add(batches, weight=1.0, decay=self.decay)
 
