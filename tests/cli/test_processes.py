@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,38 @@ def test_each_process_has_its_device(monkeypatch):
     launch(monkeypatch, 2, 3)
     with pytest.raises(ValueError, match="torch sees 2 CUDA devices: start no more processes than there are"):
         choose_device("auto")
+
+
+# in an interpreter of its own: the patience is shortened, and torch's own account of the failure is not wanted here
+_WAITS = """
+import sys
+from datetime import timedelta
+from tripletmas.basics import distributed
+from tripletmas.cli.main import main
+distributed._START, distributed._SILENCE = timedelta(seconds=2), 0.5
+sys.exit(main(["train", "--data", "digits", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_single_process_in_the_environment_of_several_says_what_it_waits_for(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ended = subprocess.run(
+        [sys.executable, "-c", _WAITS, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **said},
+        check=False,
+    )
+    waits, failed = own_lines(ended.stderr)
+    assert "process 0 of 4 waits for the others" in waits
+    assert "unset RANK for a single process; they have not come" in failed
+    assert ended.returncode == 2
+    assert not (tmp_path / "run").exists()
 
 
 # --- together

@@ -9,6 +9,7 @@ in the same order, or they wait for each other. What comes back is the same on a
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,10 @@ _AT_ONCE = 2**24
 
 # How long processes wait for each other, as while the first writes a report, or searches.
 _PATIENCE = timedelta(hours=2)
+
+# How long for all of them to have begun, and after how many seconds it is said that some are waited for.
+_START = timedelta(minutes=10)
+_SILENCE = 20.0
 
 
 def has_group() -> bool:
@@ -99,9 +104,13 @@ def joined(process: Launched) -> Iterator[Callable[[], bool]]:
     if torch.cuda.is_available() and process.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(process.local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    from_environment = torch.distributed.rendezvous("env://")  # pyright: ignore[reportPrivateImportUsage] - documented
-    store, rank, world_size = next(from_environment)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
+    with _awaited(process):
+        store, *_ = next(torch.distributed.rendezvous("env://", timeout=_START))  # pyright: ignore[reportPrivateImportUsage] - documented
+        store.set(f"tripletmas {process.rank}", "is here")
+        store.wait([f"tripletmas {number}" for number in range(process.world_size)], _START)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=process.rank, world_size=process.world_size, timeout=_PATIENCE
+    )
 
     def is_first() -> bool:
         try:
@@ -111,6 +120,29 @@ def joined(process: Launched) -> Iterator[Callable[[], bool]]:
 
     yield is_first
     torch.distributed.destroy_process_group()  # not after a failure: it might wait for those that are gone
+
+
+@contextmanager
+def _awaited(process: Launched) -> Iterator[None]:
+    """A block that waits for all processes to begin: after a while it is said that it does, and at the end it fails.
+
+    Raises:
+        ValueError: for `RuntimeError` in it, as where the others do not come: a single process may have been given the
+            environment of a launcher, as by a script that torchrun started.
+    """
+    waits = (
+        f"process {process.rank} of {process.world_size} waits for the others: the environment has RANK, WORLD_SIZE "
+        "and MASTER_ADDR, as torchrun sets them; unset RANK for a single process"
+    )
+    said = threading.Timer(_SILENCE, print, (f"tripletmas: {waits}",), {"file": sys.stderr, "flush": True})
+    said.daemon = True
+    said.start()
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(f"{waits}; they have not come ({str(error).partition(chr(10))[0]})") from error
+    finally:
+        said.cancel()
 
 
 def barrier() -> None:
