@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,25 @@ def test_alone_a_process_measures_by_itself():
     model.load_state_dict(weights)
     expected = mas_importance(model, [torch.ones(4, 3)], relative=True)
     assert identical(found, expected)
+
+
+def told_alone() -> list[str]:
+    """What is warned of where each of two replicas measures by itself, and then where both measure together."""
+    model = DistributedDataParallel(nn.Linear(3, 2))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for guard in (MAS(model), Gram(model)):
+            with distributed.alone():
+                guard.consolidate([torch.ones(4, 3)])
+            guard.consolidate([torch.ones(4, 3)])
+    return [str(each.message) for each in told]
+
+
+@pytest.mark.slow
+def test_replicas_that_are_measured_alone_are_warned_of():
+    for told in run_in_processes(told_alone, 2):
+        assert len(told) == 2, told
+        assert all("hold other things drift apart: let all consolidate together" in each for each in told)
 
 
 def trained(kind: str, folder: str) -> tuple[dict[str, Tensor], float]:

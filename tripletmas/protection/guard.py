@@ -27,6 +27,7 @@ from tripletmas.protection.hooks import StepHook, make_step_hook
 from tripletmas.protection.loop import Loop, differ, sums
 from tripletmas.protection.optimizers import check_steps, contents, parameters_of
 from tripletmas.protection.pretrained import file_to_write
+from tripletmas.protection.replicas import warn_of_measuring_alone
 from tripletmas.protection.watching import watch_all_steps
 
 Estimator = Callable[[nn.Module, Iterable[Any]], Params]
@@ -290,6 +291,7 @@ class Guard:
     def _check_before_measuring(self) -> None:
         """Before a task is measured: tell where its training was not protected, or what is held no more."""
         self._loop.check_mode()
+        warn_of_measuring_alone(self.model)
         if not self.strength or not self.holds:
             return
         lost = self._held_names()[1]

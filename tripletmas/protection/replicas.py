@@ -6,6 +6,7 @@ Each process measures its own samples; sums over all of them are taken by who me
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -140,6 +141,17 @@ def _check_replica(rank: int, first: tuple, other: tuple) -> None:
             f"rank {rank} has other weights than rank 0 ({others[0]}): replicas must start from the same weights "
             "and learn by the same gradients, as DistributedDataParallel sees to; models that are no replicas "
             "are measured inside tripletmas.alone()"
+        )
+
+
+def warn_of_measuring_alone(model: nn.Module) -> None:
+    """Warn where one process measures a replica by itself: it alone would hold what it has measured."""
+    if is_kept_alone() and any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        warnings.warn(
+            "inside tripletmas.alone() each process measures by itself, and replicas under DistributedDataParallel "
+            "that hold other things drift apart: let all consolidate together, or save what one has measured, and "
+            "load it on all, before training goes on",
+            stacklevel=4,
         )
 
 
