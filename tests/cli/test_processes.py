@@ -167,6 +167,19 @@ def test_a_run_and_its_index_by_two_processes_are_those_of_one(tmp_path, write_i
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def joined_before(run: str) -> tuple[list[int], bool]:
+    """Commands of a program that has joined its processes itself, as a script under torchrun does."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    assert launched() is not None
+    commands = [cli.main([*LEARN, "--training.epochs=1", "--out", run]), cli.main(["evaluate", run])]
+    return commands, distributed.has_group()
+
+
+@pytest.mark.slow
+def test_a_program_that_has_joined_its_processes_may_call_commands(tmp_path):
+    assert run_in_processes(joined_before, 2, str(tmp_path / "run")) == [([0, 0], True)] * 2
+
+
 @pytest.mark.slow
 def test_an_error_is_told_once_and_ends_all(tmp_path):
     ended = under_torchrun("train", "--data", "digitz", "--out", tmp_path / "run")

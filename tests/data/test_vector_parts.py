@@ -21,6 +21,7 @@ from tripletmas.data.vector_parts import (
     read_parts,
     write_part,
 )
+from tripletmas.data.vector_table import write_table
 
 
 def write_files(folder: Path, count: int = 60, ending: str = ".png") -> Path:
@@ -145,6 +146,11 @@ def test_folders_that_cannot_be_read(tmp_path: Path):
         read_parts(out)
     parts = plan(folder)
     written(out, folder, parts)
+    write_table(
+        out / parts[0].file, torch.ones(1, 2), {"path": [str(folder / parts[0].names[0])]}, {"model": "another"}
+    )
+    with pytest.raises(ValueError, match=f"{parts[0].file} cannot be read .its vectors are by another model"):
+        read_parts(out)
     (out / parts[0].file).write_bytes(b"PAR1 no table PAR1")
     with pytest.raises(ValueError, match=f"{parts[0].file} cannot be read.*delete it, and embed the files again"):
         read_parts(out)

@@ -198,3 +198,16 @@ def test_what_a_function_of_ones_own_must_give(tmp_path: Path, write_images, giv
     (part,) = plan_parts(files, texts=False, model="mine", part_size=10**9)
     assert re.search(complaint, _Embedder(job)({"file": part.file, "names": part.names})["error"])
     assert not (tmp_path / "out").exists()
+
+
+def fails(*given: object):
+    raise KeyError("weights")
+
+
+@pytest.mark.parametrize("make", [fails, lambda: fails])
+def test_a_function_of_ones_own_that_fails_is_a_sentence(tmp_path: Path, write_images, make: Callable):
+    files = str(write_images(tmp_path / "files"))
+    job = _Job(make, None, "mine", None, files, tmp_path / "out", skip_unreadable=False)
+    (part,) = plan_parts(files, texts=False, model="mine", part_size=10**9)
+    said = _Embedder(job)({"file": part.file, "names": part.names})["error"]
+    assert re.fullmatch(r"KeyError: 'weights' \(.*test_ray.py, line \d+\)", said)

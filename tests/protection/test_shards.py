@@ -15,6 +15,7 @@ from torch.utils.data import (
     SequentialSampler,
     TensorDataset,
 )
+from tqdm import tqdm
 
 from tripletmas.protection.batches import each_batch, each_placed_batch
 from tripletmas.protection.importance.fisher import _Draws
@@ -59,6 +60,7 @@ def dealt_by_accelerate(data, n, rank, size, split=False, even=True):
 
 WAYS = {
     "torch": lambda *where: dealt_by_torch(*where, shuffle=False),
+    "torch, with a bar": lambda *where: tqdm(dealt_by_torch(*where, shuffle=False), disable=True),
     "shuffled": lambda *where: dealt_by_torch(*where, shuffle=True, seed=5),
     "lightning": dealt_by_lightning,
     "to predict": dealt_to_predict,

@@ -99,7 +99,12 @@ def joined(process: Launched) -> Iterator[Callable[[], bool]]:
 
     CPUs speak over gloo; GPUs over NCCL, each process with that of its number on its machine. What comes out tells who
     asks first: True once, for a single process, also where the others are gone.
+
+    Where a program has joined them itself before it called a command, its group is used, and left; all are first then.
     """
+    if has_group():
+        yield lambda: True
+        return
     backend = "gloo"
     if torch.cuda.is_available() and process.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(process.local_rank)

@@ -147,7 +147,8 @@ def _run(
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_Seldom())
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # which of its builds it loads is no news
+    for name in ("faiss", "tensorboard"):  # which build is loaded, where a log's files end: no news
+        logging.getLogger(name).setLevel(logging.WARNING)
     keep_freed_memory()
     with _kept_warnings() as warned:
         _train(config, out, logger, go_on)

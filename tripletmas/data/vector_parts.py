@@ -162,6 +162,8 @@ def read_parts(folder: str | Path) -> Vectors:
     pieces, paths, texts = [], [], []
     for name in about["parts"]:
         table = _table(folder / name)
+        if (table.schema.metadata or {}).get(b"model", b"").decode() != about["model"]:
+            raise damaged(folder / name, "its vectors are by another model", "delete it, and embed the files again")
         found = table.column("vector").combine_chunks()
         pieces.append(torch.from_numpy(found.flatten().to_numpy().copy()).reshape(len(table), -1))
         paths += table.column("path").to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,16 +126,25 @@ class _Embedder:
     """An actor: it loads the model once, and embeds parts."""
 
     def __init__(self, job: _Job):
-        self._job = job
-        self._model = _loaded(job.model, job.after) if isinstance(job.model, Path) else None
-        self._own = None if isinstance(job.model, (str, Path)) else job.model()
+        self._job, self._model, self._own, self._failure = job, None, None, ""
+        try:
+            if isinstance(job.model, Path):
+                self._model = _loaded(job.model, job.after)
+            elif not isinstance(job.model, str):
+                self._own = job.model()
+        except (
+            Exception
+        ) as error:  # told with the first part: of an actor that cannot be made Ray prints four tracebacks
+            self._failure = _told(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = Part(str(row["file"]), tuple(map(str, row["names"])))
+        count, failure = 0, self._failure
         try:
-            return {"file": part.file, "vectors": self._written(part), "error": ""}
-        except (ValueError, OSError) as error:  # as a value: Ray would wrap it, and print it twice
-            return {"file": part.file, "vectors": 0, "error": str(error)}
+            count = 0 if failure else self._written(part)
+        except Exception as error:  # as a value: Ray would wrap it, and print it twice
+            failure = _told(error)
+        return {"file": part.file, "vectors": count, "error": failure}
 
     def _written(self, part: Part) -> int:
         """How many vectors were embedded and written."""
@@ -160,6 +170,14 @@ class _Embedder:
         except NoneReadable as error:
             logger.warning("%s: %s", part.file, error)
             return torch.empty(0, self._model.dim), []
+
+
+def _told(error: Exception) -> str:
+    """A sentence; of an error that may be that of the user's own function, where it arose."""
+    if isinstance(error, ValueError) and str(error):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
 
 
 def _run(job: _Job, parts: Sequence[Part], actors: int, gpus: float) -> None:

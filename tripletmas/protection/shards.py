@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from tqdm import tqdm
 
 
 class Places(NamedTuple):
@@ -30,6 +31,8 @@ _KNOWN = ("torch.", "lightning.", "pytorch_lightning.", "transformers.")
 def places_of(batches: Any) -> PlacesOf | None:
     """Where the samples of each batch stand, for a DataLoader that shares its data set by torch's DistributedSampler
     (as Lightning does) or by accelerate; None for everything else, of which every sample counts as it comes."""
+    if isinstance(batches, tqdm):
+        return places_of(batches.iterable)
     if not isinstance(batches, DataLoader):
         return None
     grouped: Any = batches.batch_sampler
