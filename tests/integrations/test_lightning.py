@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch
 import pytest
 import pytorch_lightning
+import schedulefree
 import torch
 from guest_lightning import loader, make_module, package_of, quiet, run, trainer_of
 from guest_tasks import (
@@ -322,6 +323,40 @@ def test_a_checkpoint_with_another_measure_is_an_error(tmp_path):
 def test_what_is_no_protection_is_an_error(given, said):
     with pytest.raises(ValueError, match=f"takes a protection of the model, such as tm.MAS.model., {said}"):
         ProtectionCallback(given)
+
+
+def test_what_is_no_function_of_batches_is_an_error_before_training():
+    with pytest.raises(ValueError, match="consolidate must be True, False or a function that gives batches, got a"):
+        ProtectionCallback(make_protection(make_net()), consolidate=loader(0))  # pyright: ignore[reportArgumentType]
+
+
+def test_two_callbacks_of_one_protection_are_an_error():
+    net = make_net()
+    protection = make_protection(net)
+    callbacks = [ProtectionCallback(protection, clip="after", name=name) for name in ("one", "other")]
+    with pytest.raises(ValueError, match="two ProtectionCallbacks have one protection"):
+        trainer_of(lightning.pytorch, callbacks=callbacks).fit(make_module(lightning.pytorch, net), loader(0))
+
+
+def test_in_double_precision():
+    net = make_net()
+    protection = make_protection(net)
+    options = {"precision": "64-true", "max_epochs": 1, "callbacks": [ProtectionCallback(protection)]}
+    for number in range(2):
+        trainer_of(lightning.pytorch, **options).fit(make_module(lightning.pytorch, net), loader(number))
+    assert protection.num_protected_steps > 0
+    assert {each.dtype for each in protection.reference.values()} == {torch.float64}
+
+
+def test_a_schedule_free_optimizer_is_consolidated_with_the_weights_that_answer():
+    net = make_net()
+    protection = make_protection(net)
+    module = make_module(lightning.pytorch, net, make_optimizer=lambda p: schedulefree.AdamWScheduleFree(p, lr=0.01))
+    module.on_train_start = lambda: module.optimizers().train()
+    trainer = trainer_of(lightning.pytorch, max_epochs=2, callbacks=[ProtectionCallback(protection)])
+    trainer.fit(module, loader(0))
+    assert not trainer.optimizers[0].param_groups[0]["train_mode"]
+    assert largest_difference(protection.reference, weights(net)) == 0
 
 
 def test_an_unknown_place_to_clipping_is_an_error():

@@ -273,6 +273,29 @@ def test_what_is_no_protection_is_an_error(given, said):
         ProtectionCallback(given)
 
 
+def test_what_is_no_function_of_batches_is_an_error_before_training():
+    with pytest.raises(ValueError, match="consolidate must be True, False or a function that gives batches, got a"):
+        ProtectionCallback(make_protection(make_net()), consolidate=batches(0))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_callback_given_twice_is_an_error(tmp_path):
+    net = make_net()
+    callback = ProtectionCallback(make_protection(net))
+    with pytest.raises(ValueError, match="two ProtectionCallbacks have one protection"):
+        trainer_of(Model(net), tmp_path, rows(0), callback, callback).train()
+
+
+def test_a_schedule_free_optimizer_is_consolidated_with_the_weights_that_answer(tmp_path):
+    net = make_net()
+    protection = make_protection(net)
+    callback = ProtectionCallback(protection)
+    for number in range(2):
+        options = {"optim": "schedule_free_adamw", "num_train_epochs": 2, "learning_rate": 0.01}
+        trainer_of(Model(net), tmp_path, rows(number), callback, **options).train()
+        assert largest_difference(protection.reference, weights(net)) == 0
+    assert protection.num_protected_steps > 0
+
+
 def test_the_protection_of_another_model_is_an_error(tmp_path):
     callback = ProtectionCallback(make_protection(make_net()))
     with pytest.raises(ValueError, match="one of another model, a Sequential that is no part of the Trainer's model"):

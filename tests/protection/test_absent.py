@@ -148,6 +148,16 @@ def test_an_optimizer_of_two_steps_that_has_no_other_inside_is_told_early(make: 
 # --- layers that are others than were measured
 
 
+def test_a_loop_without_a_guard_is_not_ended_by_it():
+    """It is told, by what it would say if it were attached."""
+    model, guard = guarded(GUARDS["mas"])
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.warns(UserWarning, match="SGD steps without this MAS: trunk.weight is another parameter") as told:
+        learn(model, sgd(model))
+    assert len(told) == 1
+    assert guard.num_protected_steps == 0
+
+
 def grown_head(model: Net, *, rows: int = 6, kept: int | None = None) -> nn.Linear:
     """A new head, whose first rows are those of the old one."""
     head = nn.Linear(6, rows)

@@ -251,3 +251,18 @@ def test_the_embedding_in_an_output(output: Any):
 def test_an_output_that_does_not_tell(output: Any, message: str):
     with pytest.raises(ValueError, match=message):
         embedding_in(output)
+
+
+def test_a_dict_without_a_tensor_is_told_by_its_keys():
+    with pytest.raises(ValueError, match=r"a dict without any, of anchor, positive: name texts 'text' .*give forward="):
+        mas_importance(OfFeatures(8, 4), [{"anchor": ["one", "two"], "positive": ["three", "four"]}])
+
+
+def test_a_model_without_a_forward_is_told():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(8, 4)
+
+    with pytest.raises(ValueError, match="a Whole has no forward: protect the part of it that embeds, or give"):
+        mas_importance(Whole(), [samples()])

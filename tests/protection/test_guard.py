@@ -172,6 +172,26 @@ def test_a_weight_that_has_another_name_is_told(make: Callable[..., Guard]):
 
 
 @every_guard
+def test_a_head_that_grew_in_place_before_it_learned_is_held(make: Callable[..., Guard]):
+    """As `resize_token_embeddings` of transformers lets one grow: the parameter stays, its `.data` is larger."""
+    model = Net()
+    guard = make(model)
+    guard.consolidate([samples()])
+    held = guard.importance["head.weight"].clone()
+    for name in ("weight", "bias"):
+        parameter = getattr(model.head, name)
+        parameter.data = torch.cat([parameter.data, parameter.data[:2]])
+    guard.attach(optimizer := SGD(model.parameters(), lr=0.01))
+    learn(model, optimizer)
+    assert guard.num_protected_steps == 3
+    assert torch.equal(guard.importance["head.weight"][:4], held)
+    assert not guard.importance["head.weight"][4:].any()
+    assert min(pulls(model, guard).values()) > 0
+    guard.consolidate([samples()])
+    assert guard.importance["head.weight"][4:].any()
+
+
+@every_guard
 def test_a_head_that_grew_in_place_is_told(make: Callable[..., Guard], tmp_path: Path):
     model, guard = guarded(make)
     optimizer = SGD(model.parameters(), lr=0.01)
@@ -203,6 +223,21 @@ def test_weights_in_half_precision_are_told_when_it_is_attached(make: Callable[.
     model.half()
     with pytest.raises(ValueError, match=r"half precision cannot be protected \(trunk.weight\)"):
         guard.attach(SGD(model.parameters(), lr=0.01))
+
+
+@every_guard
+@pytest.mark.parametrize("attached", [True, False])
+def test_weights_that_get_half_precision_later_are_told_at_a_step(make: Callable[..., Guard], attached: bool):
+    """Steps of bfloat16 are coarser than what they are held to."""
+    model, guard = guarded(make)
+    optimizer = SGD(model.parameters(), lr=0.01)
+    if attached:
+        guard.attach(optimizer)
+        learn(model, optimizer)
+    model.bfloat16()
+    model(samples().bfloat16()).sum().backward()
+    with pytest.raises(ValueError, match="half precision cannot be protected"), guard.protect():
+        optimizer.step()
 
 
 # --- what is not held is not moved

@@ -15,6 +15,7 @@ from tripletmas.basics.distributed import gather_objects, rank, world_size
 from tripletmas.basics.weights import named_parameters, unwrap
 from tripletmas.protection.file import described
 from tripletmas.protection.guard import Guard
+from tripletmas.protection.optimizers import in_train_mode
 
 Clip = Literal["before", "after"]
 
@@ -28,6 +29,26 @@ def check_arguments(protection: Any, clip: str) -> None:
         raise ValueError(f"a callback takes a protection of the model, such as tm.MAS(model), got {given}")
     if clip not in get_args(Clip):
         raise ValueError(f"clip must be 'before' or 'after', got {clip!r}")
+
+
+def check_consolidate(consolidate: Any) -> None:
+    """Raise a ValueError for what says neither whether to measure, nor on what: else it would fail after training."""
+    if not isinstance(consolidate, bool) and not callable(consolidate):
+        kind = type(consolidate).__name__
+        raise ValueError(f"consolidate must be True, False or a function that gives batches, got a {kind}")
+
+
+def check_is_only_one(protection: Guard, callbacks: Iterable[Any], kind: type) -> None:
+    """Raise a ValueError where several callbacks of a kind have one protection: it would count each task twice."""
+    if sum(isinstance(each, kind) and each.protection is protection for each in callbacks) > 1:
+        raise ValueError(f"two {kind.__name__}s have one protection, which would count each task twice: leave one out")
+
+
+def let_answer(optimizers: Iterable[Any]) -> None:
+    """Let the weights be those with which a model answers: schedule-free optimizers train with others."""
+    for each in optimizers:
+        if in_train_mode(each):
+            each.eval()
 
 
 def check_is_part(protection: Guard, model: nn.Module, what: str) -> None:

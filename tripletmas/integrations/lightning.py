@@ -14,9 +14,12 @@ from tripletmas.basics.distributed import whole
 from tripletmas.integrations.guest import (
     Clip,
     check_arguments,
+    check_consolidate,
+    check_is_only_one,
     check_is_part,
     check_measure,
     has_own_weights,
+    let_answer,
     measure,
     once_each,
 )
@@ -63,6 +66,7 @@ class ProtectionCallback(Callback):  # pyright: ignore[reportGeneralTypeIssues] 
         self, protection: Guard, *, consolidate: bool | Batches = True, clip: Clip = "before", name: str = "protection"
     ):
         check_arguments(protection, clip)
+        check_consolidate(consolidate)
         self.protection = protection
         self.consolidate = consolidate
         self.clip: Clip = clip
@@ -80,6 +84,7 @@ class ProtectionCallback(Callback):  # pyright: ignore[reportGeneralTypeIssues] 
         if stage != "fit":
             return
         check_is_part(self.protection, pl_module, "the LightningModule")
+        check_is_only_one(self.protection, getattr(trainer, "callbacks", ()), ProtectionCallback)
         if self.consolidate and _ends_with_its_processes(trainer):
             raise ValueError(
                 "what a protection learns in processes that the Trainer starts and ends (ddp_spawn, ddp_notebook) is "
@@ -163,6 +168,8 @@ class ProtectionCallback(Callback):  # pyright: ignore[reportGeneralTypeIssues] 
     # --- inside
 
     def _consolidate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.consolidate:
+            let_answer(trainer.optimizers)
         if self.consolidate is True:
             self.protection.consolidate(_batches(trainer))
         elif self.consolidate:
@@ -197,7 +204,11 @@ def _batches(trainer: Trainer) -> Iterable[Any]:
     """Of one epoch, or of as much of it as is trained on."""
     most = trainer.num_training_batches
     of_stream = trainer.fit_loop.total_batch_idx + 1  # as many as were trained on, of one without an end
-    return once_each(trainer.train_dataloader, None if math.isinf(most) else int(most), num_batches_of_stream=of_stream)
+    most = None if math.isinf(most) else int(most)
+    batches = once_each(trainer.train_dataloader, most, num_batches_of_stream=of_stream)
+    if trainer.precision != "64-true":
+        return batches
+    return map(trainer.precision_plugin.convert_input, batches)  # in the type that the weights have
 
 
 def _ends_with_its_processes(trainer: Trainer) -> bool:

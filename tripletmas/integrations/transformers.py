@@ -9,7 +9,16 @@ from typing import Any, final
 
 from torch.utils.hooks import RemovableHandle
 
-from tripletmas.integrations.guest import Clip, check_arguments, check_is_part, check_measure, once_each
+from tripletmas.integrations.guest import (
+    Clip,
+    check_arguments,
+    check_consolidate,
+    check_is_only_one,
+    check_is_part,
+    check_measure,
+    let_answer,
+    once_each,
+)
 from tripletmas.protection.file import read_protection
 from tripletmas.protection.guard import Guard
 
@@ -50,6 +59,7 @@ class ProtectionCallback(TrainerCallback):
         self, protection: Guard, *, consolidate: bool | Batches = True, clip: Clip = "before", name: str = "protection"
     ):
         check_arguments(protection, clip)
+        check_consolidate(consolidate)
         self.protection = protection
         self.consolidate = consolidate
         self.clip: Clip = clip
@@ -67,6 +77,7 @@ class ProtectionCallback(TrainerCallback):
         trainer, resumed_from = _training()
         assert trainer.model is not None
         check_is_part(self.protection, trainer.model, "the Trainer's model")
+        check_is_only_one(self.protection, trainer.callback_handler.callbacks, ProtectionCallback)
         if trainer.is_deepspeed_enabled:
             raise ValueError("under DeepSpeed no optimizer of torch steps, and nothing can be held: train without it")
         if resumed_from is not None:
@@ -91,6 +102,8 @@ class ProtectionCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         trainer = self._trainer
         assert trainer
+        if self.consolidate:
+            let_answer([getattr(given["optimizer"], "optimizer", given["optimizer"])])
         if self.consolidate is True:
             most = state.max_steps * args.gradient_accumulation_steps
             batches = once_each(given["train_dataloader"], num_batches_of_stream=most)

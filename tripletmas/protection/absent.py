@@ -6,7 +6,7 @@ A share is one of single weights, not of tensors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -77,8 +77,20 @@ def warn_of_lost(kind: str, lost: Collection[str]) -> None:
     )
 
 
-def warn_of_no_hook(optimizer: Optimizer, model: Mapping[str, nn.Parameter], kind: str, held: Collection[str]) -> None:
-    """Warn of an optimizer that steps weights that are held, and to which the guard is not attached."""
+def warn_of_no_hook(
+    optimizer: Optimizer, model: Mapping[str, nn.Parameter], kind: str, names: Callable[[], tuple[set[str], set[str]]]
+) -> None:
+    """Warn of an optimizer that steps weights that are held, and to which the guard is not attached.
+
+    Args:
+        names: gives those that are held, and that were and are no more; a ValueError of it is told in a warning, since
+            the loop is not the guard's own.
+    """
+    try:
+        held, _ = names()
+    except ValueError as error:
+        warnings.warn(f"{type(optimizer).__name__} steps without this {kind}: {error}", stacklevel=6)
+        return
     inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     known = {name: model[name] for name in held if name in model}
     stepped = {name: each for name, each in known.items() if id(each) in inside and each.requires_grad}

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from tripletmas.basics.distributed import is_spread
+from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import device_of, trainable
+from tripletmas.protection.outputs import REMEDY
 from tripletmas.protection.shards import PlacesOf, places_of
 
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -151,7 +153,22 @@ def each_placed_batch(batches: Iterable[Any]) -> Iterator[tuple[Any, range | Non
         iterator = iter(batches)
     except TypeError:
         raise ValueError(f"expected an iterable of batches, such as a DataLoader, got a {name}") from None
-    return _placed(iterator, places_of(batches))
+    may_give_samples = isinstance(batches, IterableDataset) or getattr(batches, "batch_sampler", batches) is None
+    return _placed(_without_samples(name, iterator) if may_give_samples else iterator, places_of(batches))
+
+
+def _without_samples(name: str, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; an error where a label is one number, so that these are samples."""
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            label = batch.get("label", batch.get("labels"))
+        else:
+            label = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+        if isinstance(label, (int, float)) or (isinstance(label, Tensor) and label.ndim == 0):
+            raise ValueError(
+                f"this {name} gives samples one by one: give torch.utils.data.DataLoader(dataset, batch_size=256)"
+            )
+        yield batch
 
 
 def _placed(batches: Iterator[Any], places: PlacesOf | None) -> Iterator[tuple[Any, range | None]]:
@@ -190,6 +207,8 @@ def num_samples(batch: Any) -> int:
     lengths = [len(tensor) for tensor in _tensors(batch) if tensor.ndim]
     if not lengths:
         remedy = ": give torch.as_tensor(batch)" if isinstance(batch, np.ndarray) else ""
+        if isinstance(batch, Mapping):
+            remedy = f", of {listed(map(str, batch))}: name texts 'text' or 'sentence', or {REMEDY}"
         raise ValueError(
             f"a batch must hold a tensor with one row a sample, got a {type(batch).__name__} without any{remedy}"
         )

@@ -93,6 +93,11 @@ class ModelCall:
         as_keywords = isinstance(inputs, dict) and self._arguments.has_names_of(inputs)
         try:
             return model(**inputs) if as_keywords else model(inputs)
+        except NotImplementedError as error:
+            if "forward" not in str(error):
+                raise
+            kind = type(self._model).__name__
+            raise Uncallable(f"a {kind} has no forward: protect the part of it that embeds, or {REMEDY}") from error
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             if self._given is None:
                 raise

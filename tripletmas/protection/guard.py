@@ -276,7 +276,7 @@ class Guard:
         if self.strength and self.holds and not loop.valued and optimizer not in loop.checked:
             loop.checked[optimizer] = contents(optimizer)
             if parameters_of(optimizer, self._ids()):
-                warn_of_no_hook(optimizer, named_parameters(self.model), type(self).__name__, self._held_names()[0])
+                warn_of_no_hook(optimizer, named_parameters(self.model), type(self).__name__, self._held_names)
 
     def _check(self, optimizer: Optimizer) -> None:
         """Tell what of an optimizer's weights is not held; an error if nothing is."""
@@ -284,6 +284,7 @@ class Guard:
         if not self.strength or not self.holds:
             return
         check_steps(optimizer)
+        _check_types(self.model)
         model, (held, lost) = named_parameters(self.model), self._held_names()
         of = HeldNames(type(self).__name__, held, lost, self._left_out)
         tell_what_is_not_held(optimizer, model, of, self._loop.told)

@@ -54,8 +54,8 @@ def all_inside(optimizer: Any, seen: tuple[Any, ...] = ()) -> list[Any]:
 
 
 def contents(optimizer: Optimizer) -> int:
-    """Another number where an optimizer has other parameters, or where some were frozen or are no more."""
-    return hash(tuple((id(p), p.requires_grad) for group in optimizer.param_groups for p in group["params"]))
+    """Another number where an optimizer has other parameters, or where some were frozen, or are of another type."""
+    return hash(tuple((id(p), p.requires_grad, p.dtype) for group in optimizer.param_groups for p in group["params"]))
 
 
 def parameters_of(optimizer: Any, own: set[int]) -> list[nn.Parameter]:

@@ -11,24 +11,28 @@ from tripletmas.basics.distributed import is_spread
 from tripletmas.basics.weights import Place, placed_parameters
 
 
-def is_in_place(model: nn.Module, name: str, held: Place, shape: torch.Size, current: Mapping[str, Tensor]) -> bool:
-    """Whether the model still has a parameter that is held; False if a module was replaced by another (a new head).
+def is_in_place(model: nn.Module, name: str, held: Place, reference: Tensor, current: Mapping[str, Tensor]) -> bool:
+    """Whether the model still has a parameter that is held; False if a module was replaced by another (a new head), and
+    for one that has grown.
 
     Args:
-        shape: in which it is held.
+        reference: what it is held at.
         current: the model's parameters by canonical name.
 
     Raises:
         ValueError: for one that has another shape, is there under another name, or was replaced in its own module by
             one of the same shape: its protection would end without a word.
     """
-    now = current.get(name)
+    now, shape = current.get(name), reference.shape
     if now is held.parameter:
         if held.parameter.shape == shape:
             return True
+        if _begins_with(held.parameter, reference, shape):  # as resize_token_embeddings of transformers does it
+            return False
         raise ValueError(
-            f"{name} has the shape {tuple(held.parameter.shape)}, and had {tuple(shape)} when it was measured: leave "
-            ".data alone, and to make it grow give the model a new nn.Parameter whose first rows are the old ones"
+            f"{name} has the shape {tuple(held.parameter.shape)}, and had {tuple(shape)} when it was measured: its "
+            ".data may grow while its first rows are those that were measured; else give the model a new nn.Parameter "
+            "whose first rows are the old ones"
         )
     if now is None:
         renamed = next((other for other, value in current.items() if value is held.parameter), None)
@@ -47,22 +51,28 @@ def first(shape: torch.Size) -> tuple[slice, ...]:
     return tuple(slice(length) for length in shape)
 
 
-def grown_from(name: str, held: Place, shape: torch.Size, places: Mapping[str, Place]) -> Place | None:
+def grown_from(name: str, held: Place, reference: Tensor, places: Mapping[str, Place]) -> Place | None:
     """Where the model has a larger parameter in place of one that is held, whose first entries in every dimension are
     those of the one that is held: a head that grew. None if it has another one, or none.
 
     To be asked before the new one is trained.
 
     Args:
-        shape: in which it is held.
+        reference: what it is held at.
     """
     new = places.get(name)
-    if new is None or new.parameter is held.parameter or is_spread(new.parameter):
+    if new is None:
         return None
-    if not _has(new.parameter.shape, shape) or not _has(held.parameter.shape, shape):
-        return None
-    now, before = (parameter.detach()[first(shape)] for parameter in (new.parameter, held.parameter))
-    return new if torch.equal(now.to(before), before) else None
+    before = reference if new.parameter is held.parameter else held.parameter.detach()
+    return new if _begins_with(new.parameter, before, reference.shape) else None
+
+
+def _begins_with(parameter: nn.Parameter, before: Tensor, shape: torch.Size) -> bool:
+    """Whether the first entries of a parameter, of this shape, are those of another tensor."""
+    if is_spread(parameter) or not _has(parameter.shape, shape) or not _has(before.shape, shape):
+        return False
+    now, before = parameter.detach()[first(shape)], before[first(shape)]
+    return torch.equal(now.to(before), before)
 
 
 def _has(larger: torch.Size, shape: torch.Size) -> bool:

@@ -247,9 +247,9 @@ class Protection(Guard):
         grown: dict[str, HeldWeight] = {}
         present: dict[str, HeldWeight] = {}
         for name, held in self._held.items():
-            if is_in_place(self.model, name, held.place, held.reference.shape, current):
+            if is_in_place(self.model, name, held.place, held.reference, current):
                 present[name] = held.laid_out()
-            elif place := grown_from(name, held.place, held.reference.shape, places):
+            elif place := grown_from(name, held.place, held.reference, places):
                 present[name] = grown[name] = held.grown(place)
         if grown:  # once it is trained, it is not known by its values any more
             self._hold({**self._held, **grown})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params, Place, placed_parameters
@@ -35,7 +34,7 @@ def followed(model: nn.Module, kept: Kept) -> tuple[dict[LinearMap, Held], Kept]
     gone = {
         name: place
         for name, place in kept.places.items()
-        if not is_in_place(model, name, place, _shape(name, kept), current)
+        if not is_in_place(model, name, place, _then(name, kept), current)
     }
     if grown := _grown_places(gone, kept, places):
         kept, gone = _grown(kept, grown), {name: place for name, place in gone.items() if name not in grown}
@@ -52,8 +51,8 @@ def followed(model: nn.Module, kept: Kept) -> tuple[dict[LinearMap, Held], Kept]
     return present, kept
 
 
-def _shape(name: str, kept: Kept) -> torch.Size:
-    return (kept.reference[name] if name in kept.reference else kept.places[name].parameter).shape
+def _then(name: str, kept: Kept) -> Tensor:
+    return kept.reference[name] if name in kept.reference else kept.places[name].parameter.detach()
 
 
 def _moved(held: Held, parameter: nn.Parameter) -> Held:
@@ -77,9 +76,9 @@ def _grown_places(gone: Mapping[str, Place], kept: Kept, places: Mapping[str, Pl
     """
     found: dict[str, Place] = {}
     for name, place in gone.items():
-        shape = _shape(name, kept)
-        new = grown_from(name, place, shape, places)
-        if new is not None and len(shape) and new.parameter.shape[1:] == shape[1:]:
+        then = _then(name, kept)
+        new = grown_from(name, place, then, places)
+        if new is not None and then.ndim and new.parameter.shape[1:] == then.shape[1:]:
             found[name] = new
     maps = [each for each in kept.held if all(name in found for name in each.parameters)]
     names = {name for each in maps if not each.kind.startswith("transposed") for name in each.parameters}
@@ -91,7 +90,7 @@ def _grown(kept: Kept, grown: Mapping[str, Place]) -> Kept:
 
     def first_rows(each: LinearMap) -> LinearMap:
         has_grown = each.stop is None and all(name in grown for name in each.parameters)
-        return each._replace(stop=_shape(each.parameters[0], kept)[0]) if has_grown else each
+        return each._replace(stop=len(_then(each.parameters[0], kept))) if has_grown else each
 
     reference = {
         name: grown_tensor(value, grown[name].parameter.detach()) if name in grown else value
