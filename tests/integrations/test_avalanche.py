@@ -202,6 +202,9 @@ def test_what_is_no_protection_or_one_of_another_model(tasks):
     first = tasks.guest.benchmark_from(tasks.make_stream()).train_stream[0]
     with pytest.raises(ValueError, match="another model"):
         tasks.make_strategy(tasks.perceptron(), [plugin]).train(first)
+    twice = [tasks.guest.ProtectionPlugin(plugin.protection, clip="after") for _ in range(2)]
+    with pytest.raises(ValueError, match="two ProtectionPlugins have one protection"):
+        tasks.make_strategy(plugin.protection.model, twice).train(first)
 
 
 def test_a_package_that_is_missing(tasks, monkeypatch):

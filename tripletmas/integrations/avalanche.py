@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tripletmas.basics.files import atomic_write, damaged
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.integrations.guest import Clip, check_arguments, check_is_part
+from tripletmas.integrations.guest import Clip, check_arguments, check_is_only_one, check_is_part
 from tripletmas.protection.guard import Guard
 
 try:
@@ -76,6 +76,7 @@ class ProtectionPlugin(SupervisedPlugin, supports_distributed=True):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Attach the optimizer, which holds the parameters of the experience's heads by now."""
         check_is_part(self.protection, strategy.model, "the strategy's model")
+        check_is_only_one(self.protection, strategy.plugins, ProtectionPlugin)
         self.protection.attach(strategy.optimizer, clip=self.clip)
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
