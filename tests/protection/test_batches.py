@@ -107,10 +107,6 @@ NOT_BATCHES = {
         r"this StreamingSamples gives samples one by one: .*DataL",
     ),
     "a stream of dicts": (lambda: StreamingSamples(True), "StreamingSamples gives samples one by one"),
-    "a loader of samples": (
-        lambda: DataLoader(TensorDataset(images(), torch.arange(len(images()))), batch_size=None),
-        "this DataLoader gives samples one by one",
-    ),
     "a tensor": (images, "a Tensor is one batch, and several are expected: give .batch."),
     "an array": (lambda: images().numpy(), r"a ndarray is one batch, .* give .torch.as_tensor\(batch\)."),
     "a dict": (lambda: {"x": images()}, "a dict is one batch"),

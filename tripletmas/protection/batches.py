@@ -153,8 +153,9 @@ def each_placed_batch(batches: Iterable[Any]) -> Iterator[tuple[Any, range | Non
         iterator = iter(batches)
     except TypeError:
         raise ValueError(f"expected an iterable of batches, such as a DataLoader, got a {name}") from None
-    may_give_samples = isinstance(batches, IterableDataset) or getattr(batches, "batch_sampler", batches) is None
-    return _placed(_without_samples(name, iterator) if may_give_samples else iterator, places_of(batches))
+    if isinstance(batches, IterableDataset):
+        iterator = _without_samples(name, iterator)
+    return _placed(iterator, places_of(batches))
 
 
 def _without_samples(name: str, batches: Iterator[Any]) -> Iterator[Any]:
