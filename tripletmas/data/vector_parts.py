@@ -161,9 +161,7 @@ def read_parts(folder: str | Path) -> Vectors:
         raise ValueError(f"{folder} does not hold all vectors yet: embed the files again, which goes on where it was")
     pieces, paths, texts = [], [], []
     for name in about["parts"]:
-        table = _table(folder / name)
-        if (table.schema.metadata or {}).get(b"model", b"").decode() != about["model"]:
-            raise damaged(folder / name, "its vectors are by another model", "delete it, and embed the files again")
+        table = _table(folder / name, about["model"])
         found = table.column("vector").combine_chunks()
         pieces.append(torch.from_numpy(found.flatten().to_numpy().copy()).reshape(len(table), -1))
         paths += table.column("path").to_pylist()
@@ -176,16 +174,20 @@ def read_parts(folder: str | Path) -> Vectors:
     )
 
 
-def _table(path: Path):
+def _table(path: Path, model: str):
+    """A part, if its vectors are by this model."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise ValueError(f'{path} needs pyarrow: pip install "tripletmas[parquet]"') from None
     try:
-        return parquet.read_table(path)
+        table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise damaged(path, error, "delete it, and embed the files again") from None
+    if (table.schema.metadata or {}).get(b"model", b"").decode() != model:
+        raise damaged(path, "its vectors are by another model", "delete it, and embed the files again")
+    return table
 
 
 def _about(folder: Path) -> dict[str, Any]:

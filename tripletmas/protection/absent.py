@@ -41,22 +41,18 @@ def tell_what_is_not_held(
         ValueError: if nothing is held in the model any more; if nothing that this optimizer steps is held, and what is
             held is not trained.
     """
-    inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    stepped = {name: parameter for name, parameter in model.items() if id(parameter) in inside}
-    trained = {name: parameter for name, parameter in stepped.items() if parameter.requires_grad}
-    unheld = {name: parameter for name, parameter in trained.items() if name not in of.held and name not in of.free}
-    kind, share, names = type(optimizer).__name__, share_of(unheld, trained), listed(sorted(unheld))
     if not of.held:
         raise ValueError(
             f"nothing that this {of.kind} holds is where it was in the model: its layers were replaced, or have other "
             "names; protect the model that was measured, or consolidate a new protection of this one"
         )
-    none = not any(name in of.held for name in stepped)
-    if unheld and none and not any(model[name].requires_grad for name in of.held):
-        raise ValueError(
-            f"nothing that {kind} steps is held by this {of.kind}, whose own weights are not trained: {names} were "
-            "added, replaced or unfrozen since it was measured; consolidate measures them"
-        )
+    stepped = _stepped(optimizer, model)
+    trained = {name: parameter for name, parameter in stepped.items() if parameter.requires_grad}
+    unheld = {name: trained[name] for name in sorted(trained.keys() - {*of.held, *of.free})}
+    kind, share, names = type(optimizer).__name__, share_of(unheld, trained), listed(unheld)
+    none = stepped.keys().isdisjoint(of.held)
+    if unheld and none:
+        _refuse_if_nothing_held_is_trained(kind, names, model, of)
     if not told.issuperset(unheld):
         warnings.warn(
             f"{kind} steps {share} that this {of.kind} does not hold, since they were added, replaced or unfrozen "
@@ -67,6 +63,20 @@ def tell_what_is_not_held(
     if not told.issuperset(of.lost):
         warn_of_lost(of.kind, set(of.lost) - told)
     told.update(of.lost)
+
+
+def _refuse_if_nothing_held_is_trained(kind: str, names: str, model: Mapping[str, nn.Parameter], of: HeldNames) -> None:
+    if not any(model[name].requires_grad for name in of.held):
+        raise ValueError(
+            f"nothing that {kind} steps is held by this {of.kind}, whose own weights are not trained: {names} were "
+            "added, replaced or unfrozen since it was measured; consolidate measures them"
+        )
+
+
+def _stepped(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those of these, by name, that the optimizer has."""
+    inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in inside}
 
 
 def warn_of_lost(kind: str, lost: Collection[str]) -> None:
@@ -91,9 +101,8 @@ def warn_of_no_hook(
     except ValueError as error:
         warnings.warn(f"{type(optimizer).__name__} steps without this {kind}: {error}", stacklevel=6)
         return
-    inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     known = {name: model[name] for name in held if name in model}
-    stepped = {name: each for name, each in known.items() if id(each) in inside and each.requires_grad}
+    stepped = {name: each for name, each in _stepped(optimizer, known).items() if each.requires_grad}
     if stepped:
         warnings.warn(
             f"{type(optimizer).__name__} steps {share_of(stepped, known)} that this {kind} holds "

@@ -295,8 +295,7 @@ class Guard:
         warn_of_measuring_alone(self.model)
         if not self.strength or not self.holds:
             return
-        lost = self._held_names()[1]
-        if not lost <= self._loop.told:
+        if not (lost := self._held_names()[1]) <= self._loop.told:
             warn_of_lost(type(self).__name__, lost)
 
     def _warn_if_unprotected(self) -> None:

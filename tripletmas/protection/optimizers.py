@@ -22,26 +22,31 @@ def chain_of(optimizer: Any, own: set[int]) -> list[Any]:
         ValueError: for what is no optimizer or has none of these parameters; where it cannot be known which one steps.
     """
     chain = [optimizer]
-    while inner := [(name, each) for name, each in _inside(chain[-1]) if parameters_of(each, own)]:
-        outer, (name, one) = chain[-1], inner[0]
-        kind, others = type(outer).__name__, {id(each) for _, each in inner if each is not one}
-        if others:
-            names = ", ".join(f"its {name!r}" for name, _ in inner)
-            raise ValueError(f"a {kind} leaves its steps to several optimizers: attach each of them, {names}")
-        theirs = {id(parameter) for parameter in parameters_of(one, own)}
-        if any(id(parameter) not in theirs for parameter in parameters_of(outer, own)):
-            raise ValueError(
-                f"a {kind} leaves the steps of some weights to its {name!r}, and of others not: add the protection's "
-                "value() to the loss in place of attaching it"
-            )
-        if any(each is one for each in chain):
-            break
-        chain.append(one)
+    while (inner := _wrapped(chain[-1], own)) is not None and not any(each is inner for each in chain):
+        chain.append(inner)
     if not isinstance(chain[-1], Optimizer):
         raise ValueError(f"attach takes an optimizer of torch, or what wraps one, got {type(chain[-1]).__name__}")
     if not parameters_of(chain[-1], own):
         raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
     return chain
+
+
+def _wrapped(optimizer: Any, own: set[int]) -> Any:
+    """The one optimizer to which another one leaves all steps of these parameters; None if it steps itself."""
+    inner = [(name, each) for name, each in _inside(optimizer) if parameters_of(each, own)]
+    if not inner:
+        return None
+    kind, (name, one) = type(optimizer).__name__, inner[0]
+    if any(each is not one for _, each in inner):
+        names = ", ".join(f"its {name!r}" for name, _ in inner)
+        raise ValueError(f"a {kind} leaves its steps to several optimizers: attach each of them, {names}")
+    theirs = {id(parameter) for parameter in parameters_of(one, own)}
+    if any(id(parameter) not in theirs for parameter in parameters_of(optimizer, own)):
+        raise ValueError(
+            f"a {kind} leaves the steps of some weights to its {name!r}, and of others not: add the protection's "
+            "value() to the loss in place of attaching it"
+        )
+    return one
 
 
 def all_inside(optimizer: Any, seen: tuple[Any, ...] = ()) -> list[Any]:

@@ -23,27 +23,32 @@ def is_in_place(model: nn.Module, name: str, held: Place, reference: Tensor, cur
         ValueError: for one that has another shape, is there under another name, or was replaced in its own module by
             one of the same shape: its protection would end without a word.
     """
-    now, shape = current.get(name), reference.shape
+    now = current.get(name)
     if now is held.parameter:
-        if held.parameter.shape == shape:
-            return True
-        if _begins_with(held.parameter, reference, shape):  # as resize_token_embeddings of transformers does it
-            return False
-        raise ValueError(
-            f"{name} has the shape {tuple(held.parameter.shape)}, and had {tuple(shape)} when it was measured: its "
-            ".data may grow while its first rows are those that were measured; else give the model a new nn.Parameter "
-            "whose first rows are the old ones"
-        )
+        return _has_kept_its_shape(name, held.parameter, reference)
     if now is None:
         renamed = next((other for other, value in current.items() if value is held.parameter), None)
         if renamed and held.parameter.requires_grad:
             raise ValueError(f"{name} has become {renamed} since it was measured: wrap a model before it is measured")
-    elif now.shape == shape and placed_parameters(model)[name].module is held.module:
+    elif now.shape == reference.shape and placed_parameters(model)[name].module is held.module:
         raise ValueError(
             f"{name} is another parameter than the one that was measured (load_state_dict with assign=True?): load "
             "without assign, or take the protection's state_dict() before, and give it to its load_state_dict() after"
         )
     return False
+
+
+def _has_kept_its_shape(name: str, parameter: nn.Parameter, reference: Tensor) -> bool:
+    """Of one that is where it was; False if it has only grown, as resize_token_embeddings of transformers does it."""
+    if parameter.shape == reference.shape:
+        return True
+    if _begins_with(parameter, reference, reference.shape):
+        return False
+    raise ValueError(
+        f"{name} has the shape {tuple(parameter.shape)}, and had {tuple(reference.shape)} when it was measured: its "
+        ".data may grow while its first rows are those that were measured; else give the model a new nn.Parameter "
+        "whose first rows are the old ones"
+    )
 
 
 def first(shape: torch.Size) -> tuple[slice, ...]:

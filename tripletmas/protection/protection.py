@@ -233,10 +233,12 @@ class Protection(Guard):
         stepped = {number: sign for number, sign in signs(optimizer).items() if number in by_id}
         scale = getattr(optimizer, "grad_scale", None)  # GradScaler sets it where the (fused) optimizer unscales itself
         instead: Instead = {}
-        for sign in set(stepped.values()):
-            held = [by_id[number] for number in stepped if stepped[number] == sign]
-            gradients = [gradient_to_add_to(each.parameter, instead) for each in held]
-            pulled = [Pulled(h.parameter, g, h.reference, h.importance) for h, g in zip(held, gradients, strict=True)]
+        by_sign: dict[float, list[Pulled]] = {}
+        for number, sign in stepped.items():
+            held = by_id[number]
+            gradient = gradient_to_add_to(held.parameter, instead)
+            by_sign.setdefault(sign, []).append(Pulled(held.parameter, gradient, held.reference, held.importance))
+        for sign, pulled in by_sign.items():
             add_penalty_gradient(pulled, sign * self.strength, self._loop.buffers, scale=scale)
         give_back(instead)
         return [by_id[number].parameter for number in stepped]

@@ -74,15 +74,18 @@ def _grown_places(gone: Mapping[str, Place], kept: Kept, places: Mapping[str, Pl
 
     All that a map has must have grown, and its rows must be its outputs: those of a transposed one are inputs.
     """
-    found: dict[str, Place] = {}
-    for name, place in gone.items():
-        then = _then(name, kept)
-        new = grown_from(name, place, then, places)
-        if new is not None and then.ndim and new.parameter.shape[1:] == then.shape[1:]:
-            found[name] = new
-    maps = [each for each in kept.held if all(name in found for name in each.parameters)]
-    names = {name for each in maps if not each.kind.startswith("transposed") for name in each.parameters}
+    larger = {name: grown_from(name, place, _then(name, kept), places) for name, place in gone.items()}
+    found = {name: new for name, new in larger.items() if new is not None and _has_more_rows(new, _then(name, kept))}
+    names = {name for each in kept.held if _grows_with(each, found) for name in each.parameters}
     return {name: place for name, place in found.items() if name in names}
+
+
+def _grows_with(each: LinearMap, grown: Mapping[str, Place]) -> bool:
+    return grown.keys() >= set(each.parameters) and not each.kind.startswith("transposed")
+
+
+def _has_more_rows(place: Place, then: Tensor) -> bool:
+    return then.ndim > 0 and place.parameter.shape[1:] == then.shape[1:]
 
 
 def _grown(kept: Kept, grown: Mapping[str, Place]) -> Kept:
