@@ -19,7 +19,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tripletmas.basics.files import atomic_write, damaged
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
-from tripletmas.integrations.guest import Clip, check_arguments, check_is_only_one, check_is_part
+from tripletmas.integrations.guest import check_arguments, check_is_only_one, check_is_part
+from tripletmas.protection.attachment import Clip
 from tripletmas.protection.guard import Guard
 
 try:

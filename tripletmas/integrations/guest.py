@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -13,11 +13,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from tripletmas.basics.distributed import gather_objects, rank, world_size
 from tripletmas.basics.weights import named_parameters, unwrap
+from tripletmas.protection.attachment import Clip
 from tripletmas.protection.file import described
 from tripletmas.protection.guard import Guard
-from tripletmas.protection.optimizers import in_train_mode
-
-Clip = Literal["before", "after"]
+from tripletmas.protection.optimizers import in_train_mode, parameters_of
 
 # --- what it is given
 
@@ -64,7 +63,7 @@ def check_is_part(protection: Guard, model: nn.Module, what: str) -> None:
 def has_own_weights(protection: Guard, optimizer: Optimizer) -> bool:
     """Whether an optimizer steps a parameter of the model that is protected."""
     own = {id(parameter) for parameter in named_parameters(protection.model).values()}
-    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+    return bool(parameters_of(optimizer, own))
 
 
 # --- in a framework's checkpoint

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from tripletmas.basics.files import atomic_write, damaged
 from tripletmas.basics.weights import unwrap
-from tripletmas.integrations.guest import Clip, check_arguments, check_measure, has_own_weights, measure
+from tripletmas.integrations.guest import check_arguments, check_measure, has_own_weights, measure
+from tripletmas.protection.attachment import Clip
 from tripletmas.protection.guard import Guard
 
 _PARTS = ("mining_funcs", "loss_funcs", "lr_schedulers", "optimizers", "models")  # of a trainer, as PML saves them
