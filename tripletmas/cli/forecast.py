@@ -11,13 +11,13 @@ from rich.table import Table
 
 from tripletmas.basics.files import save_json
 from tripletmas.cli.console import console, make_parser, make_table, open_run
-from tripletmas.cli.index_info import map_for, task_of_part
 from tripletmas.cli.outputs import check_output
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.forecast import GALLERIES, Forecast, forecast_of, shares_of
 from tripletmas.runs.imagined import parts_of_index, parts_of_run
+from tripletmas.runs.indexed import map_for, task_of_part
 from tripletmas.runs.models import weight_hashes
 
 _SEARCHED = {"stale": "as it is stored", "compensated": "moved by the map", "fresh": "embedded again"}

@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from tripletmas.basics import distributed
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
-from tripletmas.cli.index_info import check_roots, model_of, stale_vectors, ways_out
 from tripletmas.cli.items import Items, add_options, embedded, how_shown, items_of, new_items
 from tripletmas.cli.outputs import check_place
 from tripletmas.data.images import ImageFiles, missing_images
@@ -22,6 +21,7 @@ from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, Reading, Settings, prefix
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.indexed import check_roots, model_of, stale_vectors, ways_out
 from tripletmas.runs.models import NoneReadable, RunModel, load_model, weight_hashes
 
 
@@ -100,7 +100,7 @@ def add(arguments: Sequence[str]) -> None:
             print(f"{options.index}: {known} of {len(found.names)} {what} are in it already and stay")
         if not items.names:
             return
-        model = model_of(before, options)
+        model = model_of(before, options.run, device=options.device, trust_code=options.trust_code)
         items.check_model(model, invert=False)
         present = replace(before, run=os.path.abspath(model.run))
         try:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.console import make_parser
-from tripletmas.cli.index_info import check_roots, map_for, model_of, run_of, task_of_part
 from tripletmas.cli.items import embedded
 from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.index.changes import move_parts, relocate_images, remove_images, replace_vectors
@@ -21,6 +20,7 @@ from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.drifts import drifts_between
+from tripletmas.runs.indexed import check_roots, map_for, model_of, run_of, task_of_part
 from tripletmas.runs.models import RunModel, weight_hashes
 
 _OF_RUN = "run"  # --compensate without the name of a map
@@ -104,7 +104,7 @@ def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]
     """The index with the images of its stale parts embedded anew, and what was done."""
     if index.texts and (options.images is not None or options.drop_missing):
         raise ValueError(f"--images and --drop-missing are for images: {options.index} keeps its texts itself")
-    model = model_of(index, options)
+    model = model_of(index, options.run, device=options.device or "auto", trust_code=options.trust_code)
     changed = _with_run(index, RunDirectory(model.run))
     stale = index.of_parts(index.stale(model.hash))
     if not len(stale):

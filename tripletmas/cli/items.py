@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from tripletmas.data.tokens import Texts
 from tripletmas.data.vector_parts import identity_of, read_parts
 from tripletmas.index.base import unit
 from tripletmas.index.images import ImageIndex, Reading, Transform, prefix
-from tripletmas.runs.models import RunModel, embed_images, embed_texts, prepared_by, refuse_collapse, transform_of
+from tripletmas.runs.models import RunModel, embed_images, embed_texts, refuse_collapse, transform_of
 
 _NO_CLASS = SPLITS.keys() | LEFT_OUT
 
@@ -202,14 +201,6 @@ def embedded(
         of_kept = [labels[position] for position in kept]
         refuse_collapse(compared, samples, kept, by=f"the model of {model.run}", labels=of_kept)
     return vectors, kept
-
-
-def samples_of(index: ImageIndex, rows: Sequence[int]) -> Sequence[Tensor]:
-    """The images of these rows, as a model is shown them, or the letters of their texts."""
-    shown = index.settings.transform
-    if isinstance(shown, Reading):
-        return [torch.tensor(list(index.texts[row].encode())) for row in rows]
-    return ImageFiles.at([index.paths[row] for row in rows], prepared_by(shown))
 
 
 def _class_names(names: Sequence[str]) -> list[str | None]:

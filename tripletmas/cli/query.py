@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,8 +19,6 @@ from tripletmas.basics.files import atomic_write
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.asked import asked_images, asked_texts
 from tripletmas.cli.console import console, make_parser, open_run
-from tripletmas.cli.index_info import map_for, model_of, stale_vectors, task_of_part, ways_out
-from tripletmas.cli.items import samples_of
 from tripletmas.cli.outputs import check_output
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
@@ -29,16 +27,9 @@ from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.images import ImageIndex, Reading
 from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
-from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.drifts import drifts_between
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.models import (
-    RunModel,
-    embed_images,
-    embed_texts,
-    refuse_collapse,
-    weight_hashes,
-)
+from tripletmas.runs.indexed import model_of, moves_back, refuse_collapsed, stale_vectors, ways_out
+from tripletmas.runs.models import RunModel, embed_images, embed_texts
 
 _OF_RUN = "run"  # --move-queries without the name of a map
 _OF_INDEX = ("run", "allow-stale", "move-queries", "force", "csv", "min-score", "skip-unreadable")  # alone
@@ -129,8 +120,9 @@ def _search(options: Namespace) -> None:
         raise ValueError(f"{options.index} holds no vectors: tripletmas index add {options.index} --images FOLDER")
     names = _asked(index, options)
     if not options.force:
-        _refuse_collapse(index, options.index)
-    model, notes = model_of(index, options, options.after), []
+        refuse_collapsed(index, options.index)
+    notes = []
+    model = model_of(index, options.run, after=options.after, device=options.device, trust_code=options.trust_code)
     move_queries = bool(options.move_queries) and bool(index.stale(model.hash))
     if index.stale(model.hash) and not move_queries:
         notes.append(_of_stale(index, model, options))
@@ -180,49 +172,16 @@ def _embedded(index: ImageIndex, model: RunModel, names: list[str], options: Nam
     return [names[position] for position in kept], vectors
 
 
-def _refuse_collapse(index: ImageIndex, file: str) -> None:
-    """Raise a ValueError if the vectors of a part of the index are all nearly one, of images that differ."""
-    for number, part in enumerate(index.parts):
-        rows = index.of_parts([number])
-        rows = rows[:: -(-len(rows) // 1000) or 1]
-        by = f"{file}: the model after task {part.after_task}"
-        samples, labels = samples_of(index, rows.tolist()), map(index.label_of, rows.tolist())
-        refuse_collapse(index.vectors[rows], samples, range(len(rows)), by=by, labels=labels)
-
-
 def _moved_search(
     index: ImageIndex, model: RunModel, vectors: Tensor, k: int, options: Namespace
 ) -> tuple[Tensor, Tensor]:
     """What `ImageIndex.search_parts` finds of raw queries (q, dim), each moved back for each part."""
     asked = unit(vectors) if index.settings.normalize else vectors
-    moves = _moves_back(index, model, options)
-    return index.search_parts({number: move(asked) for number, move in moves.items()}, k)
-
-
-def _moves_back(index: ImageIndex, model: RunModel, options: Namespace) -> dict[int, Callable[[Tensor], Tensor]]:
-    """For each part that holds vectors, what moves queries by a model to the space it lies in; prints a map's choice.
-
-    Raises:
-        ValueError: if a part lies in the space of a later model than this one, or of none of the run.
-    """
-    run = RunDirectory(model.run)
-    kind = map_for(index, run, None if options.move_queries == _OF_RUN else options.move_queries)
-    hashes, settings, end = weight_hashes(run), index.settings, model.after_task
-    spaces = {
-        number: end if index.parts[number].moved_to == model.hash else task_of_part(index, number, hashes, run)
-        for number in index.part.unique().tolist()
-    }
-    if (latest := max(spaces.values())) > end:
-        raise ValueError(
-            f"{options.index} holds vectors of the model after task {latest}, and queries by that after task {end} can "
-            f"only be moved back: ask with --after {latest}"
-        )
-    moves, choices = drifts_between(
-        run, spaces.values(), end, kind=kind, normalize=settings.normalize, dim=settings.dim, back=True
-    )
+    kind = None if options.move_queries == _OF_RUN else options.move_queries
+    moves, choices = moves_back(index, model, kind, options.index)
     for task, choice in choices.items():
         print(f"back over task {task}: {choice.sentence()}", file=_besides(options))
-    return {number: moves[task] for number, task in spaces.items()}
+    return index.search_parts({number: move(asked) for number, move in moves.items()}, k)
 
 
 def _check_question(options: Namespace) -> None:
