@@ -161,10 +161,12 @@ def test_a_switch_and_back(engine, url):
         assert bool(switched.say) != engine.renames
         if engine.renames:
             assert switched == ("vector", "former", "")
+        assert store.switch("vector", "second", "former")[:2] == switched[:2], "a second call changes nothing"
     with opened(url) as store:
         assert torch.allclose(everything(store, switched.active)[1], second, atol=1e-7)
         assert_as_filled(store, switched.kept)
         back = store.switch(switched.active, switched.kept, "second")
+        assert store.switch(switched.active, switched.kept, "second")[:2] == back[:2]
         assert back.active == "vector"
     with opened(url) as store:
         assert_as_filled(store)

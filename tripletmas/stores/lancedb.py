@@ -252,6 +252,9 @@ class LanceStore:
             self._table.drop_columns([name])
 
     def switch(self, old: str, new: str, kept: str) -> Switched:
+        there = self.fields()
+        if kept in there and new not in there:
+            return Switched(old, kept)
         self._index_like(old, new)
         renames = ({"path": old, "rename": kept}, {"path": new, "rename": old})
         self._table.alter_columns(*renames)

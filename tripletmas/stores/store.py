@@ -149,7 +149,7 @@ class Store(Protocol):
         """Let the store's users find the vectors `new` where they found `old`, which are kept under the name `kept`.
 
         In one step, where the engine can rename; else `say` says what they have to change. `switch(active, kept, new)`
-        goes back.
+        goes back. Called again, as after a kill, it completes what was begun, or changes nothing.
         """
         ...
 

@@ -1,0 +1,231 @@
+"""Vectors of a new model beside the old ones: written, checked, switched to, taken back, in every engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from store_engines import COUNT, DIM, ENGINES, columns, fill, points
+
+from tripletmas.index.images import Transform
+from tripletmas.stores.identity import Identity, read_notes, write_notes
+from tripletmas.stores.opening import opened
+from tripletmas.stores.upgrading import (
+    active_field,
+    apply_move,
+    begin,
+    changing,
+    drop_old,
+    rollback,
+    switch,
+    write_anew,
+)
+
+NEW_DIM = 5
+IDS = [3 * (row + 1) for row in range(COUNT)]
+OLD = Identity("0123456789abcdef", Transform((8, 8), 1), DIM, "inner_product", True, "runs/old", 2)
+NEW = replace(OLD, model="fedcba9876543210", dim=NEW_DIM, source="runs/new", embedded_by=OLD.model)
+
+
+@dataclass
+class Projection:
+    """Unit vectors of a product with a fixed matrix; counts its calls, and fails after some."""
+
+    calls: int = 0
+    fail_after: int = 10**9
+
+    def apply(self, vectors):
+        if self.calls == self.fail_after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        matrix = torch.randn(DIM, NEW_DIM, generator=torch.Generator().manual_seed(9))
+        return torch.nn.functional.normalize(vectors @ matrix)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return ENGINES[request.param]
+
+
+@pytest.fixture
+def url(engine, tmp_path):
+    url = engine.url(tmp_path)
+    fill(url)
+    return url
+
+
+def start(store, tmp_path, name="first"):
+    return begin(store, name, old="vector", was=OLD, becomes=NEW, directory=tmp_path / "work")
+
+
+def all_of(store, name):
+    """(ids, vectors, columns), as bytes can be compared."""
+    blocks = list(store.scan(name, columns=list(columns())))
+    found = {key: [each for block in blocks for each in block.columns[key]] for key in columns()}
+    return [each for block in blocks for each in block.ids], torch.cat([block.vectors for block in blocks]), found
+
+
+def test_from_beginning_to_end(engine, url, tmp_path):
+    with opened(url) as store:
+        before = all_of(store, "vector")
+        upgrade = start(store, tmp_path)
+        assert active_field(store, read_notes(store)) == "vector"
+        with pytest.raises(ValueError, match="not every point"):
+            switch(store)
+        with pytest.raises(ValueError, match="old vectors can go after"):
+            drop_old(store)
+        done = apply_move(store, Projection(), size=7)
+        assert (done.points, done.written, done.found, done.without, done.unusable) == (COUNT, COUNT, 0, 0, 0)
+        again = apply_move(store, Projection(), size=7)
+        assert (again.points, again.written) == (COUNT, 0)
+        moved = Projection().apply(points())
+        ids, vectors, found = all_of(store, upgrade.new)
+        assert (ids, found) == (IDS, columns())
+        assert torch.allclose(vectors, moved, atol=1e-6)
+        switched = switch(store)
+    with opened(url) as store:
+        notes = read_notes(store)
+        assert notes.upgrade == switched
+        assert notes.identities == {switched.active: NEW, switched.kept: OLD}
+        assert active_field(store, notes) == switched.active
+        assert switched.active == ("vector" if engine.renames else upgrade.new)
+        hit = store.search(switched.active, moved[4:5], 1, metric="cosine")[0][0]
+        assert hit.id == IDS[4]
+        drop_old(store)
+        with pytest.raises(ValueError, match="no upgrade under way"):
+            rollback(store)
+    with opened(url) as store:
+        assert set(store.fields()) == {switched.active}
+        notes = read_notes(store)
+        assert (notes.identities, notes.upgrade) == ({switched.active: NEW}, None)
+        ids, vectors, found = all_of(store, switched.active)
+        assert (ids, found) == (before[0], before[2])
+        assert torch.allclose(vectors, moved, atol=1e-6)
+
+
+@pytest.mark.parametrize("how_far", ["begun", "half", "applied", "switched"])
+def test_it_can_be_taken_back_at_any_time(url, tmp_path, how_far):
+    with opened(url) as store:
+        before, fields, told = all_of(store, "vector"), store.fields(), store.notes()
+        write_notes(store, read_notes(store).with_identity("vector", OLD))
+        start(store, tmp_path)
+        if how_far == "half":
+            with pytest.raises(KeyboardInterrupt):
+                apply_move(store, Projection(fail_after=3), size=7)
+        if how_far in ("applied", "switched"):
+            apply_move(store, Projection(), size=7)
+        if how_far == "switched":
+            switch(store)
+    with opened(url) as store:
+        assert rollback(store) == 0
+    with opened(url) as store:
+        assert store.fields() == fields
+        after = all_of(store, "vector")
+        assert (after[0], after[2]) == (before[0], before[2])
+        assert torch.equal(after[1], before[1])
+        assert read_notes(store).identities == {"vector": OLD}
+        write_notes(store, read_notes(store).with_identity("vector", None))
+        assert store.notes() == told
+        assert not (tmp_path / "work" / "progress.json").exists()
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 4, 8, 12])
+def test_interrupted_it_goes_on_to_the_same_bytes(url, tmp_path, fail_after, monkeypatch):
+    monkeypatch.setattr("tripletmas.stores.upgrading._SECONDS", 0)
+    with opened(url) as store:
+        upgrade = start(store, tmp_path)
+        whole = apply_move(store, Projection(), size=7)
+        expected = all_of(store, upgrade.new)
+        rollback(store)
+        start(store, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            apply_move(store, Projection(fail_after=fail_after), size=7)
+    with opened(url) as store:
+        start(store, tmp_path)
+        rest = apply_move(store, Projection(), size=1000)  # the size of the interrupted one counts
+        assert rest.written == whole.written - 7 * min(fail_after, 8) + (6 if fail_after >= 8 else 0)
+        after = all_of(store, upgrade.new)
+        assert (after[0], after[2]) == (expected[0], expected[2])
+        assert torch.equal(after[1], expected[1])
+
+
+def test_points_that_come_or_change_meanwhile_are_found(url, tmp_path):
+    extra = points(seed=3)
+    with opened(url) as store:
+        upgrade = start(store, tmp_path)
+
+        @dataclass
+        class Meddling(Projection):
+            def apply(self, vectors):
+                if self.calls == 3:  # behind the first blocks
+                    more = {key: values[:2] for key, values in columns().items()}
+                    store.insert("vector", [1, 1000], extra[:2], more)
+                    store.write("vector", [IDS[0]], extra[2:3])
+                return super().apply(vectors)
+
+        done = apply_move(store, Meddling(), size=7)
+        assert done.points == COUNT + 2
+        assert done.found >= 2
+        moved = store.read(upgrade.new, [1, 1000, IDS[0]]).vectors
+        assert torch.allclose(moved, Projection().apply(extra[:3]), atol=1e-6)
+        assert not bool(torch.cat([block.vectors for block in store.scan(upgrade.new)]).isnan().any())
+
+
+def test_points_that_were_embedded_anew_keep_their_vector(url, tmp_path):
+    anew = points(seed=4, dim=NEW_DIM)[:2]
+    with opened(url) as store:
+        upgrade = start(store, tmp_path)
+        apply_move(store, Projection(), size=7)
+        write_anew(store, upgrade, [6, 150], anew)
+        assert apply_move(store, Projection(), size=7).written == 0
+        assert torch.allclose(store.read(upgrade.new, [6, 150]).vectors, anew, atol=1e-6)
+
+
+def test_a_point_without_a_vector_gets_none(url, tmp_path):
+    with opened(url) as store:
+        store.add_field(replace(store.fields()["vector"], name="other"))
+        store.write("other", IDS[:40], points()[:40])
+        upgrade = begin(store, "it", old="other", was=OLD, becomes=NEW, directory=tmp_path / "work")
+        done = apply_move(store, Projection(), size=7)
+        assert (done.written, done.without) == (40, 10)
+        assert bool(store.read(upgrade.new, IDS[40:]).vectors.isnan().all())
+        rollback(store)
+        assert set(store.fields()) == {"vector", "other"}
+
+
+def test_points_that_came_after_the_switch_are_told_before_it_is_taken_back(url, tmp_path):
+    with opened(url) as store:
+        start(store, tmp_path)
+        apply_move(store, Projection())
+        switched = switch(store)
+        store.insert(switched.active, [1000], Projection().apply(points(3)[:1]), {"label": ["mug"], "path": ["p"]})
+        with pytest.raises(ValueError, match="1 points of .* have no old vector"):
+            rollback(store)
+        assert read_notes(store).upgrade == switched
+        assert rollback(store, force=True) == 1
+        assert set(store.fields()) == {"vector"}
+
+
+def test_two_at_once_are_refused(url, tmp_path):
+    with opened(url) as store:
+        start(store, tmp_path)
+        with pytest.raises(ValueError, match="another upgrade under way"):
+            start(store, tmp_path, name="second")
+        with (
+            changing(store, tmp_path / "work"),
+            pytest.raises(ValueError, match="being changed by another process"),
+            changing(store, tmp_path / "work"),
+        ):
+            pass
+        assert start(store, tmp_path) == read_notes(store).upgrade
+
+
+def test_notes_of_another_version_are_no_notes(url):
+    with opened(url) as store:
+        store.set_notes({"format": 99})
+        with pytest.raises(ValueError, match="format 99"):
+            read_notes(store)
+        store.set_notes({"format": 1, "fields": {"vector": {"model": 3}}})
+        with pytest.raises(ValueError, match="damaged"):
+            read_notes(store)

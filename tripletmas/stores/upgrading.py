@@ -1,0 +1,375 @@
+"""Vectors of a new model beside the old ones in a store: written block by block, switched to, taken back.
+
+What was begun is noted in the store before anything is done, and what is done twice is done once. So whenever a process
+is killed, the same call goes on, and ends with the same bytes: blocks begin at the same points. How far writing has come
+lies in a directory, beside the map that moves the vectors.
+
+Shapes: n points, dim of the old vectors, new dim of the new ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tripletmas.basics.files import append_text, read_json, save_json
+from tripletmas.basics.locks import locked
+from tripletmas.basics.progress import told
+from tripletmas.stores.identity import Identity, Notes, Upgrade, read_notes, write_notes
+from tripletmas.stores.store import ROWS, Block, Id, Store, VectorField, check_vectors
+
+logger = logging.getLogger(__name__)
+
+APPLYING, APPLIED, SWITCHING, SWITCHED, RETURNING, FINISHING = (
+    "applying",
+    "applied",
+    "switching",
+    "switched",
+    "returning",
+    "finishing",
+)
+_PROGRESS, _ANEW = "progress.json", "anew.jsonl"
+_REMEDY = "delete it, and the vectors are written again from the first"
+_SECONDS = 0.5  # at most, between two notes of how far writing has come
+_EQUAL = 2e-3  # of the largest value of a vector: what half precision in a store may cost
+_CHECKS = 5  # passes over a store that changes all the time
+
+
+class Move(Protocol):
+    """What brings vectors of the old model to where the new one would have them."""
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Vectors (n, dim) moved to (n, new dim); the same bytes for the same block, whenever it is called."""
+        ...
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply_move` did.
+
+    Attributes:
+        points: that the store holds.
+        written: vectors, by this call.
+        found: of these, on points that came or changed while it wrote.
+        without: points that have no old vector, and got no new one.
+        unusable: points whose old vector holds NaN or is zero, and that got no new one.
+        seconds: that it took.
+    """
+
+    points: int
+    written: int
+    found: int
+    without: int
+    unusable: int
+    seconds: float
+
+
+def name_of_new(old: str, identity: Identity) -> str:
+    """What the field of the new vectors is called until the switch: letters, digits and underscores."""
+    return f"{old}_{identity.model[:8]}"
+
+
+@contextmanager
+def changing(store: Store, directory: str | Path) -> Iterator[None]:
+    """Keeps other processes from an upgrade.
+
+    Raises:
+        ValueError: if another one is at it.
+    """
+    with locked(Path(directory) / "lock", f"the upgrade of {store.place}"):
+        yield
+
+
+def begin(store: Store, name: str, *, old: str, was: Identity, becomes: Identity, directory: str | Path) -> Upgrade:
+    """The upgrade of this name, noted in the store, with a field for its vectors; goes on where it has begun already.
+
+    Args:
+        name: tells it from others: of its map.
+        old: the field of the old vectors.
+        was, becomes: what made the vectors of this field, and what the new ones will be.
+        directory: of its map and its progress.
+
+    Raises:
+        ValueError: if another upgrade is under way.
+    """
+    notes = read_notes(store)
+    if notes.upgrade is not None:
+        if notes.upgrade.name == name:
+            if notes.upgrade.stage in (APPLYING, APPLIED):
+                store.add_field(_field(notes.upgrade.new, becomes))
+            return notes.upgrade
+        raise ValueError(
+            f"{store.place} has another upgrade under way, to {notes.upgrade.new!r}, {notes.upgrade.stage}, of "
+            f"{notes.upgrade.directory}: go on with that, or take it back by --rollback"
+        )
+    new = name_of_new(old, becomes)
+    if new in store.fields():
+        raise ValueError(f"{store.place} has a vector {new!r} already, which no upgrade has made: rename or drop it")
+    upgrade = Upgrade(name, old, new, APPLYING, str(Path(directory).absolute()))
+    write_notes(store, replace(notes.with_identity(old, was).with_identity(new, becomes), upgrade=upgrade))
+    store.add_field(_field(new, becomes))
+    return upgrade
+
+
+def _field(name: str, identity: Identity) -> VectorField:
+    return VectorField(name, identity.dim, identity.compared_by)
+
+
+def upgrade_of(store: Store) -> tuple[Notes, Upgrade]:
+    """What is noted in a store, and the upgrade that is under way.
+
+    Raises:
+        ValueError: if none is.
+    """
+    notes = read_notes(store)
+    if notes.upgrade is None:
+        raise ValueError(f"{store.place} has no upgrade under way: --apply begins one")
+    return notes, notes.upgrade
+
+
+def active_field(store: Store, notes: Notes) -> str | None:
+    """The field whose vectors are to be searched while an upgrade is under way; None where none is."""
+    if notes.upgrade is None:
+        return None
+    return notes.upgrade.active or notes.upgrade.old
+
+
+# --- writing
+
+
+def apply_move(store: Store, move: Move, *, size: int = ROWS, leave_unusable: bool = False) -> Applied:
+    """Write the moved vector of every point, then check all of them, for the store may have changed meanwhile.
+
+    Memory holds a few blocks. Killed and called again, it goes on behind the last block that was noted.
+
+    Args:
+        size: points of a block.
+        leave_unusable: points whose old vector holds NaN, or is zero, get no new one; else the first is an error, and
+            nothing of the upgrade stays in the store.
+
+    Raises:
+        ValueError: naming such a point; if no upgrade is under way, or it is beyond that.
+    """
+    notes, upgrade = upgrade_of(store)
+    if upgrade.stage not in (APPLYING, APPLIED):
+        raise ValueError(f"the upgrade of {store.place} is {upgrade.stage} already: nothing is left to be applied")
+    writing = _Writing(store, upgrade, move, size, leave_unusable)
+    started = time.perf_counter()
+    try:
+        writing.write()
+        writing.check()
+    except _Unusable as error:
+        rollback(store)
+        raise ValueError(f"{error}; nothing was changed (--leave-unusable leaves such points as they are)") from None
+    write_notes(store, replace(notes, upgrade=replace(upgrade, stage=APPLIED)))
+    return Applied(
+        len(store), writing.written, writing.found, writing.without, writing.unusable, time.perf_counter() - started
+    )
+
+
+class _Unusable(ValueError):
+    """A vector that no map can move."""
+
+
+class _Writing:
+    """The passes over a store that give every point its moved vector."""
+
+    def __init__(self, store: Store, upgrade: Upgrade, move: Move, size: int, leave_unusable: bool):
+        self._store, self._upgrade, self._move, self._leave = store, upgrade, move, leave_unusable
+        self._progress = Path(upgrade.directory) / _PROGRESS
+        self._anew = embedded_anew(upgrade)
+        said = read_json(self._progress, _REMEDY) if self._progress.exists() else {}
+        self._after, self._size = said.get("after"), said.get("size", size)
+        self._done = bool(said.get("written"))
+        self.written = self.found = self.without = self.unusable = 0
+
+    def write(self) -> None:
+        """The first pass; nothing, where it was done already."""
+        if self._done:
+            return
+        self._note(written=False)
+        noted = time.monotonic()
+        for block in self._blocks(self._after, "moved block"):
+            ids, rows = self._moved(block)
+            self._store.write(self._upgrade.new, ids, rows)
+            self.written += len(ids)
+            self._after = block.ids[-1]
+            if time.monotonic() - noted > _SECONDS:
+                noted = time.monotonic()
+                self._note(written=False)
+        self._note(written=True)
+
+    def check(self) -> None:
+        """Further passes, until one finds nothing to be written."""
+        for _ in range(_CHECKS):
+            self.without = self.unusable = 0
+            if not self._check_once():
+                return
+        logger.warning("%s changes faster than it is read: apply again later, before the switch", self._store.place)
+
+    def _check_once(self) -> bool:
+        """Whether there was something to be written."""
+        changed = False
+        have = self._store.scan(self._upgrade.new, size=self._size)
+        aligned = True
+        for block in self._blocks(None, "checked block"):
+            there = next(have, None) if aligned else None
+            if there is None or there.ids != block.ids:
+                aligned = False  # points came or went between the two: read by their ids from here on
+                there = self._store.read(self._upgrade.new, block.ids)
+            ids, rows = self._moved(block)
+            row_of = {each: row for row, each in enumerate(there.ids)}
+            stored = there.vectors[[row_of[each] for each in ids if each in row_of]]
+            there_still = [row for row, each in enumerate(ids) if each in row_of]
+            ids, rows = [ids[row] for row in there_still], rows[there_still]
+            other = (~_are_equal(stored, rows)).nonzero().flatten().tolist()
+            if other:
+                changed = True
+                self._store.write(self._upgrade.new, [ids[row] for row in other], rows[other])
+                self.written += len(other)
+                self.found += len(other)
+        return changed
+
+    def _blocks(self, after: Id | None, what: str) -> Iterator[Block]:
+        blocks = self._store.scan(self._upgrade.old, after=after, size=self._size)
+        return told(blocks, what, -(-len(self._store) // self._size))
+
+    def _moved(self, block: Block) -> tuple[list[Any], Tensor]:
+        """The points of a block that get a moved vector, and these."""
+        vectors = block.vectors
+        without = block.without_vector()
+        bad = (~vectors.isfinite().all(dim=1) | (vectors == 0).all(dim=1)) & ~without
+        if bool(bad.any()) and not self._leave:
+            row = int(bad.nonzero()[0])
+            how = "is zero" if bool((vectors[row] == 0).all()) else "holds NaN or infinity"
+            raise _Unusable(f"{self._store.place}: the vector {self._upgrade.old!r} of point {block.ids[row]!r} {how}")
+        self.without += int(without.sum())
+        self.unusable += int(bad.sum())
+        moved = self._move.apply(vectors)  # of the whole block: its bytes depend on how many are moved at once
+        keep = [row for row in (~(bad | without)).nonzero().flatten().tolist() if block.ids[row] not in self._anew]
+        return [block.ids[row] for row in keep], moved[keep]
+
+    def _note(self, *, written: bool) -> None:
+        save_json(self._progress, {"after": self._after, "size": self._size, "written": written})
+
+
+def _are_equal(stored: Tensor, rows: Tensor) -> Tensor:
+    """Which vectors (n, dim) of a store are these, (n,) bool; one that is missing is not."""
+    if not len(rows):
+        return torch.ones(0, dtype=torch.bool)
+    return ((stored - rows).abs().amax(dim=1) <= _EQUAL * rows.abs().amax(dim=1)) & stored.isfinite().all(dim=1)
+
+
+# --- points embedded anew
+
+
+def embedded_anew(upgrade: Upgrade) -> set[Id]:
+    """The points whose new vector is of the new model itself, and not moved."""
+    path = Path(upgrade.directory) / _ANEW
+    if not path.exists():
+        return set()
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # a last line without an end was being written when the process was killed
+    return {each for line in lines if line.endswith("\n") for each in json.loads(line)}
+
+
+def write_anew(store: Store, upgrade: Upgrade, ids: Sequence[Id], vectors: Tensor) -> None:
+    """Give points the vector (n, new dim) that the new model itself made; no map overwrites it any more."""
+    new = store.fields()[upgrade.new]
+    rows = check_vectors(new, ids, vectors, store.place)
+    store.write(upgrade.new, ids, rows)
+    append_text(Path(upgrade.directory) / _ANEW, json.dumps(list(ids)) + "\n")
+
+
+# --- from one to the other, and back
+
+
+def switch(store: Store) -> Upgrade:
+    """Let those who search the store find the new vectors; the old ones stay beside them.
+
+    Raises:
+        ValueError: if not every point has its new vector yet; after the switch.
+    """
+    notes, upgrade = upgrade_of(store)
+    if upgrade.stage == APPLYING:
+        raise ValueError(f"not every point of {store.place} has its new vector yet: --apply first")
+    if upgrade.stage not in (APPLIED, SWITCHING):
+        raise ValueError(f"the upgrade of {store.place} is {upgrade.stage} already")
+    kept = f"{upgrade.old}_{notes.identities[upgrade.old].model[:8]}"
+    write_notes(store, replace(notes, upgrade=replace(upgrade, stage=SWITCHING)))
+    done = store.switch(upgrade.old, upgrade.new, kept)
+    was, becomes = notes.identities[upgrade.old], notes.identities[upgrade.new]
+    others = replace(notes.with_identity(upgrade.old, None).with_identity(upgrade.new, None), upgrade=None)
+    switched = replace(upgrade, stage=SWITCHED, active=done.active, kept=done.kept)
+    now = others.with_identity(done.active, becomes).with_identity(done.kept, was)
+    write_notes(store, replace(now, upgrade=switched))
+    if done.say:
+        logger.warning("%s", done.say)
+    return switched
+
+
+def rollback(store: Store, *, force: bool = False) -> int:
+    """Bring the store to where it was before the upgrade, and say how many points have no old vector.
+
+    Args:
+        force: although there are such: those that came after the switch.
+
+    Raises:
+        ValueError: if there are; if no upgrade is under way, or its old vectors are dropped.
+    """
+    notes, upgrade = upgrade_of(store)
+    if upgrade.stage == FINISHING:
+        raise ValueError(f"the old vectors of {store.place} are being dropped: --drop-old finishes that")
+    lost = 0
+    if upgrade.stage in (SWITCHING, SWITCHED, RETURNING):
+        if upgrade.stage == SWITCHING:  # killed in the middle: it is finished, then taken back
+            switch(store)
+            notes, upgrade = upgrade_of(store)
+        kept_there = upgrade.kept in store.fields()
+        if kept_there:
+            lost = sum(int(block.without_vector().sum()) for block in store.scan(upgrade.kept))
+        if lost and not force:
+            raise ValueError(
+                f"{lost} points of {store.place} have no old vector, for they came after the switch: embed them by the "
+                "old model first, or --force leaves them without"
+            )
+        write_notes(store, replace(notes, upgrade=replace(upgrade, stage=RETURNING)))
+        store.switch(upgrade.active, upgrade.kept, upgrade.new)
+    store.drop_field(upgrade.new)
+    was = notes.identities.get(upgrade.kept or upgrade.old)
+    others = notes
+    for name in (upgrade.old, upgrade.new, upgrade.active, upgrade.kept):
+        others = others.with_identity(name, None)
+    write_notes(store, replace(others.with_identity(upgrade.old, was), upgrade=None))
+    _forget_progress(upgrade)
+    return lost
+
+
+def drop_old(store: Store) -> Upgrade:
+    """Let go of the old vectors, after the switch: from then on it cannot be taken back.
+
+    Raises:
+        ValueError: if there was no switch yet.
+    """
+    notes, upgrade = upgrade_of(store)
+    if upgrade.stage not in (SWITCHED, FINISHING):
+        raise ValueError(f"the upgrade of {store.place} is {upgrade.stage}: its old vectors can go after --switch")
+    write_notes(store, replace(notes, upgrade=replace(upgrade, stage=FINISHING)))
+    store.drop_field(upgrade.kept)
+    write_notes(store, replace(notes.with_identity(upgrade.kept, None), upgrade=None))
+    _forget_progress(upgrade)
+    return upgrade
+
+
+def _forget_progress(upgrade: Upgrade) -> None:
+    for name in (_PROGRESS, _ANEW):
+        (Path(upgrade.directory) / name).unlink(missing_ok=True)
