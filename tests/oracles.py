@@ -377,6 +377,27 @@ def ridge_drift(x: Tensor, y: Tensor, vectors: Tensor, ridge: float) -> Tensor:
     return vectors + (vectors - centre) @ torch.linalg.lstsq(rows, targets).solution + shift
 
 
+def ridge_map(x: Tensor, y: Tensor, vectors: Tensor, ridge: float, toward: Tensor) -> Tensor:
+    """Least squares on rows appended for the ridge, whose targets are those of `toward`; the means as they are."""
+    centre, mean = x.mean(dim=0), (y - x @ toward).mean(dim=0)
+    dim = x.shape[1]
+    held = math.sqrt(ridge * float((x - centre).square().sum()) / dim) * torch.eye(dim, dtype=x.dtype)
+    targets = torch.cat([y - mean - centre @ toward, held @ toward])
+    matrix = torch.linalg.lstsq(torch.cat([x - centre, held]), targets).solution
+    return torch.stack([(v - centre) @ matrix + centre @ toward + mean for v in vectors])
+
+
+def rotated_between(x: Tensor, y: Tensor, vectors: Tensor) -> Tensor:
+    """Procrustes between two dimensions: M (M^T M)^(-1/2) of M = x^T y, by the eigenvalues that are not 0."""
+    matrix = x.T @ y
+    values, axes = torch.linalg.eigh(matrix.T @ matrix)
+    root = torch.zeros(len(axes), len(axes), dtype=x.dtype)
+    for value, axis in zip(values, axes.T, strict=True):
+        if value > 1e-10 * values.max():
+            root = root + torch.outer(axis, axis) / value.sqrt()
+    return torch.stack([v @ matrix @ root for v in vectors])
+
+
 # --- recognition -----------------------------------------------------------------------------------------------------
 
 

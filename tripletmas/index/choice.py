@@ -6,15 +6,25 @@ Shapes: n pairs, g stored vectors, dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed
 from tripletmas.index.base import unit
-from tripletmas.index.drift import DRIFT_MAPS, NONE, DriftMap, DriftMapName, fit_drift, neighbouring_folds
+from tripletmas.index.drift import (
+    DRIFT_MAPS,
+    NONE,
+    DriftMap,
+    DriftMapName,
+    fit_drift,
+    fit_map,
+    maps_between,
+    neighbouring_folds,
+)
 
 AUTO = "auto"
 CompensateName = DriftMapName | Literal["auto"]  # how stored vectors can be moved
@@ -94,19 +104,51 @@ def choose_drift(
     if limit is not None and normalize:
         refused = tuple(each for each in names[1:] if not limit.allows(fit_drift(each, before, after, seed=seed)))
     tried = [name for name in names if name not in refused]
-    scores = _held_out_scores(tried, before, after, normalize, seed)
-    enough = max(scores.values()) - _EQUAL * (1 if normalize else -scores[NONE])
-    best = next(name for name in tried if scores[name] >= enough)
+    scores = _held_out_scores(tried, before, after, normalize, lambda *pairs: fit_drift(*pairs, seed=seed))
+    best = _simplest_of_best(scores, 1 if normalize else -scores[NONE])
     return Choice(best, {name: scores.get(name, math.nan) for name in names}, len(before), refused)
 
 
+def choose_map(
+    before: Tensor, after: Tensor, *, normalize: bool = True, seed: int = 0, kinds: Sequence[str] | None = None
+) -> Choice:
+    """Which map of `fit_map` brings pairs (n, dim) and (n, new_dim) nearest to where the new model has them.
+
+    As `choose_drift`, for any two models. The pairs should stand in no order: what is held out is then like what is
+    stored. `fit_map(choose_map(before, after).name, before, after)` is then the map itself.
+
+    Args:
+        kinds: the candidates, the simpler ones first; None for all that these dimensions have.
+
+    Raises:
+        ValueError: as `fit_map`, or for fewer than two pairs.
+    """
+    kinds = maps_between(before.shape[-1], after.shape[-1]) if kinds is None else kinds
+    if len(before) < 2:
+        raise ValueError(f"a map is chosen by pairs that are held out, of two at least, got {len(before)}")
+    fits = partial(fit_map, normalize=normalize, seed=seed)
+    scores = _held_out_scores(kinds, before, after, normalize, fits)
+    scale = 1.0 if normalize else float(after.double().var(dim=0, correction=0).sum())
+    return Choice(_simplest_of_best(scores, scale), scores, len(before))
+
+
+def _simplest_of_best(scores: dict[str, float], scale: float) -> str:
+    """The first of those that are best, or equal to that but for a trifle of this scale."""
+    enough = max(scores.values()) - _EQUAL * scale
+    return next(name for name, score in scores.items() if score >= enough)
+
+
 def _held_out_scores(
-    names: Sequence[str], before: Tensor, after: Tensor, normalize: bool, seed: int
+    names: Sequence[str],
+    before: Tensor,
+    after: Tensor,
+    normalize: bool,
+    fit: Callable[[str, Tensor, Tensor], DriftMap],
 ) -> dict[str, float]:
     scores = dict.fromkeys(names, 0.0)
     for inside, outside in neighbouring_folds(len(before)):
         for name in names:
-            moved = fit_drift(name, before[inside], after[inside], seed=seed)(before[outside])
+            moved = fit(name, before[inside], after[inside])(before[outside])
             moved = unit(moved) if normalize else moved
             squared = float((moved.double() - after[outside].double()).square().sum())
             scores[name] -= (squared / 2 if normalize else squared) / len(before)

@@ -11,23 +11,30 @@ Where a map has something to choose, as the strength of a ridge, it takes what p
 are cut into five folds of neighbours, and as pairs of one class lie side by side, what is held out are mostly other
 classes, as stored vectors are. `choice` chooses among the maps in the same way.
 
-Shapes: n pairs, g stored vectors, dim.
+Two models need not be two moments of one: `fit_map` also fits maps between models whose embeddings have nothing to do
+with each other, or have other lengths.
+
+Shapes: n pairs, g stored vectors, dim; new_dim where the new model's embeddings may have another length.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tripletmas.index.maps import FittedMap, affine
+
 DriftMap = Callable[[Tensor], Tensor]  # stored vectors (g, dim) of the old model -> (g, dim) of the new one
 DriftMapName = Literal["sdc", "linear", "mlp", "procrustes", "shrunk"]
 DRIFT_MAPS: tuple[str, ...] = get_args(DriftMapName)
 NONE = "none"  # no map: vectors stay where they are
+RIDGE = "ridge"
 
 SIGMA = 0.2  # the main value of the authors' runs; others have 0.3. The embeddings lie on the unit sphere.
 _BLOCK_CELLS = 2**24  # (stored vector, pair) cells at once: 64 MB each of distances and weights
@@ -59,12 +66,55 @@ def fit_drift(kind: str, before: Tensor, after: Tensor, *, seed: int = 0) -> Dri
     if not (before.isfinite().all() and after.isfinite().all()):
         raise ValueError("before and after must be finite, but hold NaN or infinity")
     if kind == NONE:
-        return lambda vectors: vectors
+        return FittedMap(NONE, before.shape[1], after.shape[1], {})
     if kind == "mlp":
         return fit_mlp(before, after, seed=seed)
     if kind == "sdc":
         return lambda vectors: compensate_drift(vectors, before, after)
     return {"linear": fit_linear, "procrustes": fit_procrustes, "shrunk": fit_shrunk}[kind](before, after)
+
+
+def fit_map(kind: str, before: Tensor, after: Tensor, *, normalize: bool = True, seed: int = 0) -> FittedMap:
+    """The map called `kind` from one model's vectors to any other's, fitted on pairs (n, dim) and (n, new_dim).
+
+    none, procrustes, shrunk and linear are those of `fit_drift`; between spaces of two dimensions there is no identity,
+    so that none and shrunk are not to be had, procrustes keeps lengths as far as it can, and linear is drawn to that.
+    ridge: an affine map of which nothing is known beforehand (`fit_ridge`). mlp: ridge, and a small network for what
+    that leaves (`fit_mlp`).
+
+    Args:
+        normalize: the pairs are of unit length, and the map keeps vectors so.
+
+    Raises:
+        ValueError: for an unknown kind, or one that these dimensions have not; for pairs that do not fit each other, or
+            are not finite.
+    """
+    known = maps_between(before.shape[-1], after.shape[-1])
+    if kind not in known:
+        raise ValueError(
+            f"there is no map {kind!r} from {before.shape[-1]} to {after.shape[-1]} dimensions, only {', '.join(known)}"
+        )
+    if before.ndim != 2 or after.ndim != 2 or len(before) != len(after) or not len(before):
+        raise ValueError(
+            "before and after must be embeddings (n, dim) and (n, new_dim) of the same n >= 1 samples, got "
+            f"{tuple(before.shape)} and {tuple(after.shape)}"
+        )
+    if not (before.isfinite().all() and after.isfinite().all()):
+        raise ValueError("before and after must be finite, but hold NaN or infinity")
+    if kind == NONE:
+        found = FittedMap(NONE, before.shape[1], after.shape[1], {})
+    elif kind == "mlp":
+        found = fit_mlp(before, after, seed=seed, base=fit_ridge(before, after))
+    else:
+        fits = {"linear": fit_linear, "procrustes": fit_procrustes, "shrunk": fit_shrunk, RIDGE: fit_ridge}
+        found = fits[kind](before, after)
+    return replace(found, normalize=normalize)
+
+
+def maps_between(dim: int, new_dim: int) -> tuple[str, ...]:
+    """The kinds of `fit_map` from vectors of one dimension to those of another, the simpler ones first."""
+    kinds = (NONE, "procrustes", "shrunk", "linear", RIDGE, "mlp")
+    return kinds if dim == new_dim else tuple(kind for kind in kinds if kind not in (NONE, "shrunk"))
 
 
 def neighbouring_folds(size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,24 +152,33 @@ def compensate_drift(vectors: Tensor, before: Tensor, after: Tensor, *, sigma: f
     return moved
 
 
-def fit_linear(before: Tensor, after: Tensor) -> DriftMap:
+def fit_linear(before: Tensor, after: Tensor) -> FittedMap:
     """v -> v + (v - m) D + b: least squares with a ridge on D, which pulls the map to a mere shift.
 
     min_D sum_i ||(after_i - before_i - b) - (before_i - m) D||^2 + ridge ||D||^2, m and b the means of `before` and of
     the drift. The new task's samples span only a part of the space: along directions that they do not show, the ridge
     leaves vectors as they are. Its strength is the one of seven that predicts held-out pairs best (the head of this
     module); with fewer than ten pairs it is the largest.
+
+    Where the new model's vectors have another dimension, v R takes the place of v, and after_i - before_i R that of the
+    drift; R is the rotation of `fit_procrustes`, which is found anew for each fold.
     """
-    kind = before.dtype
-    x, y = before.double(), (after - before).double()
-    centre, shift = x.mean(dim=0), y.mean(dim=0)
-    ridge = _best_ridge(x, y) if len(x) >= 2 * _FOLDS else _RIDGES[-1]
-    matrix = _ridge_solution(x - centre, y - shift, ridge)
-    change, start = matrix.to(kind), (shift - centre @ matrix).to(kind)
-    return lambda vectors: vectors + vectors @ change + start
+    if before.shape[1] == after.shape[1]:
+        change, start = _ridge_map(before.double(), (after - before).double(), _nothing)
+        return affine("linear", change=change.to(before.dtype), start=start.to(before.dtype))
+    return _with_matrix("linear", before, after, lambda x, y: _rotation(x, y, shift=False)[0])
 
 
-def fit_procrustes(before: Tensor, after: Tensor) -> DriftMap:
+def fit_ridge(before: Tensor, after: Tensor) -> FittedMap:
+    """v -> (v - m) W + b: least squares with a ridge on W, m and b the means of `before` and `after`.
+
+    As `fit_linear`, but drawn to 0 and not to where a vector is: for models whose embeddings have nothing in common.
+    What lies in directions that the pairs do not show is dropped.
+    """
+    return _with_matrix(RIDGE, before, after, _nothing)
+
+
+def fit_procrustes(before: Tensor, after: Tensor) -> FittedMap:
     """v -> v R, R the rotation or reflection that fits the pairs best: lengths and angles stay as they are.
 
     max_R tr(R^T (X^T Y + held I)), R = U V^T of the singular value decomposition. The small `held` (ours) decides only
@@ -132,11 +191,10 @@ def fit_procrustes(before: Tensor, after: Tensor) -> DriftMap:
     kind = before.dtype
     x, y = before.double(), after.double()
     rotation, start = _rotation(x, y, shift=len(x) >= 2 * _FOLDS and _shift_pays(x, y))
-    rotation, start = rotation.to(kind), start.to(kind)
-    return lambda vectors: vectors @ rotation + start
+    return affine("procrustes", matrix=rotation.to(kind), start=start.to(kind))
 
 
-def fit_shrunk(before: Tensor, after: Tensor) -> DriftMap:
+def fit_shrunk(before: Tensor, after: Tensor) -> FittedMap:
     """v -> v ((1 - w) W + w I), W the ridge solution from before to after, w = exp(-n / (alpha dim)).
 
     Without a constant. W alone forgets what lies in directions that the pairs do not show; the fewer the pairs, the
@@ -149,27 +207,34 @@ def fit_shrunk(before: Tensor, after: Tensor) -> DriftMap:
     solution = _ridge_solution(before.double(), after.double(), _SHRUNK_RIDGE)
     weight = math.exp(-size / (_SHRUNK_PAIRS * dim))
     matrix = ((1 - weight) * solution + weight * torch.eye(dim, dtype=solution.dtype)).to(kind)
-    return lambda vectors: vectors @ matrix
+    return affine("shrunk", matrix=matrix)
 
 
-def fit_mlp(before: Tensor, after: Tensor, *, seed: int = 0) -> DriftMap:
+def fit_mlp(before: Tensor, after: Tensor, *, seed: int = 0, base: FittedMap | None = None) -> FittedMap:
     """v -> v + W2 relu(W1 v + b1) + b2, trained by AdamW on the squared distance; at first it is the identity.
 
     1000 steps of 256 pairs, the rate falling to 0 along half a cosine; a function of the pairs and the seed alone.
+
+    Args:
+        base: what stands in the place of the identity.
     """
     generator = torch.Generator().manual_seed(seed)
-    dim = before.shape[1]
-    first = (torch.randn(dim, _HIDDEN, generator=generator) * dim**-0.5).requires_grad_()
-    second = torch.zeros(_HIDDEN, dim, requires_grad=True)
-    biases = [torch.zeros(_HIDDEN, requires_grad=True), torch.zeros(dim, requires_grad=True)]
-    weights = [first, second, *biases]
-    optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=1e-2)
+    dim, new_dim = before.shape[1], after.shape[1]
+    start = FittedMap("mlp", dim, new_dim, {}) if base is None else base
+    weights = {
+        "first": (torch.randn(dim, _HIDDEN, generator=generator) * dim**-0.5),
+        "second": torch.zeros(_HIDDEN, new_dim),
+        "first_bias": torch.zeros(_HIDDEN),
+        "second_bias": torch.zeros(new_dim),
+    }
+    optimizer = torch.optim.AdamW([value.requires_grad_() for value in weights.values()], lr=_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
-    x, y = before.float(), (after - before).float()
+    x, y = before.float(), (after - start(before)).float()
     scale = y.square().sum(dim=1).mean().sqrt().clamp_min(1e-12)  # drifts of any size are learned alike
 
     def drift(vectors: Tensor) -> Tensor:
-        return functional.relu(vectors @ first + biases[0]) @ second + biases[1]
+        hidden = functional.relu(vectors @ weights["first"] + weights["first_bias"])
+        return hidden @ weights["second"] + weights["second_bias"]
 
     with torch.enable_grad():
         for _ in range(_STEPS):
@@ -178,12 +243,33 @@ def fit_mlp(before: Tensor, after: Tensor, *, seed: int = 0) -> DriftMap:
             (drift(x[chosen]) - y[chosen] / scale).square().sum(dim=1).mean().backward()
             optimizer.step()
             schedule.step()
+    learned = {name: value.detach() for name, value in weights.items()}
+    return FittedMap("mlp", dim, new_dim, {**start.tensors, **learned, "scale": scale})
 
-    @torch.no_grad()
-    def move(vectors: Tensor) -> Tensor:
-        return vectors + (scale * drift(vectors.float())).to(vectors.dtype)
 
-    return move
+# --- ridges and rotations, in float64: x (n, dim) is to become y (n, new_dim)
+
+_Start = Callable[[Tensor, Tensor], Tensor]  # x and y -> the matrix (dim, new_dim) that a ridge pulls to
+
+
+def _nothing(x: Tensor, y: Tensor) -> Tensor:
+    return torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype)
+
+
+def _with_matrix(kind: str, before: Tensor, after: Tensor, toward: _Start) -> FittedMap:
+    """v -> v W + s, W drawn to a matrix by a ridge."""
+    x, y = before.double(), after.double()
+    change, start = _ridge_map(x, y, toward)
+    return affine(kind, matrix=(toward(x, y) + change).to(before.dtype), start=start.to(before.dtype))
+
+
+def _ridge_map(x: Tensor, y: Tensor, toward: _Start) -> tuple[Tensor, Tensor]:
+    """(D (dim, new_dim), the constant (new_dim,)) for which x (toward + D) + constant is near to y."""
+    ridge = _best_ridge(x, y, toward) if len(x) >= 2 * _FOLDS else _RIDGES[-1]
+    rest = y - x @ toward(x, y)
+    centre, shift = x.mean(dim=0), rest.mean(dim=0)
+    change = _ridge_solution(x - centre, rest - shift, ridge)
+    return change, shift - centre @ change
 
 
 def _ridge_solution(x: Tensor, y: Tensor, ridge: float) -> Tensor:
@@ -195,27 +281,40 @@ def _ridge_solution(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(x.T @ x + held * torch.eye(dim, dtype=x.dtype), x.T @ y)
 
 
-def _best_ridge(x: Tensor, y: Tensor) -> float:
+def _best_ridge(x: Tensor, y: Tensor, toward: _Start = _nothing) -> float:
     errors = dict.fromkeys(_RIDGES, 0.0)
     for inside, outside in neighbouring_folds(len(x)):
-        centre, shift = x[inside].mean(dim=0), y[inside].mean(dim=0)
+        matrix = toward(x[inside], y[inside])
+        rest, wanted = (y[rows] - x[rows] @ matrix for rows in (inside, outside))
+        centre, shift = x[inside].mean(dim=0), rest.mean(dim=0)
         for ridge in _RIDGES:
-            matrix = _ridge_solution(x[inside] - centre, y[inside] - shift, ridge)
-            found = (x[outside] - centre) @ matrix + shift
-            errors[ridge] += float((found - y[outside]).square().sum())
+            change = _ridge_solution(x[inside] - centre, rest - shift, ridge)
+            found = (x[outside] - centre) @ change + shift
+            errors[ridge] += float((found - wanted).square().sum())
     return min(errors, key=lambda ridge: (errors[ridge], -ridge))
 
 
 def _rotation(x: Tensor, y: Tensor, *, shift: bool) -> tuple[Tensor, Tensor]:
-    """(R (dim, dim), the constant (dim,) that is added) for which x R + constant is nearest to y."""
+    """(R (dim, new_dim), the constant (new_dim,) that is added) for which x R + constant is nearest to y."""
     centre, target = (each.mean(dim=0) if shift else torch.zeros_like(each[0]) for each in (x, y))
     x, y = x - centre, y - target
+    if x.shape[1] != y.shape[1]:
+        rotation = _between_dimensions(x, y)
+        return rotation, target - centre @ rotation
     basis = torch.linalg.qr(torch.cat([x, y]).T)[0]  # what is orthogonal to all pairs stays as it is
     held = (_HELD * x.square().sum() / x.shape[1]).clamp_min(torch.finfo(x.dtype).tiny)
     same = torch.eye(basis.shape[1], dtype=x.dtype)
     left, _, right = torch.linalg.svd(basis.T @ (x.T @ y) @ basis + held * same)
     rotation = torch.eye(x.shape[1], dtype=x.dtype) + basis @ (left @ right - same) @ basis.T
     return rotation, target - centre @ rotation
+
+
+def _between_dimensions(x: Tensor, y: Tensor) -> Tensor:
+    """(dim, new_dim): U V^T of x^T y, without the directions whose singular value is 0 but for rounding."""
+    (left, in_x), (right, in_y) = (torch.linalg.qr(each.T) for each in (x, y))  # (dim, min(n, dim)) and the rest
+    u, values, v = torch.linalg.svd(in_x @ in_y.T, full_matrices=False)
+    shown = values > values.max() * max(x.shape) * torch.finfo(x.dtype).eps
+    return left @ u[:, shown] @ v[shown] @ right.T
 
 
 def _shift_pays(x: Tensor, y: Tensor) -> bool:
