@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from tripletmas.index.changes import add_images
+from tripletmas.index.images import ImageIndex, Part, Settings, Transform
+from tripletmas.stores.identity import Identity, read_notes, write_notes
 from tripletmas.stores.opening import created
-from tripletmas.stores.store import VectorField
+from tripletmas.stores.store import Store, VectorField
 
 DIM, COUNT = 8, 50
+SHOWN = Transform((8, 8), 1)
 LABELS = ("it's", "mug", "köln")
 
 
@@ -24,15 +28,18 @@ class Engine:
         names: whether ids can be any texts.
         metrics: that a new field can be given.
         renames: whether a switch renames, so that nobody has to change their code.
+        inserts: whether points can be put into it through the protocol.
     """
 
     url: Callable[[Path], str]
     names: bool = True
     metrics: tuple[str, ...] = ("cosine", "inner_product", "l2")
     renames: bool = True
+    inserts: bool = True
 
 
 ENGINES = {
+    "file": Engine(lambda folder: f"{folder}/points.index", names=False, inserts=False),
     "lancedb": Engine(lambda folder: f"lancedb://{folder}/base#points"),
 }
 
@@ -50,8 +57,25 @@ def columns() -> dict[str, list[str]]:
 
 def fill(url: str, *, metric: str = "cosine") -> None:
     """Make the collection, with points whose ids are 3, 6, 9, ..., given in another order."""
+    if "://" not in url:
+        _index_file(metric).save(url)
+        return
     kinds: dict[str, type] = dict.fromkeys(columns(), str)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1)).tolist()
     with created(url, VectorField("vector", DIM, metric), kinds) as store:
         content = {name: [values[row] for row in order] for name, values in columns().items()}
         store.insert("vector", [3 * (row + 1) for row in order], points()[order], content)
+
+
+def _index_file(metric: str) -> ImageIndex:
+    settings = Settings(DIM, SHOWN, "l2" if metric == "l2" else "inner_product", metric == "cosine")
+    of = columns()
+    part = Part("0123456789abcdef", 2, "0123456789abcdef")
+    index = add_images(ImageIndex.empty(settings, "runs/old"), points(), of["path"], of["label"], part)
+    return replace(index, ids=3 * (index.ids + 1), next_id=3 * COUNT + 1)
+
+
+def note(store: Store, name: str, dim: int) -> None:
+    """Say what made the vectors of a field, as an upgrade does before the switch."""
+    made = Identity("fedcba9876543210", SHOWN, dim, "inner_product", True, "runs/new", 3, "0123456789abcdef")
+    write_notes(store, read_notes(store).with_identity(name, made))

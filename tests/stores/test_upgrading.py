@@ -150,7 +150,9 @@ def test_interrupted_it_goes_on_to_the_same_bytes(url, tmp_path, fail_after, mon
         assert torch.equal(after[1], expected[1])
 
 
-def test_points_that_come_or_change_meanwhile_are_found(url, tmp_path):
+def test_points_that_come_or_change_meanwhile_are_found(engine, url, tmp_path):
+    if not engine.inserts:
+        pytest.skip("points come into it by other commands")
     extra = points(seed=3)
     with opened(url) as store:
         upgrade = start(store, tmp_path)
@@ -194,13 +196,15 @@ def test_a_point_without_a_vector_gets_none(url, tmp_path):
         assert set(store.fields()) == {"vector", "other"}
 
 
-def test_points_that_came_after_the_switch_are_told_before_it_is_taken_back(url, tmp_path):
+def test_points_that_came_after_the_switch_are_told_before_it_is_taken_back(engine, url, tmp_path):
+    if not engine.inserts:
+        pytest.skip("points come into it by other commands")
     with opened(url) as store:
         start(store, tmp_path)
         apply_move(store, Projection())
         switched = switch(store)
         store.insert(switched.active, [1000], Projection().apply(points(3)[:1]), {"label": ["mug"], "path": ["p"]})
-        with pytest.raises(ValueError, match="1 points of .* have no old vector"):
+        with pytest.raises(ValueError, match=r"1 points of .* have no old vector"):
             rollback(store)
         assert read_notes(store).upgrade == switched
         assert rollback(store, force=True) == 1
@@ -223,9 +227,9 @@ def test_two_at_once_are_refused(url, tmp_path):
 
 def test_notes_of_another_version_are_no_notes(url):
     with opened(url) as store:
-        store.set_notes({"format": 99})
+        store.set_notes({"format": 99, "fields": {"other": {}}})
         with pytest.raises(ValueError, match="format 99"):
             read_notes(store)
-        store.set_notes({"format": 1, "fields": {"vector": {"model": 3}}})
+        store.set_notes({"format": 1, "fields": {"other": {"model": 3}}})
         with pytest.raises(ValueError, match="damaged"):
             read_notes(store)

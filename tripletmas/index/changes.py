@@ -15,7 +15,7 @@ from torch import Tensor
 from tripletmas.basics.sentences import listed
 from tripletmas.index.approximate import FaissIndex
 from tripletmas.index.base import check_rows, unit
-from tripletmas.index.images import NO_LABEL, ImageIndex, Part, prefix
+from tripletmas.index.images import NO_LABEL, ImageIndex, Part, Settings, prefix
 
 
 def add_images(
@@ -143,6 +143,19 @@ def replace_vectors(index: ImageIndex, rows: Tensor, vectors: Tensor, part: Part
     stored[rows] = _prepared(index, vectors, [index.paths[row] for row in rows.tolist()])
     numbers[rows] = len(index.parts)
     return _tidied(_rebuilt(replace(index, vectors=stored, part=numbers, parts=(*index.parts, part))))
+
+
+def all_replaced(index: ImageIndex, vectors: Tensor, settings: Settings, part: Part, *, run: str) -> ImageIndex:
+    """The index of the same images with other vectors (n, dim) for all, of another model, in another space.
+
+    Args:
+        settings: how the new model is shown images, and how its vectors are compared.
+
+    Raises:
+        ValueError: if the dimension differs or a value is not finite.
+    """
+    other = replace(index, settings=settings, run=run, parts=(part,), part=torch.zeros_like(index.part))
+    return _rebuilt(replace(other, vectors=_prepared(other, vectors, list(index.paths))))
 
 
 def relocate_images(index: ImageIndex, rows: Tensor, root: str) -> ImageIndex:

@@ -1,8 +1,8 @@
 """Vectors of a new model beside the old ones in a store: written block by block, switched to, taken back.
 
-What was begun is noted in the store before anything is done, and what is done twice is done once. So whenever a process
-is killed, the same call goes on, and ends with the same bytes: blocks begin at the same points. How far writing has come
-lies in a directory, beside the map that moves the vectors.
+What was begun is noted in the store before anything is done, and what is done twice is done once. So whenever a
+process is killed, the same call goes on, and ends with the same bytes: blocks begin at the same points. How far writing
+has come lies in a directory, beside the map that moves the vectors.
 
 Shapes: n points, dim of the old vectors, new dim of the new ones.
 """
