@@ -41,6 +41,8 @@ class Engine:
 ENGINES = {
     "file": Engine(lambda folder: f"{folder}/points.index", names=False, inserts=False),
     "lancedb": Engine(lambda folder: f"lancedb://{folder}/base#points"),
+    "qdrant": Engine(lambda folder: f"qdrant://{folder}/base#points", names=False, renames=False),
+    "qdrant-edge": Engine(lambda folder: f"qdrant-edge://{folder}/base#points", names=False, renames=False),
 }
 
 
