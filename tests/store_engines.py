@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import postgres_server
 import torch
 
 from tripletmas.index.changes import add_images
@@ -43,6 +44,7 @@ ENGINES = {
     "lancedb": Engine(lambda folder: f"lancedb://{folder}/base#points"),
     "qdrant": Engine(lambda folder: f"qdrant://{folder}/base#points", names=False, renames=False),
     "qdrant-edge": Engine(lambda folder: f"qdrant-edge://{folder}/base#points", names=False, renames=False),
+    "postgres": Engine(postgres_server.url),
 }
 
 
