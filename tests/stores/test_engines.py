@@ -9,7 +9,7 @@ from store_engines import COUNT, DIM, ENGINES, LABELS, columns, fill, note, poin
 
 from tripletmas.stores.identity import read_notes
 from tripletmas.stores.opening import created, opened
-from tripletmas.stores.store import VectorField, field_of
+from tripletmas.stores.store import NoCollection, VectorField, field_of
 
 IDS = [3 * (row + 1) for row in range(COUNT)]
 WANTED = list(columns())
@@ -232,7 +232,7 @@ def test_bad_input_is_a_sentence_and_changes_nothing(engine, url, tmp_path):
         return
     scheme, _, rest = url.partition("://")
     where, _, name = rest.partition("#")
-    with pytest.raises(ValueError, match=f"did you mean '{name}'"), opened(f"{scheme}://{where}#{name}x"):
+    with pytest.raises(NoCollection, match=f"did you mean '{name}'"), opened(f"{scheme}://{where}#{name}x"):
         pass
     with pytest.raises(ValueError, match=f"names no collection.*{name}"), opened(f"{scheme}://{where}"):
         pass

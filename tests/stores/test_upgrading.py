@@ -9,10 +9,9 @@ import torch
 from store_engines import COUNT, DIM, ENGINES, columns, fill, points
 
 from tripletmas.index.images import Transform
-from tripletmas.stores.identity import Identity, read_notes, write_notes
+from tripletmas.stores.identity import Identity, active_field, read_notes, write_notes
 from tripletmas.stores.opening import opened
 from tripletmas.stores.upgrading import (
-    active_field,
     apply_move,
     begin,
     changing,

@@ -191,8 +191,16 @@ def _names_leaves(run: str) -> bool:
     return isinstance(data, dict) and data.get("class_from") == "leaf"
 
 
-_ACTIONS = {"build": "index", "add": "index", "remove": "index", "info": "index_info", "refresh": "index_refresh"}
-_HELP = """usage: tripletmas index build|add|remove|info|refresh ...
+_ACTIONS = {
+    "build": "index",
+    "add": "index",
+    "remove": "index",
+    "info": "index_info",
+    "refresh": "index_refresh",
+    "push": "index_transfer",
+    "pull": "index_transfer",
+}
+_HELP = """usage: tripletmas index build|add|remove|info|refresh|push|pull ...
 
 {text}
 
@@ -204,6 +212,8 @@ _HELP = """usage: tripletmas index build|add|remove|info|refresh ...
   tripletmas index info shop.index
   tripletmas index refresh shop.index --compensate      moves stale vectors, reads no image
   tripletmas index refresh shop.index --reembed         embeds the images of stale vectors again
+
+  tripletmas index push shop.index lancedb://FOLDER#TABLE    into a vector store (docs/stores.md); pull: out of it
 
   tripletmas index build --help      the options of each
 """

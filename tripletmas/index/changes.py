@@ -158,6 +158,17 @@ def all_replaced(index: ImageIndex, vectors: Tensor, settings: Settings, part: P
     return _rebuilt(replace(other, vectors=_prepared(other, vectors, list(index.paths))))
 
 
+def with_ids(index: ImageIndex, ids: Tensor) -> ImageIndex:
+    """The index with other ids (n,) of its images, in their order.
+
+    Raises:
+        ValueError: if they are not ascending numbers >= 0.
+    """
+    if ids.dtype != torch.int64 or ids.shape != index.ids.shape or bool((ids < 0).any() | (ids.diff() <= 0).any()):
+        raise ValueError(f"ids must be int64 of shape ({len(index)},), ascending and >= 0")
+    return _rebuilt(replace(index, ids=ids, next_id=int(ids[-1]) + 1 if len(ids) else 0))
+
+
 def relocate_images(index: ImageIndex, rows: Tensor, root: str) -> ImageIndex:
     """The index with the images of these rows (r,) below another root, under the same names.
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tripletmas.index.images import Reading, Transform
-from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Store
+from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Store, field_of
 
 FORMAT = 1
 _SHOWN = 12  # digits of a hash
@@ -137,3 +137,14 @@ def write_notes(store: Store, notes: Notes) -> None:
         return
     fields = {name: identity.to_json() for name, identity in notes.identities.items()}
     store.set_notes({"format": FORMAT, "fields": fields, "upgrade": notes.upgrade and asdict(notes.upgrade)})
+
+
+def active_field(store: Store, notes: Notes) -> str:
+    """The field whose vectors are to be searched: while an upgrade is under way the one that it has come to.
+
+    Raises:
+        ValueError: as `field_of`.
+    """
+    if notes.upgrade is not None:
+        return notes.upgrade.active or notes.upgrade.old
+    return field_of(store).name

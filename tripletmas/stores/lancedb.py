@@ -25,6 +25,7 @@ from tripletmas.stores.store import (
     Block,
     Hit,
     Id,
+    NoCollection,
     Switched,
     VectorField,
     check_columns,
@@ -57,12 +58,12 @@ def open_store(place: Place) -> LanceStore:
     """
     place.refuse_options()
     if not place.path.is_dir():
-        raise ValueError(f"{place}: no such folder of LanceDB: {place.where}")
+        raise NoCollection(f"{place}: no such folder of LanceDB: {place.where}")
     base = lancedb.connect(place.where)
     names = _tables(base)
     name = place.need_collection(names)
     if name not in names:
-        raise ValueError(f"{place.where} has no table {name!r}{suggestion(name, names)}: there are {listed(names)}")
+        raise NoCollection(f"{place.where} has no table {name!r}{suggestion(name, names)}: there are {listed(names)}")
     try:
         table = base.open_table(name)
     except Exception as error:

@@ -24,6 +24,10 @@ Id = int | str  # of a point
 ROWS = 16384  # read at once
 
 
+class NoCollection(ValueError):
+    """There is no such collection, and one could be made there."""
+
+
 @dataclass(frozen=True)
 class VectorField:
     """A vector that the points of a store have, or can have.

@@ -136,13 +136,6 @@ def upgrade_of(store: Store) -> tuple[Notes, Upgrade]:
     return notes, notes.upgrade
 
 
-def active_field(store: Store, notes: Notes) -> str | None:
-    """The field whose vectors are to be searched while an upgrade is under way; None where none is."""
-    if notes.upgrade is None:
-        return None
-    return notes.upgrade.active or notes.upgrade.old
-
-
 # --- writing
 
 

@@ -1,0 +1,145 @@
+"""An index file put into a store, and a store taken into an index file, with what made the vectors.
+
+Shapes: n points, dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tripletmas.basics.progress import told
+from tripletmas.index.changes import add_images, check_new, with_ids
+from tripletmas.index.images import ImageIndex, Part, Settings
+from tripletmas.stores.identity import Identity, Notes, active_field, read_notes, write_notes
+from tripletmas.stores.store import ROWS, Store, VectorField, field_of
+
+VECTOR = "vector"  # what the vectors of a new collection are called
+
+
+def identity_of_index(index: ImageIndex, file: str) -> Identity:
+    """What made the vectors of an index.
+
+    Raises:
+        ValueError: if it has none, or they lie in the spaces of several models.
+    """
+    spaces = dict.fromkeys(part.moved_to for part in index.parts)
+    if len(spaces) != 1:
+        several = f"{file} has vectors in the spaces of {len(spaces)} models: tripletmas index refresh {file} first"
+        raise ValueError(several if spaces else f"{file} holds no vectors")
+    s, model = index.settings, next(iter(spaces))
+    moved_from = next((part.model for part in index.parts if part.model != model), "")
+    return Identity(model, s.transform, s.dim, s.metric, s.normalize, index.run, index.parts[-1].after_task, moved_from)
+
+
+def columns_of_index(index: ImageIndex) -> dict[str, type]:
+    """What an index knows of its images or texts, as columns of a store."""
+    return {"path": str, "label": str, **({"text": str} if index.texts else {})}
+
+
+def field_for(identity: Identity, name: str = VECTOR) -> VectorField:
+    """The field that vectors of an identity are put into."""
+    return VectorField(name, identity.dim, identity.compared_by)
+
+
+def push_points(index: ImageIndex, store: Store, identity: Identity) -> tuple[int, int]:
+    """Put all points of an index into a store; those with the same ids are replaced.
+
+    Killed and called again, it ends the same. Points that the index does not have stay.
+
+    Returns:
+        How many were put there, and how many others there are.
+
+    Raises:
+        ValueError: if other vectors are in the store, or if it is being upgraded.
+    """
+    notes = read_notes(store)
+    name = active_field(store, notes)
+    if notes.upgrade is not None:
+        raise ValueError(f"{store.place} is being upgraded: finish that (--drop-old) or take it back (--rollback)")
+    refuse_other(store, notes, name, identity, empty=not len(store))
+    write_notes(store, notes.with_identity(name, identity))
+    columns = columns_of_index(index)
+    for start in told(range(0, len(index), ROWS), "pushed block", -(-len(index) // ROWS)):
+        rows = range(start, min(start + ROWS, len(index)))
+        of: dict[str, list[Any]] = {
+            "path": [index.paths[row] for row in rows],
+            "label": [index.label_of(row) for row in rows],
+            "text": [index.texts[row] for row in rows] if index.texts else [],
+        }
+        chosen = torch.arange(rows.start, rows.stop)
+        vectors, ids = index.vectors[chosen], index.ids[chosen].tolist()
+        store.insert(name, ids, vectors, {each: of[each] for each in columns})
+    return len(index), len(store) - len(index)
+
+
+def refuse_other(store: Store, notes: Notes, name: str, identity: Identity, *, empty: bool = False) -> None:
+    """Raise a ValueError where what made the vectors of a field is not known, or does not compare with this.
+
+    Args:
+        empty: the field has no vectors yet, and gets these.
+    """
+    there = notes.identities.get(name)
+    if there is None:
+        if empty:
+            return
+        raise ValueError(
+            f"what made the vectors {name!r} of {store.place} is not known: tripletmas query {store.place} IMAGE "
+            "--assume RUN notes it, after a look at some of its pictures"
+        )
+    if (how := there.differs(identity)) and not (empty and there.dim == identity.dim):
+        raise ValueError(
+            f"the vectors {name!r} of {store.place} are of {how}: tripletmas upgrade {store.place} brings them to "
+            "another model"
+        )
+
+
+def pull_points(store: Store, *, kind: str = "exact") -> ImageIndex:
+    """The points of a store as an index, in memory.
+
+    Ids that are numbers stay; others become numbers in their order. A point without a vector is left out.
+
+    Raises:
+        ValueError: if what made the vectors is not known; if two points have one path.
+    """
+    notes = read_notes(store)
+    name = active_field(store, notes)
+    identity = notes.identities.get(name)
+    if identity is None:
+        raise ValueError(
+            f"what made the vectors {name!r} of {store.place} is not known: tripletmas query {store.place} IMAGE "
+            "--assume RUN notes it, after a look at some of its pictures"
+        )
+    columns = {each: store.place.column(each, each) for each in ("path", "label", "text")}
+    wanted = [each for each in columns.values() if each in store.columns()]
+    ids, found, vectors = _read(store, name, wanted)
+    paths = [each or str(own) for each, own in zip(found.get(columns["path"]) or [None] * len(ids), ids, strict=True)]
+    labels = found.get(columns["label"]) or [None] * len(ids)
+    texts = found.get(columns["text"], [])
+    settings = Settings(identity.dim, identity.shown, identity.metric, identity.normalize, kind)
+    empty = ImageIndex.empty(settings, identity.source)
+    check_new(empty, paths)
+    by = identity.embedded_by
+    part = Part(by or identity.model, max(identity.after_task, 0), identity.model, ("upgrade",) if by else ())
+    names = [None if each is None else str(each) for each in labels]
+    index = add_images(empty, vectors, paths, names, part, texts=texts)
+    are_numbers = all(isinstance(each, int) and each >= 0 for each in ids)
+    return with_ids(index, torch.tensor(ids, dtype=torch.int64)) if are_numbers else index
+
+
+def _read(store: Store, name: str, columns: Sequence[str]) -> tuple[list[Any], dict[str, list[Any]], Tensor]:
+    """(ids, values of each column, vectors (n, dim)) of all points that have this vector."""
+    ids: list[Any] = []
+    values: dict[str, list[Any]] = {each: [] for each in columns}
+    rows = [torch.empty(0, field_of(store, name).dim)]
+    blocks = store.scan(name, columns=columns)
+    for block in told(blocks, "pulled block", -(-len(store) // ROWS)):
+        kept = (~block.without_vector()).nonzero().flatten().tolist()
+        ids += [block.ids[row] for row in kept]
+        rows.append(block.vectors[kept])
+        for each in columns:
+            values[each] += [block.columns[each][row] for row in kept]
+    return ids, values, torch.cat(rows)
