@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "cli": ("report", "runs", "strategies", "objectives", "protection", "models", "data", "stores", "index", "basics"),
 }
 # one file of a package -> what it alone may import beside that: it embeds by whatever model a folder holds
-ALSO = {"integrations/ray.py": ("models", "runs.models", "runs.pretrained", "runs.directory")}
+ALSO = {"integrations/ray.py": ("runs.models", "runs.deployed", "runs.directory")}
 FACADE = {"__init__", "__main__"}  # the public names, and `python -m tripletmas`
 ONLY_IN = {
     "faiss": {"index"},

@@ -51,6 +51,7 @@ from .protection.protection import MAS as MAS
 from .protection.protection import LocalMAS as LocalMAS
 from .protection.protection import Protection as Protection
 from .protection.structured.gram import Gram as Gram
+from .runs.deployed import from_pretrained as from_pretrained
 from .runs.directory import RunDirectory as RunDirectory
 from .runs.experiment import run_experiment as run_experiment
 from .runs.galleries import Galleries as Galleries
@@ -58,7 +59,6 @@ from .runs.galleries import GalleryConfig as GalleryConfig
 from .runs.loop import train_stream as train_stream
 from .runs.onnx_file import write_onnx as write_onnx
 from .runs.options import TrainConfig as TrainConfig
-from .runs.pretrained import from_pretrained as from_pretrained
 from .runs.pretrained import save_pretrained as save_pretrained
 from .runs.strength import SearchConfig as SearchConfig
 from .strategies.base import Strategy as Strategy

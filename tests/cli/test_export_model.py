@@ -16,11 +16,12 @@ from tripletmas.data.images import ImageFiles
 from tripletmas.models.exported import read_exported
 from tripletmas.models.making import make_model
 from tripletmas.runs import onnx_file
+from tripletmas.runs.deployed import from_pretrained
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import config_of
 from tripletmas.runs.models import load_model, load_with_tasks
 from tripletmas.runs.onnx_file import write_onnx
-from tripletmas.runs.pretrained import from_pretrained, save_pretrained
+from tripletmas.runs.pretrained import save_pretrained
 
 DATA = ("--data", "folder", "--data.tasks", "2", "--training.epochs", "1", "--training.batch_size", "8")
 

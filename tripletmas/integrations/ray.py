@@ -6,7 +6,6 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,15 +14,12 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.locks import locked
-from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.data.images import ImageFiles
 from tripletmas.data.tokens import Tokenizer
 from tripletmas.data.vector_parts import Part, begin_parts, end_parts, identity_of, plan_parts, write_part
-from tripletmas.models.making import make_model
-from tripletmas.models.text import PREFIX, text_encoder_of
-from tripletmas.runs.directory import RunDirectory, is_run
-from tripletmas.runs.models import NoneReadable, RunModel, embed_images, embed_texts, load_model
-from tripletmas.runs.pretrained import from_pretrained
+from tripletmas.runs.deployed import load_deployed
+from tripletmas.runs.directory import is_run
+from tripletmas.runs.models import NoneReadable, embed_images, embed_texts
 
 try:
     import ray
@@ -110,7 +106,8 @@ class _Job:
             if identity is not None or texts is not None:
                 raise ValueError("identity= and texts= are for a function of your own; those of a model are known")
             self.model = Path(model).absolute()
-            loaded = _loaded(self.model, after, device="cpu")
+            _refuse_other_than_folders(self.model, after)
+            loaded = load_deployed(self.model, after=after, device="cpu")
             self.identity = identity_of(loaded.hash, loaded.shown)
             self.texts = isinstance(loaded.shown, Tokenizer)
         elif not identity:
@@ -129,7 +126,7 @@ class _Embedder:
         self._job, self._model, self._own, self._failure = job, None, None, ""
         try:
             if isinstance(job.model, Path):
-                self._model = _loaded(job.model, job.after)
+                self._model = load_deployed(job.model, after=job.after)
             elif not isinstance(job.model, str):
                 self._own = job.model()
         except (
@@ -209,24 +206,12 @@ def _tell(out: Path, count: int, rows: Iterable[Mapping[str, Any]]) -> None:
         logger.warning("%s: skipped %d of %d files, which cannot be read", out, count - done, count)
 
 
-def _loaded(model: Path, after: int | None, device: str = "auto") -> RunModel:
-    """The model of a run, or in a folder that stands alone; it loads images in its own process."""
-    if is_run(model):
-        return replace(load_model(RunDirectory.open(model), after=after, device=device), num_workers=0)
-    if after is not None:
+def _refuse_other_than_folders(model: Path, after: int | None) -> None:
+    """Raises ValueError where every actor cannot find a model by its path alone."""
+    if after is not None and not is_run(model):
         raise ValueError(f"after= is a task of a run, and {model} is none")
-    if (model / "modules.json").is_file():
-        made = make_model(f"{PREFIX}{model}", ()).eval()
-        encoder = text_encoder_of(made)
-        assert encoder is not None
-        with torch.no_grad():
-            dim = made(torch.ones(1, 2, 1, dtype=torch.int64)).shape[1]
-        found = RunModel(str(model), 0, weight_hash(state_of(made)), made, encoder.tokenizer, None, None, dim, 64, 0)
-    else:
-        found = from_pretrained(model)
-    if device == "auto" and torch.cuda.is_available():
-        found.model.cuda()
-    return found
+    if not model.is_dir():
+        raise ValueError(f"{model} is no run directory, and no folder that tripletmas export --pretrained wrote")
 
 
 def _checked(vectors: Any, count: int) -> Tensor:

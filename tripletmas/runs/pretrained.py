@@ -1,4 +1,7 @@
-"""A run's model to take elsewhere: written as a folder that stands alone (`models.exported`), and loaded from one."""
+"""A run's model to take elsewhere: written as a folder that stands alone (`models.exported`).
+
+`deployed.from_pretrained` loads it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tripletmas.basics.files import read_tensors
 from tripletmas.basics.version import __version__
-from tripletmas.basics.weights import load_state, weight_hash
-from tripletmas.data.preparation import Preparation, height_and_width
 from tripletmas.data.tasks import learned_classes
 from tripletmas.data.tokens import Tokenizer
-from tripletmas.models.exported import CONFIG, WEIGHTS, read_exported, write_exported
-from tripletmas.models.making import is_built_in, make_model, without_start
-from tripletmas.models.networks import embedding_dim
+from tripletmas.models.exported import write_exported
+from tripletmas.models.making import is_built_in, without_start
 from tripletmas.models.text import save_encoder, text_encoder_of
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import config_of
-from tripletmas.runs.models import RunModel, load_with_tasks, normalisation_of
+from tripletmas.runs.models import RunModel, load_with_tasks
 
 
 def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None = None) -> RunModel:
@@ -40,34 +39,6 @@ def save_pretrained(run: RunDirectory, folder: str | Path, *, after: int | None 
     options.pop("lora", None)  # how it was trained, and nothing that it is
     write_exported(folder, model.model, options, model.prepared, classes=classes, card=card)
     return model
-
-
-def from_pretrained(folder: str | Path) -> RunModel:
-    """The model in a folder that `save_pretrained` wrote, in eval mode, with how images are prepared for it.
-
-    Raises:
-        ValueError: if there is no such folder, if its weights are damaged or another network's, or if the network is
-            made by code of somebody's own, which is not executed here.
-    """
-    config = read_exported(folder)
-    options, shown = dict(config["model"]), config["preparation"]
-    name = options.pop("name")
-    if not is_built_in(name):
-        raise ValueError(
-            f"{folder} needs the code {name!r}, which is not executed: make the network yourself, and load {WEIGHTS}"
-        )
-    file = Path(folder) / WEIGHTS
-    try:
-        prepared = Preparation(**{**shown, "size": height_and_width(shown["size"])})
-        model = make_model(name, prepared.shape, options=options).eval()
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"{Path(folder) / CONFIG} is damaged ({error}): export the model anew") from None
-    state, _ = read_tensors(file, "export the model anew")
-    load_state(model, state, str(file))
-    mean, deviation = normalisation_of(options)
-    loading = {"batch_size": 256, "num_workers": 0}
-    dim = embedding_dim(model, prepared.shape)
-    return RunModel(str(folder), 0, weight_hash(state), model, prepared, mean, deviation, dim, **loading)
 
 
 def _card(run: RunDirectory, config: Mapping[str, Any], model: RunModel, classes: Sequence[str]) -> str:
