@@ -26,7 +26,11 @@ MAY_IMPORT = {
     "strategies": ("objectives", "protection", "models", "data", "basics"),
     "runs": ("strategies", "objectives", "protection", "models", "data", "stores", "index", "basics"),
     "report": ("runs.directory", "objectives", "protection.coverage", "basics"),
-    "cli": ("report", "runs", "strategies", "objectives", "protection", "models", "data", "stores", "index", "basics"),
+    "serve": ("stores", "runs", "objectives", "models", "data", "index", "basics"),
+    "cli": (
+        *("report", "serve", "runs", "strategies", "objectives", "protection", "models", "data", "stores", "index"),
+        "basics",
+    ),
 }
 # one file of a package -> what it alone may import beside that: it embeds by whatever model a folder holds
 ALSO = {"integrations/ray.py": ("runs.models", "runs.deployed", "runs.directory")}
@@ -59,6 +63,9 @@ ONLY_IN = {
     "avalanche": {"integrations"},
     "accelerate": {"integrations"},
     "ray": {"integrations"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "anyio": {"serve"},
 }
 
 

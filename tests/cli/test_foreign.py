@@ -34,6 +34,7 @@ LINES = [
     "index refresh shop.index --compensate",
     "query shop.index photos/0/0.png --html page.html",
     "query RUN photos/0/0.png",
+    "serve shop.index --check",
     "export RUN --embeddings all.npz",
     "train --config RUN/config.yaml --out again",
     "train --data folder --data.root photos --out RUN",

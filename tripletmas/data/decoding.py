@@ -6,6 +6,10 @@ Shapes: pixels are uint8 (channels, height, width), values 0..255.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +25,38 @@ _DIM = 2**14  # a set whose values never reach it fills 14 bits or fewer: which 
 _REMEDY = "convert it to 8 bits, all images of a set alike"
 _PHOTOMETRIC = 262  # the tag of a TIFF that is 0 where 0 is white
 _SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey levels of 2 and 4 bits by
+
+
+@contextmanager
+def open_image(
+    content: BinaryIO, *, most: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Iterator[Image.Image]:
+    """The image in a file, its header read.
+
+    Args:
+        most: pixels; decoding more is refused, however small the file is.
+        formats: as Pillow calls them; None: all that it knows.
+
+    Raises:
+        ValueError: for an empty file, and more pixels; as Pillow does for all else, by many types of errors.
+    """
+    if not content.read(1):
+        raise ValueError("the file is empty")
+    content.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
+        opened = Image.open(content, formats=formats)
+    with opened as image:
+        if image.width * image.height > most:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {most:,}")
+        yield image
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be read, in words: Pillow reports a broken file with many types of errors."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    return str(error) or type(error).__name__
 
 
 def decode(opened: Image.Image, prepared: Preparation) -> Tensor:

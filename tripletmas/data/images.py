@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import stat
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from tripletmas.basics.sentences import listed
 from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.decoding import MAX_PIXELS, decode
+from tripletmas.data.decoding import MAX_PIXELS, decode, open_image, reason_of
 from tripletmas.data.preparation import CHANNELS, Preparation
 
 logger = logging.getLogger(__name__)
@@ -74,6 +73,24 @@ class ImageFiles(Sequence[Tensor]):
         with self._opened(index):
             pass
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image in file `index`, as its header says; raises as `check`."""
+        with self._opened(index) as image:
+            return image.height, image.width
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        """(when it was changed, in nanoseconds, bytes) of file `index`, or of the archive that it lies in.
+
+        Raises:
+            ValueError: if it is not there.
+        """
+        root, name = self._places[index]
+        try:
+            status = os.stat(root if root.is_file() else root / name)
+        except (OSError, ValueError):
+            raise ValueError(f"{root / name} cannot be read: no such file") from None
+        return status.st_mtime_ns, status.st_size
+
     def checksum(self, index: int) -> str:
         """Twelve digits of the SHA-256 of file `index` as it lies there: copies have the same, wherever they lie.
 
@@ -106,22 +123,11 @@ class ImageFiles(Sequence[Tensor]):
         """Image `index`, its header read; all that goes wrong with it is one ValueError that names the file."""
         root, name = self._places[index]
         try:
-            with self._content(root, name) as content:
-                if not content.read(1):
-                    raise ValueError("the file is empty")
-                content.seek(0)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
-                    opened = Image.open(content)
-                with opened as image:
-                    if image.width * image.height > MAX_PIXELS:
-                        raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-                    yield image
+            with self._content(root, name) as content, open_image(content, most=MAX_PIXELS) as image:
+                yield image
         except Exception as error:  # Pillow reports a broken file with many types, SyntaxError and struct.error too
-            reason = "no such file" if isinstance(error, (FileNotFoundError, KeyError)) else str(error)
-            if isinstance(error, Image.UnidentifiedImageError):
-                reason = "not an image"
-            raise ValueError(f"{root / name} cannot be read: {reason or type(error).__name__}") from None
+            reason = "no such file" if isinstance(error, (FileNotFoundError, KeyError)) else reason_of(error)
+            raise ValueError(f"{root / name} cannot be read: {reason}") from None
 
     def _content(self, root: Path, name: str) -> BinaryIO:
         if not root.is_dir():
