@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.stores.place import Place
 from tripletmas.stores.postgres_connection import quoted
-from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, VectorField
+from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, NoCollection, VectorField
 
 _NUMBERS, _TEXTS = ("int2", "int4", "int8"), ("text", "varchar", "uuid")
 _OPERATORS = {"l2": L2, "ip": INNER_PRODUCT, "cosine": COSINE}  # in the name of an index's operator class
@@ -86,7 +86,7 @@ def find_table(connection: Any, place: Place) -> Table:
     name = place.need_collection(known)
     if name not in by_name:
         there = f": there are {listed(known)}" if known else ", and no other that has vectors"
-        raise ValueError(f"{place}: there is no table {name!r}{suggestion(name, known)}{there}")
+        raise NoCollection(f"{place}: there is no table {name!r}{suggestion(name, known)}{there}")
     found = by_name[name]
     if not found.is_table:
         raise ValueError(f"{place}: {name!r} is a view or a foreign table, and vectors are moved in a table")

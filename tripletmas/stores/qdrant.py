@@ -17,7 +17,7 @@ from tripletmas.basics.locks import is_held
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.stores.place import Place
 from tripletmas.stores.qdrant_points import Point, QdrantStore, Vector, engine_name, first_line
-from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Id, VectorField
+from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Id, NoCollection, VectorField
 
 try:
     from qdrant_client import QdrantClient, models
@@ -40,7 +40,7 @@ def open_store(place: Place) -> QdrantStore:
     """
     _check_options(place)
     if _is_local(place) and not (place.path / "meta.json").is_file():
-        raise ValueError(f"{place}: no such folder of Qdrant's local mode: {place.where}")
+        raise NoCollection(f"{place}: no such folder of Qdrant's local mode: {place.where}")
     client = _client(place)
     try:
         with _told(place):
@@ -48,7 +48,7 @@ def open_store(place: Place) -> QdrantStore:
             names += [each.alias_name for each in client.get_aliases().aliases]
         name = place.need_collection(names)
         if name not in names:
-            raise ValueError(
+            raise NoCollection(
                 f"{place.where} has no collection {name!r}{suggestion(name, names)}: there are {listed(names)}"
             )
         return QdrantStore(place, ClientPoints(place, client))

@@ -15,7 +15,7 @@ from tripletmas.basics.files import make_folder, read_json, save_json
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.stores.place import Place
 from tripletmas.stores.qdrant_points import Point, QdrantStore, Vector, engine_name, first_line
-from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Id, VectorField
+from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Id, NoCollection, VectorField
 
 try:
     import qdrant_edge as edge
@@ -36,12 +36,12 @@ def open_store(place: Place) -> QdrantStore:
     """
     place.refuse_options()
     if not place.path.is_dir():
-        raise ValueError(f"{place}: no such folder of Qdrant Edge: {place.where}")
+        raise NoCollection(f"{place}: no such folder of Qdrant Edge: {place.where}")
     if not _is_shard(_folder(place)):
         names = sorted(each.name for each in place.path.iterdir() if _is_shard(each))
         name = place.need_collection(names)
         there = f"{suggestion(name, names)}: there are {listed(names)}" if names else ", and no other"
-        raise ValueError(f"{place.where} has no shard {name!r}{there}")
+        raise NoCollection(f"{place.where} has no shard {name!r}{there}")
     with _told(place):
         shard = edge.EdgeShard.load(str(_folder(place)))
     return QdrantStore(place, ShardPoints(place, shard))
