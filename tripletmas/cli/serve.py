@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -40,27 +41,28 @@ def serve(arguments: Sequence[str]) -> None:
     hosts = None if not _is_loopback(options.host) and not options.allow_host else [*LOOPBACK, *options.allow_host]
     limits = Limits(round(options.max_upload * 2**20), options.timeout, options.queue, options.together)
     listener = None if options.check else listening(options.host, options.port)
-    app = make_app(
-        options.gallery,
-        run=options.run,
-        after=options.after,
-        device=options.device,
-        trust_code=options.trust_code,
-        allow_stale=options.allow_stale,
-        move_queries=options.move_queries,
-        force=options.force,
-        limits=limits,
-        token=token,
-        hosts=hosts,
-        allow_origins=options.allow_origin,
-    )
-    if listener is None:
-        print(f"{options.gallery} can be served")
-        return
-    logging.getLogger("tripletmas.serve").setLevel(logging.INFO)
-    name = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"{options.gallery} is served at http://{name}:{listener.getsockname()[1]} - Ctrl-C ends it", flush=True)
-    run(app, listener)
+    with closing(listener) if listener else nullcontext():  # before the model: whether the port is free is soon told
+        app = make_app(
+            options.gallery,
+            run=options.run,
+            after=options.after,
+            device=options.device,
+            trust_code=options.trust_code,
+            allow_stale=options.allow_stale,
+            move_queries=options.move_queries,
+            force=options.force,
+            limits=limits,
+            token=token,
+            hosts=hosts,
+            allow_origins=options.allow_origin,
+        )
+        if listener is None:
+            print(f"{options.gallery} can be served")
+            return
+        logging.getLogger("tripletmas.serve").setLevel(logging.INFO)
+        name = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"{options.gallery} is served at http://{name}:{listener.getsockname()[1]} - Ctrl-C ends it", flush=True)
+        run(app, listener)
 
 
 def _options(arguments: Sequence[str]) -> Namespace:
@@ -108,6 +110,8 @@ def _options(arguments: Sequence[str]) -> Namespace:
     options = parser.parse_args(arguments)
     if not 0 <= options.port < 65536:
         raise ValueError(f"--port must be from 0 to 65535, got {options.port}")
+    if options.move_queries not in (None, "run", *COMPENSATE):
+        raise ValueError(f"the map must be one of {', '.join(COMPENSATE)}, got {options.move_queries!r}")
     return options
 
 

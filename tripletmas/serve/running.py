@@ -6,7 +6,7 @@ import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -52,7 +52,7 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=_PATIENCE,
     )
-    with closing(listener), _heard():
+    with _heard():
         uvicorn.Server(config).run(sockets=[listener])
 
 
