@@ -28,9 +28,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tripletmas.basics.mapped import blocks, mapped_tensors, tensors_of
+
 SEAL = "seal"
-_ABOUT = "tripletmas"  # the one entry in the header of a safetensors file: the order of several is left to chance there
-_BLANK = "00000000-00000000"  # of the same length as the checksums that are written over it
+ABOUT = "tripletmas"  # the one entry in the header of a safetensors file: the order of several is left to chance there
+BLANK = "00000000-00000000"  # of the same length as the checksums that are written over it
 
 
 class Place(NamedTuple):
@@ -192,17 +194,17 @@ def write_tensors(
         OSError: if it cannot be written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    about = {"checksums": _BLANK, "order": list(tensors), "header": dict(header or {}), "place": place}
+    about = {"checksums": BLANK, "order": list(tensors), "header": dict(header or {}), "place": place}
     try:
         with ThreadPoolExecutor(1) as beside:  # a checksum takes about a third of the time that writing takes
             content = beside.submit(_content_checksum, tensors)
-            save_file(tensors, path, {_ABOUT: json.dumps(about)})
+            save_file(tensors, path, {ABOUT: json.dumps(about)})
     except SafetensorError as error:  # it hides the operating system's error in its text
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from None
-    sums = f"{content.result()}-{_header_checksum(about, tensors, content.result())}"
+    sums = f"{content.result()}-{header_checksum(about, tensors, content.result())}"
     with open(path, "rb+") as file:
-        start = file.read(256).index(_BLANK.encode())
+        start = file.read(256).index(BLANK.encode())
         file.seek(start)
         file.write(sums.encode())
 
@@ -214,6 +216,7 @@ def read_tensors(
     header: str | None = None,
     place: Place | None = None,
     verify: bool = True,
+    large: bool = False,
 ) -> tuple[dict[str, Tensor], Any]:
     """The tensors of a safetensors file, mapped, and what stands in its header under a name.
 
@@ -225,16 +228,16 @@ def read_tensors(
         header: the name; what stands there is None where the file has none.
         place: which file it has to be; None takes one without a seal, too.
         verify: read all tensors now, to compare their checksum; that of the header is compared in any case.
+        large: by `mapped.mapped_tensors`, which maps what exceeds the memory, too.
 
     Raises:
         ValueError: if the file is missing, damaged or another one.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
-            about = json.loads(texts[_ABOUT]) if _ABOUT in texts else _about_of_earlier(texts)
-            names = sorted(file.keys()) if about["order"] is None else about["order"]
-            tensors = {name: file.get_tensor(name) for name in names}
+        texts, tensors = (mapped_tensors if large else tensors_of)(path)
+        about = json.loads(texts[ABOUT]) if ABOUT in texts else _about_of_earlier(texts)
+        names = sorted(tensors) if about["order"] is None else about["order"]
+        tensors = {name: tensors[name] for name in names}
         _check_sums(about, tensors, verify=verify)
         if place:
             place.check(about["place"] if about["checksums"] else None)
@@ -247,7 +250,7 @@ def edition_of(path: str | Path) -> int | None:
     """The edition of a safetensors file, by its header alone, 0 if it has no place; None where it bears no seal."""
     try:
         with safe_open(path, framework="pt") as file:
-            return int((json.loads((file.metadata() or {})[_ABOUT])["place"] or (0,))[-1])
+            return int((json.loads((file.metadata() or {})[ABOUT])["place"] or (0,))[-1])
     except (OSError, ValueError, LookupError, TypeError, SafetensorError):
         return None
 
@@ -263,7 +266,7 @@ def _check_sums(about: Mapping[str, Any], tensors: Mapping[str, Tensor], *, veri
     if about["checksums"] is None:
         return
     content, _, own = about["checksums"].partition("-")
-    if own != _header_checksum(about, tensors, content):
+    if own != header_checksum(about, tensors, content):
         raise ValueError("the checksum of its header is wrong")
     if verify and content != _content_checksum(tensors):
         raise ValueError("its checksum is wrong")
@@ -272,13 +275,14 @@ def _check_sums(about: Mapping[str, Any], tensors: Mapping[str, Tensor], *, veri
 def _content_checksum(tensors: Mapping[str, Tensor]) -> str:
     found = 0
     for value in tensors.values():
-        if value.numel():
-            content: Any = value.contiguous().reshape(-1).view(torch.uint8).numpy()  # a buffer, as its type says late
+        for block in blocks(value.contiguous().reshape(-1)):
+            content: Any = block.view(torch.uint8).numpy()  # a buffer, as its type says late
             found = zlib.crc32(content, found)
     return f"{found:08x}"
 
 
-def _header_checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor], content: str) -> str:
+def header_checksum(about: Mapping[str, Any], tensors: Mapping[str, Any], content: str) -> str:
+    """Of what a file of tensors, or of what has the type and the shape of tensors, says of itself."""
     shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
     return checksum(json.dumps([content, shapes, about["header"], about["place"]]).encode())
 

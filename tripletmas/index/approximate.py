@@ -60,8 +60,8 @@ class FaissIndex:
         self._data = (
             None if data is None else data.contiguous()
         )  # from where faiss reads as long as the index is not changed
-        self._index = _empty(dim, kind, metric) if data is None else self._read(copy=False)
-        _set_efforts(self._index, kind, self._efforts)
+        self._index = empty_index(dim, kind, metric) if data is None else self._read(copy=False)
+        set_efforts(self._index, kind, self._efforts)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -80,9 +80,9 @@ class FaissIndex:
         if not len(rows):
             return
         if not self._index.is_trained:
-            _train(self._index, self.kind, rows.numpy())
+            train(self._index, self.kind, rows.numpy())
         self._own()
-        with _clean_errors(f"the index {self.kind!r} cannot take these vectors"):
+        with clean_errors(f"the index {self.kind!r} cannot take these vectors"):
             self._index.add_with_ids(rows.numpy(), new.numpy())
         self._ids = torch.cat([self.ids, new])
 
@@ -90,7 +90,7 @@ class FaissIndex:
         """See `Index.remove`; raises ValueError if vectors of this kind cannot be removed (HNSW)."""
         ids = base.check_removed(ids)
         self._own()
-        with _clean_errors(
+        with clean_errors(
             f"vectors cannot be removed from an index of kind {self.kind!r}; rebuild it from those that stay"
         ):
             removed = int(self._index.remove_ids(ids.numpy()))
@@ -101,7 +101,7 @@ class FaissIndex:
         """See `Index.search`; ids are -1 also where fewer than k are found."""
 
         def best(block: Tensor, found: int) -> tuple[Tensor, Tensor]:
-            with _clean_errors(f"the index {self.kind!r} cannot search"):
+            with clean_errors(f"the index {self.kind!r} cannot search"):
                 scores, ids = map(torch.from_numpy, self._index.search(block.numpy(), found))
             return (-scores if self.metric == "l2" else scores).masked_fill(ids < 0, -torch.inf), ids
 
@@ -115,7 +115,7 @@ class FaissIndex:
         """Take what faiss reads from elsewhere into its own memory, before the index changes."""
         if self._data is not None:
             self._index, self._data = self._read(copy=True), None
-            _set_efforts(self._index, self.kind, self._efforts)
+            set_efforts(self._index, self.kind, self._efforts)
 
     def _read(self, *, copy: bool) -> Any:
         """The index in the data; unless `copy`, faiss (since 1.11) reads codes and graphs from where they are."""
@@ -126,7 +126,7 @@ class FaissIndex:
         faiss = base.import_faiss("an index")
         content = data.numpy()
         reader = getattr(faiss, "ZeroCopyIOReader", None)
-        with _clean_errors("the data are no index of faiss"):
+        with clean_errors("the data are no index of faiss"):
             if reader is None or copy:
                 index = faiss.deserialize_index(content)
             else:
@@ -136,14 +136,14 @@ class FaissIndex:
         return index
 
 
-def _empty(dim: int, kind: str, metric: str) -> Any:
+def empty_index(dim: int, kind: str, metric: str) -> Any:
     """An empty index that takes ids with its vectors."""
     faiss = base.import_faiss(f"an index of kind {kind!r}")
     problem = f"kind must be 'exact' or a factory string of faiss for dim {dim} and metric {metric!r}, got {kind!r}"
-    with _clean_errors(problem):
+    with clean_errors(problem):
         index = faiss.index_factory(dim, kind, _metric_number(metric))
     # Only lists and tables of ids take ids; a refining index around lists does not.
-    takes_ids = any(isinstance(layer, faiss.IndexIDMap) for layer in _layers(index))
+    takes_ids = any(isinstance(layer, faiss.IndexIDMap) for layer in layers(index))
     outer = faiss.downcast_index(index)
     if isinstance(outer, faiss.IndexPreTransform):
         outer = faiss.downcast_index(outer.index)
@@ -155,9 +155,9 @@ def _metric_number(metric: str) -> int:
     return faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
 
 
-def _set_efforts(index: Any, kind: str, efforts: dict[str, int | None]) -> None:
+def set_efforts(index: Any, kind: str, efforts: dict[str, int | None]) -> None:
     """How hard a search tries, where the kind has it."""
-    core = _layers(index)[-1]
+    core = layers(index)[-1]
     for name, owner, field, has in (
         ("nprobe", core, "nprobe", "lists (IVF)"),
         ("ef_search", getattr(core, "hnsw", None), "efSearch", "a graph (HNSW)"),
@@ -172,14 +172,14 @@ def _set_efforts(index: Any, kind: str, efforts: dict[str, int | None]) -> None:
         setattr(owner, field, value)
 
 
-def _train(index: Any, kind: str, rows: np.ndarray) -> None:
+def train(index: Any, kind: str, rows: np.ndarray) -> None:
     """Train the index on these rows (g, dim).
 
     Raises:
         ValueError: if there are fewer rows than lists, or than codes of a product quantizer.
     """
     faiss = base.import_faiss("training")
-    core = _layers(index)[-1]
+    core = layers(index)[-1]
     quantizer = getattr(core, "pq", None)
     needs = [("lists", core.nlist, core.cp)] if isinstance(core, faiss.IndexIVF) else []
     if quantizer is not None:
@@ -191,10 +191,10 @@ def _train(index: Any, kind: str, rows: np.ndarray) -> None:
                 f"bring at least {count} vectors, better 40 times as many; or choose a kind with fewer"
             )
         settings.min_points_per_centroid = 1  # below 39 faiss prints a warning for every clustering
-    for layer in _layers(index):
+    for layer in layers(index):
         if isinstance(layer, faiss.IndexPreTransform):
             _silence_rotations(layer, 8 if quantizer is None else quantizer.nbits)
-    with _clean_errors(f"{len(rows)} vectors cannot train the index {kind!r}; the first add must bring more"):
+    with clean_errors(f"{len(rows)} vectors cannot train the index {kind!r}; the first add must bring more"):
         index.train(rows)
 
 
@@ -212,31 +212,31 @@ def _silence_rotations(layer: Any, bits: int) -> None:
 def _stored_ids(index: Any) -> np.ndarray:
     """The ids of all vectors in the index, int64."""
     faiss = base.import_faiss("an index")
-    for layer in _layers(index):
+    for layer in layers(index):
         if isinstance(layer, faiss.IndexIDMap):
             return faiss.vector_to_array(layer.id_map)
-    lists = _layers(index)[-1].invlists
+    lists = layers(index)[-1].invlists
     sizes = [(number, lists.list_size(number)) for number in range(lists.nlist)]
     parts = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in sizes if size]
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def _layers(index: Any) -> list[Any]:
+def layers(index: Any) -> list[Any]:
     """The index and what it wraps, from outside to the core."""
     faiss = base.import_faiss("an index")
-    layers = [faiss.downcast_index(index)]
+    found = [faiss.downcast_index(index)]
     while True:
-        outer = layers[-1]
+        outer = found[-1]
         if isinstance(outer, faiss.IndexPreTransform | faiss.IndexIDMap):
-            layers.append(faiss.downcast_index(outer.index))
+            found.append(faiss.downcast_index(outer.index))
         elif isinstance(outer, faiss.IndexRefine):
-            layers.append(faiss.downcast_index(outer.base_index))
+            found.append(faiss.downcast_index(outer.base_index))
         else:
-            return layers
+            return found
 
 
 @contextmanager
-def _clean_errors(problem: str) -> Iterator[None]:
+def clean_errors(problem: str) -> Iterator[None]:
     """Errors of faiss as one ValueError: the problem, and what faiss says without its C++ function and file."""
     try:
         yield

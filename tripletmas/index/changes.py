@@ -57,11 +57,19 @@ def add_images(
         next_id=index.next_id + len(rows),
         texts=(*index.texts, *texts),
     )
-    searched = index.searchable()  # a new one, which may be added to
-    if isinstance(searched, FaissIndex):
+    searched = _in_memory(index)
+    if searched is not None:
         searched.add(rows, ids)
         larger = replace(larger, serialized=searched.serialize())
     return _tidied(larger)
+
+
+def _in_memory(index: ImageIndex) -> FaissIndex | None:
+    """What faiss holds of it in memory, new, so that it may be changed."""
+    if index.settings.comes_in_blocks:
+        return None
+    searched = index.searchable()
+    return searched if isinstance(searched, FaissIndex) else None
 
 
 def _labelled(index: ImageIndex, class_names: Sequence[str | None]) -> tuple[tuple[str, ...], Tensor]:
@@ -102,9 +110,9 @@ def remove_images(index: ImageIndex, rows: Tensor) -> ImageIndex:
         paths=tuple(path for path, kept in zip(index.paths, keep.tolist(), strict=True) if kept),
         texts=tuple(compress(index.texts, keep.tolist())),
     )
-    searched = index.searchable()  # a new one, which may be changed
-    if not len(smaller) or not isinstance(searched, FaissIndex):
-        return _tidied(replace(smaller, serialized=None))
+    searched = _in_memory(index)
+    if not len(smaller) or searched is None:
+        return _tidied(replace(smaller, serialized=index.serialized if len(smaller) else None))
     try:
         searched.remove(index.ids[~keep])
     except ValueError:
@@ -195,18 +203,18 @@ def _prepared(index: ImageIndex, vectors: Tensor, paths: list[str]) -> Tensor:
 
 def _rebuilt(index: ImageIndex) -> ImageIndex:
     """With what faiss holds made anew from the vectors; an index that is trained is trained on them."""
-    searched = index.settings.make_index()
-    if not len(index) or not isinstance(searched, FaissIndex):
+    searched = _in_memory(replace(index, serialized=None))
+    if not len(index) or searched is None:
         return replace(index, serialized=None)
     searched.add(index.vectors, index.ids)
     return replace(index, serialized=searched.serialize())
 
 
 def _tidied(index: ImageIndex) -> ImageIndex:
-    """Each part once, none without vectors."""
+    """Each part once, none without vectors; lists on the disk are of other vectors, and made anew."""
     used = index.part.unique().tolist()
     parts = tuple(dict.fromkeys(index.parts[number] for number in used))
     number_of = torch.full((len(index.parts),), -1, dtype=torch.int32)
     for number in used:
         number_of[number] = parts.index(index.parts[number])
-    return replace(index, parts=parts, part=number_of[index.part.long()])
+    return replace(index, parts=parts, part=number_of[index.part.long()], list_sizes=None, lists=None)

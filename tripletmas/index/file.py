@@ -6,7 +6,9 @@ part      (n,) int32, which of the parts listed in the header the vector belongs
 labels    (n,) int64, which of the class names in the header; -1: no label
 paths     uint8, a JSON list of n texts in UTF-8
 texts     uint8, only of indexes of texts: the texts, as the paths
-index     uint8, only of approximate indexes: what faiss serialised
+index     uint8, only of approximate indexes: what faiss serialised; where the lists of an IVF kind are
+          searched on the disk, what it has learned, and beside it
+list_sizes, lists    as `lists` says
 
 Checksums of all of it are compared when the file is opened: a score that was computed from damaged vectors would look
 like any other. Earlier versions wrote one of each tensor, and none of the header.
@@ -17,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,13 @@ from torch import Tensor
 from tripletmas.basics.distributed import is_main
 from tripletmas.basics.files import read_tensors, save_tensors
 from tripletmas.basics.locks import locked as held
+from tripletmas.basics.mapped import BLOCK
+from tripletmas.basics.progress import told
+from tripletmas.basics.tensor_stream import Filled, Room, stream_tensors
 from tripletmas.basics.weights import Params
 
 FORMAT = 1
+ON_DISK = "1, with lists on the disk"  # which earlier versions must not take for an index without any
 _HEADER = "tripletmas index"
 _REMEDY = "restore it from a copy, or build it anew"
 _DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "labels": torch.int64}
@@ -57,14 +63,55 @@ def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
         yield
 
 
-def write_index_file(path: str | Path, tensors: Params, paths: tuple[str, ...], header: dict[str, Any]) -> None:
+def write_index_file(
+    path: str | Path,
+    tensors: Mapping[str, Tensor | Room],
+    paths: tuple[str, ...],
+    header: dict[str, Any],
+    *,
+    fill: Callable[[Mapping[str, Filled]], None] = lambda _: None,
+) -> None:
     """Write an index file; until the new one is whole, the old one stays.
+
+    Args:
+        header: with a format, where it is not FORMAT.
+        fill: writes what has only room in `tensors`.
 
     Raises:
         OSError: if it cannot be written, as when the disk is full; the old file is untouched.
     """
     content = {**tensors, "paths": strings_as_tensor(paths)}
-    save_tensors(path, content, {_HEADER: {"format": FORMAT, **header}})
+    about = {_HEADER: {"format": FORMAT, **header}}
+    whole = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if len(whole) == len(content) and sum(value.nbytes for value in whole.values()) <= BLOCK:
+        save_tensors(path, whole, about)
+    else:
+        stream_tensors(path, content, about, fill=fill)
+
+
+def stored(place: Filled, blocks: Iterator[Tensor], shape: tuple[int, int]) -> Callable[[], Iterator[Tensor]]:
+    """Write vectors that come in blocks, (n, dim) float32 in all, to their place; gives what reads them from there.
+
+    Raises:
+        ValueError: if there are more or fewer of them.
+    """
+    count, dim = shape
+    at = 0
+    for block in told(blocks, "vectors stored", count, size=len):
+        if at + len(block) > count or block.shape[1] != dim:
+            raise ValueError(f"{at + len(block)} vectors of dim {block.shape[1]} came for {count} of dim {dim}")
+        place.write(4 * dim * at, block)
+        at += len(block)
+    if at != count:
+        raise ValueError(f"{at} vectors came for {count} images")
+
+    def again() -> Iterator[Tensor]:
+        step = max(1, BLOCK // (4 * dim))
+        for start in range(0, count, step):
+            rows = min(step, count - start)
+            yield place.read(4 * dim * start, 4 * dim * rows).view(torch.float32).reshape(rows, dim)
+
+    return again
 
 
 def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, tuple[str, ...], dict[str, Any]]:
@@ -80,11 +127,11 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
     """
     if not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
-    tensors, header = read_tensors(path, _REMEDY, header=_HEADER, verify=verify)
+    tensors, header = read_tensors(path, _REMEDY, header=_HEADER, verify=verify, large=True)
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
     try:
-        if header["format"] == FORMAT:
+        if header["format"] in (FORMAT, ON_DISK):
             if verify:
                 _check_sums(tensors, header.get("checksums", {}))  # of an earlier version
             paths = read_strings(tensors.pop("paths"))

@@ -1,15 +1,14 @@
 """An index of images: vectors with labels and paths, and which model made each of them.
 
-A vector is comparable to those of one model only. So an index knows, part by part, the model that embedded its vectors
-(`Part.model`) and the model whose space they lie in (`Part.moved_to`: the same one, unless a drift map moved them),
-both by the hash of the weights.
+An index knows of each vector the image, its class, and the part that it belongs to: which model made it, and in whose
+space it lies (`settings.Part`).
 
 Shapes: n vectors, q queries, k ranks, dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,98 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tripletmas.basics import mapped
+from tripletmas.basics.tensor_stream import Filled, Room
 from tripletmas.basics.version import __version__
-from tripletmas.basics.weights import Params
 from tripletmas.index.base import Index
 from tripletmas.index.exact import ExactIndex
-from tripletmas.index.file import read_index_file, read_strings, strings_as_tensor, write_index_file
-from tripletmas.index.making import make_index
+from tripletmas.index.file import (
+    FORMAT,
+    ON_DISK,
+    read_index_file,
+    read_strings,
+    stored,
+    strings_as_tensor,
+    write_index_file,
+)
+from tripletmas.index.lists import InMemory
+from tripletmas.index.settings import Part, Reading, Settings, Transform
 
 NO_LABEL = -1
 _TENSORS = ("vectors", "ids", "part", "labels")
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How an image becomes what the model is shown; vectors of images that were made otherwise do not compare.
-
-    Args:
-        size: (height, width) in pixels; one number, as in older files, is both.
-        channels: 1 for grey, 3 for RGB.
-        invert: black is shown as white, and white as black.
-        interpolation, crop: how the image is brought to that size.
-        mean, deviation: what the values of each channel are normalised by; None where they are not.
-    """
-
-    size: tuple[int, int]
-    channels: int
-    invert: bool = False
-    interpolation: str = "bilinear"
-    crop: float = 1.0
-    mean: tuple[float, ...] | None = None
-    deviation: tuple[float, ...] | None = None
-
-    def __post_init__(self):
-        size: Any = self.size
-        object.__setattr__(self, "size", (size, size) if isinstance(size, int) else tuple(size))
-        for name in ("mean", "deviation"):
-            values = getattr(self, name)
-            object.__setattr__(self, name, None if values is None else tuple(values))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a text becomes what the model is shown; vectors of texts that were read otherwise do not compare.
-
-    Args:
-        tokenizer: a checksum of all that the ids of tokens depend on.
-        max_length: so many tokens are read of a text, and the rest is not.
-    """
-
-    tokenizer: str
-    max_length: int
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is the same for all vectors of an index; see `make_index`."""
-
-    dim: int
-    transform: Transform | Reading
-    metric: str = "inner_product"
-    normalize: bool = True
-    kind: str = "exact"
-    nprobe: int | None = None
-    ef_search: int | None = None
-
-    def make_index(self, data: Tensor | None = None) -> Index:
-        """An empty index, or the one that serialized to these data."""
-        return make_index(
-            self.dim,
-            kind=self.kind,
-            metric=self.metric,
-            normalize=self.normalize,
-            nprobe=self.nprobe,
-            ef_search=self.ef_search,
-            data=data,
-        )
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where some of the vectors come from.
-
-    Args:
-        model: hash of the weights that embedded the images (`basics.weights.weight_hash`).
-        after_task: after which task of its run that model was, from 0.
-        moved_to: hash of the weights whose space the vectors lie in now; `model` itself unless they were compensated.
-        maps: the kind of drift map of each refresh that moved them, in order; one refresh may span several tasks.
-    """
-
-    model: str
-    after_task: int
-    moved_to: str
-    maps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +52,8 @@ class ImageIndex:
         roots: the folders and archives that were added; the commands give absolute paths, as of `run`.
         run: the run directory whose model is the present one.
         next_id: what the next image gets; ids are not used again after a removal.
-        serialized: what faiss holds, of an index that is not exact.
+        serialized: what faiss holds, of an index that is not exact; of one on the disk what it has learned alone.
+        list_sizes, lists: of an index on the disk, see `index.lists`; None where they are made when it is saved.
     """
 
     settings: Settings
@@ -142,6 +69,8 @@ class ImageIndex:
     next_id: int = 0
     serialized: Tensor | None = field(default=None, repr=False)
     texts: tuple[str, ...] = ()
+    list_sizes: Tensor | None = field(default=None, repr=False)
+    lists: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def empty(cls, settings: Settings, run: str = "") -> ImageIndex:
@@ -182,25 +111,56 @@ class ImageIndex:
                 next_id=int(header["next_id"]),
                 serialized=tensors.get("index"),
                 texts=texts,
+                list_sizes=tensors.get("list_sizes"),
+                lists=tensors.get("lists"),
             )
+            if index.settings.on_disk:
+                index.searchable()
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
         return index
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, blocks: Callable[[], Iterator[Tensor]] | None = None) -> None:
         """Write the index to a file; until it is whole, the file that was there stays. `locked` keeps others away.
+
+        Args:
+            blocks: its vectors, block after block, in place of those that it holds, where these do not fit in memory.
 
         Raises:
             OSError: if it cannot be written, as when the disk is full; the old file is untouched.
+            ValueError: if an index on the disk has fewer vectors than lists.
         """
-        tensors: Params = {name: getattr(self, name) for name in _TENSORS}
-        if self.serialized is not None:
-            tensors["index"] = self.serialized
+        tensors: dict[str, Tensor | Room] = {name: getattr(self, name) for name in _TENSORS}
+        if blocks:
+            tensors["vectors"] = Room(torch.float32, (len(self), self.settings.dim))
+        for name, value in (("index", self.serialized), ("list_sizes", self.list_sizes), ("lists", self.lists)):
+            if value is not None:
+                tensors[name] = value
         if self.texts:
             tensors["texts"] = strings_as_tensor(self.texts)
-        header = {
+        source, listing = blocks or self._blocks, None
+        if self.settings.on_disk and len(self) and (blocks or self.lists is None):
+            listing = self.settings.listing(source, len(self), self.serialized)
+            rooms = Room(torch.int64, (listing.num_lists,)), Room(torch.uint8, (listing.length,))
+            tensors |= {"index": listing.trained, "list_sizes": rooms[0], "lists": rooms[1]}
+
+        def fill(places: Mapping[str, Filled]) -> None:
+            again = source
+            if blocks:
+                again = stored(places["vectors"], source(), (len(self), self.settings.dim))
+            if listing:
+                places["list_sizes"].write(0, listing.fill(again, self.ids, places["lists"]))
+
+        write_index_file(path, tensors, self.paths, self._header(), fill=fill)
+
+    def _header(self) -> dict[str, Any]:
+        settings = asdict(self.settings)
+        if not settings["on_disk"]:
+            del settings["on_disk"]  # earlier versions do not know it, and can read such a file
+        return {
+            "format": ON_DISK if self.settings.on_disk else FORMAT,
             "version": __version__,
-            "settings": asdict(self.settings),
+            "settings": settings,
             "dim": self.settings.dim,
             "parts": [asdict(part) for part in self.parts],
             "class_names": self.class_names,
@@ -208,7 +168,6 @@ class ImageIndex:
             "run": self.run,
             "next_id": self.next_id,
         }
-        write_index_file(path, tensors, self.paths, header)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -278,7 +237,16 @@ class ImageIndex:
         s = self.settings
         if s.kind == "exact":
             return ExactIndex.over(self.vectors, ids=self.ids, metric=s.metric, normalize=s.normalize)
-        return s.make_index(self.serialized)
+        if not s.on_disk:
+            return s.make_index(self.serialized)
+        if self.lists is not None or not len(self):
+            return s.mapped_lists(self.serialized, self.list_sizes, self.lists)
+        listing = s.listing(self._blocks, len(self), self.serialized)
+        place = InMemory(listing.length)
+        return s.mapped_lists(listing.trained, listing.fill(self._blocks, self.ids, place), place.content)
+
+    def _blocks(self) -> Iterator[Tensor]:
+        return mapped.blocks(self.vectors)
 
 
 def prefix(root: str) -> str:
