@@ -89,7 +89,7 @@ def stream_tensors(
 
 def _write(to: Filled, value: Tensor) -> None:
     at = 0
-    for block in blocks(value.detach().cpu().contiguous()):
+    for block in blocks(value.detach().cpu().contiguous().reshape(-1)):
         to.write(at, block)
         at += block.numel() * block.element_size()
 

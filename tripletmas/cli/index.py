@@ -6,17 +6,19 @@ import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
 
-from tripletmas.basics import distributed
+from tripletmas.basics import distributed, mapped
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.items import Items, add_options, embedded, how_shown, items_of, new_items
 from tripletmas.cli.outputs import check_place
 from tripletmas.data.images import ImageFiles, missing_images
+from tripletmas.index import streamed
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, Reading, Settings, prefix
@@ -53,6 +55,9 @@ def build(arguments: Sequence[str]) -> None:
     parser.add_argument("--no-normalize", action="store_true", help="compare raw embeddings, not unit vectors")
     parser.add_argument("--nprobe", type=int, default=None, help="how many lists an IVF index looks into")
     parser.add_argument("--ef-search", type=int, default=None, help="how many candidates an HNSW index keeps")
+    parser.add_argument(
+        "--on-disk", action="store_true", help="search the lists of an IVF index in the file, not in memory"
+    )
     options = parser.parse_args(arguments)
     check_place("--out", options.out, images=[options.images] if options.images else [])
     with locked(options.out, new=True):
@@ -70,6 +75,7 @@ def build(arguments: Sequence[str]) -> None:
             kind=options.kind,
             nprobe=options.nprobe,
             ef_search=options.ef_search,
+            on_disk=options.on_disk,
         )
         items.check_model(model, invert=options.invert)
         empty = ImageIndex.empty(settings, os.path.abspath(options.run))
@@ -112,8 +118,9 @@ def add(arguments: Sequence[str]) -> None:
             return
         after.save(options.index)
     print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
-    if after.stale(model.hash):
-        print(f"{stale_vectors(after, model)}; {ways_out(options.index)}")
+    known = after.about if isinstance(after, streamed.Streamed) else after
+    if known.stale(model.hash):
+        print(f"{stale_vectors(known, model)}; {ways_out(options.index)}")
 
 
 def _say_that_it_exists(out: str, options: Namespace) -> None:
@@ -148,7 +155,8 @@ def remove(arguments: Sequence[str]) -> None:
         else:
             rows = {row for path in options.paths for row in _rows_below(before, path, options.index)}
         if rows:
-            remove_images(before, torch.tensor(sorted(rows))).save(options.index)
+            drop = streamed.removed if before.settings.comes_in_blocks else remove_images
+            drop(before, torch.tensor(sorted(rows))).save(options.index)
     removed = listed((before.paths[row] for row in sorted(rows)), most=3)
     print(f"{options.index}: {len(rows)} of {len(before)} vectors removed{f': {removed}' if rows else ''}")
 
@@ -171,7 +179,9 @@ def _rows_below(index: ImageIndex, path: str, file: str) -> list[int]:
     return rows
 
 
-def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Namespace) -> ImageIndex | None:
+def _with_items(
+    index: ImageIndex, model: RunModel, items: Items, options: Namespace
+) -> ImageIndex | streamed.Streamed | None:
     """The index with these, as far as they can be read; None for a process that has only helped to embed them."""
     shown = items.texts or ImageFiles(items.root, items.names, model.prepared)
     skip, force = options.skip_unreadable, options.force
@@ -182,6 +192,9 @@ def _with_items(index: ImageIndex, model: RunModel, items: Items, options: Names
     root, classes = os.path.abspath(added.root), added.classes
     if not items.texts and _names_leaves(model.run):
         classes = [name and name.rpartition("/")[2] for name in classes]
+    if index.settings.comes_in_blocks:
+        blocks = partial(mapped.blocks, vectors)
+        return streamed.added(index, blocks, added.names, classes, part, root=root, texts=added.texts)
     return add_images(index, vectors, added.names, classes, part, root=root, texts=added.texts)
 
 

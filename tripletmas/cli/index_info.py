@@ -45,6 +45,7 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
     kind = settings.kind
     for name, value in (("nprobe", settings.nprobe), ("ef_search", settings.ef_search)):
         kind += "" if value is None else f", {name} {value}"
+    kind += ", its lists on the disk" if settings.on_disk else ""
     rows = {
         "run": run,
         "present model": f"{hashes[-1][:_SHOWN]}, after task {len(hashes) - 1}" if hashes else "unknown",

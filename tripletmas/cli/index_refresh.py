@@ -18,6 +18,8 @@ from tripletmas.index.changes import move_parts, relocate_images, remove_images,
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, prefix
+from tripletmas.index.streamed import Streamed
+from tripletmas.index.streamed import moved as moved_in_blocks
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.drifts import drifts_between
 from tripletmas.runs.indexed import check_roots, map_for, model_of, run_of, task_of_part
@@ -72,7 +74,7 @@ def refresh(arguments: Sequence[str]) -> None:
     print(f"{options.index}: {done}")
 
 
-def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tuple[ImageIndex, str]:
+def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tuple[ImageIndex | Streamed, str]:
     """The index with its stale parts moved, and what was done."""
     run = run_of(index, given)
     kind = map_for(index, run, kind)
@@ -90,7 +92,8 @@ def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tupl
         dim=index.settings.dim,
     )
     drifts = {number: moves[start] for number, start in starts.items()}
-    moved = move_parts(_with_run(index, run), drifts, hashes[-1], (kind,))
+    move = moved_in_blocks if index.settings.comes_in_blocks else move_parts
+    moved = move(_with_run(index, run), drifts, hashes[-1], (kind,))
     for task, choice in choices.items():
         print(f"task {task}: {choice.sentence()}")
     count = len(index.of_parts(stale))

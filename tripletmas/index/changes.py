@@ -37,31 +37,59 @@ def add_images(
         ValueError: if the dimension differs, a value is not finite, a path is in the index already, or there are fewer
             vectors than an index that must be trained needs; the sentence names the first.
     """
-    paths = [prefix(root) + name for name in names] if root else list(names)
-    if not len(vectors) == len(paths) == len(class_names):
-        raise ValueError(f"{len(vectors)} vectors, {len(paths)} paths and {len(class_names)} classes")
+    paths = paths_below(root, names)
+    check_lengths(len(vectors), paths, class_names)
     check_new(index, paths)
-    rows = _prepared(index, vectors, paths)
+    rows = prepared(index, vectors, paths)
+    larger = extended(index, torch.cat([index.vectors, rows]), paths, class_names, part, root=root, texts=texts)
+    searched = _in_memory(index)
+    if searched is not None:
+        searched.add(rows, larger.ids[len(index) :])
+        larger = replace(larger, serialized=searched.serialize())
+    return tidied(larger)
+
+
+def paths_below(root: str, names: Sequence[str]) -> list[str]:
+    """The paths of files, or of lines, below a root; without a root they are paths."""
+    return [prefix(root) + name for name in names] if root else list(names)
+
+
+def check_lengths(count: int, paths: Sequence[str], class_names: Sequence[str | None]) -> None:
+    """Raises ValueError where these are not of so many vectors."""
+    if not count == len(paths) == len(class_names):
+        raise ValueError(f"{count} vectors, {len(paths)} paths and {len(class_names)} classes")
+
+
+def extended(
+    index: ImageIndex,
+    vectors: Tensor,
+    paths: Sequence[str],
+    class_names: Sequence[str | None],
+    part: Part,
+    *,
+    root: str,
+    texts: Sequence[str],
+) -> ImageIndex:
+    """The index with more rows, of one part: all that it says of them; what faiss holds is as it was.
+
+    Args:
+        vectors: of the old rows and the new ones.
+    """
     known, labels = _labelled(index, class_names)
-    ids = torch.arange(index.next_id, index.next_id + len(rows))
-    larger = replace(
+    count = len(paths)
+    return replace(
         index,
-        vectors=torch.cat([index.vectors, rows]),
-        ids=torch.cat([index.ids, ids]),
-        part=torch.cat([index.part, torch.full((len(rows),), len(index.parts), dtype=torch.int32)]),
+        vectors=vectors,
+        ids=torch.cat([index.ids, torch.arange(index.next_id, index.next_id + count)]),
+        part=torch.cat([index.part, torch.full((count,), len(index.parts), dtype=torch.int32)]),
         labels=torch.cat([index.labels, labels]),
         paths=(*index.paths, *paths),
         parts=(*index.parts, part),
         class_names=known,
         roots=tuple(dict.fromkeys((*index.roots, root))) if root else index.roots,
-        next_id=index.next_id + len(rows),
+        next_id=index.next_id + count,
         texts=(*index.texts, *texts),
     )
-    searched = _in_memory(index)
-    if searched is not None:
-        searched.add(rows, ids)
-        larger = replace(larger, serialized=searched.serialize())
-    return _tidied(larger)
 
 
 def _in_memory(index: ImageIndex) -> FaissIndex | None:
@@ -101,23 +129,29 @@ def remove_images(index: ImageIndex, rows: Tensor) -> ImageIndex:
     """The index without these rows (r,); an approximate one is rebuilt only if its kind cannot remove (HNSW)."""
     keep = torch.ones(len(index), dtype=torch.bool)
     keep[rows] = False
-    smaller = replace(
-        index,
-        vectors=index.vectors[keep],
-        ids=index.ids[keep],
-        part=index.part[keep],
-        labels=index.labels[keep],
-        paths=tuple(path for path, kept in zip(index.paths, keep.tolist(), strict=True) if kept),
-        texts=tuple(compress(index.texts, keep.tolist())),
-    )
+    smaller = reduced(index, keep, index.vectors[keep])
     searched = _in_memory(index)
     if not len(smaller) or searched is None:
-        return _tidied(replace(smaller, serialized=index.serialized if len(smaller) else None))
+        return tidied(replace(smaller, serialized=index.serialized if len(smaller) else None))
     try:
         searched.remove(index.ids[~keep])
     except ValueError:
-        return _tidied(_rebuilt(smaller))
-    return _tidied(replace(smaller, serialized=searched.serialize()))
+        return tidied(_rebuilt(smaller))
+    return tidied(replace(smaller, serialized=searched.serialize()))
+
+
+def reduced(index: ImageIndex, keep: Tensor, vectors: Tensor) -> ImageIndex:
+    """The rows that are to be kept, (n,) bool, with their vectors; what faiss holds is as it was."""
+    kept = keep.tolist()
+    return replace(
+        index,
+        vectors=vectors,
+        ids=index.ids[keep],
+        part=index.part[keep],
+        labels=index.labels[keep],
+        paths=tuple(compress(index.paths, kept)),
+        texts=tuple(compress(index.texts, kept)),
+    )
 
 
 def move_parts(
@@ -136,9 +170,9 @@ def move_parts(
     vectors, parts = index.vectors.clone(), list(index.parts)
     for number, drift in drifts.items():
         rows = index.of_parts([number])
-        vectors[rows] = _prepared(index, drift(index.vectors[rows]), [index.paths[row] for row in rows.tolist()])
+        vectors[rows] = prepared(index, drift(index.vectors[rows]), [index.paths[row] for row in rows.tolist()])
         parts[number] = replace(parts[number], moved_to=to, maps=(*parts[number].maps, *maps))
-    return _tidied(_rebuilt(replace(index, vectors=vectors, parts=tuple(parts))))
+    return tidied(_rebuilt(replace(index, vectors=vectors, parts=tuple(parts))))
 
 
 def replace_vectors(index: ImageIndex, rows: Tensor, vectors: Tensor, part: Part) -> ImageIndex:
@@ -148,9 +182,9 @@ def replace_vectors(index: ImageIndex, rows: Tensor, vectors: Tensor, part: Part
         ValueError: if the dimension differs or a value is not finite.
     """
     stored, numbers = index.vectors.clone(), index.part.clone()
-    stored[rows] = _prepared(index, vectors, [index.paths[row] for row in rows.tolist()])
+    stored[rows] = prepared(index, vectors, [index.paths[row] for row in rows.tolist()])
     numbers[rows] = len(index.parts)
-    return _tidied(_rebuilt(replace(index, vectors=stored, part=numbers, parts=(*index.parts, part))))
+    return tidied(_rebuilt(replace(index, vectors=stored, part=numbers, parts=(*index.parts, part))))
 
 
 def all_replaced(index: ImageIndex, vectors: Tensor, settings: Settings, part: Part, *, run: str) -> ImageIndex:
@@ -191,13 +225,15 @@ def relocate_images(index: ImageIndex, rows: Tensor, root: str) -> ImageIndex:
     return replace(index, paths=tuple(paths), roots=tuple(dict.fromkeys((*index.roots, root))))
 
 
-def _prepared(index: ImageIndex, vectors: Tensor, paths: list[str]) -> Tensor:
+def prepared(index: ImageIndex, vectors: Tensor, paths: Sequence[str]) -> Tensor:
     """Raw vectors as they are stored."""
     check_rows(vectors, index.settings.dim, "vectors")
     rows = vectors.detach().to("cpu", torch.float32)
     bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"{len(bad)} vectors hold NaN or infinity, of: {listed([paths[row] for row in bad], most=3)}")
+        raise ValueError(
+            f"{len(bad)} vectors hold NaN or infinity, of: {listed([paths[int(row)] for row in bad], most=3)}"
+        )
     return unit(rows) if index.settings.normalize else rows
 
 
@@ -210,7 +246,7 @@ def _rebuilt(index: ImageIndex) -> ImageIndex:
     return replace(index, serialized=searched.serialize())
 
 
-def _tidied(index: ImageIndex) -> ImageIndex:
+def tidied(index: ImageIndex) -> ImageIndex:
     """Each part once, none without vectors; lists on the disk are of other vectors, and made anew."""
     used = index.part.unique().tolist()
     parts = tuple(dict.fromkeys(index.parts[number] for number in used))

@@ -114,8 +114,8 @@ class ImageIndex:
                 list_sizes=tensors.get("list_sizes"),
                 lists=tensors.get("lists"),
             )
-            if index.settings.on_disk:
-                index.searchable()
+            if index.settings.on_disk and len(index) and (index.lists is None or len(index.searchable()) != len(index)):
+                raise ValueError("its lists are missing, or of another number of vectors")
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
         return index
@@ -130,19 +130,12 @@ class ImageIndex:
             OSError: if it cannot be written, as when the disk is full; the old file is untouched.
             ValueError: if an index on the disk has fewer vectors than lists.
         """
-        tensors: dict[str, Tensor | Room] = {name: getattr(self, name) for name in _TENSORS}
+        tensors, source, listing = self._tensors(), blocks or self._blocks, None
         if blocks:
             tensors["vectors"] = Room(torch.float32, (len(self), self.settings.dim))
-        for name, value in (("index", self.serialized), ("list_sizes", self.list_sizes), ("lists", self.lists)):
-            if value is not None:
-                tensors[name] = value
-        if self.texts:
-            tensors["texts"] = strings_as_tensor(self.texts)
-        source, listing = blocks or self._blocks, None
         if self.settings.on_disk and len(self) and (blocks or self.lists is None):
             listing = self.settings.listing(source, len(self), self.serialized)
-            rooms = Room(torch.int64, (listing.num_lists,)), Room(torch.uint8, (listing.length,))
-            tensors |= {"index": listing.trained, "list_sizes": rooms[0], "lists": rooms[1]}
+            tensors |= listing.rooms()
 
         def fill(places: Mapping[str, Filled]) -> None:
             again = source
@@ -152,6 +145,12 @@ class ImageIndex:
                 places["list_sizes"].write(0, listing.fill(again, self.ids, places["lists"]))
 
         write_index_file(path, tensors, self.paths, self._header(), fill=fill)
+
+    def _tensors(self) -> dict[str, Tensor | Room]:
+        texts = strings_as_tensor(self.texts) if self.texts else None
+        known = {name: getattr(self, name) for name in _TENSORS}
+        known |= {"index": self.serialized, "list_sizes": self.list_sizes, "lists": self.lists, "texts": texts}
+        return {name: value for name, value in known.items() if value is not None}
 
     def _header(self) -> dict[str, Any]:
         settings = asdict(self.settings)

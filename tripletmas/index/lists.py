@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tripletmas.basics.mapped import release_large
 from tripletmas.basics.progress import told
+from tripletmas.basics.tensor_stream import Room
 from tripletmas.index import approximate, base
 
 _IDS = 8  # bytes of an id
@@ -66,8 +67,10 @@ class MappedLists:
     ):
         base.check_settings(dim, metric)
         self.dim, self.kind, self.metric, self.normalize = dim, kind, metric, normalize
+        if kind == "exact":
+            raise _without_lists(kind)
         empty = approximate.empty_index(dim, kind, metric)
-        _core_of(empty, kind)
+        expected = _core_of(empty, kind)
         approximate.set_efforts(empty, kind, {"nprobe": nprobe, "ef_search": None})
         self._size = 0
         if trained is None or sizes is None or content is None:
@@ -77,11 +80,9 @@ class MappedLists:
         approximate.set_efforts(self._index, kind, {"nprobe": nprobe, "ef_search": None})
         self._size = int(sizes.sum())
         self._entry = core.code_size + _IDS
-        if (
-            (self._index.d, core.nlist) != (dim, len(sizes))
-            or int(sizes.min()) < 0
-            or len(content) != self._size * self._entry
-        ):
+        about = [(type(each), each.metric_type, each.nlist, each.code_size) for each in (core, expected)]
+        fits = self._index.d == dim and about[0] == about[1] and len(sizes) == core.nlist and int(sizes.min()) >= 0
+        if not fits or len(content) != self._size * self._entry:
             raise ValueError(f"{len(sizes)} lists with {len(content)} bytes are not those of the index {kind!r}")
         _put_lists(core, self, self._sizes, self._content)
         for layer in approximate.layers(self._index):
@@ -168,6 +169,11 @@ class Listing:
         """Bytes of the content of the lists."""
         return self.count * (self.code_size + _IDS)
 
+    def rooms(self) -> dict[str, Tensor | Room]:
+        """What a file holds of it, by name: what it has learned, and room for the rest."""
+        sizes, content = Room(torch.int64, (self.num_lists,)), Room(torch.uint8, (self.length,))
+        return {"index": self.trained, "list_sizes": sizes, "lists": content}
+
     def fill(self, blocks: Callable[[], Iterator[Tensor]], ids: Tensor, content: Writable) -> Tensor:
         """Write the content of the lists; gives their sizes, (lists,) int64.
 
@@ -224,11 +230,15 @@ def _core_of(index: Any, kind: str) -> Any:
     *outer, core = approximate.layers(index)
     plain = type(core) in (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
     if not plain or not all(isinstance(each, faiss.IndexPreTransform) for each in outer):
-        raise ValueError(
-            f"an index on the disk has lists of vectors, plain or compressed (IVF4096,Flat, IVF4096,SQ8, "
-            f"OPQ16,IVF4096,PQ16), and the kind {kind!r} has none"
-        )
+        raise _without_lists(kind)
     return core
+
+
+def _without_lists(kind: str) -> ValueError:
+    return ValueError(
+        "an index on the disk has lists of vectors, plain or compressed (IVF4096,Flat, IVF4096,SQ8, "
+        f"OPQ16,IVF4096,PQ16), and the kind {kind!r} has none: choose such a --kind"
+    )
 
 
 def _read(trained: Tensor) -> Any:
