@@ -80,8 +80,7 @@ def find_table(connection: Any, place: Place) -> Table:
         [list(VECTORS), ["r", "p", "v", "m", "f"]],
     )
     tables = [_Found(*row) for row in rows]
-    by_name = {f"{each.schema}.{each.name}": each for each in tables}
-    by_name |= {each.name: each for each in tables if each.visible}
+    by_name = {f"{each.schema}.{each.name}": each for each in tables} | {each.shown: each for each in tables}
     known = sorted(each.shown for each in tables if each.has_vectors and each.is_table)
     name = place.need_collection(known)
     if name not in by_name:
@@ -122,6 +121,24 @@ def columns_of(connection: Any, oid: int) -> dict[str, Column]:
 def _id_column(connection: Any, place: Place, oid: int) -> Column:
     """The column that ?id= names, or the primary key."""
     columns = columns_of(connection, oid)
+    primary, unique = _keys(connection, oid, columns)
+    name = place.columns.get("id", primary[0] if len(primary) == 1 else "")
+    if name in unique and columns[name].type in _NUMBERS + _TEXTS:
+        return columns[name]
+    if not name:
+        wrong = f" has {f'the primary key {listed(primary)}' if primary else 'no primary key'}"
+    elif name not in columns:
+        wrong = f" has no column {name!r} of ids{suggestion(name, columns)}"
+    elif name not in unique:
+        wrong = f": the column {name!r} may be null or say the same twice"
+    else:
+        wrong = f": ids are numbers or texts, and the column {name!r} is {columns[name].declared}"
+    others = listed(unique) or "which there is none"
+    raise ValueError(f"{place}{wrong}: ?id=COLUMN names one that is unique and never null, of {others}")
+
+
+def _keys(connection: Any, oid: int, columns: dict[str, Column]) -> tuple[list[str], list[str]]:
+    """The columns of the primary key, and those that are unique and never null, each alone."""
     rows = connection.execute(
         "SELECT indisprimary, array_agg(attname::text) FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND"
         " attnum = ANY(indkey) WHERE indrelid = %s AND indisunique AND indisvalid AND indpred IS NULL AND indexprs IS"
@@ -129,21 +146,7 @@ def _id_column(connection: Any, place: Place, oid: int) -> Column:
         [oid],
     ).fetchall()
     primary = next((names for is_primary, names in rows if is_primary), [])
-    unique = [names[0] for _, names in rows if len(names) == 1 and columns[names[0]].required]
-    choice = f"?id=COLUMN names one that is unique and never null, of {listed(unique) or 'which there is none'}"
-    name = place.columns.get("id")
-    if name is None:
-        if len(primary) != 1:
-            has = f"the primary key {listed(primary)}" if primary else "no primary key"
-            raise ValueError(f"{place} has {has}: {choice}")
-        name = primary[0]
-    if name not in columns:
-        raise ValueError(f"{place} has no column {name!r} of ids{suggestion(name, columns)}: {choice}")
-    if name not in unique:
-        raise ValueError(f"{place}: the column {name!r} may be null or say the same twice: {choice}")
-    if columns[name].type not in _NUMBERS + _TEXTS:
-        raise ValueError(f"{place}: ids are numbers or texts, and the column {name!r} is {columns[name].declared}")
-    return columns[name]
+    return primary, [names[0] for _, names in rows if len(names) == 1 and columns[names[0]].required]
 
 
 def vector_fields(connection: Any, table: Table) -> dict[str, VectorField]:
