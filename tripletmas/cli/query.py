@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
 
 from jsonargparse import Namespace
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor
 
-from tripletmas.basics.files import atomic_write
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.asked import asked_images, asked_texts
-from tripletmas.cli.console import console, make_parser, open_run
+from tripletmas.cli.console import make_parser, open_run
+from tripletmas.cli.found import besides, tell
 from tripletmas.cli.outputs import check_output
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
@@ -30,6 +25,7 @@ from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.experiment import load_trained
 from tripletmas.runs.indexed import model_of, moves_back, refuse_collapsed, stale_vectors, ways_out
 from tripletmas.runs.models import RunModel, embed_images, embed_texts
+from tripletmas.stores.place import is_store
 
 _OF_RUN = "run"  # --move-queries without the name of a map
 _OF_INDEX = ("run", "allow-stale", "move-queries", "force", "csv", "min-score", "skip-unreadable")  # alone
@@ -41,7 +37,9 @@ def query(arguments: Sequence[str]) -> None:
     In place of the index, a run on facts finds the images of a fact, and the facts of an image.
     """
     parser = make_parser("query", query.__doc__, "--skip-unreadable", "--force", "--trust-code")
-    parser.add_argument("index", type=str, help="the index file, or the directory of a run on facts")
+    parser.add_argument(
+        "index", type=str, help="the index file, the directory of a run on facts, or a store: SCHEME://WHERE#COLLECTION"
+    )
     asks_besides = any(each.partition("=")[0] in ("--fact", "--csv") for each in arguments)
     parser.add_argument(
         "images",
@@ -80,6 +78,14 @@ def query(arguments: Sequence[str]) -> None:
         f"{', '.join(COMPENSATE)} (default: the run's own map, else linear; after gram auto); each part is searched "
         "exactly",
     )
+    parser.add_argument(
+        "--assume",
+        type=str,
+        default=None,
+        metavar="MODEL",
+        help="of a store that does not know what made its vectors: this did (a run, an exported folder, timm:NAME, "
+        "sentence-transformers:NAME); looked at on some of its pictures or texts, and noted in it",
+    )
     parser.add_argument("--html", type=str, default=None, metavar="FILE", help="also write a page with pictures there")
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the neighbours there")
     parser.add_argument(
@@ -96,6 +102,13 @@ def query(arguments: Sequence[str]) -> None:
     if options.column and not options.csv:
         raise ValueError("--column is for --csv")
     _check_outputs(options)
+    if is_store(options.index):
+        from tripletmas.cli.query_store import search_store  # and with it what loads models of all kinds
+
+        search_store(options)
+        return
+    if options.assume:
+        raise ValueError("--assume is for a store that notes nothing of its vectors: an index knows what made its own")
     (_ask if Path(options.index).is_dir() else _search)(options)
 
 
@@ -141,7 +154,7 @@ def _search(options: Namespace) -> None:
         rows = rows.masked_fill(scores < options.min_score, -1)
     what = "texts" if index.texts else "images"
     about = f"{options.index}: {len(index)} {what}, {model.run} after task {model.after_task}"
-    _tell(options, neighbours(index, names, scores, rows), notes, about=about, measure=_measure(index))
+    tell(options, neighbours(index, names, scores, rows), notes, about=about, measure=_measure(index))
 
 
 def _of_stale(index: ImageIndex, model: RunModel, options: Namespace) -> str:
@@ -180,7 +193,7 @@ def _moved_search(
     kind = None if options.move_queries == _OF_RUN else options.move_queries
     moves, choices = moves_back(index, model, kind, options.index)
     for task, choice in choices.items():
-        print(f"back over task {task}: {choice.sentence()}", file=_besides(options))
+        print(f"back over task {task}: {choice.sentence()}", file=besides(options))
     return index.search_parts({number: move(asked) for number, move in moves.items()}, k)
 
 
@@ -213,39 +226,7 @@ def _ask(options: Namespace) -> None:
         about += f": {len(gallery.names)} images"
     else:
         found = asking.facts_for(language, embedded, learned, options.images, options.k)
-    _tell(options, found, notes, about=about, measure="mean cosine of the fact's parts")
-
-
-def _tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, measure: str) -> None:
-    """Print what was found, and write it where the options say."""
-    for row in found.rows if options.jsonl != "-" else ():
-        console().print(_table(row, found.texts))
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    if options.jsonl:
-        _write_lines(options.jsonl, found)
-    if options.json:
-        content = {"index": options.index, "queries": [_plain(row, found.texts) for row in found.rows]}
-        _write(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    if options.html:
-        from tripletmas.report.grid import QUERY_PIXELS, query_page  # it takes a while, and few want a page
-
-        _write(options.html, query_page(found.with_files(QUERY_PIXELS), about=about, notes=notes, measure=measure))
-        print(f"page: {options.html}", file=_besides(options))
-
-
-def _write_lines(path: str, found: Grid) -> None:
-    """A line of JSON for each query; - is the standard output."""
-    lines = [json.dumps(_plain(row, found.texts), allow_nan=False) for row in found.rows]
-    if path == "-":
-        print("\n".join(lines))
-    else:
-        _write(path, "".join(f"{line}\n" for line in lines))
-
-
-def _besides(options: Namespace) -> TextIO:
-    """Where what is no result goes."""
-    return sys.stderr if options.jsonl == "-" else sys.stdout
+    tell(options, found, notes, about=about, measure="mean cosine of the fact's parts")
 
 
 def neighbours(index: ImageIndex, queries: Sequence[str], scores: Tensor, rows: Tensor) -> Grid:
@@ -270,40 +251,3 @@ def _measure(index: ImageIndex) -> str:
     if index.settings.metric == "l2":
         return "negative squared distance"
     return "cosine" if index.settings.normalize else "inner product"
-
-
-def _plain(row: Row, texts: Mapping[str, str]) -> dict[str, Any]:
-    """A row as JSON: ranks from 1; of an index each neighbour with its id."""
-    found = []
-    for rank, hit in enumerate(row.found[0], start=1):
-        number = {} if hit.id is None else {"id": hit.id}
-        text = {"text": texts[hit.name]} if hit.name in texts else {}
-        found.append({"rank": rank, "score": hit.score, "label": _label(hit), "path": hit.name, **number, **text})
-    return {"query": row.name, "neighbours": found}
-
-
-def _label(hit: Hit) -> str | None:
-    return hit.label if hit.right is None else f"{'✓' if hit.right else '✗'} {hit.label}"
-
-
-def _table(row: Row, texts: Mapping[str, str]) -> Table:
-    table = Table(title=row.name, title_justify="left", box=SIMPLE_HEAD)
-    if not row.found[0]:
-        # The title wraps at the table's width: a column as wide as the name keeps it on one line.
-        table.add_column("no match", min_width=min(len(row.name), 88))
-        return table
-    table.add_column("rank", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("label")
-    if texts:
-        table.add_column("text", overflow="fold")
-    table.add_column("path", overflow="fold")
-    for rank, hit in enumerate(row.found[0], start=1):
-        text = [" ".join(texts[hit.name].split())] if texts else []
-        table.add_row(str(rank), f"{hit.score:.6f}", _label(hit) or "", *text, hit.name)
-    return table
-
-
-def _write(path: str, text: str) -> None:
-    with atomic_write(path) as aside:
-        Path(aside).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -6,6 +6,7 @@ Shapes: n points, dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tripletmas.index.images import ImageIndex, Part, Settings
 from tripletmas.stores.identity import Identity, Notes, active_field, read_notes, write_notes
 from tripletmas.stores.store import ROWS, Store, VectorField, field_of
 
+_ROUNDING = 1e-5  # of a length
 VECTOR = "vector"  # what the vectors of a new collection are called
 
 
@@ -126,6 +128,8 @@ def pull_points(store: Store, *, kind: str = "exact") -> ImageIndex:
     part = Part(by or identity.model, max(identity.after_task, 0), identity.model, ("upgrade",) if by else ())
     names = [None if each is None else str(each) for each in labels]
     index = add_images(empty, vectors, paths, names, part, texts=texts)
+    if bool(((vectors.norm(dim=1) - 1).abs() < _ROUNDING).all()):
+        index = replace(index, vectors=vectors)  # scaled already: once more would change their bytes
     are_numbers = all(isinstance(each, int) and each >= 0 for each in ids)
     return with_ids(index, torch.tensor(ids, dtype=torch.int64)) if are_numbers else index
 

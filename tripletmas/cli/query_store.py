@@ -1,0 +1,116 @@
+"""The same command for a store: the nearest of its points, as the model that made their vectors sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import Namespace
+
+from tripletmas.cli.asked import asked_images, asked_texts
+from tripletmas.cli.found import tell
+from tripletmas.data.images import ImageFiles
+from tripletmas.data.tokens import Tokenizer
+from tripletmas.index.base import unit
+from tripletmas.index.images import Reading
+from tripletmas.objectives.grid import Grid, Hit, Row
+from tripletmas.runs.deployed import load_deployed
+from tripletmas.runs.models import RunModel, embed_images, embed_texts
+from tripletmas.runs.stored import assumed, model_of_store
+from tripletmas.stores.identity import Identity, active_field, read_notes, write_notes
+from tripletmas.stores.opening import opened
+from tripletmas.stores.store import Hit as Found
+from tripletmas.stores.store import Store
+
+_NOT_FOR_STORES = ("fact", "gallery", "after", "allow_stale", "move_queries", "force")
+_MEASURES = {"cosine": "cosine", "inner_product": "inner product", "l2": "negative squared distance"}
+
+
+def search_store(options: Namespace) -> None:
+    """Search a store."""
+    for name in _NOT_FOR_STORES:
+        if options[name] not in (None, False, []):
+            raise ValueError(f"--{name.replace('_', '-')} is not for a store, which is searched by the model it notes")
+    with opened(options.index) as store:
+        name, identity, model = _made_by(store, options)
+        names, vectors = _embedded(identity, model, options)
+        columns = _columns(store)
+        queries = unit(vectors) if identity.normalize else vectors
+        wanted = list(columns.values())
+        found = store.search(name, queries, options.k, metric=identity.compared_by, columns=wanted)
+        notes = []
+        if len(store) < options.k:
+            notes.append(f"the store holds {len(store)} points, fewer than the {options.k} that are asked for")
+        grid = _grid(names, found, columns, options.min_score, isinstance(identity.shown, Reading))
+        about = f"{store.place}: {len(store)} points, {model.run}"
+    tell(options, grid, notes, about=about, measure=_MEASURES[identity.compared_by])
+
+
+def _made_by(store: Store, options: Namespace) -> tuple[str, Identity, RunModel]:
+    """(the field to search, what made its vectors, that model)."""
+    notes = read_notes(store)
+    name = active_field(store, notes)
+    identity = notes.identities.get(name)
+    if options.assume:
+        if identity is not None:
+            raise ValueError(f"{store.place} knows what made its vectors, {identity.source}: leave --assume out")
+        model = load_deployed(options.assume, device=options.device)
+        identity = assumed(store, name, model)
+        write_notes(store, notes.with_identity(name, identity))
+        print(f"{store.place}: {options.assume} made its vectors, as a look at some showed; noted in it")
+        return name, identity, model
+    if identity is None:
+        raise ValueError(
+            f"{store.place} does not say what made its vectors, and those of another model would find nothing: "
+            "--assume MODEL notes it, after a look at some of its pictures or texts"
+        )
+    return (
+        name,
+        identity,
+        model_of_store(store, identity, options.run, device=options.device, trust_code=options.trust_code),
+    )
+
+
+def _embedded(identity: Identity, model: RunModel, options: Namespace) -> tuple[list[str], Any]:
+    """(what is asked with, their raw vectors)."""
+    shown = identity.shown
+    if isinstance(model.shown, Tokenizer) or isinstance(shown, Reading):
+        names = asked_texts(options.images, options.csv, options.column or "text")
+        return names, embed_texts(model, names)
+    names = asked_images(options.images, options.csv, options.column or "path")
+    skip, option = options.skip_unreadable, "--skip-unreadable" if len(names) > 1 else None
+    images = ImageFiles.at(names, model.prepared)
+    vectors, kept = embed_images(model, images, invert=shown.invert, skip_unreadable=skip, option=option)
+    return [names[position] for position in kept], vectors
+
+
+def _columns(store: Store) -> dict[str, str]:
+    """ "path", "label", "text" -> the column of the store that has it, where one does."""
+    known = store.columns()
+    named = {what: store.place.column(what, what) for what in ("path", "label", "text")}
+    return {what: name for what, name in named.items() if name in known or what in store.place.columns}
+
+
+def _grid(
+    names: Sequence[str],
+    found: Sequence[Sequence[Found]],
+    columns: dict[str, str],
+    least: float | None,
+    of_texts: bool,
+) -> Grid:
+    """What each of these finds; a point without a path is called by its id."""
+    rows, texts = [], {}
+    for name, hits in zip(names, found, strict=True):
+        kept = [hit for hit in hits if least is None or hit.score >= least]
+        of = [{what: hit.columns.get(column) for what, column in columns.items()} for hit in kept]
+        called = [str(each.get("path") or hit.id) for hit, each in zip(kept, of, strict=True)]
+        labels = [None if each.get("label") is None else str(each["label"]) for each in of]
+        texts |= {which: str(each["text"]) for which, each in zip(called, of, strict=True) if each.get("text")}
+        shown = zip(called, kept, labels, strict=True)
+        rows.append(Row(name, (tuple(Hit(which, hit.score, label, id=hit.id) for which, hit, label in shown),)))
+    if of_texts:
+        return Grid(
+            ("",), tuple(rows), texts={hit.name: texts.get(hit.name, "") for row in rows for hit in row.found[0]}
+        )
+    pictures = (each for row in rows for each in (row.name, *(hit.name for hit in row.found[0])))
+    return Grid(("",), tuple(rows), pictures=dict.fromkeys(pictures))
