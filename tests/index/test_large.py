@@ -19,7 +19,8 @@ from torch import Tensor
 from tripletmas.basics import mapped
 from tripletmas.index import file as index_file
 from tripletmas.index import lists, streamed
-from tripletmas.index.changes import add_images, move_parts, remove_images, replace_vectors
+from tripletmas.index.changes import add_images, all_replaced, move_parts, remove_images, replace_vectors, with_ids
+from tripletmas.index.exact import ExactIndex
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform
 from tripletmas.index.streamed import Streamed
 
@@ -240,6 +241,15 @@ def test_images_that_are_embedded_anew_are_found(tmp_path):
     assert after.search(drawn(20, 9), 1)[1].flatten().tolist() == list(range(20))
 
 
+def test_other_vectors_and_other_ids_make_other_lists(tmp_path):
+    index = opened(grown(LISTS), tmp_path / "i")
+    other = all_replaced(index, drawn(COUNT + 50, 9), LISTS, NEW, run="runs/new")
+    numbered = with_ids(index, index.ids * 3 + 1)
+    for each, asked in ((other, drawn(30, 9)), (numbered, index.vectors[:30])):
+        for found in (each, opened(each, tmp_path / "j")):
+            assert found.search(asked, 1)[1].flatten().tolist() == list(range(30))
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
@@ -276,6 +286,34 @@ def test_what_faiss_holds_in_memory_does_not_come_in_blocks():
     index = grown(replace(LISTS, on_disk=False))
     with pytest.raises(ValueError, match="faiss holds an index of kind 'IVF8,Flat' in memory"):
         streamed.removed(index, torch.tensor([1]))
+
+
+# --- exact, and larger than what may stay in memory
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("metric", ["inner_product", "l2"])
+def test_an_exact_search_of_a_large_file_finds_the_same(metric, backend, tmp_path, monkeypatch):
+    """Also where many vectors are equal, which needs all stages of the search."""
+    vectors = torch.cat([drawn(300), drawn(1, 8).expand(200, DIM), drawn(100, 9)]).contiguous()
+    settings = replace(EXACT, normalize=False, metric=metric)
+    empty = ImageIndex.empty(settings)
+    index = opened(add_images(empty, vectors, names(600), [None] * 600, OLD), tmp_path / "i")
+    asked = torch.cat([drawn(20, 5), vectors[:3], vectors[300:303]])
+    here = ExactIndex.over(vectors, metric=metric, normalize=False, backend=backend)
+    expected = [here.search(asked, k) for k in (1, 7, 150, 600)]
+    ranks = here.rank(asked, torch.arange(26) * 20)
+    monkeypatch.setattr(mapped, "LARGE", 10_000)
+    given_back = []
+    release = mapped.release
+    monkeypatch.setattr(mapped, "release", lambda tensor: (given_back.append(len(tensor)), release(tensor)))
+    there = ExactIndex.over(index.vectors, metric=metric, normalize=False, backend=backend)
+    for k, (scores, positions) in zip((1, 7, 150, 600), expected, strict=True):
+        found, where = there.search(asked, k)
+        assert torch.equal(where, positions)
+        torch.testing.assert_close(found, scores)
+    assert torch.equal(there.rank(asked, torch.arange(26) * 20), ranks)
+    assert len(given_back) > 10
 
 
 # --- damage

@@ -150,10 +150,9 @@ def release(tensor: Tensor) -> None:
         content.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def release_large(tensor: Tensor) -> None:
-    """The same for what is larger than a gigabyte: what is smaller may as well stay."""
-    if tensor.numel() * tensor.element_size() > LARGE:
-        release(tensor)
+def is_large(tensor: Tensor) -> bool:
+    """Whether a tensor is mapped, and larger than a gigabyte: of what is smaller, all that was read may stay."""
+    return tensor.numel() * tensor.element_size() > LARGE and is_mapped(tensor)
 
 
 def blocks(tensor: Tensor, rows: int | None = None) -> Iterator[Tensor]:

@@ -197,7 +197,7 @@ def all_replaced(index: ImageIndex, vectors: Tensor, settings: Settings, part: P
         ValueError: if the dimension differs or a value is not finite.
     """
     other = replace(index, settings=settings, run=run, parts=(part,), part=torch.zeros_like(index.part))
-    return _rebuilt(replace(other, vectors=_prepared(other, vectors, list(index.paths))))
+    return _rebuilt(replace(other, vectors=prepared(other, vectors, list(index.paths))))
 
 
 def with_ids(index: ImageIndex, ids: Tensor) -> ImageIndex:
@@ -239,9 +239,10 @@ def prepared(index: ImageIndex, vectors: Tensor, paths: Sequence[str]) -> Tensor
 
 def _rebuilt(index: ImageIndex) -> ImageIndex:
     """With what faiss holds made anew from the vectors; an index that is trained is trained on them."""
-    searched = _in_memory(replace(index, serialized=None))
+    index = replace(index, serialized=None, list_sizes=None, lists=None)
+    searched = _in_memory(index)
     if not len(index) or searched is None:
-        return replace(index, serialized=None)
+        return index
     searched.add(index.vectors, index.ids)
     return replace(index, serialized=searched.serialize())
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tripletmas.basics.mapped import release_large
+from tripletmas.basics.mapped import is_large, release
 from tripletmas.basics.progress import told
 from tripletmas.basics.tensor_stream import Room
 from tripletmas.index import approximate, base
@@ -115,7 +115,8 @@ class MappedLists:
         def best(block: Tensor, found: int) -> tuple[Tensor, Tensor]:
             with approximate.clean_errors(f"the index {self.kind!r} cannot search"):
                 scores, ids = map(torch.from_numpy, self._index.search(block.numpy(), found))
-            release_large(self._content)
+            if is_large(self._content):
+                release(self._content)
             return (-scores if self.metric == "l2" else scores).masked_fill(ids < 0, -torch.inf), ids
 
         return base.search_in_blocks(self, queries, k, best)

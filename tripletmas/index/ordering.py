@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tripletmas.basics import mapped
 from tripletmas.index import ties
 from tripletmas.index.base import import_faiss
 
@@ -26,12 +27,24 @@ Nearest = Callable[[Tensor, Tensor, int, str], tuple[Tensor, Tensor]]
 _DEEPER = 8  # how many times as deep the second search is
 _DENSE = 4  # from a quarter of the gallery on, all of it is compared in float64
 _CELLS = 2**22  # (query, vector) cells of one product of matrices: 16 MB in float32, 32 MB in float64
+_MOST_CELLS = 2**25  # in float64 at any time: 256 MB
 _FEWEST = 32  # queries at once: the gallery is converted to float64 for each block
 _MANY = 512  # vectors level with one, on average a query, from which on float64 sorts out first
 
 
 def nearest_by_faiss(queries: Tensor, vectors: Tensor, m: int, metric: str) -> tuple[Tensor, Tensor]:
     """By faiss.knn, which reads the vectors where they are: nothing is copied."""
+    if not mapped.is_large(vectors):
+        return _by_knn(queries, vectors, m, metric)
+    best, start = _none(queries), 0
+    for block in mapped.blocks(vectors):
+        found, where = _by_knn(queries, block, min(m, len(block)), metric)
+        best = _merged(best, (found, where + start), m)
+        start += len(block)
+    return best
+
+
+def _by_knn(queries: Tensor, vectors: Tensor, m: int, metric: str) -> tuple[Tensor, Tensor]:
     faiss = import_faiss("the backend 'faiss'")
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     scores, positions = faiss.knn(queries.numpy(), vectors.numpy(), m, kind)
@@ -42,17 +55,28 @@ def nearest_by_faiss(queries: Tensor, vectors: Tensor, m: int, metric: str) -> t
 def nearest_by_torch(queries: Tensor, vectors: Tensor, m: int, metric: str) -> tuple[Tensor, Tensor]:
     """By products of blocks of the gallery, of which only the m best are kept."""
     queries = queries.to(vectors.device)
-    scores = torch.empty(len(queries), 0, device=vectors.device)
-    positions = torch.empty(len(queries), 0, dtype=torch.int64, device=vectors.device)
+    nearest, large = _none(queries), mapped.is_large(vectors)
     step = max(_CELLS // max(len(queries), 1), m, 1024)
     for start in range(0, len(vectors), step):
         block = block_scores(queries, vectors[start : start + step], metric)
+        if large:
+            mapped.release(vectors[start : start + step])
         best = block.topk(min(m, block.shape[1]), dim=1)
-        scores = torch.cat([scores, best.values], dim=1)
-        positions = torch.cat([positions, best.indices + start], dim=1)
-        best = scores.topk(min(m, scores.shape[1]), dim=1)
-        scores, positions = best.values, positions.gather(1, best.indices)
-    return scores.cpu(), positions.cpu()
+        nearest = _merged(nearest, (best.values, best.indices + start), m)
+    return nearest[0].cpu(), nearest[1].cpu()
+
+
+def _none(queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a search that has not begun: scores and positions (r, 0)."""
+    scores = torch.empty(len(queries), 0, device=queries.device)
+    return scores, torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+
+
+def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], m: int) -> tuple[Tensor, Tensor]:
+    """The m best of two ranked lists for each query."""
+    scores, positions = (torch.cat(each, dim=1) for each in zip(one, other, strict=True))
+    best = scores.topk(min(m, scores.shape[1]), dim=1)
+    return best.values, positions.gather(1, best.indices)
 
 
 def block_scores(queries: Tensor, vectors: Tensor, metric: str) -> Tensor:
@@ -70,6 +94,7 @@ class Gallery:
 
     def __init__(self, vectors: Tensor, metric: str, nearest: Nearest):
         self._vectors, self._metric, self._nearest = vectors, metric, nearest
+        self._is_large = mapped.is_large(vectors)
 
     def best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k <= g best: scores (r, k) float32 and positions (r, k)."""
@@ -89,6 +114,8 @@ class Gallery:
         if self._metric == "l2":  # near vectors cancel: what is small against the rounding is computed again
             small = scores > -128 * bound[:, None]
             scores[small] = self.exact(queries, small.nonzero()[:, 0], positions[small]).float()
+        if self._is_large:
+            mapped.release(self._vectors)
         return scores, positions
 
     def rank(self, queries: Tensor, positions: Tensor) -> Tensor:
@@ -125,7 +152,8 @@ class Gallery:
         queries = queries[first]
         size, m = len(self._vectors), min(len(self._vectors), k + max(4, k // 8))
         found, where = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
-        for rows in torch.arange(len(queries)).split(max(_CELLS // size, _FEWEST)):
+        at_once = max(_CELLS // size, min(_FEWEST, _MOST_CELLS // size), 1)
+        for rows in torch.arange(len(queries)).split(at_once):
             block = queries[rows]
             bound = self._bound(_lengths(block), ties.FLOAT64)
             everything = torch.cat([part for _, part in self._blocks(block, torch.float64)], dim=1)
@@ -159,6 +187,8 @@ class Gallery:
             vectors = self._vectors[start : start + step]
             vectors = vectors if dtype == torch.float32 else vectors.cpu().to(dtype)
             yield start, block_scores(queries.to(vectors.device, dtype), vectors, self._metric).cpu()
+            if self._is_large:
+                mapped.release(self._vectors[start : start + step])
 
     def _exact_with_duplicates(self, queries: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """As `exact`; vectors that equal each other are computed once."""
@@ -177,7 +207,7 @@ class Gallery:
     def _longest(self) -> float:
         """Length of the longest vector."""
         step = max(_CELLS // self._vectors.shape[1], 1)
-        return max(float(_lengths(block.cpu()).max()) for block in self._vectors.split(step))
+        return max(float(_lengths(block.cpu()).max()) for block in mapped.blocks(self._vectors, step))
 
     def _bound(self, lengths: Tensor, unit_of_rounding: float) -> Tensor:
         """How far the score of a query of each of these lengths (r,) may be off."""
