@@ -326,6 +326,22 @@ def test_a_shard_that_has_an_index_gets_a_second_vector(tmp_path):
         assert torch.equal(next(store.scan("unnamed")).vectors, vectors)
 
 
+def test_a_shard_on_a_full_disk_is_not_written_to(tmp_path, monkeypatch):
+    """The engine would not raise: it maps its files, and a page without room ends the process (SIGBUS)."""
+    url = f"qdrant-edge://{tmp_path}/base#points"
+    put(url, [1, 2], [{}, {}])
+    monkeypatch.setattr("tripletmas.stores.qdrant_edge._SPARE", 1 << 70)
+    with opened(url) as store:
+        for write in (
+            lambda: store.write("vector", [1], torch.ones(1, 2)),
+            lambda: store.add_field(VectorField("second", 2, "cosine")),
+        ):
+            with pytest.raises(ValueError, match="MB are left on its disk: make room"):
+                write()
+        assert torch.allclose(next(store.scan("vector")).vectors, UNIT[:2])
+        assert list(store.fields()) == ["vector"]
+
+
 WRITER = """
 import os, sys, torch
 from tripletmas.stores.opening import opened

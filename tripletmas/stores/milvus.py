@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,7 +173,7 @@ class MilvusStore:
         beside = {} if own else table.of(ids, [table.key, field])
         none = [float("nan")] * table.vectors[field]
         vectors = [row[field] if own else beside.get(row[self._table.key], {}).get(field, none) for row in rows]
-        found = torch.tensor(vectors, dtype=torch.float32).view(-1, table.vectors[field])
+        found = torch.from_numpy(np.array(vectors, np.float32)).view(-1, table.vectors[field])
         about = copy_of(table)
         if about is not None and about.made:  # there, zeros stand for no vector
             found[(found == 0).all(dim=1)] = float("nan")
@@ -255,7 +256,7 @@ class MilvusStore:
         table, field, own = self._of(name)
         new = VectorField(name, table.vectors[field])
         given = dict(zip(ids, check_vectors(new, ids, vectors, self.place).tolist(), strict=True))
-        outputs = [self._table.key] if own else ["*"]
+        outputs = [self._table.key] if own else self._table.all_but(field)
         rows = self._table.of(list(given), outputs)
         table.upsert([{**row, field: given[key]} for key, row in rows.items()], partial=own)
 

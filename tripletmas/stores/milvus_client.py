@@ -192,6 +192,10 @@ class Table:
         """To make another one like it."""
         return CollectionSchema.construct_from_dict(self.about)
 
+    def all_but(self, name: str) -> list[str]:
+        """To ask for all of a row but one field."""
+        return [each for each in self.types if each != name] + ["$meta"] * self.dynamic
+
     def fits(self, key: Id) -> bool:
         """Whether it can be an id here."""
         return isinstance(key, str) if self.texts else isinstance(key, int) and -(2**63) <= key < 2**63

@@ -118,7 +118,7 @@ def follow(table: Table, copy: Table, base: str) -> None:
     A point without a vector in the copy gets zeros, for Milvus has no point without one.
     """
     zeros = [0.0] * copy.vectors[base]
-    for rows in table.pages(["*"]):
+    for rows in table.pages(table.all_but(base)):
         have = copy.of([row[table.key] for row in rows], ["*"])
         changed = []
         for row in rows:

@@ -251,5 +251,5 @@ def _id(given: Any) -> Id:
 
 
 def _point(record: Any, name: str) -> Point:
-    vector = record.vector.get(name) if isinstance(record.vector, Mapping) else record.vector
+    vector = record.vector.get(name) if isinstance(record.vector, dict) else record.vector
     return Point(_id(record.id), vector, record.payload or {})

@@ -5,6 +5,7 @@ A second vector is a named vector, added in place. A shard has no metadata: what
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ except ModuleNotFoundError:
 
 _NOTES = "tripletmas.json"
 _CONFIG = "edge_config.json"
+_SPARE = 128 << 20  # bytes of a disk that stay free: its log alone is made of files of 32 MB
 _DISTANCES = {COSINE: edge.Distance.Cosine, INNER_PRODUCT: edge.Distance.Dot, L2: edge.Distance.Euclid}
 _METRICS = {"Cosine": COSINE, "Dot": INNER_PRODUCT, "Euclid": L2}
 
@@ -165,6 +167,11 @@ class ShardPoints:
         self._update(edge.UpdateOperation.delete_vector_name(name))
 
     def _update(self, operation: edge.UpdateOperation) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < _SPARE:  # its files are mapped: without room for a page the system ends the process
+            raise ValueError(
+                f"{self._place}: {free >> 20} MB are left on its disk: make room, {_SPARE >> 20} MB at least"
+            )
         with _told(self._place):
             self._shard.update(operation)
             self._shard.flush()  # its log outlives the process, not a power cut
@@ -190,5 +197,6 @@ def _id(given: Any) -> Id:
 
 
 def _point(record: Any, name: str) -> Point:
-    vector = record.vector.get(name) if isinstance(record.vector, Mapping) else record.vector
+    vector = record.vector  # once: the engine makes a new list each time
+    vector = vector.get(name) if isinstance(vector, dict) else vector
     return Point(_id(record.id), vector, record.payload or {})

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, final
 from uuid import UUID
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -268,7 +269,8 @@ class QdrantStore:
 
     def _block(self, points: list[Point], found: VectorField, columns: Sequence[str]) -> Block:
         none = [float("nan")] * found.dim
-        rows = torch.tensor([each.vector or none for each in points], dtype=torch.float32).view(-1, found.dim)
+        # NumPy reads lists of numbers several times faster than torch
+        rows = torch.from_numpy(np.array([each.vector or none for each in points], np.float32)).view(-1, found.dim)
         if found.metric == COSINE:
             rows = _unit(rows)
         picked = [_picked(each.payload, columns) for each in points]
