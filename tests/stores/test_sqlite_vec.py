@@ -93,7 +93,6 @@ def test_a_switch_takes_along_what_changed_meanwhile(url, user):
         upgraded(store)
         user.execute("UPDATE points SET label = 'new', path = 'q.jpg' WHERE id = 3")
         user.execute("DELETE FROM points WHERE id IN (4, 5)")
-        more = "INSERT INTO points (id, v, label, shop, stock, price, path) VALUES (?, ?, ?, ?, ?, ?, ?)"
         for row in ((50, blob(9, 9, 9), "l", "s", 1, 2.0, "p"), (5, blob(9, 9, 9), "l", "z", 1, 2.0, None)):
             user.execute(
                 "INSERT INTO points (id, v, label, shop, stock, price, path) VALUES (?, ?, ?, ?, ?, ?, ?)", row
