@@ -162,7 +162,7 @@ def test_stale_vectors_are_refused_searched_or_moved_to(stale, made, served, tmp
         ("/query?k=2&k=3", {"json": {"id": 1}}, 422, "k is given 2 times"),
         ("/query?kk=2", {"json": {"id": 1}}, 422, "no parameter 'kk' .*did you mean 'k'"),
         ("/query?min_score=nan", {"json": {"id": 1}}, 422, "min_score must be a number, got 'nan'"),
-        ("/query?label=mugg", {"json": {"id": 1}}, 422, "nothing in .* has the label 'mugg' .*did you mean 'mug'"),
+        ("/query?label=mugg", {"json": {"id": 1}}, 404, "nothing in .* has the label 'mugg' .*did you mean 'mug'"),
         ("/query?label=", {"json": {"id": 1}}, 422, "label must have between"),
         ("/query", {"json": {"id": 99}}, 404, "nothing in .* has the id 99"),
         ("/query", {"json": {"id": -1}}, 404, "has the id -1"),
@@ -389,7 +389,7 @@ def test_a_changed_index_is_served_and_a_broken_one_is_not(made, served, shop):
         assert editions.renew()
         info = client.get("/info").json()
         assert (info["edition"], info["vectors"], info["trouble"]) == (2, 18, "")
-        refused(client.post("/query?label=mug", json={"id": 1}), 422, "has the label 'mug'")
+        refused(client.post("/query?label=mug", json={"id": 1}), 404, "has the label 'mug'")
         path.write_bytes(whole[: len(whole) // 2])
         assert editions.renew()
         assert not editions.renew()  # one look at each broken file

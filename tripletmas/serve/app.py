@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from tripletmas.basics.version import __version__
 from tripletmas.serve.edition import Edition, Editions, Source
-from tripletmas.serve.gallery import Item, Neighbour, Refusal
+from tripletmas.serve.gallery import Facts, Item, Neighbour, Refusal
 from tripletmas.serve.guard import LOOPBACK, Guard, check_origin
 from tripletmas.serve.openapi import document
 from tripletmas.serve.questions import check_parameters, questions_of, wanted_of
@@ -99,7 +99,8 @@ class _Addresses:
     async def info(self, request: Request) -> Response:
         """What is served, and by which model."""
         check_parameters(request.query_params, ())
-        return _Json(info_of(self._serving.editions, self._serving.limits))
+        facts = await self._serving.facts()
+        return _Json(info_of(self._serving.editions, facts, self._serving.limits))
 
     async def openapi(self, request: Request) -> Response:
         """The description of these addresses."""
@@ -129,18 +130,17 @@ class _Addresses:
     async def thumbnail(self, request: Request) -> Response:
         """A small picture of what has an id."""
         check_parameters(request.query_params, ())
-        item = self._serving.editions.now.gallery.item(request.path_params["id"])
-        tag, content = await self._serving.thumbnail(item, request.headers.get("if-none-match"))
+        edition, id = self._serving.editions.now, request.path_params["id"]
+        tag, content = await self._serving.thumbnail(edition, id, request.headers.get("if-none-match"))
         headers = {"etag": tag, "cache-control": "private, max-age=60"}
         if content is None:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type="image/webp", headers=headers)
 
 
-def info_of(editions: Editions, limits: Limits) -> dict[str, Any]:
+def info_of(editions: Editions, facts: Facts, limits: Limits) -> dict[str, Any]:
     """What `/info` answers."""
     now, model = editions.now, editions.now.encoder.model
-    facts = now.facts
     return {
         "version": __version__,
         "gallery": facts.name,
@@ -159,6 +159,7 @@ def info_of(editions: Editions, limits: Limits) -> dict[str, Any]:
         },
         "stale": {"vectors": facts.stale, "share": facts.stale / max(facts.size, 1)},
         "note": facts.note,
+        "filters": ["label"] if facts.filters else [],
         "num_labels": len(facts.labels),
         "labels": [{"label": label, "count": facts.labels[label]} for label in sorted(facts.labels)[:_MOST_LABELS]],
         "edition": now.number,

@@ -63,6 +63,7 @@ class Facts:
         measure: what the scores are.
         stale: how many vectors are of another model than the one that embeds the queries.
         labels: how many items have each label; {} where the gallery does not tell.
+        filters: whether neighbours of one label can be asked for.
         note: what a reader has to know of what is found; "" for nothing.
         more: whatever else is known of it.
     """
@@ -75,6 +76,7 @@ class Facts:
     measure: str
     stale: int = 0
     labels: Mapping[str, int] = field(default_factory=dict)
+    filters: bool = True
     note: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
 

@@ -132,6 +132,7 @@ class IndexGallery:
             measure=measure,
             stale=self._stale,
             labels=self._label_counts,
+            filters=bool(self._label_counts),
             note=self._note,
             more={"kind": s.kind},
         )
@@ -140,7 +141,7 @@ class IndexGallery:
         """See `Gallery.search`. Those of one label, and of parts that queries are moved to, are searched exactly."""
         if wanted.label is not None and wanted.label not in self._label_counts:
             near = suggestion(wanted.label, self._label_counts)
-            raise Refusal(422, f"nothing in {self._path} has the label {wanted.label!r}{near}")
+            raise Refusal(404, f"nothing in {self._path} has the label {wanted.label!r}{near}")
         k = min(wanted.k, len(self._index))
         scores, rows = self._nearest(vectors, wanted.label, k)
         return [

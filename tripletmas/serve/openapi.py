@@ -16,7 +16,7 @@ _SENTENCES = {
     400: "The body is empty, or not what its content type says.",
     401: "The token is missing, or another.",
     403: "The host, or the origin, is not allowed.",
-    404: "Nothing has this id, or its file is gone.",
+    404: "Nothing has this id, or this label, or the file is gone.",
     408: "The body did not arrive in time.",
     413: "The body, or a text in it, is too large.",
     415: "The content type is none that is taken.",
@@ -63,6 +63,8 @@ def _query(limits: Limits, *, texts: bool) -> Schema:
     form = {"text": _list(_TEXT)} if texts else {"image": _list({**image, "contentEncoding": "binary"})}
     kinds = {"application/json": {"schema": {"oneOf": one_of}}}
     kinds["multipart/form-data"] = {"schema": _object(form, *form)}
+    if not texts:
+        kinds["multipart/form-data"]["encoding"] = {"image": {"contentType": ", ".join(IMAGE_TYPES)}}
     if not texts:
         kinds |= {kind: {"schema": image} for kind in (*IMAGE_TYPES, RAW)}
     number, whole = {"type": "number"}, {"type": "integer", "minimum": 1, "maximum": MOST_K, "default": 10}
@@ -150,6 +152,7 @@ def _schemas() -> Schema:
         "model": _object(model, *model),
         "stale": _object({"vectors": whole, "share": number}, "vectors", "share"),
         "note": text,
+        "filters": {"type": "array", "items": {"enum": ["label"]}},
         "num_labels": whole,
         "labels": {"type": "array", "items": label},
         "edition": whole,

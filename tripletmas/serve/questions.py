@@ -150,7 +150,7 @@ def _id(value: object) -> Question:
     if isinstance(value, bool) or not isinstance(value, int | str) or len(str(value)) > MOST_LABEL:
         raise Refusal(422, "an id must be a whole number or a string, as the neighbours have it")
     if isinstance(value, str) and not value.isprintable():
-        raise Refusal(422, "an id holds control characters")
+        raise Refusal(404, "nothing has an id with control characters")
     return Question(f"id {value}", id=value)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tripletmas.serve.batches import Batches, finite
 from tripletmas.serve.edition import Edition, Editions
 from tripletmas.serve.encoder import Sample
-from tripletmas.serve.gallery import Item, Neighbour, Refusal, Wanted
+from tripletmas.serve.gallery import Facts, Gallery, Item, Neighbour, Refusal, Wanted
 from tripletmas.serve.questions import Question
 from tripletmas.serve.thumbnails import Thumbnails
 
@@ -106,6 +106,10 @@ class Serving:
         finally:
             self._taken[what] -= own
 
+    async def facts(self) -> Facts:
+        """What is told of the gallery now."""
+        return await self._in_thread(self.editions.now.gallery.facts)
+
     async def answers(self, edition: Edition, questions: Sequence[Question], wanted: Wanted) -> list[Answer]:
         """The neighbours of each of the questions; what an id names is not among its own.
 
@@ -113,8 +117,7 @@ class Serving:
             Refusal: naming what cannot be read or is not there; if the gallery holds texts and images come, or the
                 other way round.
         """
-        items = [None if each.id is None else edition.gallery.item(str(each.id)) for each in questions]
-        known = [item and edition.gallery.vector(item) for item in items]
+        items, known = await self._in_thread(_looked_up, edition.gallery, questions)
         samples = await asyncio.gather(
             *(
                 self._sample(edition, question, item)
@@ -134,16 +137,17 @@ class Serving:
             for question, item, own in zip(questions, items, near, strict=True)
         ]
 
-    async def thumbnail(self, item: Item, known: str | None) -> tuple[str, bytes | None]:
-        """(its tag, its picture) of an image of the gallery; None where `known` is that tag.
+    async def thumbnail(self, edition: Edition, id: str, known: str | None) -> tuple[str, bytes | None]:
+        """(its tag, its picture) of what has an id in the gallery; None where `known` is that tag.
 
         Raises:
-            Refusal: where it has no picture.
+            Refusal: where nothing has it, or it has no picture.
         """
-        if item.path is None or item.text is not None:
-            raise Refusal(404, "what has this id has no picture")
         with self.room("thumbnails") as take:
             take(1)
+            item = await self._in_thread(edition.gallery.item, id)
+            if item.path is None or edition.encoder.of_texts:
+                raise Refusal(404, "what has this id has no picture")
             tag = await self._in_thread(self._thumbnails.tag, item.path)
             if tag == known:
                 return tag, None
@@ -180,3 +184,11 @@ class Serving:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="serving")
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def _looked_up(
+    gallery: Gallery, questions: Sequence[Question]
+) -> tuple[list[Item | None], list[Tensor | None]]:
+    """What the ids among the questions name, and the vectors of these; None for other questions."""
+    items = [None if each.id is None else gallery.item(str(each.id)) for each in questions]
+    return items, [item and gallery.vector(item) for item in items]

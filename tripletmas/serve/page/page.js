@@ -280,7 +280,7 @@ async function start() {
   const name = info.gallery.split("/").at(-1).replace(/\.index$/, "");
   document.title = `${name} · tripletmas`;
   at("title").textContent = name;
-  const facts = [counted(info.vectors, info.holds), counted(info.num_labels, "labels"), `model ${info.model.hash.slice(0, 12)}`, ...(info.model.after_task >= 0 ? [`after task ${info.model.after_task}`] : []), `edition ${info.edition}`];
+  const facts = [counted(info.vectors, info.holds), ...(info.num_labels ? [counted(info.num_labels, "labels")] : []), `model ${info.model.hash.slice(0, 12)}`, ...(info.model.after_task >= 0 ? [`after task ${info.model.after_task}`] : []), `edition ${info.edition}`];
   at("about").replaceChildren(...facts.map((text) => made("span", { text })));
   at("version").textContent = `tripletmas ${info.version}`;
   told("note", info.note);
@@ -290,7 +290,7 @@ async function start() {
   at("photo-form").hidden = ofTexts;
   at("text-form").hidden = !ofTexts;
   at("controls").hidden = false;
-  at("label").parentElement.hidden = !info.num_labels;
+  at("label").parentElement.hidden = !info.filters.length;
   fail("");
   obey();
   await search();

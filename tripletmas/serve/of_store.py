@@ -1,0 +1,228 @@
+"""A vector store of the user's as a gallery that is served, and the model that made its vectors.
+
+Shapes: q queries, dim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tripletmas.basics.sentences import listed
+from tripletmas.data.tokens import Tokenizer
+from tripletmas.index.base import unit
+from tripletmas.index.images import Reading, Transform
+from tripletmas.runs import trust
+from tripletmas.runs.deployed import load_deployed
+from tripletmas.runs.directory import RunDirectory, is_run
+from tripletmas.runs.models import RunModel, transform_of
+from tripletmas.serve.encoder import Encoder
+from tripletmas.serve.gallery import Facts, Id, Item, Neighbour, Refusal, Wanted
+from tripletmas.stores.identity import Identity, active_field, read_notes
+from tripletmas.stores.opening import opened
+from tripletmas.stores.store import COSINE, L2, Hit, Store
+
+_Result = TypeVar("_Result")
+_COLUMNS = ("path", "label", "text")
+
+
+class OpenStore:
+    """A store that stays open, asked by one thread alone, as some engines need it.
+
+    Raises:
+        ValueError: if it is not there, or a package is missing.
+    """
+
+    def __init__(self, text: str):
+        self._thread, self._stack = ThreadPoolExecutor(1, thread_name_prefix="store"), ExitStack()
+        self._store = self._thread.submit(self._stack.enter_context, opened(text)).result()
+
+    def ask(self, function: Callable[[Store], _Result]) -> _Result:
+        """What a function of the store gives."""
+        return self._thread.submit(function, self._store).result()
+
+    def stamp(self) -> Hashable:
+        """What changes when vectors of another model take their place: our notes in the store."""
+        return self.ask(lambda store: json.dumps(store.notes(), sort_keys=True))
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._thread.submit(self._stack.close).result()
+        self._thread.shutdown()
+
+
+def open_gallery(
+    store: OpenStore,
+    *,
+    run: str | None = None,
+    after: int | None = None,
+    device: str = "auto",
+    trust_code: bool = False,
+    allow_stale: bool = False,
+) -> tuple[StoreGallery, Encoder]:
+    """A store, and the model that made its vectors.
+
+    Args:
+        run: in place of the model that the store names: a run, or any other that `load_deployed` takes.
+        after: the model after this task of a run; None: the one that the store names.
+        allow_stale: search by another model than the one that made the vectors.
+
+    Raises:
+        ValueError: if it holds nothing, or does not say what made its vectors, or this model did not.
+    """
+    gallery = store.ask(lambda opened: _described(store, opened))
+    there = gallery.identity
+    of_run = there.after_task if there.after_task >= 0 else None
+    source = run or there.source
+    if trust_code and is_run(source):
+        trust.accept(RunDirectory.open(source).config().get("code"), unseen=True)
+    if after is None and run is None and is_run(source):
+        after = of_run
+    model = load_deployed(source, after=after, device=device)
+    here = _identity(model, there)
+    if how := here.differs(there):
+        sentence = f"{gallery.name} has vectors of another model: the one that would search is {how}"
+        if not allow_stale or model.dim != there.dim:
+            raise ValueError(
+                f"{sentence}; --run names the one that made them, tripletmas upgrade {gallery.name} brings them to another"
+            )
+        gallery.found_stale(f"{sentence}: scores do not compare")
+    return gallery, Encoder(model, invert=isinstance(there.shown, Transform) and there.shown.invert)
+
+
+def _identity(model: RunModel, there: Identity) -> Identity:
+    """What vectors of this model would be, compared as those in the store."""
+    invert = isinstance(there.shown, Transform) and there.shown.invert
+    if isinstance(model.shown, Tokenizer):
+        shown: Reading | Transform = Reading(model.shown.identity, model.shown.max_length)
+    else:
+        shown = transform_of(model, invert)
+    return Identity(model.hash, shown, model.dim, there.metric, there.normalize, model.run, model.after_task)
+
+
+def _described(handle: OpenStore, store: Store) -> StoreGallery:
+    """What a store says of itself; called in its thread."""
+    name, count = str(store.place), len(store)
+    notes = read_notes(store)
+    field = active_field(store, notes)
+    identity = notes.identities.get(field)
+    if identity is None:
+        raise ValueError(
+            f"what made the vectors {field!r} of {name} is not known: tripletmas query {name} IMAGE --assume RUN notes "
+            "it, after a look at some of its pictures"
+        )
+    first = next(iter(store.scan(field, size=1)), None) if count else None
+    if first is None or not first.ids:
+        raise ValueError(f"{name} holds no vectors")
+    there = store.columns()
+    given = {what: store.place.column(what, what) for what in _COLUMNS}
+    for what, column in given.items():
+        if what in store.place.columns and column not in there:
+            raise ValueError(f"{name} has no column {column!r}, which ?{what}= names: there are {listed(there)}")
+    columns = {what: column for what, column in given.items() if column in there}
+    return StoreGallery(handle, name, field, identity, columns, ids=type(first.ids[0]), size=count)
+
+
+class StoreGallery:
+    """A store, searched as its engine does it.
+
+    Args:
+        store: asked by one thread.
+        field: the vectors that are searched.
+        identity: what made them.
+        columns: "path", "label", "text" -> the column that has it; without those that the store has not.
+        ids: of the points, int or str.
+    """
+
+    def __init__(
+        self,
+        store: OpenStore,
+        name: str,
+        field: str,
+        identity: Identity,
+        columns: Mapping[str, str],
+        *,
+        ids: type,
+        size: int,
+    ):
+        self.name, self.identity = name, identity
+        self._store, self._field, self._columns, self._ids = store, field, columns, ids
+        self._note, self._size = "", size
+
+    def found_stale(self, note: str) -> None:
+        """Have all vectors told as stale, with this sentence."""
+        self._note = note
+
+    def facts(self) -> Facts:
+        """See `Gallery.facts`; the size is counted each time."""
+        by = self.identity.compared_by
+        size = self._store.ask(len)
+        return Facts(
+            name=self.name,
+            size=size,
+            dim=self.identity.dim,
+            metric=self.identity.metric,
+            normalize=self.identity.normalize,
+            measure={COSINE: "cosine", L2: "negative squared distance"}.get(by, "inner product"),
+            stale=size if self._note else 0,
+            filters="label" in self._columns,
+            note=self._note,
+            more={"vector": self._field},
+        )
+
+    def search(self, vectors: Tensor, wanted: Wanted) -> list[list[Neighbour]]:
+        """See `Gallery.search`."""
+        where = None
+        if wanted.label is not None:
+            if "label" not in self._columns:
+                raise Refusal(422, f"{self.name} has no column of labels: ?label=COLUMN behind its name says which it is")
+            where = {self._columns["label"]: wanted.label}
+        asked = unit(vectors) if self.identity.normalize else vectors
+        columns = list(self._columns.values())
+
+        def found(store: Store) -> list[list[Hit]]:
+            by = self.identity.compared_by
+            return store.search(self._field, asked, wanted.k, metric=by, where=where, columns=columns)
+
+        return [
+            [
+                Neighbour(self._item(hit.id, hit.columns), float(hit.score))
+                for hit in hits
+                if wanted.min_score is None or hit.score >= wanted.min_score
+            ]
+            for hits in self._store.ask(found)
+        ]
+
+    def item(self, id: str) -> Item:
+        """See `Gallery.item`."""
+        return self._item(*self._read(id, list(self._columns.values()))[:2])
+
+    def vector(self, item: Item) -> Tensor | None:
+        """See `Gallery.vector`; a Refusal for a point without one."""
+        vector = self._read(str(item.id), [])[2]
+        if not bool(torch.isfinite(vector).all()):
+            raise Refusal(422, f"what has the id {item.id} has no vector")
+        return vector
+
+    def _read(self, id: str, columns: Sequence[str]) -> tuple[Id, dict[str, Any], Tensor]:
+        """(id, columns, vector) of a point."""
+        if self._ids is int:
+            digits = id.removeprefix("-")
+            own: Id | None = int(id) if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
+        else:
+            own = id
+        block = None if own is None else self._store.ask(lambda store: store.read(self._field, [own], columns=columns))
+        if block is None or not block.ids:
+            raise Refusal(404, f"nothing in {self.name} has the id {id[:40]}")
+        return block.ids[0], {name: values[0] for name, values in block.columns.items()}, block.vectors[0]
+
+    def _item(self, id: Id, values: Mapping[str, Any]) -> Item:
+        of = {what: values.get(column) for what, column in self._columns.items()}
+        label, path, text = (None if of.get(what) is None else str(of[what]) for what in ("label", "path", "text"))
+        return Item(id, label, path, text)
