@@ -171,7 +171,7 @@ def test_stale_vectors_are_refused_searched_or_moved_to(stale, made, served, tmp
         ("/query", {"json": {"id": True}}, 422, "an id must be a whole number or a string"),
         ("/query", {"json": {"id": 1, "ids": [2]}}, 422, "must have one of"),
         ("/query", {"json": {"ids": []}}, 422, "1 to 64 things, got 0"),
-        ("/query", {"json": {"ids": [1] * 65}}, 413, "1 to 64 things, got 65"),
+        ("/query", {"json": {"ids": [1] * 65}}, 422, "1 to 64 things, got 65"),
         ("/query", {"json": {"idd": 1}}, 422, "no key 'idd'"),
         ("/query", {"json": [1]}, 422, "must be an object"),
         ("/query", {"json": {"text": "a mug"}}, 422, "holds images, which only images and ids"),

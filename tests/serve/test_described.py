@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from PIL import Image
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from tripletmas.serve.making import make_app
 from tripletmas.serve.questions import IMAGE_TYPES, RAW
@@ -44,7 +45,11 @@ def test_it_does_as_it_says(of_texts, mode, made, texts):
         @given(case=operation.as_strategy(generation_mode=mode))
         def asked(case):
             tried.add(case.operation.label)
-            case.call_and_validate()
+            # in a form all is text, and the description cannot ask for the names of files
+            is_form = case.media_type == "multipart/form-data"
+            case.call_and_validate(
+                excluded_checks=[negative_data_rejection, positive_data_acceptance] if is_form else []
+            )
 
         with suppress(Unsatisfiable):  # nothing is wrong for what has no parameters
             asked()

@@ -32,7 +32,7 @@ COMMANDS = {
     "importance": ("importance.importance", "measure importance on unlabelled images, add it to a run's protection"),
     "index": ("index.index", "keep an index of images: build, add, remove, info, refresh"),
     "query": ("query.query", "find the images of an index that are nearest to others"),
-    "serve": ("serve.serve", "a page, and JSON, to search an index by photo or text"),
+    "serve": ("serve.serve", "a page, and JSON, to search an index or a store by photo or text"),
     "export": ("export.export", "write the embeddings of a run for other programs"),
     "example": (
         "example.example",

@@ -6,8 +6,8 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _LEAST = 16  # characters of a token
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Serve an index: a page on which a photo, or a text, finds its neighbours, and the same as JSON.
+    """Serve an index, or a vector store: a page on which a photo, or a text, finds its neighbours, and the same as JSON.
 
     Ctrl-C ends it. A changed index is served without a restart.
     """
@@ -59,15 +59,31 @@ def serve(arguments: Sequence[str]) -> None:
         if listener is None:
             print(f"{options.gallery} can be served")
             return
-        logging.getLogger("tripletmas.serve").setLevel(logging.INFO)
         name = f"[{options.host}]" if ":" in options.host else options.host
         print(f"{options.gallery} is served at http://{name}:{listener.getsockname()[1]} - Ctrl-C ends it", flush=True)
-        run(app, listener)
+        with _log():
+            run(app, listener)
+
+
+@contextmanager
+def _log() -> Iterator[None]:
+    """Inside, what the server notes, as that a changed index is served, is shown, a line each with its time."""
+    logger, handler = logging.getLogger("tripletmas.serve"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    level, logger.propagate = logger.level, False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = True
 
 
 def _options(arguments: Sequence[str]) -> Namespace:
     parser = make_parser("serve", serve.__doc__, "--run", "--after", "--device", "--trust-code", "--force")
-    parser.add_argument("gallery", type=str, help="the index file")
+    parser.add_argument("gallery", type=str, help="the index file, or a store: SCHEME://WHERE#COLLECTION")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="the address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: 8000)")
     parser.add_argument(

@@ -66,6 +66,7 @@ def app_of(
         with suppress(asyncio.CancelledError):
             await watching
         serving.stop()
+        serving.editions.close()
 
     at = _Addresses(serving)
     routes = [

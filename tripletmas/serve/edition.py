@@ -23,11 +23,13 @@ class Source:
         name: what the user calls it.
         open: the gallery, and the model that embeds what it is asked with; a ValueError says what is wrong with it.
         stamp: something else whenever the gallery has changed; an OSError or a ValueError where it is not there.
+        close: lets go of what stays open.
     """
 
     name: str
     open: Callable[[], tuple[Gallery, Encoder]]
     stamp: Callable[[], Hashable]
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +62,17 @@ class Editions:
     def __init__(self, source: Source):
         self._source, self._lock = source, Lock()
         self._stamp = self._stamped()
-        gallery, encoder = source.open()
-        self.now = Edition(1, gallery, encoder, gallery.facts(), time.time())
+        try:
+            gallery, encoder = source.open()
+            self.now = Edition(1, gallery, encoder, gallery.facts(), time.time())
+        except BaseException:
+            source.close()
+            raise
         self.trouble = ""
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self._source.close()
 
     def renew(self) -> bool:
         """Whether the source had changed since it was last looked at, and was opened anew or found to be broken."""

@@ -64,4 +64,4 @@ def _of_store(gallery: str, options: dict[str, Any]) -> Source:
     from tripletmas.serve.of_store import OpenStore, open_gallery
 
     store = OpenStore(gallery)
-    return Source(gallery, partial(open_gallery, store, **options), store.stamp)
+    return Source(gallery, partial(open_gallery, store, **options), store.stamp, store.close)

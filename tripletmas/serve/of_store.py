@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -44,8 +45,13 @@ class OpenStore:
         self._store = self._thread.submit(self._stack.enter_context, opened(text)).result()
 
     def ask(self, function: Callable[[Store], _Result]) -> _Result:
-        """What a function of the store gives."""
-        return self._thread.submit(function, self._store).result()
+        """What a function of the store gives; a ValueError where its engine fails, by whatever type of error."""
+        try:
+            return self._thread.submit(function, self._store).result()
+        except (ValueError, Refusal):
+            raise
+        except Exception as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
 
     def stamp(self) -> Hashable:
         """What changes when vectors of another model take their place: our notes in the store."""
@@ -80,17 +86,17 @@ def open_gallery(
     there = gallery.identity
     of_run = there.after_task if there.after_task >= 0 else None
     source = run or there.source
-    if trust_code and is_run(source):
-        trust.accept(RunDirectory.open(source).config().get("code"), unseen=True)
-    if after is None and run is None and is_run(source):
-        after = of_run
+    if is_run(Path(source)):
+        after = of_run if after is None and run is None else after
+        if trust_code:
+            trust.accept(RunDirectory.open(source).config().get("code"), unseen=True)
     model = load_deployed(source, after=after, device=device)
     here = _identity(model, there)
     if how := here.differs(there):
         sentence = f"{gallery.name} has vectors of another model: the one that would search is {how}"
         if not allow_stale or model.dim != there.dim:
             raise ValueError(
-                f"{sentence}; --run names the one that made them, tripletmas upgrade {gallery.name} brings them to another"
+                f"{sentence}; --run names the one that made them, tripletmas upgrade {gallery.name} brings them to this"
             )
         gallery.found_stale(f"{sentence}: scores do not compare")
     return gallery, Encoder(model, invert=isinstance(there.shown, Transform) and there.shown.invert)
@@ -181,7 +187,9 @@ class StoreGallery:
         where = None
         if wanted.label is not None:
             if "label" not in self._columns:
-                raise Refusal(422, f"{self.name} has no column of labels: ?label=COLUMN behind its name says which it is")
+                raise Refusal(
+                    422, f"{self.name} has no column of labels: ?label=COLUMN behind its name says which it is"
+                )
             where = {self._columns["label"]: wanted.label}
         asked = unit(vectors) if self.identity.normalize else vectors
         columns = list(self._columns.values())

@@ -18,7 +18,7 @@ _SENTENCES = {
     403: "The host, or the origin, is not allowed.",
     404: "Nothing has this id, or this label, or the file is gone.",
     408: "The body did not arrive in time.",
-    413: "The body, or a text in it, is too large.",
+    413: "The body is too large.",
     415: "The content type is none that is taken.",
     422: "A parameter is out of range, or what was sent cannot be read.",
     503: "Too many are asking; `Retry-After` says when to come again.",
@@ -61,7 +61,7 @@ def _query(limits: Limits, *, texts: bool) -> Schema:
     ]
     image = {"type": "string", "contentMediaType": "image/*"}
     form = {"text": _list(_TEXT)} if texts else {"image": _list({**image, "contentEncoding": "binary"})}
-    kinds = {"application/json": {"schema": {"oneOf": one_of}}}
+    kinds: Schema = {"application/json": {"schema": {"oneOf": one_of}}}
     kinds["multipart/form-data"] = {"schema": _object(form, *form)}
     if not texts:
         kinds["multipart/form-data"]["encoding"] = {"image": {"contentType": ", ".join(IMAGE_TYPES)}}

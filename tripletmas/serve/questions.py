@@ -138,7 +138,7 @@ def _text(value: object) -> Question:
     if not isinstance(value, str) or not value.strip():
         raise Refusal(422, "a text must be a string that is not empty")
     if len(value) > MOST_LETTERS:
-        raise Refusal(413, f"a text has {len(value):,} letters, more than {MOST_LETTERS:,}")
+        raise Refusal(422, f"a text has {len(value):,} letters, more than {MOST_LETTERS:,}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -182,6 +182,8 @@ async def _of_fields(form: FormData) -> list[Question]:
             found.append(Question((value.filename or "image")[:200], content=await value.read()))
         elif isinstance(value, str) and name in ("text", "texts"):
             found.append(_text(value))
+        elif name in ("image", "images"):
+            raise Refusal(422, "an image in a form comes as a file: its part must have a filename")
         else:
             raise Refusal(422, f"the form has a field {name[:60]!r}; files go into image, and texts into text")
     if not found:
@@ -192,7 +194,7 @@ async def _of_fields(form: FormData) -> list[Question]:
 
 def _check_count(count: int) -> None:
     if not 1 <= count <= MOST_QUESTIONS:
-        raise Refusal(422 if not count else 413, f"a request asks with 1 to {MOST_QUESTIONS} things, got {count}")
+        raise Refusal(422, f"a request asks with 1 to {MOST_QUESTIONS} things, got {count}")
 
 
 def _whole(value: str) -> int:

@@ -6,6 +6,7 @@ All state lives in the event loop; what takes time runs in threads, so that othe
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from tripletmas.serve.encoder import Sample
 from tripletmas.serve.gallery import Facts, Gallery, Item, Neighbour, Refusal, Wanted
 from tripletmas.serve.questions import Question
 from tripletmas.serve.thumbnails import Thumbnails
+
+logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
@@ -108,7 +111,7 @@ class Serving:
 
     async def facts(self) -> Facts:
         """What is told of the gallery now."""
-        return await self._in_thread(self.editions.now.gallery.facts)
+        return await self._of_gallery(self.editions.now.gallery.facts)
 
     async def answers(self, edition: Edition, questions: Sequence[Question], wanted: Wanted) -> list[Answer]:
         """The neighbours of each of the questions; what an id names is not among its own.
@@ -117,7 +120,7 @@ class Serving:
             Refusal: naming what cannot be read or is not there; if the gallery holds texts and images come, or the
                 other way round.
         """
-        items, known = await self._in_thread(_looked_up, edition.gallery, questions)
+        items, known = await self._of_gallery(_looked_up, edition.gallery, questions)
         samples = await asyncio.gather(
             *(
                 self._sample(edition, question, item)
@@ -131,7 +134,7 @@ class Serving:
             if not is_finite:
                 raise Refusal(422, f"the model gives no finite embedding of {question.name}")
         one_more = replace(wanted, k=wanted.k + any(item is not None for item in items))
-        near = await self._in_thread(edition.gallery.search, torch.stack(vectors), one_more)
+        near = await self._of_gallery(edition.gallery.search, torch.stack(vectors), one_more)
         return [
             Answer(question, [each for each in own if item is None or each.item.id != item.id][: wanted.k], item)
             for question, item, own in zip(questions, items, near, strict=True)
@@ -145,7 +148,7 @@ class Serving:
         """
         with self.room("thumbnails") as take:
             take(1)
-            item = await self._in_thread(edition.gallery.item, id)
+            item = await self._of_gallery(edition.gallery.item, id)
             if item.path is None or edition.encoder.of_texts:
                 raise Refusal(404, "what has this id has no picture")
             tag = await self._in_thread(self._thumbnails.tag, item.path)
@@ -180,15 +183,21 @@ class Serving:
             self._batches = edition, batches
         return await self._batches[1].embed(samples)
 
+    async def _of_gallery(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        """What a function of the gallery gives, in a thread; a Refusal where an engine fails."""
+        try:
+            return await self._in_thread(function, *arguments)
+        except (ValueError, OSError) as error:
+            logger.warning("the gallery cannot be asked: %s", " ".join(str(error).split()))
+            raise Refusal(503, "the gallery cannot be asked at this moment; the log of the server says why") from None
+
     async def _in_thread(self, function: Callable[..., _Result], *arguments: object) -> _Result:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="serving")
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _looked_up(
-    gallery: Gallery, questions: Sequence[Question]
-) -> tuple[list[Item | None], list[Tensor | None]]:
+def _looked_up(gallery: Gallery, questions: Sequence[Question]) -> tuple[list[Item | None], list[Tensor | None]]:
     """What the ids among the questions name, and the vectors of these; None for other questions."""
     items = [None if each.id is None else gallery.item(str(each.id)) for each in questions]
     return items, [item and gallery.vector(item) for item in items]
