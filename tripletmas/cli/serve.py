@@ -20,7 +20,7 @@ _LEAST = 16  # characters of a token
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Serve an index, or a vector store: a page on which a photo, or a text, finds its neighbours, and the same as JSON.
+    """Serve an index, or a store: a page on which a photo, or a text, finds its neighbours, and the same as JSON.
 
     Ctrl-C ends it. A changed index is served without a restart.
     """
