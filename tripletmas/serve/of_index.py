@@ -83,14 +83,14 @@ def open_index(
 def _in_memory(index: ImageIndex) -> ImageIndex:
     """The index, of which no part changes, or is gone, when its file is written over in place.
 
-    Ours never are, but what copies one may do so; very large ones are to be replaced by a rename.
+    Ours never are, but what copies one may do so. A very large index, or one that is searched on the disk, stays
+    mapped: its file is to be replaced by a rename.
     """
     small = replace(index, ids=index.ids.clone(), part=index.part.clone(), labels=index.labels.clone())
-    if index.vectors.numel() * 4 > _IN_MEMORY:
+    if index.settings.on_disk or index.vectors.numel() * index.vectors.element_size() > _IN_MEMORY:
         return small
-    return replace(
-        small, vectors=index.vectors.clone(), serialized=None if index.serialized is None else index.serialized.clone()
-    )
+    serialized = None if index.serialized is None else index.serialized.clone()
+    return replace(small, vectors=index.vectors.clone(), serialized=serialized)
 
 
 class IndexGallery:
