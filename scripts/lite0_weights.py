@@ -58,7 +58,7 @@ def weights_file(file: Path, number: int = 0) -> Path:
     known.load_state_dict(renamed)
     theirs = EfficientNet.from_name(f"efficientnet-lite{number}")
     theirs.load_state_dict(given)
-    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, *known.default_cfg["input_size"], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         difference = float((known.eval()(images) - theirs.eval()(images)).abs().max())
     if difference > 1e-4:

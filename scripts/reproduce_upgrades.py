@@ -22,7 +22,7 @@ from typing import Any
 from lite0_weights import MODEL, weights_file
 
 Config = dict[str, Any]
-_SMALL = {"report": False, "objective": "metric", "gallery": {"compensate": "linear"}, "seed": 0}
+_SMALL = {"objective": "metric", "gallery": {"compensate": "linear"}, "seed": 0}
 _TUNED = {"lr": 2e-4, "batch_size": 32, "samples_per_class": 4, "eval_batch_size": 64, "freeze_batchnorm": "always"}
 _PHOTOS = {"name": "folder", "crop": 1.0, "interpolation": "bilinear"}
 STRATEGIES: dict[str, Config] = {  # strengths as they were best for photographs of birds (reproduce_pretrained.py)

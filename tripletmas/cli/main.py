@@ -33,6 +33,7 @@ COMMANDS = {
     "index": ("index.index", "keep an index of images: build, add, remove, info, refresh"),
     "query": ("query.query", "find the images of an index that are nearest to others"),
     "serve": ("serve.serve", "a page, and JSON, to search an index or a store by photo or text"),
+    "upgrade": ("upgrade.upgrade", "tell what an upgrade of a store to another model keeps and costs"),
     "export": ("export.export", "write the embeddings of a run for other programs"),
     "example": (
         "example.example",
