@@ -88,6 +88,7 @@ def test_points_are_read_by_their_ids_in_the_order_asked(store):
     assert block.ids == [30, 3, 150]
     assert torch.allclose(block.vectors, points()[[9, 0, 49]], atol=1e-7, rtol=0)
     assert block.columns == {"path": [columns()["path"][row] for row in (9, 0, 49)]}
+    assert torch.allclose(store.read("vector", [3, 15, 9]).vectors, points()[[0, 4, 2]], atol=1e-7, rtol=0)
     assert store.read("vector", [4]).ids == []
     assert store.read("vector", []).vectors.shape == (0, DIM)
 

@@ -202,7 +202,7 @@ class IndexStore:
         if path.stat().st_size < size:
             os.truncate(path, size)
         mapped = np.memmap(path, dtype=np.float32, mode="r+", shape=(index.next_id, found.dim))
-        mapped[places.numpy()] = rows[there].numpy()
+        mapped[_at(places)] = rows[there].numpy()
         mapped.flush()
 
     def drop_field(self, name: str) -> None:
@@ -298,9 +298,11 @@ def _nothing(ids: Tensor) -> Tensor:
 
 def _rows_of_index(index: ImageIndex) -> _Rows:
     def rows(ids: Tensor) -> Tensor:
-        found = torch.full((len(ids), index.settings.dim), torch.nan)
         places = torch.searchsorted(index.ids, ids).clamp_max(max(len(index) - 1, 0))
         there = index.ids[places] == ids if len(index) else torch.zeros(len(ids), dtype=torch.bool)
+        if len(ids) and bool(there.all()):
+            return index.vectors[_at(places)].clone()
+        found = torch.full((len(ids), index.settings.dim), torch.nan)
         found[there] = index.vectors[places[there]]
         return found
 
@@ -311,14 +313,23 @@ def _rows_beside(path: Path, dim: int) -> _Rows:
     def rows(ids: Tensor) -> Tensor:
         found = torch.full((len(ids), dim), torch.nan)
         count = path.stat().st_size // (4 * dim)
-        if count:
+        if count and len(ids):
             mapped = np.memmap(path, dtype=np.float32, mode="r", shape=(count, dim))
             there = ids < count
-            found[there] = torch.from_numpy(mapped[ids[there].numpy()])
-            found[(found == 0).all(dim=1)] = torch.nan
+            whole = bool(there.all())
+            at = _at(ids) if whole else ids[there].numpy()
+            found[slice(None) if whole else there] = torch.from_numpy(np.array(mapped[at]))
+            found[torch.linalg.vector_norm(found, dim=1) == 0] = torch.nan
         return found
 
     return rows
+
+
+def _at(places: Tensor) -> Any:
+    """Places as a slice, where they follow each other: to read is then to copy."""
+    if bool((places.diff() == 1).all()):
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places.numpy()
 
 
 def _link(path: Path, to: Path) -> None:

@@ -204,6 +204,8 @@ def check_vectors(new: VectorField, ids: Sequence[Id], vectors: Tensor, place: P
             "points"
         )
     rows = vectors.detach().to("cpu", torch.float32).contiguous()
+    if bool(torch.linalg.vector_norm(rows, dim=1).isfinite().all()):  # one look at each value
+        return rows
     bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"{place}: the vector of point {ids[bad[0]]!r} holds NaN or infinity")

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from tripletmas.basics.files import append_text, read_json, save_json
+from tripletmas.basics.files import append_text
 from tripletmas.basics.locks import locked
-from tripletmas.basics.progress import told
 from tripletmas.stores.identity import Identity, Notes, Upgrade, read_notes, write_notes
-from tripletmas.stores.store import ROWS, Block, Id, Store, VectorField, check_vectors
+from tripletmas.stores.store import ROWS, Id, Store, VectorField, check_vectors
+from tripletmas.stores.writing import Applied, Move, Unusable, Writing
 
 logger = logging.getLogger(__name__)
 
@@ -38,39 +35,6 @@ APPLYING, APPLIED, SWITCHING, SWITCHED, RETURNING, FINISHING = (
     "finishing",
 )
 _PROGRESS, _ANEW = "progress.json", "anew.jsonl"
-_REMEDY = "delete it, and the vectors are written again from the first"
-_SECONDS = 0.5  # at most, between two notes of how far writing has come
-_EQUAL = 2e-3  # of the largest value of a vector: what half precision in a store may cost
-_CHECKS = 5  # passes over a store that changes all the time
-
-
-class Move(Protocol):
-    """What brings vectors of the old model to where the new one would have them."""
-
-    def apply(self, vectors: Tensor) -> Tensor:
-        """Vectors (n, dim) moved to (n, new dim); the same bytes for the same block, whenever it is called."""
-        ...
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What `apply_move` did.
-
-    Attributes:
-        points: that the store holds.
-        written: vectors, by this call.
-        found: of these, on points that came or changed while it wrote.
-        without: points that have no old vector, and got no new one.
-        unusable: points whose old vector holds NaN or is zero, and that got no new one.
-        seconds: that it took.
-    """
-
-    points: int
-    written: int
-    found: int
-    without: int
-    unusable: int
-    seconds: float
 
 
 def name_of_new(old: str, identity: Identity) -> str:
@@ -140,7 +104,7 @@ def upgrade_of(store: Store) -> tuple[Notes, Upgrade]:
 
 
 def apply_move(store: Store, move: Move, *, size: int = ROWS, leave_unusable: bool = False) -> Applied:
-    """Write the moved vector of every point, then check all of them, for the store may have changed meanwhile.
+    """Write the moved vector of every point, then look at all of them, for the store may have changed meanwhile.
 
     Memory holds a few blocks. Killed and called again, it goes on behind the last block that was noted.
 
@@ -155,111 +119,15 @@ def apply_move(store: Store, move: Move, *, size: int = ROWS, leave_unusable: bo
     notes, upgrade = upgrade_of(store)
     if upgrade.stage not in (APPLYING, APPLIED):
         raise ValueError(f"the upgrade of {store.place} is {upgrade.stage} already: nothing is left to be applied")
-    writing = _Writing(store, upgrade, move, size, leave_unusable)
-    started = time.perf_counter()
+    directory = Path(upgrade.directory)
+    writing = Writing(store, upgrade, move, directory / _PROGRESS, size, embedded_anew(upgrade), leave_unusable)
     try:
-        writing.write()
-        writing.check()
-    except _Unusable as error:
+        done = writing.run()
+    except Unusable as error:
         rollback(store)
         raise ValueError(f"{error}; nothing was changed (--leave-unusable leaves such points as they are)") from None
     write_notes(store, replace(notes, upgrade=replace(upgrade, stage=APPLIED)))
-    return Applied(
-        len(store), writing.written, writing.found, writing.without, writing.unusable, time.perf_counter() - started
-    )
-
-
-class _Unusable(ValueError):
-    """A vector that no map can move."""
-
-
-class _Writing:
-    """The passes over a store that give every point its moved vector."""
-
-    def __init__(self, store: Store, upgrade: Upgrade, move: Move, size: int, leave_unusable: bool):
-        self._store, self._upgrade, self._move, self._leave = store, upgrade, move, leave_unusable
-        self._progress = Path(upgrade.directory) / _PROGRESS
-        self._anew = embedded_anew(upgrade)
-        said = read_json(self._progress, _REMEDY) if self._progress.exists() else {}
-        self._after, self._size = said.get("after"), said.get("size", size)
-        self._done = bool(said.get("written"))
-        self.written = self.found = self.without = self.unusable = 0
-
-    def write(self) -> None:
-        """The first pass; nothing, where it was done already."""
-        if self._done:
-            return
-        self._note(written=False)
-        noted = time.monotonic()
-        for block in self._blocks(self._after, "moved block"):
-            ids, rows = self._moved(block)
-            self._store.write(self._upgrade.new, ids, rows)
-            self.written += len(ids)
-            self._after = block.ids[-1]
-            if time.monotonic() - noted > _SECONDS:
-                noted = time.monotonic()
-                self._note(written=False)
-        self._note(written=True)
-
-    def check(self) -> None:
-        """Further passes, until one finds nothing to be written."""
-        for _ in range(_CHECKS):
-            self.without = self.unusable = 0
-            if not self._check_once():
-                return
-        logger.warning("%s changes faster than it is read: apply again later, before the switch", self._store.place)
-
-    def _check_once(self) -> bool:
-        """Whether there was something to be written."""
-        changed = False
-        have = self._store.scan(self._upgrade.new, size=self._size)
-        aligned = True
-        for block in self._blocks(None, "checked block"):
-            there = next(have, None) if aligned else None
-            if there is None or there.ids != block.ids:
-                aligned = False  # points came or went between the two: read by their ids from here on
-                there = self._store.read(self._upgrade.new, block.ids)
-            ids, rows = self._moved(block)
-            row_of = {each: row for row, each in enumerate(there.ids)}
-            stored = there.vectors[[row_of[each] for each in ids if each in row_of]]
-            there_still = [row for row, each in enumerate(ids) if each in row_of]
-            ids, rows = [ids[row] for row in there_still], rows[there_still]
-            other = (~_are_equal(stored, rows)).nonzero().flatten().tolist()
-            if other:
-                changed = True
-                self._store.write(self._upgrade.new, [ids[row] for row in other], rows[other])
-                self.written += len(other)
-                self.found += len(other)
-        return changed
-
-    def _blocks(self, after: Id | None, what: str) -> Iterator[Block]:
-        blocks = self._store.scan(self._upgrade.old, after=after, size=self._size)
-        return told(blocks, what, -(-len(self._store) // self._size))
-
-    def _moved(self, block: Block) -> tuple[list[Any], Tensor]:
-        """The points of a block that get a moved vector, and these."""
-        vectors = block.vectors
-        without = block.without_vector()
-        bad = (~vectors.isfinite().all(dim=1) | (vectors == 0).all(dim=1)) & ~without
-        if bool(bad.any()) and not self._leave:
-            row = int(bad.nonzero()[0])
-            how = "is zero" if bool((vectors[row] == 0).all()) else "holds NaN or infinity"
-            raise _Unusable(f"{self._store.place}: the vector {self._upgrade.old!r} of point {block.ids[row]!r} {how}")
-        self.without += int(without.sum())
-        self.unusable += int(bad.sum())
-        moved = self._move.apply(vectors)  # of the whole block: its bytes depend on how many are moved at once
-        keep = [row for row in (~(bad | without)).nonzero().flatten().tolist() if block.ids[row] not in self._anew]
-        return [block.ids[row] for row in keep], moved[keep]
-
-    def _note(self, *, written: bool) -> None:
-        save_json(self._progress, {"after": self._after, "size": self._size, "written": written})
-
-
-def _are_equal(stored: Tensor, rows: Tensor) -> Tensor:
-    """Which vectors (n, dim) of a store are these, (n,) bool; one that is missing is not."""
-    if not len(rows):
-        return torch.ones(0, dtype=torch.bool)
-    return ((stored - rows).abs().amax(dim=1) <= _EQUAL * rows.abs().amax(dim=1)) & stored.isfinite().all(dim=1)
+    return done
 
 
 # --- points embedded anew
