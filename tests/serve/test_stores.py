@@ -16,7 +16,7 @@ from tripletmas.stores.opening import opened
 PNG = {"content-type": "image/png"}
 
 
-@pytest.fixture(params=["lancedb", "milvus", "qdrant-edge"])
+@pytest.fixture(params=["lancedb", "milvus", "qdrant-edge", "sqlite-vec"])
 def store(request, made, tmp_path) -> str:
     """The index in a store."""
     place = f"{request.param}://{tmp_path / 'data.db'}#products"
@@ -46,22 +46,32 @@ def test_a_store_is_served_as_the_index_is(store, made, client, served):
 
 
 @pytest.fixture
+def other_run(made, tmp_path) -> Path:
+    """Another run on the same pictures."""
+    data = ("--data", "folder", "--data.root", made / "shop", "--data.size", 8, "--data.channels", 1)
+    small = ("--model", "mlp", "--model.dim", 8, "--training.epochs", 1, "--report", "false", "--device", "cpu")
+    words = ("train", *data, "--data.tasks", 2, *small, "--seed", 1, "--out", tmp_path / "other")
+    assert main([str(word) for word in words]) == 0
+    return tmp_path / "other"
+
+
+@pytest.fixture
 def lance(made, tmp_path) -> str:
     place = f"lancedb://{tmp_path / 'data'}#products"
     assert main(["index", "push", str(made / "shop.index"), place]) == 0
     return place
 
 
-def test_what_cannot_be_served_is_told(lance, made, call, tmp_path):
+def test_what_cannot_be_served_is_told(lance, made, other_run, call):
     failed(call("serve", f"{lance}s", "--check"), "productss")
     failed(
         call("serve", "lansedb://data#products", "--check"), "unknown kind of store 'lansedb'.*did you mean 'lancedb'"
     )
     failed(call("serve", f"{lance}?label=kind", "--check"), "no column 'kind', which \\?label= names")
-    failed(call("serve", lance, "--move-queries", "--check"), "--move-queries is for an index file")
-    failed(
-        call("serve", lance, "--after", 0, "--check"), "vectors of another model.* tripletmas upgrade .* brings them"
-    )
+    for option in ("--move-queries", "--allow-stale", "--force", "--after=0"):
+        failed(call("serve", lance, option, "--check"), f"{option.partition('=')[0]} is for an index file")
+    other = call("serve", lance, "--run", other_run, "--check")
+    failed(other, "the vectors of .* are of the model .* not .*: --run names the model that made them")
     assert call("serve", lance, "--check")[:2] == (0, f"{lance} can be served\n")
     with opened(lance) as store:
         notes = read_notes(store)
@@ -70,13 +80,6 @@ def test_what_cannot_be_served_is_told(lance, made, call, tmp_path):
     with opened(lance) as store:
         write_notes(store, notes)
     assert call("serve", lance, "--check")[0] == 0
-
-
-def test_stale_where_that_is_allowed(lance, served):
-    with served(lance, after=0, allow_stale=True) as client:
-        info = client.get("/info").json()
-        assert info["stale"] == {"vectors": 24, "share": 1.0}
-        assert "vectors of another model" in client.post("/query", json={"id": 1}).json()["note"]
 
 
 def test_a_store_that_goes_away_is_told_and_no_more(lance, served):

@@ -34,8 +34,8 @@ def make_app(
 
     Args:
         gallery: the file of an index, or a store: SCHEME://WHERE#COLLECTION.
-        run, after, device, trust_code, allow_stale, move_queries, force: see `of_index.open_index`, and for a store
-            `of_store.open_gallery`.
+        run, device, trust_code: see `of_index.open_index`, and for a store `of_store.open_gallery`.
+        after, allow_stale, move_queries, force: for an index alone.
         limits: of requests; None: the usual ones.
         token: that a request must bring, `Authorization: Bearer TOKEN`; None: none. Give one wherever others than you
             can reach the server.
@@ -45,18 +45,19 @@ def make_app(
     Raises:
         ValueError: if the gallery cannot be served as it is.
     """
-    options = {"run": run, "after": after, "device": device, "trust_code": trust_code, "allow_stale": allow_stale}
+    options = {"run": run, "device": device, "trust_code": trust_code}
+    of_index = {"after": after, "allow_stale": allow_stale, "move_queries": move_queries, "force": force}
     if is_store(gallery):
-        if move_queries:
-            raise ValueError(
-                f"--move-queries is for an index file: tripletmas upgrade {gallery} moves the vectors of a store"
-            )
+        for name, value in of_index.items():
+            if value is not None and value is not False:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for an index file: a store is searched by the model that it notes"
+                )
         source = _of_store(gallery, options)
     else:
         from tripletmas.serve.of_index import open_index  # torch's networks take a while to import
 
-        more = {**options, "move_queries": move_queries, "force": force}
-        source = Source(gallery, partial(open_index, gallery, **more), partial(file_stamp, gallery))
+        source = Source(gallery, partial(open_index, gallery, **options, **of_index), partial(file_stamp, gallery))
     return app_of(source, limits=limits, token=token, hosts=hosts, allow_origins=allow_origins)
 
 

@@ -9,20 +9,15 @@ import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tripletmas.basics.sentences import listed
-from tripletmas.data.tokens import Tokenizer
 from tripletmas.index.base import unit
-from tripletmas.index.images import Reading, Transform
-from tripletmas.runs import trust
-from tripletmas.runs.deployed import load_deployed
-from tripletmas.runs.directory import RunDirectory, is_run
-from tripletmas.runs.models import RunModel, transform_of
+from tripletmas.index.images import Transform
+from tripletmas.runs.stored import model_of_store
 from tripletmas.serve.encoder import Encoder
 from tripletmas.serve.gallery import Facts, Id, Item, Neighbour, Refusal, Wanted
 from tripletmas.stores.identity import Identity, active_field, read_notes
@@ -36,18 +31,21 @@ _COLUMNS = ("path", "label", "text")
 class OpenStore:
     """A store that stays open, asked by one thread alone, as some engines need it.
 
+    Attributes:
+        store: for its place.
+
     Raises:
         ValueError: if it is not there, or a package is missing.
     """
 
     def __init__(self, text: str):
         self._thread, self._stack = ThreadPoolExecutor(1, thread_name_prefix="store"), ExitStack()
-        self._store = self._thread.submit(self._stack.enter_context, opened(text)).result()
+        self.store = self._thread.submit(self._stack.enter_context, opened(text)).result()
 
     def ask(self, function: Callable[[Store], _Result]) -> _Result:
         """What a function of the store gives; a ValueError where its engine fails, by whatever type of error."""
         try:
-            return self._thread.submit(function, self._store).result()
+            return self._thread.submit(function, self.store).result()
         except (ValueError, Refusal):
             raise
         except Exception as error:
@@ -64,52 +62,21 @@ class OpenStore:
 
 
 def open_gallery(
-    store: OpenStore,
-    *,
-    run: str | None = None,
-    after: int | None = None,
-    device: str = "auto",
-    trust_code: bool = False,
-    allow_stale: bool = False,
+    store: OpenStore, *, run: str | None = None, device: str = "auto", trust_code: bool = False
 ) -> tuple[StoreGallery, Encoder]:
     """A store, and the model that made its vectors.
 
     Args:
-        run: in place of the model that the store names: a run, or any other that `load_deployed` takes.
-        after: the model after this task of a run; None: the one that the store names.
-        allow_stale: search by another model than the one that made the vectors.
+        run: where that model is now, if not where the store says.
+        trust_code: execute the run's parts of one's own as they were recorded.
 
     Raises:
-        ValueError: if it holds nothing, or does not say what made its vectors, or this model did not.
+        ValueError: if it holds nothing, or does not say what made its vectors, or that model is not there.
     """
     gallery = store.ask(lambda opened: _described(store, opened))
-    there = gallery.identity
-    of_run = there.after_task if there.after_task >= 0 else None
-    source = run or there.source
-    if is_run(Path(source)):
-        after = of_run if after is None and run is None else after
-        if trust_code:
-            trust.accept(RunDirectory.open(source).config().get("code"), unseen=True)
-    model = load_deployed(source, after=after, device=device)
-    here = _identity(model, there)
-    if how := here.differs(there):
-        sentence = f"{gallery.name} has vectors of another model: the one that would search is {how}"
-        if not allow_stale or model.dim != there.dim:
-            raise ValueError(
-                f"{sentence}; --run names the one that made them, tripletmas upgrade {gallery.name} brings them to this"
-            )
-        gallery.found_stale(f"{sentence}: scores do not compare")
-    return gallery, Encoder(model, invert=isinstance(there.shown, Transform) and there.shown.invert)
-
-
-def _identity(model: RunModel, there: Identity) -> Identity:
-    """What vectors of this model would be, compared as those in the store."""
-    invert = isinstance(there.shown, Transform) and there.shown.invert
-    if isinstance(model.shown, Tokenizer):
-        shown: Reading | Transform = Reading(model.shown.identity, model.shown.max_length)
-    else:
-        shown = transform_of(model, invert)
-    return Identity(model.hash, shown, model.dim, there.metric, there.normalize, model.run, model.after_task)
+    shown = gallery.identity.shown
+    model = model_of_store(store.store, gallery.identity, run, device=device, trust_code=trust_code)
+    return gallery, Encoder(model, invert=isinstance(shown, Transform) and shown.invert)
 
 
 def _described(handle: OpenStore, store: Store) -> StoreGallery:
@@ -132,7 +99,7 @@ def _described(handle: OpenStore, store: Store) -> StoreGallery:
         if what in store.place.columns and column not in there:
             raise ValueError(f"{name} has no column {column!r}, which ?{what}= names: there are {listed(there)}")
     columns = {what: column for what, column in given.items() if column in there}
-    return StoreGallery(handle, name, field, identity, columns, ids=type(first.ids[0]), size=count)
+    return StoreGallery(handle, name, field, identity, columns, ids=type(first.ids[0]))
 
 
 class StoreGallery:
@@ -155,30 +122,21 @@ class StoreGallery:
         columns: Mapping[str, str],
         *,
         ids: type,
-        size: int,
     ):
         self.name, self.identity = name, identity
         self._store, self._field, self._columns, self._ids = store, field, columns, ids
-        self._note, self._size = "", size
-
-    def found_stale(self, note: str) -> None:
-        """Have all vectors told as stale, with this sentence."""
-        self._note = note
 
     def facts(self) -> Facts:
         """See `Gallery.facts`; the size is counted each time."""
         by = self.identity.compared_by
-        size = self._store.ask(len)
         return Facts(
             name=self.name,
-            size=size,
+            size=self._store.ask(len),
             dim=self.identity.dim,
             metric=self.identity.metric,
             normalize=self.identity.normalize,
             measure={COSINE: "cosine", L2: "negative squared distance"}.get(by, "inner product"),
-            stale=size if self._note else 0,
             filters="label" in self._columns,
-            note=self._note,
             more={"vector": self._field},
         )
 
