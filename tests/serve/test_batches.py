@@ -34,7 +34,9 @@ def answers(asked: list[list[str]], *, most: int, drop: tuple[int, ...] = ()) ->
     async def tried():
         embed, thread = Lengths(), ThreadPoolExecutor(1)
         batches = Batches(embed, thread, most=most)
-        tasks = [asyncio.create_task(batches.embed(samples)) for samples in asked]
+        tasks = [asyncio.create_task(batches.embed(asked[0]))]
+        await asyncio.sleep(0.05)
+        tasks += [asyncio.create_task(batches.embed(samples)) for samples in asked[1:]]
         await asyncio.sleep(0.05)
         for number in drop:
             tasks[number].cancel()
