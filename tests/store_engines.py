@@ -45,6 +45,7 @@ ENGINES = {
     "qdrant": Engine(lambda folder: f"qdrant://{folder}/base#points", names=False, renames=False),
     "qdrant-edge": Engine(lambda folder: f"qdrant-edge://{folder}/base#points", names=False, renames=False),
     "postgres": Engine(postgres_server.url),
+    "chroma": Engine(lambda folder: f"chroma://{folder}/base#points"),
     "sqlite-vec": Engine(lambda folder: f"sqlite-vec://{folder}/base.db#points", metrics=("cosine", "l2")),
     "milvus": Engine(lambda folder: f"milvus://{folder}/base.db#points"),
 }
