@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
 from tripletmas.basics import distributed, mapped
 from tripletmas.basics.sentences import listed, suggestion
@@ -18,13 +20,18 @@ from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.items import Items, add_options, embedded, how_shown, items_of, new_items
 from tripletmas.cli.outputs import check_place
 from tripletmas.data.images import ImageFiles, missing_images
+from tripletmas.data.tokens import Texts
 from tripletmas.index import streamed
+from tripletmas.index.base import unit
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
-from tripletmas.index.images import ImageIndex, Part, Reading, Settings, prefix
+from tripletmas.index.images import ImageIndex, Part, Reading, Settings, Transform, prefix
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.embedded_parts import embed_in_parts, rows_of_part
 from tripletmas.runs.indexed import check_roots, model_of, stale_vectors, ways_out
-from tripletmas.runs.models import NoneReadable, RunModel, load_model, weight_hashes
+from tripletmas.runs.models import NoneReadable, RunModel, load_model, refuse_collapse, weight_hashes
+
+_JUDGED = 1000  # vectors, of many, by which a collapse is told
 
 
 def index(arguments: Sequence[str]) -> None:
@@ -83,6 +90,7 @@ def build(arguments: Sequence[str]) -> None:
         if built is None:
             return
         built.save(options.out)
+        shutil.rmtree(_parts_of(options), ignore_errors=True)
     print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
     if options.after is not None and built.stale(weight_hashes(RunDirectory(options.run))[-1]):
         print(f"{model.run} has a later model: query with --after {options.after}, or {ways_out(options.out)}")
@@ -117,6 +125,7 @@ def add(arguments: Sequence[str]) -> None:
         if after is None:
             return
         after.save(options.index)
+        shutil.rmtree(_parts_of(options), ignore_errors=True)
     print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
     known = after.about if isinstance(after, streamed.Streamed) else after
     if known.stale(model.hash):
@@ -184,8 +193,7 @@ def _with_items(
 ) -> ImageIndex | streamed.Streamed | None:
     """The index with these, as far as they can be read; None for a process that has only helped to embed them."""
     shown = items.texts or ImageFiles(items.root, items.names, model.prepared)
-    skip, force = options.skip_unreadable, options.force
-    vectors, kept = embedded(index, model, shown, items.classes, skip_unreadable=skip, force=force, given=items.vectors)
+    blocks, kept = _embedded(index, model, shown, items, options, _parts_of(options))
     if not distributed.is_main():
         return None
     added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
@@ -193,9 +201,48 @@ def _with_items(
     if not items.texts and _names_leaves(model.run):
         classes = [name and name.rpartition("/")[2] for name in classes]
     if index.settings.comes_in_blocks:
-        blocks = partial(mapped.blocks, vectors)
         return streamed.added(index, blocks, added.names, classes, part, root=root, texts=added.texts)
+    vectors = torch.cat(list(blocks()))
     return add_images(index, vectors, added.names, classes, part, root=root, texts=added.texts)
+
+
+def _embedded(
+    index: ImageIndex,
+    model: RunModel,
+    shown: ImageFiles | Sequence[str],
+    items: Items,
+    options: Namespace,
+    parts: Path,
+) -> tuple[Callable[[], Iterator[Tensor]], list[int]]:
+    """Raw vectors in blocks of what can be read, and its positions. What are many is embedded part by part, and goes on
+    where it was when it was killed.
+
+    Args:
+        shown: the images, or the texts.
+        options: skip_unreadable and force.
+        parts: the folder for them; it stays until the caller deletes it.
+    """
+    if items.vectors is not None or len(shown) <= rows_of_part(model):
+        skip, force = options.skip_unreadable, options.force
+        vectors, kept = embedded(
+            index, model, shown, items.classes, skip_unreadable=skip, force=force, given=items.vectors
+        )
+        return partial(mapped.blocks, vectors), kept
+    how = index.settings.transform
+    invert = isinstance(how, Transform) and how.invert
+    found = embed_in_parts(model, shown, parts, invert=invert, skip_unreadable=options.skip_unreadable)
+    if distributed.is_main() and not options.force:
+        some, kept = found.some(_JUDGED)
+        samples = shown if isinstance(shown, ImageFiles) else Texts(shown, model.tokenizer)
+        compared, labels = unit(some) if index.settings.normalize else some, [items.classes[each] for each in kept]
+        refuse_collapse(compared, samples, kept, by=f"the model of {model.run}", labels=labels)
+    return found.blocks, found.kept
+
+
+def _parts_of(options: Namespace) -> Path:
+    """Where what is embedded lies until the index is whole."""
+    file = os.path.realpath(options.out if "out" in options else options.index)
+    return Path(f"{file}.parts")
 
 
 def _names_leaves(run: str) -> bool:

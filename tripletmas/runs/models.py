@@ -233,6 +233,15 @@ def embed_images(
         NoneReadable: if none can be read.
         ValueError: naming the image that cannot be read, or whose embedding is not finite.
     """
+    vectors, noted = embed_readable(model, images, invert=invert, skip_unreadable=skip_unreadable, option=option)
+    kept = kept_of(len(images), noted)
+    return vectors[kept] if noted else vectors, kept
+
+
+def embed_readable(
+    model: RunModel, images: ImageFiles, *, invert: bool, skip_unreadable: bool, option: str | None
+) -> tuple[Tensor, dict[int, str]]:
+    """As `embed_images`: raw vectors of all images, and why some cannot be read, whose vectors are of black ones."""
     hint = f" ({option} leaves out what cannot be read)" if option else ""
     shown = _Shown(images, model.prepared.shape, hint=None if skip_unreadable else hint)
     dataset = LabelledDataset(shown, torch.zeros(len(images)), ["unlabelled"], paths=images.paths)
@@ -244,14 +253,18 @@ def embed_images(
     ).vectors
     for noted in distributed.gather_objects(shown.unreadable):
         shown.unreadable |= noted
-    if not shown.unreadable:
-        return vectors, list(range(len(images)))
-    first = shown.unreadable[min(shown.unreadable)]
-    kept = [position for position in range(len(images)) if position not in shown.unreadable]
-    if not kept:
+    return vectors, shown.unreadable
+
+
+def kept_of(count: int, unreadable: Mapping[int, str]) -> list[int]:
+    """The positions of those of so many images that can be read; logs how many cannot. Raises `NoneReadable`."""
+    if not unreadable:
+        return list(range(count))
+    first = unreadable[min(unreadable)]
+    if len(unreadable) == count:
         raise NoneReadable(f"no image can be read; the first: {first}")
-    logger.warning("skipped %d of %d images; the first: %s", len(shown.unreadable), len(images), first)
-    return vectors[kept], kept
+    logger.warning("skipped %d of %d images; the first: %s", len(unreadable), count, first)
+    return [position for position in range(count) if position not in unreadable]
 
 
 def embed_texts(model: RunModel, texts: Sequence[str]) -> Tensor:
