@@ -39,7 +39,7 @@ from tripletmas.index.drift import fit_drift
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform
 
 DIM, K, PAIRS, BLOCK = 128, 10, 2000, 2**16
-CLUSTER, NOISE = 100, 1.6  # vectors of a cluster on average, and their deviation; that of the centres is 1
+CLUSTER = 100  # vectors of one, on average
 OLD, NEW = Part("a" * 64, 0, "a" * 64), "b" * 64
 STEPS = ("make", "build", "open", "ask", "move", "build-lists", "open-lists", "ask-lists", "move-lists")
 
@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("--exact-queries", type=int, default=10_000, help="of the exact index, and for the recall")
     parser.add_argument("--kind", default="IVF4096,Flat", help="of the lists, for a million and more")
     parser.add_argument("--small-kind", default="IVF1024,Flat", help="of the lists, below a million")
-    parser.add_argument("--nprobe", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--nprobe", nargs="+", type=int, default=[8, 32, 128])
+    parser.add_argument("--noise", type=float, default=1.6, help="deviation within a cluster; that of centres is 1")
     parser.add_argument("--move", nargs="*", choices=["exact", "lists"], default=["exact", "lists"])
     parser.add_argument("--threads", type=int, help="of torch and faiss; default: as they choose")
     parser.add_argument("--json", type=Path, help="also write the results there")
@@ -94,7 +95,12 @@ def asked(step: str, size: int, folder: Path, options: argparse.Namespace) -> di
     command = [sys.executable, __file__, "--step", step, "--sizes", str(size), "--folder", str(folder)]
     command += ["--out", str(options.out), "--queries", str(options.queries), "--kind", options.kind]
     command += ["--small-kind", options.small_kind, "--exact-queries", str(options.exact_queries), "--nprobe"]
-    command += [*map(str, options.nprobe), *(["--threads", str(options.threads)] if options.threads else [])]
+    command += [
+        *map(str, options.nprobe),
+        "--noise",
+        str(options.noise),
+        *(["--threads", str(options.threads)] if options.threads else []),
+    ]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
@@ -143,18 +149,18 @@ def status(name: str) -> float:
     return next(int(each.split()[1]) for each in lines if each.startswith(f"{name}:")) * 1024 / 1e6
 
 
-def blocks(size: int, seed: int = 0) -> Iterator[Tensor]:
+def blocks(size: int, noise: float, seed: int = 0) -> Iterator[Tensor]:
     """Vectors in clusters, the same each time."""
     centres = torch.randn(max(size // CLUSTER, 1), DIM, generator=torch.Generator().manual_seed(1))
     for number, start in enumerate(range(0, size, BLOCK)):
         random, count = torch.Generator().manual_seed(1000 * seed + number + 2), min(BLOCK, size - start)
         chosen = torch.randint(len(centres), (count,), generator=random)
-        yield torch.randn(count, DIM, generator=random).mul_(NOISE).add_(centres[chosen])
+        yield torch.randn(count, DIM, generator=random).mul_(noise).add_(centres[chosen])
 
 
-def queries(size: int, count: int) -> Tensor:
+def queries(size: int, noise: float, count: int) -> Tensor:
     """Of the same clusters."""
-    return torch.cat([each[:count] for each in blocks(size, seed=7)][: -(-count // BLOCK)])[:count]
+    return torch.cat([each[:count] for each in blocks(size, noise, seed=7)][: -(-count // BLOCK)])[:count]
 
 
 def kind_of(size: int, options: argparse.Namespace) -> str:
@@ -167,7 +173,7 @@ def settings_of(size: int, options: argparse.Namespace, *, on_disk: bool) -> Set
 
 def make(size: int, options: argparse.Namespace) -> dict[str, Any]:
     """What making the vectors alone takes, which is part of building (once, and for lists once more)."""
-    for _ in blocks(size):
+    for _ in blocks(size, options.noise):
         pass
     return {}
 
@@ -175,7 +181,7 @@ def make(size: int, options: argparse.Namespace) -> dict[str, Any]:
 def _built(size: int, options: argparse.Namespace, name: str, *, on_disk: bool) -> dict[str, Any]:
     names = [f"{number:09d}.jpg" for number in range(size)]
     path = options.folder / name
-    streamed.built(path, settings_of(size, options, on_disk=on_disk), lambda: blocks(size), names, OLD)
+    streamed.built(path, settings_of(size, options, on_disk=on_disk), lambda: blocks(size, options.noise), names, OLD)
     return {"bytes": path.stat().st_size}
 
 
@@ -223,7 +229,7 @@ def move_lists(size: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def ask(size: int, options: argparse.Namespace) -> dict[str, Any]:
     index = ImageIndex.open(options.folder / "index", verify=False)
-    _, rows = index.search(queries(size, options.exact_queries), K)
+    _, rows = index.search(queries(size, options.noise, options.exact_queries), K)
     torch.save(rows, options.folder / "nearest.pt")
     return {"queries": options.exact_queries}
 
@@ -231,7 +237,7 @@ def ask(size: int, options: argparse.Namespace) -> dict[str, Any]:
 def ask_lists(size: int, options: argparse.Namespace) -> dict[str, Any]:
     index = ImageIndex.open(options.folder / "lists", verify=False)
     exact = torch.load(options.folder / "nearest.pt", weights_only=True)
-    given, found = queries(size, options.queries), {}
+    given, found = queries(size, options.noise, options.queries), {}
     for nprobe in options.nprobe:
         searched = ImageIndex(**{**vars(index), "settings": settings_with(index.settings, nprobe)})
         started = time.process_time()

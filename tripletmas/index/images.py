@@ -114,8 +114,7 @@ class ImageIndex:
                 list_sizes=tensors.get("list_sizes"),
                 lists=tensors.get("lists"),
             )
-            if index.settings.on_disk and len(index) and (index.lists is None or len(index.searchable()) != len(index)):
-                raise ValueError("its lists are missing, or of another number of vectors")
+            index._check_lists()
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
         return index
@@ -170,6 +169,11 @@ class ImageIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _check_lists(self) -> None:
+        """Raises ValueError where the lists of an index on the disk are not those of its vectors."""
+        if self.settings.on_disk and len(self) and (self.lists is None or len(self.searchable()) != len(self)):
+            raise ValueError("its lists are missing, or of another number of vectors")
 
     # --- what is asked of it
 

@@ -72,18 +72,21 @@ class MappedLists:
         empty = approximate.empty_index(dim, kind, metric)
         expected = _core_of(empty, kind)
         approximate.set_efforts(empty, kind, {"nprobe": nprobe, "ef_search": None})
-        self._size = 0
-        if trained is None or sizes is None or content is None:
-            return
-        self._index, self._sizes, self._content = _read(trained), sizes.contiguous(), content.contiguous()
-        core = _core_of(self._index, kind)
-        approximate.set_efforts(self._index, kind, {"nprobe": nprobe, "ef_search": None})
-        self._size = int(sizes.sum())
-        self._entry = core.code_size + _IDS
+        self._size, self._entry = 0, expected.code_size + _IDS
+        if trained is not None and sizes is not None and content is not None:
+            self._index, self._sizes, self._content = _read(trained), sizes.contiguous(), content.contiguous()
+            self._take_lists(expected, nprobe)
+
+    def _take_lists(self, expected: Any, nprobe: int | None) -> None:
+        """Have faiss read the lists where they lie, if they are those of the expected core."""
+        core = _core_of(self._index, self.kind)
         about = [(type(each), each.metric_type, each.nlist, each.code_size) for each in (core, expected)]
-        fits = self._index.d == dim and about[0] == about[1] and len(sizes) == core.nlist and int(sizes.min()) >= 0
-        if not fits or len(content) != self._size * self._entry:
-            raise ValueError(f"{len(sizes)} lists with {len(content)} bytes are not those of the index {kind!r}")
+        fits = self._index.d == self.dim and about[0] == about[1] and len(self._sizes) == core.nlist
+        self._size = int(self._sizes.sum())
+        if not fits or int(self._sizes.min()) < 0 or len(self._content) != self._size * self._entry:
+            told = f"{len(self._sizes)} lists with {len(self._content)} bytes"
+            raise ValueError(f"{told} are not those of the index {self.kind!r}")
+        approximate.set_efforts(self._index, self.kind, {"nprobe": nprobe, "ef_search": None})
         _put_lists(core, self, self._sizes, self._content)
         for layer in approximate.layers(self._index):
             layer.ntotal = self._size
