@@ -106,7 +106,8 @@ def asked(step: str, size: int, folder: Path, options: argparse.Namespace) -> di
 
 def line(step: str, found: dict[str, Any]) -> str:
     size = f"{found['bytes'] / 1e6:.0f}" if found.get("bytes") else ""
-    told = f"{step:<14}{found['seconds']:>9.1f}{found['cpu_seconds']:>9.1f}{size:>12}{found['resident_mb']:>13.0f}{found['own_mb']:>8.0f}"
+    told = f"{step:<14}{found['seconds']:>9.1f}{found['cpu_seconds']:>9.1f}{size:>12}"
+    told += f"{found['resident_mb']:>13.0f}{found['own_mb']:>8.0f}"
     columns = ("seconds", "cpu_seconds", "bytes", "resident_mb", "own_mb")
     more = {key: value for key, value in found.items() if key not in columns}
     return "  ".join([told, *(f"{key} {value}" for key, value in more.items())])
