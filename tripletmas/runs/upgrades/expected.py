@@ -84,7 +84,7 @@ RECALL, OVERLAP = "recall", "overlap"
 
 
 class _Odds(NamedTuple):
-    """Log-odds of a share, and by how much they were changed to carry them over from the sample to the store."""
+    """Log-odds of a share, and by how much at most they were changed to carry them over from sample to store."""
 
     value: float
     carried: float = 0.0
@@ -149,8 +149,8 @@ class _Searched:
         here = _log_odds(shared(found[:, :RANKS], wanted[:, :RANKS]))
         few = max(1, round(RANKS * len(found) / self._held.size))
         fewer = _log_odds(shared(found[:, :few], wanted[:, :few])) if few < RANKS else here
-        carried = (_log_odds(outside) - _log_odds(inside) + fewer - here) / 2
-        return _Odds(here + carried, carried)
+        ways = (_log_odds(outside) - _log_odds(inside), fewer - here)
+        return _Odds(here + fmean(ways), max(map(abs, ways)))
 
     def _recall(self, found: Mapping[str | float, Tensor], rows: Tensor) -> Iterator[tuple[Key, _Odds]]:
         labels = self._held.labels[rows]
