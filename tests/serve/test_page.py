@@ -87,6 +87,8 @@ def test_an_address_searches_by_itself(tab, address, made):
 def test_photos_are_chosen_dropped_and_pasted(tab, address, made):
     opened(tab, address)
     assert tab.run(STATUS).startswith("Nothing is asked yet")
+    assert tab.run("document.querySelectorAll('.some .found a').length") == 12
+    assert tab.run(RANKS) == []  # nothing was asked for
     tab.choose("#photo", made / "shop" / "mug" / "3.png", made / "shop" / "lamp" / "1.png")
     tab.wait(f"{LOADED} && document.querySelectorAll('.query').length === 2")
     assert tab.run("[...document.querySelectorAll('h2')].map((each) => each.textContent)") == ["3.png", "1.png"]
@@ -212,7 +214,8 @@ def test_a_page_of_texts(tab, texts):
         tab.run("document.getElementById('text').focus()")
         tab.write("where is my parcel")
         tab.press("Enter")
-        tab.wait("document.querySelectorAll('.found q').length === 12")
+        tab.wait("document.querySelector('h2').textContent === 'where is my parcel'")
+        assert tab.run("document.querySelectorAll('.found q').length") == 12
         index = ImageIndex.open(texts / "faq.index")
         assert set(tab.run("[...document.querySelectorAll('.found q')].map((each) => each.textContent)")) <= set(
             index.texts

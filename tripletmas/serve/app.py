@@ -160,6 +160,7 @@ def info_of(editions: Editions, facts: Facts, limits: Limits) -> dict[str, Any]:
         },
         "stale": {"vectors": facts.stale, "share": facts.stale / max(facts.size, 1)},
         "note": facts.note,
+        "some": [_of_item(item) for item in facts.some],
         "filters": ["label"] if facts.filters else [],
         "num_labels": len(facts.labels),
         "labels": [{"label": label, "count": facts.labels[label]} for label in sorted(facts.labels)[:_MOST_LABELS]],

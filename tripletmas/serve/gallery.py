@@ -5,13 +5,14 @@ Shapes: q queries, dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 Id = int | str
+SOME = 12  # items that a gallery shows to begin with
 
 
 class Refusal(Exception):
@@ -63,6 +64,7 @@ class Facts:
         measure: what the scores are.
         stale: how many vectors are of another model than the one that embeds the queries.
         labels: how many items have each label; {} where the gallery does not tell.
+        some: a few items, to begin with.
         filters: whether neighbours of one label can be asked for.
         note: what a reader has to know of what is found; "" for nothing.
         more: whatever else is known of it.
@@ -76,6 +78,7 @@ class Facts:
     measure: str
     stale: int = 0
     labels: Mapping[str, int] = field(default_factory=dict)
+    some: Sequence[Item] = ()
     filters: bool = True
     note: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)

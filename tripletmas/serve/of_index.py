@@ -20,7 +20,7 @@ from tripletmas.index.images import ImageIndex, Transform
 from tripletmas.runs.indexed import model_of, moves_back, refuse_collapsed, stale_vectors, ways_out
 from tripletmas.runs.models import RunModel
 from tripletmas.serve.encoder import Encoder
-from tripletmas.serve.gallery import Facts, Item, Neighbour, Refusal, Wanted
+from tripletmas.serve.gallery import SOME, Facts, Item, Neighbour, Refusal, Wanted
 
 OF_RUN = "run"  # --move-queries without the name of a map
 _KEPT = 16  # searchers of single labels or parts
@@ -132,6 +132,7 @@ class IndexGallery:
             measure=measure,
             stale=self._stale,
             labels=self._label_counts,
+            some=[self._item(row) for row in range(0, len(self._index), -(-len(self._index) // SOME))],
             filters=bool(self._label_counts),
             note=self._note,
             more={"kind": s.kind},

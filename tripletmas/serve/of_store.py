@@ -19,10 +19,10 @@ from tripletmas.index.base import unit
 from tripletmas.index.images import Transform
 from tripletmas.runs.stored import model_of_store
 from tripletmas.serve.encoder import Encoder
-from tripletmas.serve.gallery import Facts, Id, Item, Neighbour, Refusal, Wanted
+from tripletmas.serve.gallery import SOME, Facts, Id, Item, Neighbour, Refusal, Wanted
 from tripletmas.stores.identity import Identity, active_field, read_notes
 from tripletmas.stores.opening import opened
-from tripletmas.stores.store import COSINE, L2, Hit, Store
+from tripletmas.stores.store import COSINE, L2, Block, Hit, Store
 
 _Result = TypeVar("_Result")
 _COLUMNS = ("path", "label", "text")
@@ -90,16 +90,16 @@ def _described(handle: OpenStore, store: Store) -> StoreGallery:
             f"what made the vectors {field!r} of {name} is not known: tripletmas query {name} IMAGE --assume RUN notes "
             "it, after a look at some of its pictures"
         )
-    first = next(iter(store.scan(field, size=1)), None) if count else None
-    if first is None or not first.ids:
-        raise ValueError(f"{name} holds no vectors")
     there = store.columns()
     given = {what: store.place.column(what, what) for what in _COLUMNS}
     for what, column in given.items():
         if what in store.place.columns and column not in there:
             raise ValueError(f"{name} has no column {column!r}, which ?{what}= names: there are {listed(there)}")
     columns = {what: column for what, column in given.items() if column in there}
-    return StoreGallery(handle, name, field, identity, columns, ids=type(first.ids[0]))
+    first = next(iter(store.scan(field, size=SOME, columns=list(columns.values()))), None) if count else None
+    if first is None or not first.ids:
+        raise ValueError(f"{name} holds no vectors")
+    return StoreGallery(handle, name, field, identity, columns, first)
 
 
 class StoreGallery:
@@ -110,7 +110,7 @@ class StoreGallery:
         field: the vectors that are searched.
         identity: what made them.
         columns: "path", "label", "text" -> the column that has it; without those that the store has not.
-        ids: of the points, int or str.
+        first: some of its points.
     """
 
     def __init__(
@@ -120,11 +120,12 @@ class StoreGallery:
         field: str,
         identity: Identity,
         columns: Mapping[str, str],
-        *,
-        ids: type,
+        first: Block,
     ):
         self.name, self.identity = name, identity
-        self._store, self._field, self._columns, self._ids = store, field, columns, ids
+        self._store, self._field, self._columns, self._ids = store, field, columns, type(first.ids[0])
+        values = [{each: of[row] for each, of in first.columns.items()} for row in range(len(first.ids))]
+        self._some = [self._item(id, of) for id, of in zip(first.ids[:SOME], values, strict=False)]
 
     def facts(self) -> Facts:
         """See `Gallery.facts`; the size is counted each time."""
@@ -136,6 +137,7 @@ class StoreGallery:
             metric=self.identity.metric,
             normalize=self.identity.normalize,
             measure={COSINE: "cosine", L2: "negative squared distance"}.get(by, "inner product"),
+            some=self._some,
             filters="label" in self._columns,
             more={"vector": self._field},
         )

@@ -152,6 +152,7 @@ def _schemas() -> Schema:
         "model": _object(model, *model),
         "stale": _object({"vectors": whole, "share": number}, "vectors", "share"),
         "note": text,
+        "some": {"type": "array", "items": _object(item, "id")},
         "filters": {"type": "array", "items": {"enum": ["label"]}},
         "num_labels": whole,
         "labels": {"type": "array", "items": label},

@@ -120,13 +120,18 @@ function show() {
     const section = made("section", { className: ofTexts ? "query of-texts" : "query" }, title, ofTexts ? null : asked(answer), near.length ? list : made("p", { className: "nothing", text: empty }));
     return section;
   });
-  at("results").replaceChildren(...sections);
   const many = present.answers.length;
-  if (!many) say(at("error").hidden ? begin() : "");
+  if (!many && at("error").hidden) sections.push(some(ofTexts));
+  at("results").replaceChildren(...sections);
+  if (!many) say(at("error").hidden ? "Nothing is asked yet." : "");
   else say(`${shown === all ? counted(all, "neighbours") : `${shown} of ${counted(all, "neighbours")}`}${many > 1 ? ` of ${many} photos` : ""}, nearest first; score: ${present.info.score}`);
 }
 
-const begin = () => (present.info.holds === "texts" ? "Nothing is asked yet." : "Nothing is asked yet. A click on a neighbour, later, searches by it.");
+function some(ofTexts) {
+  const title = made("h2", { text: `Or begin with one of these ${present.info.holds}`, tabIndex: -1 });
+  const list = made("ol", { className: "found" }, ...present.info.some.map((each) => neighbour(each)));
+  return made("section", { className: ofTexts ? "query of-texts" : "query some" }, title, list);
+}
 
 function asked(answer) {
   const box = made("div", { className: "asked" });
@@ -139,14 +144,16 @@ function asked(answer) {
 
 function neighbour({ id, rank, score, label, path, text }, digits) {
   const link = made("a", { href: `#${new URLSearchParams({ ...Object.fromEntries(parameters()), id })}`, title: path ?? "" });
-  const value = score.toFixed(digits);
-  link.setAttribute("aria-label", [`rank ${rank}`, label ?? "no label", `score ${value}`, text ?? ends(path)].join(", "));
+  const value = score?.toFixed(digits); // none of what was not asked for
+  const place = value === undefined ? [] : [`rank ${rank}`, `score ${value}`];
+  link.setAttribute("aria-label", [...place, label ?? "no label", text ?? ends(path)].join(", "));
   if (text === undefined) {
     const picture = frame("");
     thumbnail(picture, id);
     link.append(picture);
   }
-  link.append(made("strong", { text: `${rank} · ${value}` }), made("span", { className: "named", text: label ?? "no label" }));
+  if (value !== undefined) link.append(made("strong", { text: `${rank} · ${value}` }));
+  link.append(made("span", { className: "named", text: label ?? "no label" }));
   link.append(text === undefined ? made("span", { className: "path", text: ends(path) }) : made("q", { text }));
   return made("li", {}, link);
 }
