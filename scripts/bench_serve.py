@@ -74,23 +74,32 @@ def main() -> None:
             port, process = servers.enter_context(server(path, together, options.threads))
             for callers in map(int, options.callers.split(",")):
                 ways[f"served, {callers} callers, {together} together"] = asked(port, contents, callers), process
-        found = {name: {"rate": [], "p50": [], "p99": [], "cpu": []} for name in ways}
-        for way, _ in ways.values():
-            way(0.3)  # warm
-        for _ in range(options.rounds):
-            for name, (way, process) in ways.items():
-                for key, value in summed(way, process, options.seconds).items():
-                    found[name][key].append(value)
-    print(
-        f"{len(index)} vectors of dim {index.settings.dim}, {len(contents)} pictures, k {_K}, torch {torch.__version__}"
-    )
+        found = measured(ways, options.rounds, options.seconds)
+    print(f"{len(index)} vectors of dim {index.settings.dim}, {len(contents)} pictures, torch {torch.__version__}")
+    tell(found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+def measured(ways: dict[str, tuple[Way, int]], rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
+    """way -> what is measured of it -> its value in each round."""
+    found = {name: {"rate": [], "p50": [], "p99": [], "cpu": []} for name in ways}
+    for way, _ in ways.values():
+        way(0.3)  # warm
+    for _ in range(rounds):
+        for name, (way, process) in ways.items():
+            for key, value in summed(way, process, seconds).items():
+                found[name][key].append(value)
+    return found
+
+
+def tell(found: dict[str, dict[str, list[float]]]) -> None:
+    """Print the medians over the rounds."""
     print(f"{'':34}{'a second':>10}{'p50 ms':>10}{'p99 ms':>10}{'of bare':>10}{'cpu ms':>10}")
     for name, of in found.items():
         ratio = statistics.median(map(lambda a, b: a / b, of["rate"], found["bare"]["rate"]))
         rate, p50, p99, cpu = (statistics.median(of[key]) for key in ("rate", "p50", "p99", "cpu"))
         print(f"{name:34}{rate:10.1f}{1000 * p50:10.2f}{1000 * p99:10.2f}{ratio:10.2f}{1000 * cpu:10.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
 
 
 def summed(way: Way, process: int, seconds: float) -> dict[str, float]:

@@ -366,6 +366,12 @@ def test_too_many_are_told_to_come_again_and_health_answers_meanwhile(made):
     assert after.status_code == 200  # the places are free again
 
 
+def test_one_alone_may_ask_with_more_than_the_queue_holds(made, served):
+    with served(made / "shop.index", limits=Limits(queue=1)) as client:
+        assert len(neighbours(client.post("/query", json={"ids": [1, 2, 3]}))) == 3
+        assert client.post("/query", json={"ids": [1]}).status_code == 200
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(made):
     async def tried():
         app = make_app(str(made / "shop.index"), device="cpu", hosts=None, limits=Limits(seconds=0.2))

@@ -63,13 +63,8 @@ class Guard:
 
     def _refused(self, scope: Scope, headers: Headers, origin: str | None) -> Response | None:
         """The answer to a request that may not come, or that only asks whether it may."""
-        host = headers.get("host", "")
-        if self._hosts is not None and _name(host) not in self._hosts:
-            return _sentence(
-                403, f"this server is not called {host[:80]!r}: use one of {', '.join(self._hosts)}, or --allow-host"
-            )
-        if origin is not None and origin not in self._allowed and urlsplit(origin).netloc != host:
-            return _sentence(403, f"pages of {origin[:80]} may not ask this server: --allow-origin lets them")
+        if why := self._strange(headers.get("host", ""), origin):
+            return _sentence(403, why)
         if scope["method"] == "OPTIONS" and origin in self._allowed:
             return Response(status_code=204, headers=_PREFLIGHT)
         if self._token is not None and not _is_open(scope["path"]) and not self._knows(headers):
@@ -77,6 +72,14 @@ class Guard:
                 401, "this server asks for its token: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"}
             )
         return None
+
+    def _strange(self, host: str, origin: str | None) -> str:
+        """What is wrong with the host that a request names, or with the page that asks; "" for nothing."""
+        if self._hosts is not None and _name(host) not in self._hosts:
+            return f"this server is not called {host[:80]!r}: use one of {', '.join(self._hosts)}, or --allow-host"
+        if origin is not None and origin not in self._allowed and _netloc(origin) != host:
+            return f"pages of {origin[:80]} may not ask this server: --allow-origin lets them"
+        return ""
 
     def _knows(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -113,6 +116,14 @@ def check_origin(origin: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
         raise ValueError(f"an origin is a scheme and a host, such as https://shop.example.org, got {origin!r}")
     return origin
+
+
+def _netloc(origin: str) -> str:
+    """The host and port of an origin; "" for what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # as of http://[
+        return ""
 
 
 def _is_open(path: str) -> bool:

@@ -90,16 +90,21 @@ def _described(handle: OpenStore, store: Store) -> StoreGallery:
             f"what made the vectors {field!r} of {name} is not known: tripletmas query {name} IMAGE --assume RUN notes "
             "it, after a look at some of its pictures"
         )
-    there = store.columns()
-    given = {what: store.place.column(what, what) for what in _COLUMNS}
-    for what, column in given.items():
-        if what in store.place.columns and column not in there:
-            raise ValueError(f"{name} has no column {column!r}, which ?{what}= names: there are {listed(there)}")
-    columns = {what: column for what, column in given.items() if column in there}
+    columns = _columns_of(store)
     first = next(iter(store.scan(field, size=SOME, columns=list(columns.values()))), None) if count else None
     if first is None or not first.ids:
         raise ValueError(f"{name} holds no vectors")
     return StoreGallery(handle, name, field, identity, columns, first)
+
+
+def _columns_of(store: Store) -> dict[str, str]:
+    """ "path", "label", "text" -> the column that has it; a ValueError where the place names one that is not there."""
+    there = store.columns()
+    given = {what: store.place.column(what, what) for what in _COLUMNS}
+    for what, column in given.items():
+        if what in store.place.columns and column not in there:
+            raise ValueError(f"{store.place} has no column {column!r}, which ?{what}= names: there are {listed(there)}")
+    return {what: column for what, column in given.items() if column in there}
 
 
 class StoreGallery:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,19 @@ def _too_large(most: int) -> Refusal:
 
 
 def _of_json(body: bytes) -> list[Question]:
+    content = _object_in(body)
+    if len(content) != 1:
+        raise Refusal(422, f"the body must have one of {', '.join(_KEYS)}, got {len(content)}")
+    key, value = next(iter(content.items()))
+    values = value if key in ("texts", "ids") else [value]
+    if not isinstance(values, list):
+        raise Refusal(422, f"{key} must be a list")
+    _check_count(len(values))
+    return [_text(each) if key.startswith("text") else _id(each) for each in values]
+
+
+def _object_in(body: bytes) -> dict[str, Any]:
+    """An object of the keys that are known, of JSON."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -124,14 +137,7 @@ def _of_json(body: bytes) -> list[Question]:
     for key in content:
         if key not in _KEYS:
             raise Refusal(422, f"the body has no key {key[:60]!r}{suggestion(key[:60], _KEYS)}")
-    if len(content) != 1:
-        raise Refusal(422, f"the body must have one of {', '.join(_KEYS)}, got {len(content)}")
-    key, value = next(iter(content.items()))
-    values = value if key in ("texts", "ids") else [value]
-    if not isinstance(values, list):
-        raise Refusal(422, f"{key} must be a list")
-    _check_count(len(values))
-    return [_text(each) if key.startswith("text") else _id(each) for each in values]
+    return content
 
 
 def _text(value: object) -> Question:
@@ -211,8 +217,3 @@ def _number(value: str) -> float:
     if not math.isfinite(number):
         raise Refusal(422, f"min_score must be a number, got {value[:60]!r}")
     return number
-
-
-def mapping_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None."""
-    return {key: value for key, value in found.items() if value is not None}

@@ -121,6 +121,22 @@ class Serving:
                 other way round.
         """
         items, known = await self._of_gallery(_looked_up, edition.gallery, questions)
+        vectors = await self._vectors(edition, questions, items, known)
+        one_more = replace(wanted, k=wanted.k + any(item is not None for item in items))
+        near = await self._of_gallery(edition.gallery.search, vectors, one_more)
+        return [
+            Answer(question, [each for each in own if item is None or each.item.id != item.id][: wanted.k], item)
+            for question, item, own in zip(questions, items, near, strict=True)
+        ]
+
+    async def _vectors(
+        self,
+        edition: Edition,
+        questions: Sequence[Question],
+        items: Sequence[Item | None],
+        known: Sequence[Tensor | None],
+    ) -> Tensor:
+        """(q, dim) of the questions: those that are known, and the others embedded."""
         samples = await asyncio.gather(
             *(
                 self._sample(edition, question, item)
@@ -129,16 +145,11 @@ class Serving:
             )
         )
         found = iter(await self._embedded(edition, list(samples)) if samples else ())
-        vectors = [next(found) if vector is None else vector for vector in known]
-        for question, is_finite in zip(questions, finite(torch.stack(vectors)), strict=True):
+        vectors = torch.stack([next(found) if vector is None else vector for vector in known])
+        for question, is_finite in zip(questions, finite(vectors), strict=True):
             if not is_finite:
                 raise Refusal(422, f"the model gives no finite embedding of {question.name}")
-        one_more = replace(wanted, k=wanted.k + any(item is not None for item in items))
-        near = await self._of_gallery(edition.gallery.search, torch.stack(vectors), one_more)
-        return [
-            Answer(question, [each for each in own if item is None or each.item.id != item.id][: wanted.k], item)
-            for question, item, own in zip(questions, items, near, strict=True)
-        ]
+        return vectors
 
     async def thumbnail(self, edition: Edition, id: str, known: str | None) -> tuple[str, bytes | None]:
         """(its tag, its picture) of what has an id in the gallery; None where `known` is that tag.
