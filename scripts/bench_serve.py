@@ -2,7 +2,7 @@
 """Requests a second, p50 and p99 of `tripletmas serve`, against a bare loop of Pillow, PyTorch and faiss.
 
     .venv/bin/python scripts/bench_serve.py products.index shop --vectors 100000
-    .venv/bin/python scripts/bench_serve.py products.index shop --callers 1,4,16 --together 32,1 --json out.json
+    .venv/bin/python scripts/bench_serve.py products.index shop --callers 1,4,16 --together 1,4,8,32 --json out.json
 
 Both search the same vectors for the same pictures, whose bytes lie in memory, by the same weights; with `--vectors`
 random ones are added until there are so many. The bare loop runs in this process: decode, resize, embed, search, one
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("pictures", help="a folder of what is asked with")
     parser.add_argument("--vectors", type=int, default=0, help="add random ones until there are so many")
     parser.add_argument("--callers", default="1,4,16")
-    parser.add_argument("--together", default="32,1", help="of the server: samples that are embedded at once")
+    parser.add_argument("--together", default="4,1", help="of the server: samples that are embedded at once")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each way in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch, here and in the server")

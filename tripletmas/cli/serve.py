@@ -121,7 +121,12 @@ def _options(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--max-upload", type=float, default=20.0, metavar="MIB", help="of a request (default: 20)")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="of a request (default: 30)")
     parser.add_argument("--queue", type=int, default=64, help="questions at once; others come again (default: 64)")
-    parser.add_argument("--together", type=int, default=32, help="samples that are embedded at once (default: 32)")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=None,
+        help="samples of several callers that are embedded at once (default: 4 on the CPU, 32 on a GPU)",
+    )
     parser.add_argument("--check", action="store_true", help="open it, say whether it can be served, and end")
     options = parser.parse_args(arguments)
     if not 0 <= options.port < 65536:

@@ -32,13 +32,16 @@ class Encoder:
 
     Args:
         invert: black is shown as white, and white as black.
+
+    Attributes:
+        device: where the model is.
     """
 
     def __init__(self, model: RunModel, *, invert: bool = False):
         self.model, self.invert = model, invert
         model.model.eval()
         first = next(model.model.parameters(), None)
-        self._device = torch.device("cpu") if first is None else first.device
+        self.device = torch.device("cpu") if first is None else first.device
 
     @property
     def of_texts(self) -> bool:
@@ -85,7 +88,7 @@ class Encoder:
     def _embed(self, data: LabelledDataset, positions: range) -> Tensor:
         batch, _ = data[positions]
         with torch.inference_mode():
-            return self.model.model((1 - batch if self.invert else batch).to(self._device)).to("cpu", torch.float32)
+            return self.model.model((1 - batch if self.invert else batch).to(self.device)).to("cpu", torch.float32)
 
     def _dataset(self, samples: Sequence[Sample]) -> LabelledDataset:
         none = torch.zeros(len(samples))
