@@ -33,7 +33,7 @@ COMMANDS = {
     "index": ("index.index", "keep an index of images: build, add, remove, info, refresh"),
     "query": ("query.query", "find the images of an index that are nearest to others"),
     "serve": ("serve.serve", "a page, and JSON, to search an index or a store by photo or text"),
-    "upgrade": ("upgrade.upgrade", "tell what an upgrade of a store to another model keeps and costs"),
+    "upgrade": ("upgrade.upgrade", "bring a store, or an index, to another model: plan, apply, switch, take back"),
     "export": ("export.export", "write the embeddings of a run for other programs"),
     "example": (
         "example.example",

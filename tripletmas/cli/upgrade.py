@@ -16,32 +16,66 @@ from tripletmas.runs.deployed import load_deployed
 from tripletmas.runs.directory import RunDirectory, is_run
 from tripletmas.runs.models import RunModel
 from tripletmas.runs.upgrades.expected import Expected
-from tripletmas.runs.upgrades.kept import Plan, Way
+from tripletmas.runs.upgrades.kept import Plan, Way, has_plan
 from tripletmas.runs.upgrades.plan import make_plan
 from tripletmas.runs.upgrades.shown import Items, absolute
-from tripletmas.stores.identity import Identity
+from tripletmas.stores.identity import Identity, read_notes
 from tripletmas.stores.opening import opened
 from tripletmas.stores.place import read_place
 from tripletmas.stores.store import field_of
 
+STEPS = ("apply", "reembed", "switch", "rollback", "drop_old")
+
 
 def upgrade(arguments: Sequence[str]) -> None:
-    """Tell what an upgrade of a store to another model keeps and costs, by a sample that both models embed. Nothing in
-    the store is changed; the map is kept in a folder."""
+    """Bring a store from one model to another, reading few of its pictures or none. Without a step, tell what that
+    keeps and costs, by a sample that both models embed: nothing in the store is changed, and the map is kept in a
+    folder. Then --apply, --reembed SHARE, --switch, and --drop-old; until then --rollback."""
     parser = make_parser("upgrade", upgrade.__doc__, "--device", "--invert", "--trust-code")
     parser.add_argument("store", type=str, help="an index file, or SCHEME://WHERE#COLLECTION")
     add_models(parser)
     add_sample(parser)
     parser.add_argument("--out", type=str, default=None, metavar="DIR", help="where the plan is kept")
+    add_steps(parser)
     options = parser.parse_args(arguments)
-    plan_of(options)
+    _check_steps(options)
+    folder = plan_of(options)[1] if _wants_plan(options) else None
+    if is_step(options):
+        from tripletmas.cli.upgrade_steps import take_steps  # with what embeds anew, which a plan does not need
+
+        take_steps(options, folder)
+
+
+def _check_steps(options: Namespace) -> None:
+    """Whether what is asked for can be done in one go."""
+    asked = [name for name in STEPS if options[name]]
+    for back in ("rollback", "drop_old"):
+        if back in asked and len(asked) > 1:
+            raise ValueError(f"--{back.replace('_', '-')} stands alone: give the other steps before it, or none")
+
+
+def _wants_plan(options: Namespace) -> bool:
+    """Whether a plan is to be made: not where steps follow one that is there."""
+    if not is_step(options):
+        for name in ("old", "new"):
+            if options[name] is None:
+                raise ValueError(f"--{name} MODEL is needed for a plan: a run, a folder, timm:NAME")
+        return True
+    return bool(options.apply and options.old and options.new and not _has_begun(options))
+
+
+def _has_begun(options: Namespace) -> bool:
+    if options.out and has_plan(options.out):
+        return True
+    with opened(options.store) as store:
+        return read_notes(store).upgrade is not None
 
 
 def add_models(parser: ArgumentParser) -> None:
     """The options that name the two models."""
     for name, what in (("old", "that made the vectors"), ("new", "to which the store is brought")):
         parser.add_argument(
-            f"--{name}", type=str, required=True, metavar="MODEL", help=f"the model {what}: a run, a folder, timm:NAME"
+            f"--{name}", type=str, default=None, metavar="MODEL", help=f"the model {what}: a run, a folder, timm:NAME"
         )
         parser.add_argument(f"--{name}-after", type=int, default=None, help="of a run, the model after this task")
         parser.add_argument(f"--{name}-weights", type=str, default=None, metavar="FILE", help="of timm: or torchvision")
@@ -64,6 +98,31 @@ def add_sample(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--leave-unusable", action="store_true", help="leave points whose vector is zero, or holds NaN, as they are"
     )
+
+
+def add_steps(parser: ArgumentParser) -> None:
+    """The options that carry an upgrade out."""
+    parser.add_argument(
+        "--apply", action="store_true", help="write the new vectors beside the old ones; killed, call it again"
+    )
+    parser.add_argument(
+        "--reembed",
+        type=str,
+        default=None,
+        metavar="SHARE",
+        help="after that, embed so many percent of the points by the new model: those of which the map is least sure",
+    )
+    parser.add_argument("--switch", action="store_true", help="let those who search the store find the new vectors")
+    parser.add_argument("--rollback", action="store_true", help="bring the store to where it was before --apply")
+    parser.add_argument("--drop-old", action="store_true", help="after the switch: let the old vectors go, for good")
+    parser.add_argument(
+        "--force", action="store_true", help="of --rollback: although points came after the switch, without old vectors"
+    )
+
+
+def is_step(options: Namespace) -> bool:
+    """Whether the options ask for more than a plan."""
+    return any(options[name] for name in STEPS)
 
 
 def plan_of(options: Namespace) -> tuple[Plan, Path]:

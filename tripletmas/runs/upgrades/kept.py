@@ -24,6 +24,11 @@ UPGRADE, MAP, PAIRS = "upgrade.json", "map.safetensors", "pairs.safetensors"
 _REMEDY = "make the plan anew, by tripletmas upgrade"
 
 
+def has_plan(folder: str | Path) -> bool:
+    """Whether a plan is in a folder."""
+    return (Path(folder) / UPGRADE).is_file()
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to go on with a store, and what is to be expected of it.
