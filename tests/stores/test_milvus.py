@@ -376,8 +376,9 @@ def test_a_folder_that_another_process_holds(file, url, capfd):
 
 def test_two_stores_of_one_process_share_a_folder(file, url):
     make(file)
-    with opened(url) as store, opened(url) as other:
-        other.add_field(VectorField("second", 3, "cosine"))
+    with opened(url) as store:
+        with opened(url) as other:
+            other.add_field(VectorField("second", 3, "cosine"))
         assert "second" in store.fields()
     with opened(url) as store:
         assert "second" in store.fields()
@@ -410,7 +411,7 @@ def test_a_server(tmp_path):
     try:
         with created(url, VectorField("vector", 2, "l2"), {"label": str}) as store:
             store.insert("vector", [1, 2], torch.tensor([[3.0, 4.0], [1.0, 0.0]]), {"label": ["x", None]})
-        with opened(url) as store:
+        with opened(url.replace("#", "")) as store:
             block = next(store.scan("vector", columns=["label"]))
             assert (block.ids, block.columns) == ([1, 2], {"label": ["x", None]})
             hits = store.search("vector", torch.tensor([[3.0, 5.0]]), 2, metric="l2")[0]
@@ -484,6 +485,22 @@ def test_keys_in_no_order_are_told_of(file, url, monkeypatch):
     monkeypatch.setattr(MilvusClient, "query", query)
     with opened(url) as store, pytest.raises(ValueError, match="gives rows in no order"):
         next(store.scan("vec"))
+
+
+def test_what_the_client_would_print_is_in_the_error_alone(file, url):
+    make(file)
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    for name in ("pymilvus", "milvus_lite"):
+        logging.getLogger(name).addHandler(handler)
+    try:
+        with opened(url) as store, pytest.raises(ValueError, match=r"#points: .*'text' value length 200 exceeds"):
+            store.insert("vec", [1], torch.ones(1, 2), {"text": ["x" * 200]})
+    finally:
+        for name in ("pymilvus", "milvus_lite"):
+            logging.getLogger(name).removeHandler(handler)
+    assert records == []
 
 
 def test_loggers_are_as_they_were(url):

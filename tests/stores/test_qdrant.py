@@ -235,9 +235,17 @@ def test_a_large_block_is_asked_for_in_parts(url, monkeypatch):
     monkeypatch.setattr("tripletmas.stores.qdrant_points._NUMBERS", 6)  # three points of two numbers
     vectors = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     put(url, range(20), [{}] * 20, vectors, metric="l2")
+    engine, asked = (ClientPoints if url.startswith("qdrant:") else ShardPoints), []
+
+    def retrieve(self, name, ids, keys, *, really=engine.retrieve):
+        asked.append(len(ids))
+        return really(self, name, ids, keys)
+
+    monkeypatch.setattr(engine, "retrieve", retrieve)
     with opened(url) as store:
         assert [len(block.ids) for block in store.scan("vector", size=8)] == [8, 8, 4]
         assert torch.equal(store.read("vector", range(20)).vectors, vectors)
+        assert asked == [3] * 6 + [2]
         found = store.search("vector", vectors, 1, metric="l2")
         assert [hits[0].id for hits in found] == list(range(20))
         store.write("vector", range(20), vectors.flip(0))
@@ -289,10 +297,48 @@ def test_stores_that_are_not_there_or_broken(tmp_path):
     assert "\n" not in str(told.value)
 
 
+def test_a_block_is_one_transaction_of_the_local_mode(tmp_path):
+    """Its own writing waits for the disk once a point."""
+    url = f"qdrant://{tmp_path}/base#points"
+    put(url, [1, 2, 3, 4], [{}] * 4)
+    with opened(url) as store:
+        done = []
+        store._points._client._client.collections["points"].storage.storage.set_trace_callback(done.append)
+        for write in (
+            lambda: store.insert("vector", [5, 6, 7], LENGTHS[:3], {}),
+            lambda: store.write("vector", [1, 2, 3], LENGTHS[:3]),
+            lambda: store.add_field(VectorField("second", 2, "cosine")),
+            lambda: store.write("second", [1, 2, 3], LENGTHS[:3]),
+            lambda: store.drop_field("second"),
+        ):
+            done.clear()
+            write()
+            assert sum(each == "COMMIT" for each in done) == (1 if done else 0)
+            assert sum(each.startswith("INSERT OR REPLACE") for each in done) == (3 if done else 0)
+        assert done
+        done.clear()
+        store.write("vector", [1, 9], LENGTHS[:2])  # one that is gone: what was written before the error is kept
+        assert sum(each == "COMMIT" for each in done) == 2
+    with opened(url) as store:
+        assert store.read("vector", [1]).vectors.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+        assert list(store.fields()) == ["vector"]
+
+
+def test_a_folder_may_be_said_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("qdrant://data/shop#points", "qdrant-edge://data/shards#points"):
+        put(url, [1], [{}])
+        with opened(url) as store:
+            assert len(store) == 1
+    assert (tmp_path / "data" / "shop" / "meta.json").exists()
+    with pytest.raises(ValueError, match=r"no such folder .*: qdrant\.example\.com \(a server is HOST:PORT\)"):
+        opened("qdrant://qdrant.example.com#points").__enter__()
+
+
 def test_a_server_that_is_not_there():
     with (
-        pytest.raises(ValueError, match=r"qdrant://127.0.0.1:1/#points does not answer .*does a server"),
-        opened("qdrant://127.0.0.1:1/#points?https=true&api_key=secret"),
+        pytest.raises(ValueError, match=r"qdrant://127.0.0.1:1#points does not answer .*does a server"),
+        opened("qdrant://127.0.0.1:1/points?https=true&api_key=secret"),
     ):
         pass
     with pytest.raises(ValueError, match="has no option 'key'"), opened("qdrant://127.0.0.1:1/#points?key=x"):

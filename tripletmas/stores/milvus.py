@@ -66,6 +66,7 @@ def open_store(place: Place) -> MilvusStore:
     Raises:
         ValueError: if there is no such folder, server or collection.
     """
+    place = place.of_server()
     client, close = connect(place)
     try:
         if place.collection:
@@ -86,6 +87,7 @@ def open_store(place: Place) -> MilvusStore:
 
 def create_store(place: Place, new: VectorField, columns: Mapping[str, type], ids: type) -> MilvusStore:
     """A new, empty collection; see `opening.created`."""
+    place = place.of_server()
     name, (client, close) = place.need_collection(), connect(place, new=True)
     try:
         with told(place):

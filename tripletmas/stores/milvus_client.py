@@ -41,11 +41,6 @@ _LOGGERS = ("pymilvus", "milvus_lite")
 _OPTIONS = ("https", "token", "database")
 
 
-def is_local(place: Place) -> bool:
-    """Whether a place is a folder of Milvus Lite, not a server."""
-    return place.where.startswith(("/", "."))
-
-
 def quoted(value: Any) -> str:
     """A value in an expression of Milvus, whose texts are those of JSON."""
     return json.dumps(value, ensure_ascii=False)
@@ -100,7 +95,7 @@ def connect(place: Place, *, new: bool = False) -> tuple[MilvusClient, Callable[
     Raises:
         ValueError: if there is none, it is of an older version, another process has it open, or no server answers.
     """
-    if not is_local(place):
+    if place.is_server:
         return _connect_server(place)
     _check_folder(place, new)
     try:
@@ -136,7 +131,7 @@ def _check_folder(place: Place, new: bool) -> None:
     if new:
         place.path.parent.mkdir(parents=True, exist_ok=True)
     elif not (place.path / "collections").is_dir():
-        raise NoCollection(f"{place}: no such folder of Milvus Lite: {place.where}")
+        raise NoCollection(f"{place}: no such folder of Milvus Lite: {place.where} (a server is HOST:PORT)")
 
 
 def _connect_server(place: Place) -> tuple[MilvusClient, Callable[[], None]]:

@@ -10,8 +10,9 @@ and text= the columns (fields of the payload) that hold a point's id, the path o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -61,6 +62,18 @@ class Place:
     def path(self) -> Path:
         """Of a local engine, or of an index file."""
         return Path(self.where)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it says HOST:PORT, and is no folder."""
+        return re.fullmatch(r"[^/]+:\d+(/.*)?", self.where) is not None
+
+    def of_server(self) -> Place:
+        """The same; the collection of a server may also stand behind its port, as in HOST:PORT/COLLECTION."""
+        host, _, rest = self.where.rstrip("/").partition("/")
+        if self.collection or not rest or not self.is_server:
+            return self
+        return replace(self, where=host, collection=rest)
 
     @property
     def slug(self) -> str:

@@ -174,7 +174,10 @@ class ShardPoints:
             )
         with _told(self._place):
             self._shard.update(operation)
-            self._shard.flush()  # its log outlives the process, not a power cut
+
+    def sync(self) -> None:
+        with _told(self._place):
+            self._shard.flush()
 
     def notes(self) -> dict[str, Any]:
         if not (self._folder / _NOTES).exists():

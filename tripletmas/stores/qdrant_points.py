@@ -59,7 +59,10 @@ class Point(NamedTuple):
 
 
 class Points(Protocol):
-    """What an engine does. Vectors have Qdrant's names, the unnamed one ""; keys are paths in a payload."""
+    """What an engine does. Vectors have Qdrant's names, the unnamed one ""; keys are paths in a payload.
+
+    What is written outlives the process; after `sync` it outlives a power cut, too.
+    """
 
     def vectors(self) -> dict[str, Vector]: ...
 
@@ -84,6 +87,8 @@ class Points(Protocol):
     def create_vector(self, name: str, dim: int, metric: str) -> None: ...
 
     def delete_vector(self, name: str) -> None: ...
+
+    def sync(self) -> None: ...
 
     def notes(self) -> dict[str, Any]: ...
 
@@ -182,6 +187,7 @@ class QdrantStore:
         if new.name not in self.fields():
             self._refuse(new.name)
             self._points.create_vector(engine_name(new.name), new.dim, new.metric or COSINE)
+            self._points.sync()
 
     def write(self, name: str, ids: Sequence[Id], vectors: Tensor) -> None:
         found = self._field(name)
@@ -192,6 +198,7 @@ class QdrantStore:
                 (each, row) for each, row in zip(known[part], rows[part].tolist(), strict=True) if each is not None
             ]
             self._update(name, dict(pairs))
+        self._points.sync()
 
     def _update(self, name: str, rows: dict[Id, list[float]]) -> None:
         """Qdrant refuses a whole request for one id that is gone: then those that are there are written."""
@@ -207,6 +214,7 @@ class QdrantStore:
     def drop_field(self, name: str) -> None:
         if name in self.fields():
             self._points.delete_vector(engine_name(name))
+            self._points.sync()
 
     def switch(self, old: str, new: str, kept: str) -> Switched:
         for each in (old, new):
@@ -232,6 +240,7 @@ class QdrantStore:
         points = [Point(self._id(each), row, payload) for each, row, payload in zip(ids, rows, payloads, strict=True)]
         for part in _parts(len(ids), found.dim):
             self._points.upsert(engine_name(name), points[part])
+        self._points.sync()
 
     def close(self) -> None:
         self._points.close()
