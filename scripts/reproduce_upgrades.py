@@ -230,7 +230,7 @@ class Stored:
 
     def kinds(self) -> Config:
         """kind of map -> (recall@1, overlap); those of leaving all, and of embedding all anew."""
-        from tripletmas.index.drift import fit_map, maps_between
+        from tripletmas.index.fitting import fit_map, maps_between
 
         fits, _, asked = self.parts(0)
         wanted = self.nearest(self.new, self.new, asked)
@@ -243,7 +243,7 @@ class Stored:
 
     def repeat(self, seed: int) -> Config:
         """What a plan of this seed expects, and what is measured, also where points are embedded anew at random."""
-        from tripletmas.index.drift import maps_between
+        from tripletmas.index.fitting import maps_between
         from tripletmas.runs.upgrades.expected import expect
         from tripletmas.runs.upgrades.fitted import fit
         from tripletmas.runs.upgrades.whole import Pairs, Points, search_whole

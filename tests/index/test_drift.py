@@ -96,7 +96,7 @@ def test_procrustes_shifts_the_means_where_that_pays(size: int):
         torch.testing.assert_close(moved.norm(dim=1), before.norm(dim=1))
     mirrored = torch.cat([before, -before])  # around 0, and held-out fifths of them are not: a shift only does harm
     turned = mirrored @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]]) + 0.1 * random(2 * size, 2, seed=1)
-    assert not drift._shift_pays(mirrored.double(), turned.double())
+    assert not drift.shift_pays(mirrored.double(), turned.double())
 
 
 def test_procrustes_keeps_lengths_and_angles_and_may_reflect():

@@ -4,8 +4,8 @@ from .base import queries_per_block as queries_per_block
 from .base import unit as unit
 from .choice import choose_map as choose_map
 from .clustering import cluster as cluster
-from .drift import fit_map as fit_map
 from .exact import ExactIndex as ExactIndex
+from .fitting import fit_map as fit_map
 from .making import make_index as make_index
 from .making import recall_against as recall_against
 from .maps import FittedMap as FittedMap

@@ -21,10 +21,10 @@ from tripletmas.index.drift import (
     DriftMap,
     DriftMapName,
     fit_drift,
-    fit_map,
-    maps_between,
     neighbouring_folds,
+    shift_pays,
 )
+from tripletmas.index.fitting import fit_map, maps_between
 
 AUTO = "auto"
 CompensateName = DriftMapName | Literal["auto"]  # how stored vectors can be moved
@@ -126,7 +126,8 @@ def choose_map(
     kinds = maps_between(before.shape[-1], after.shape[-1]) if kinds is None else kinds
     if len(before) < 2:
         raise ValueError(f"a map is chosen by pairs that are held out, of two at least, got {len(before)}")
-    fits = partial(fit_map, normalize=normalize, seed=seed)
+    shift = shift_pays(before, after) if "procrustes" in kinds else None  # once, and not for each fold anew
+    fits = partial(fit_map, normalize=normalize, seed=seed, shift=shift)
     scores = _held_out_scores(kinds, before, after, normalize, fits)
     scale = 1.0 if normalize else float(after.double().var(dim=0, correction=0).sum())
     return Choice(_simplest_of_best(scores, scale), scores, len(before))

@@ -11,8 +11,7 @@ Where a map has something to choose, as the strength of a ridge, it takes what p
 are cut into five folds of neighbours, and as pairs of one class lie side by side, what is held out are mostly other
 classes, as stored vectors are. `choice` chooses among the maps in the same way.
 
-Two models need not be two moments of one: `fit_map` also fits maps between models whose embeddings have nothing to do
-with each other, or have other lengths.
+Two models need not be two moments of one: `fitting` has maps between any models, also of other dimensions.
 
 Shapes: n pairs, g stored vectors, dim; new_dim where the new model's embeddings may have another length.
 """
@@ -21,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -34,7 +32,6 @@ DriftMap = Callable[[Tensor], Tensor]  # stored vectors (g, dim) of the old mode
 DriftMapName = Literal["sdc", "linear", "mlp", "procrustes", "shrunk"]
 DRIFT_MAPS: tuple[str, ...] = get_args(DriftMapName)
 NONE = "none"  # no map: vectors stay where they are
-RIDGE = "ridge"
 
 SIGMA = 0.2  # the main value of the authors' runs; others have 0.3. The embeddings lie on the unit sphere.
 _BLOCK_CELLS = 2**24  # (stored vector, pair) cells at once: 64 MB each of distances and weights
@@ -72,49 +69,6 @@ def fit_drift(kind: str, before: Tensor, after: Tensor, *, seed: int = 0) -> Dri
     if kind == "sdc":
         return lambda vectors: compensate_drift(vectors, before, after)
     return {"linear": fit_linear, "procrustes": fit_procrustes, "shrunk": fit_shrunk}[kind](before, after)
-
-
-def fit_map(kind: str, before: Tensor, after: Tensor, *, normalize: bool = True, seed: int = 0) -> FittedMap:
-    """The map called `kind` from one model's vectors to any other's, fitted on pairs (n, dim) and (n, new_dim).
-
-    none, procrustes, shrunk and linear are those of `fit_drift`; between spaces of two dimensions there is no identity,
-    so that none and shrunk are not to be had, procrustes keeps lengths as far as it can, and linear is drawn to that.
-    ridge: an affine map of which nothing is known beforehand (`fit_ridge`). mlp: ridge, and a small network for what
-    that leaves (`fit_mlp`).
-
-    Args:
-        normalize: the pairs are of unit length, and the map keeps vectors so.
-
-    Raises:
-        ValueError: for an unknown kind, or one that these dimensions have not; for pairs that do not fit each other, or
-            are not finite.
-    """
-    known = maps_between(before.shape[-1], after.shape[-1])
-    if kind not in known:
-        raise ValueError(
-            f"there is no map {kind!r} from {before.shape[-1]} to {after.shape[-1]} dimensions, only {', '.join(known)}"
-        )
-    if before.ndim != 2 or after.ndim != 2 or len(before) != len(after) or not len(before):
-        raise ValueError(
-            "before and after must be embeddings (n, dim) and (n, new_dim) of the same n >= 1 samples, got "
-            f"{tuple(before.shape)} and {tuple(after.shape)}"
-        )
-    if not (before.isfinite().all() and after.isfinite().all()):
-        raise ValueError("before and after must be finite, but hold NaN or infinity")
-    if kind == NONE:
-        found = FittedMap(NONE, before.shape[1], after.shape[1], {})
-    elif kind == "mlp":
-        found = fit_mlp(before, after, seed=seed, base=fit_ridge(before, after))
-    else:
-        fits = {"linear": fit_linear, "procrustes": fit_procrustes, "shrunk": fit_shrunk, RIDGE: fit_ridge}
-        found = fits[kind](before, after)
-    return replace(found, normalize=normalize)
-
-
-def maps_between(dim: int, new_dim: int) -> tuple[str, ...]:
-    """The kinds of `fit_map` from vectors of one dimension to those of another, the simpler ones first."""
-    kinds = (NONE, "procrustes", "shrunk", "linear", RIDGE, "mlp")
-    return kinds if dim == new_dim else tuple(kind for kind in kinds if kind not in (NONE, "shrunk"))
 
 
 def neighbouring_folds(size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,10 +129,10 @@ def fit_ridge(before: Tensor, after: Tensor) -> FittedMap:
     As `fit_linear`, but drawn to 0 and not to where a vector is: for models whose embeddings have nothing in common.
     What lies in directions that the pairs do not show is dropped.
     """
-    return _with_matrix(RIDGE, before, after, _nothing)
+    return _with_matrix("ridge", before, after, _nothing)
 
 
-def fit_procrustes(before: Tensor, after: Tensor) -> FittedMap:
+def fit_procrustes(before: Tensor, after: Tensor, *, shift: bool | None = None) -> FittedMap:
     """v -> v R, R the rotation or reflection that fits the pairs best: lengths and angles stay as they are.
 
     max_R tr(R^T (X^T Y + held I)), R = U V^T of the singular value decomposition. The small `held` (ours) decides only
@@ -190,7 +144,7 @@ def fit_procrustes(before: Tensor, after: Tensor) -> FittedMap:
     """
     kind = before.dtype
     x, y = before.double(), after.double()
-    rotation, start = _rotation(x, y, shift=len(x) >= 2 * _FOLDS and _shift_pays(x, y))
+    rotation, start = _rotation(x, y, shift=shift_pays(x, y) if shift is None else shift)
     return affine("procrustes", matrix=rotation.to(kind), start=start.to(kind))
 
 
@@ -272,10 +226,23 @@ def _ridge_map(x: Tensor, y: Tensor, toward: _Start) -> tuple[Tensor, Tensor]:
     return change, shift - centre @ change
 
 
+def _ridge_answers(x: Tensor, y: Tensor, ridge: float, asked: Tensor) -> Tensor:
+    """What `_ridge_solution` makes of others (m, dim); with few pairs the matrix itself is not needed for that."""
+    size, dim = x.shape
+    if size >= dim:
+        return asked @ _ridge_solution(x, y, ridge)
+    return asked @ x.T @ torch.linalg.solve(x @ x.T + _held(x, ridge) * torch.eye(size, dtype=x.dtype), y)
+
+
+def _held(x: Tensor, ridge: float) -> Tensor:
+    """The ridge in the unit of the products of x: of the mean over directions of ||x||^2."""
+    return ridge * (x.square().sum() / x.shape[1]).clamp_min(torch.finfo(x.dtype).tiny)
+
+
 def _ridge_solution(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     """(dim, dim) minimising ||y - x D||^2 + ridge * scale ||D||^2, scale the mean over directions of ||x||^2."""
     size, dim = x.shape
-    held = ridge * (x.square().sum() / dim).clamp_min(torch.finfo(x.dtype).tiny)
+    held = _held(x, ridge)
     if size < dim:  # the same with a smaller system: X^T (X X^T + held I)^-1 Y
         return x.T @ torch.linalg.solve(x @ x.T + held * torch.eye(size, dtype=x.dtype), y)
     return torch.linalg.solve(x.T @ x + held * torch.eye(dim, dtype=x.dtype), x.T @ y)
@@ -288,8 +255,7 @@ def _best_ridge(x: Tensor, y: Tensor, toward: _Start = _nothing) -> float:
         rest, wanted = (y[rows] - x[rows] @ matrix for rows in (inside, outside))
         centre, shift = x[inside].mean(dim=0), rest.mean(dim=0)
         for ridge in _RIDGES:
-            change = _ridge_solution(x[inside] - centre, rest - shift, ridge)
-            found = (x[outside] - centre) @ change + shift
+            found = _ridge_answers(x[inside] - centre, rest - shift, ridge, x[outside] - centre) + shift
             errors[ridge] += float((found - wanted).square().sum())
     return min(errors, key=lambda ridge: (errors[ridge], -ridge))
 
@@ -317,8 +283,11 @@ def _between_dimensions(x: Tensor, y: Tensor) -> Tensor:
     return left @ u[:, shown] @ v[shown] @ right.T
 
 
-def _shift_pays(x: Tensor, y: Tensor) -> bool:
-    """Whether held-out pairs are predicted better with the means shifted onto each other."""
+def shift_pays(before: Tensor, after: Tensor) -> bool:
+    """Whether `fit_procrustes` predicts held-out pairs better with the means shifted onto each other; of few, not."""
+    x, y = before.double(), after.double()
+    if len(x) < 2 * _FOLDS:
+        return False
     errors = {False: 0.0, True: 0.0}
     for inside, outside in neighbouring_folds(len(x)):
         for shift in errors:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tripletmas.index.drift import fit_map
+from tripletmas.index.fitting import fit_map
 from tripletmas.runs.upgrades import expected
 from tripletmas.runs.upgrades.expected import AS_IT_IS, OLD, OVERLAP, RECALL, expect
 from tripletmas.runs.upgrades.fitted import Fitted, fit

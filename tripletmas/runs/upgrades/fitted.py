@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tripletmas.index.base import unit
 from tripletmas.index.choice import Choice, choose_map
-from tripletmas.index.drift import fit_map, maps_between, neighbouring_folds
+from tripletmas.index.drift import neighbouring_folds
+from tripletmas.index.fitting import fit_map, maps_between
 from tripletmas.index.maps import FittedMap
 
 _MANY = 200  # pairs, from which on a network is tried

@@ -7,8 +7,10 @@ drawn from the whole store, so that what is measured is what is to be expected o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -247,10 +249,10 @@ def _measured(
     started = time.perf_counter()
     fitted.map.apply(sampled.stored)
     moving = (time.perf_counter() - started) / n
-    known = dict.fromkeys(each for each in sampled.items.labels if each is not None)
-    codes = {name: number for number, name in enumerate(drawn.labels or known)}
-    counts = torch.tensor([drawn.labels[name] for name in codes]) if drawn.labels else None
-    labels = torch.tensor([NO_LABEL if each is None else codes.get(each, NO_LABEL) for each in sampled.items.labels])
+    named = drawn.labels or Counter(filter(None, sampled.items.labels))
+    codes = {name: number for number, name in enumerate(named)}
+    counts = torch.tensor(list(named.values())) if drawn.labels else None
+    labels = torch.tensor(_coded(sampled.items.labels, codes))
     measuring = Pairs(torch.arange(n), compared, wanted, labels).rows(torch.arange(n // 2, n))
     held = search_whole(
         _points(store, field, sampled.ids, codes if drawn.labels else {}),
@@ -274,8 +276,12 @@ def _points(store: Store, field: VectorField, ids: list[Id], codes: dict[str, in
             numbers.append(number_of.get(each, following))
             following += 1
         values = block.columns[label] if label else [None] * len(block.ids)
-        labels = [NO_LABEL if each is None else codes.get(str(each), NO_LABEL) for each in values]
-        yield Points(torch.tensor(numbers), block.vectors, torch.tensor(labels))
+        yield Points(torch.tensor(numbers), block.vectors, torch.tensor(_coded(values, codes)))
+
+
+def _coded(labels: Sequence[Any], codes: Mapping[str, int]) -> list[int]:
+    """Classes as numbers."""
+    return [NO_LABEL if each is None else codes.get(str(each), NO_LABEL) for each in labels]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,22 +77,30 @@ def draw(
         ValueError: naming such a point; if no point has a vector.
     """
     most = count + max(20, int(count * _SPARE))
-    seen, drawn = _Seen(f"{store.place}: the vector {name!r} of point", label, leave_unusable), []
+    drawn: list[_Entry] = []
+    seen = _Seen(f"{store.place}: the vector {name!r} of point", label, leave_unusable)
     wanted: list[str] = list(dict.fromkeys([*columns, *([label] if label else [])]))
     for block in told(store.scan(name, columns=wanted), "read block", -(-len(store) // ROWS)):
-        for row in seen.usable(block):
-            key = _key(block.ids[row], seed)
-            entry = (-key, block.ids[row], block.vectors[row], {each: block.columns[each][row] for each in wanted})
-            if len(drawn) < most:
-                heapq.heappush(drawn, entry)
-            elif key < -drawn[0][0]:
-                heapq.heapreplace(drawn, entry)
+        _take(drawn, most, block, seen.usable(block), seed)
     if not seen.points:
         raise ValueError(f"{store.place} holds no point with a vector {name!r}")
     drawn.sort(key=lambda entry: -entry[0])
     ids, vectors = [each for _, each, _, _ in drawn], torch.stack([vector for _, _, vector, _ in drawn])
     values = {each: [of[each] for *_, of in drawn] for each in wanted}
     return Drawn(ids, vectors, values, seen.points, seen.without, seen.unusable, seen.are_unit, seen.labels)
+
+
+def _take(drawn: list[_Entry], most: int, block: Block, rows: Iterable[int], seed: int) -> None:
+    """Those rows of a block that are among the first `most` of all, in place of others; `drawn` is a heap."""
+    for row in rows:
+        key = _key(block.ids[row], seed)
+        if len(drawn) < most or key < -drawn[0][0]:
+            values = {name: column[row] for name, column in block.columns.items()}
+            entry = (-key, block.ids[row], block.vectors[row], values)
+            (heapq.heappush if len(drawn) < most else heapq.heapreplace)(drawn, entry)
+
+
+_Entry = tuple[int, Id, Tensor, dict[str, Any]]  # minus its place in the order, a point, its vector, its columns
 
 
 class _Seen:

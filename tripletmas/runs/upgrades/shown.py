@@ -99,14 +99,7 @@ def known_again(store: Store, name: str, vectors: Tensor, what: str) -> tuple[li
     Raises:
         ValueError: if most items are no points of the store, saying how far they are from any.
     """
-    wanted, best = unit(vectors), torch.full((len(vectors),), -2.0)
-    ids: list[Id | None] = [None] * len(vectors)
-    stored = torch.zeros_like(vectors)
-    for block in store.scan(name):
-        cosines, rows = (wanted @ unit(block.vectors.nan_to_num()).T).max(dim=1)
-        for item in (cosines > best).nonzero().flatten().tolist():
-            row = int(rows[item])
-            best[item], ids[item], stored[item] = cosines[item], block.ids[row], block.vectors[row]
+    ids, stored, best = _nearest_points(store, name, vectors)
     found = [each if float(cosine) >= _SAME else None for each, cosine in zip(ids, best, strict=True)]
     first = {each: item for item, each in reversed(list(enumerate(found))) if each is not None}
     if len(first) < max(LEAST, len(ids) // 2):
@@ -116,6 +109,19 @@ def known_again(store: Store, name: str, vectors: Tensor, what: str) -> tuple[li
             f"it is 1; name the model that made the vectors, and give {what} that are in the store"
         )
     return [each if each is not None and first[each] == item else None for item, each in enumerate(found)], stored
+
+
+def _nearest_points(store: Store, name: str, vectors: Tensor) -> tuple[list[Id | None], Tensor, Tensor]:
+    """(the point whose vector has the largest cosine to each of these (n, dim), its vector (n, dim), that cosine)."""
+    wanted, best = unit(vectors), torch.full((len(vectors),), -2.0)
+    ids: list[Id | None] = [None] * len(vectors)
+    stored = torch.zeros_like(vectors)
+    for block in store.scan(name):
+        cosines, rows = (wanted @ unit(block.vectors.nan_to_num()).T).max(dim=1)
+        for item in (cosines > best).nonzero().flatten().tolist():
+            row = int(rows[item])
+            best[item], ids[item], stored[item] = cosines[item], block.ids[row], block.vectors[row]
+    return ids, stored, best
 
 
 def absolute(names: Sequence[str], root: str) -> tuple[str, ...]:

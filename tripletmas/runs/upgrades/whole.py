@@ -70,7 +70,7 @@ def search_whole(
     """
     move = fitted.map
     inside = _Galleries(fitted, pairs.old, shares)
-    found = {
+    found: _Found = {
         name: Nearest(pairs.old if name == OLD else pairs.new, metric, own=pairs.numbers)
         for name in (OLD, 0.0, *shares, 1.0, *([AS_IT_IS] if move.dim == move.new_dim else []))
     }
@@ -81,14 +81,29 @@ def search_whole(
         there = inside.of(vectors)
         for name, each in found.items():
             each.add(there[name] if isinstance(name, float) else vectors, block.numbers, block.labels)
-    known = [name for name in found if name == 0 or not isinstance(name, float)]
-    right = {} if counts is None else {name: right_first(found[name], pairs.labels, counts) for name in known}
-    same = {
+    right = {} if counts is None else _right(found, pairs.labels, counts)
+    own = inside.of(pairs.old)
+    return Held(pairs.old, pairs.new, own, inside.again(pairs.old), pairs.labels, right, _same(found), size, metric)
+
+
+_Found = dict[str | float, Nearest]
+
+
+def _right(found: _Found, labels: Tensor, counts: Tensor) -> dict[str | float, Tensor]:
+    """Of galleries that are the actual ones, and not pretended."""
+    return {
+        name: right_first(each, labels, counts)
+        for name, each in found.items()
+        if name == 0 or not isinstance(name, float)
+    }
+
+
+def _same(found: _Found) -> dict[str | float, Tensor]:
+    """What each has in common with what is pretended to be embedded again, or with what is moved."""
+    return {
         name: shared(each.numbers, found[1.0 if isinstance(name, float) else 0.0].numbers)
         for name, each in found.items()
     }
-    own = inside.of(pairs.old)
-    return Held(pairs.old, pairs.new, own, inside.again(pairs.old), pairs.labels, right, same, size, metric)
 
 
 class _Galleries:
