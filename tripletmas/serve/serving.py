@@ -40,7 +40,7 @@ class Limits:
         seconds: from the first byte of a request's body to its answer.
         queue: questions (images, texts, ids) that are read, waited for or answered at once; more are told to come
             again. As many thumbnails again.
-        together: samples of several callers that are embedded at once; None: ON_CPU, or ON_GPU where the model is there.
+        together: samples of several callers that are embedded at once; None: ON_CPU or ON_GPU, by where the model is.
         look_every: seconds between two looks at whether the gallery has changed.
     """
 
