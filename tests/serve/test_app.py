@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import time
 import zipfile
@@ -125,15 +126,17 @@ def stale(made, tmp_path_factory) -> Path:
     """An index of which half the vectors are of the model after the first task."""
     path = tmp_path_factory.mktemp("stale") / "stale.index"
     build = ["index", "build", str(made / "run"), "--out", str(path), "--after", "0"]
-    assert main([*build, "--images", str(made / "shop/boot")]) == 0
-    assert main(["index", "add", str(path), "--images", str(made / "shop/mug")]) == 0
+    for label in ("boot", "mug"):
+        shutil.copytree(made / "shop" / label, path.parent / f"of {label}" / label)
+    assert main([*build, "--images", str(path.parent / "of boot")]) == 0
+    assert main(["index", "add", str(path), "--images", str(path.parent / "of mug")]) == 0
     return path
 
 
-def test_stale_vectors_are_refused_searched_or_moved_to(stale, made, served, tmp_path):
+def test_stale_vectors_are_refused_searched_or_moved_to(stale, served, tmp_path):
     with pytest.raises(ValueError, match=r"6 of 12 vectors are stale.*--move-queries.*--allow-stale"):
         make_app(str(stale))
-    picture = made / "shop" / "boot" / "1.png"
+    picture = stale.parent / "of boot" / "boot" / "1.png"
     for option, named in (("--allow-stale", {"allow_stale": True}), ("--move-queries", {"move_queries": "run"})):
         assert main(["query", str(stale), str(picture), option, "--json", str(tmp_path / "a")]) == 0
         (expected,) = json.loads((tmp_path / "a").read_text())["queries"]
@@ -141,6 +144,11 @@ def test_stale_vectors_are_refused_searched_or_moved_to(stale, made, served, tmp
             answer = client.post("/query", content=picture.read_bytes(), headers=PNG)
             assert [each["path"] for each in neighbours(answer)[0]] == [each["path"] for each in expected["neighbours"]]
             assert "6 of 12 vectors are stale" in answer.json()["note"]
+            (every,) = neighbours(client.post("/query?k=12", content=picture.read_bytes(), headers=PNG))
+            for label in ("boot", "mug"):  # none of a label is lost, however near those of others are
+                content = picture.read_bytes()
+                (of_label,) = neighbours(client.post(f"/query?k=12&label={label}", content=content, headers=PNG))
+                assert [each["id"] for each in of_label] == [each["id"] for each in every if each["label"] == label]
             info = client.get("/info").json()
             assert info["stale"] == {"vectors": 6, "share": 0.5}
             # an id is embedded anew where its vector lies in another space than others: it finds what its file finds
