@@ -2,7 +2,7 @@
 """Requests a second, p50 and p99 of `tripletmas serve`, against a bare loop of Pillow, PyTorch and faiss.
 
     .venv/bin/python scripts/bench_serve.py products.index shop --vectors 100000
-    .venv/bin/python scripts/bench_serve.py products.index shop --callers 1,4,16 --together 1,4,8,32 --json out.json
+    .venv/bin/python scripts/bench_serve.py products.index shop --callers 1,4,16 --together 0,1,8,32 --json out.json
 
 Both search the same vectors for the same pictures, whose bytes lie in memory, by the same weights; with `--vectors`
 random ones are added until there are so many. The bare loop runs in this process: decode, resize, embed, search, one
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("pictures", help="a folder of what is asked with")
     parser.add_argument("--vectors", type=int, default=0, help="add random ones until there are so many")
     parser.add_argument("--callers", default="1,4,16")
-    parser.add_argument("--together", default="4,1", help="of the server: samples that are embedded at once")
+    parser.add_argument(
+        "--together", default="0,1", help="of the server: samples that are embedded at once; 0: as it finds best"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each way in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch, here and in the server")
@@ -73,7 +75,10 @@ def main() -> None:
         for together in map(int, options.together.split(",")):
             port, process = servers.enter_context(server(path, together, options.threads))
             for callers in map(int, options.callers.split(",")):
-                ways[f"served, {callers} callers, {together} together"] = asked(port, contents, callers), process
+                ways[f"served, {callers} callers, {together or 'best'} together"] = (
+                    asked(port, contents, callers),
+                    process,
+                )
         found = measured(ways, options.rounds, options.seconds)
     print(f"{len(index)} vectors of dim {index.settings.dim}, {len(contents)} pictures, torch {torch.__version__}")
     tell(found)
@@ -163,7 +168,8 @@ def server(path: str, together: int, threads: int) -> Iterator[tuple[int, int]]:
     """A server in a process of its own; its port, and the process."""
     line = [sys.executable, "-m", "tripletmas", "serve", path, "--port", "0", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen([*line, "--together", str(together)], stdout=subprocess.PIPE, text=True, env=environment)
+    given = ["--together", str(together)] if together else []
+    process = subprocess.Popen([*line, *given], stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout
         found = re.search(r"http://\S+:(\d+)", process.stdout.readline())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.serve.batches import Batches
+from tripletmas.serve.encoder import cheapest
 
 
 class Lengths:
@@ -69,6 +70,19 @@ def test_one_that_fails_fails_alone():
     found, batches = answers([["a"], ["bb"], ["bad"], ["ccc"]], most=8)
     assert found == [[[1.0]], [[2.0]], ValueError, [[3.0]]]
     assert batches == [["a"], ["bb", "bad", "ccc"], ["bb"], ["bad"], ["ccc"]]
+
+
+@pytest.mark.parametrize(
+    ("took", "best"),
+    [
+        ({1: 8, 2: 7, 4: 6, 8: 5, 16: 4, 32: 3}, 32),
+        ({1: 8, 2: 7, 4: 6.9, 8: 1}, 2),  # 4 gain less than 5 %: what is beyond is not tried
+        ({1: 8, 2: 7, 4: 14}, 2),
+        ({1: 8, 2: 9}, 1),
+    ],
+)
+def test_as_many_together_as_gain(took, best):
+    assert cheapest(took.__getitem__) == best
 
 
 @pytest.mark.parametrize("most", [1, 3, 32])

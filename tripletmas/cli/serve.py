@@ -125,7 +125,7 @@ def _options(arguments: Sequence[str]) -> Namespace:
         "--together",
         type=int,
         default=None,
-        help="samples of several callers that are embedded at once (default: 4 on the CPU, 32 on a GPU)",
+        help="samples of several callers that are embedded at once (default: tried at the start)",
     )
     parser.add_argument("--check", action="store_true", help="open it, say whether it can be served, and end")
     options = parser.parse_args(arguments)

@@ -64,6 +64,7 @@ class Editions:
         self._stamp = self._stamped()
         try:
             gallery, encoder = source.open()
+            _ = encoder.together  # is tried before the first request comes
             self.now = Edition(1, gallery, encoder, gallery.facts(), time.time())
         except BaseException:
             source.close()
@@ -94,6 +95,7 @@ class Editions:
                 return True
             if _same_model(encoder, self.now.encoder):
                 encoder = self.now.encoder  # and the memory of the other is free again
+            _ = encoder.together
             self.now = Edition(self.now.number + 1, gallery, encoder, facts, time.time())
             self.trouble = ""
             logger.info("%s has changed: %d vectors are served now", self._source.name, facts.size)

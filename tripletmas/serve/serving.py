@@ -26,8 +26,6 @@ from tripletmas.serve.thumbnails import Thumbnails
 
 logger = logging.getLogger(__name__)
 
-ON_CPU, ON_GPU = 4, 32  # more at once leave a core's cache: of 160 x 160 pixels, 8 took twice the time that 4 took
-
 _Result = TypeVar("_Result")
 
 
@@ -40,7 +38,7 @@ class Limits:
         seconds: from the first byte of a request's body to its answer.
         queue: questions (images, texts, ids) that are read, waited for or answered at once; more are told to come
             again. As many thumbnails again.
-        together: samples of several callers that are embedded at once; None: ON_CPU or ON_GPU, by where the model is.
+        together: samples of several callers that are embedded at once; None: as many as `Encoder.together` finds best.
         look_every: seconds between two looks at whether the gallery has changed.
     """
 
@@ -193,7 +191,7 @@ class Serving:
         if self._batches is None or self._batches[0] is not edition:
             if self._embedding is None:
                 self._embedding = ThreadPoolExecutor(1, thread_name_prefix="embedding")
-            most = self.limits.together or (ON_CPU if edition.encoder.device.type == "cpu" else ON_GPU)
+            most = self.limits.together or edition.encoder.together
             batches = Batches(edition.encoder.embed, self._embedding, most=most)
             self._batches = edition, batches
         return await self._batches[1].embed(samples)
