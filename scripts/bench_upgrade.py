@@ -22,7 +22,7 @@ import torch
 from reproduce_kills import place
 
 from tripletmas.index.changes import add_images
-from tripletmas.index.drift import fit_map
+from tripletmas.index.fitting import fit_map
 from tripletmas.index.images import ImageIndex, Part, Settings, Transform
 from tripletmas.stores.identity import Identity
 from tripletmas.stores.opening import created, opened

@@ -19,7 +19,6 @@ from tripletmas.index.drift import neighbouring_folds
 from tripletmas.index.fitting import fit_map, maps_between
 from tripletmas.index.maps import FittedMap
 
-_MANY = 200  # pairs, from which on a network is tried
 _NEAR = 10  # pairs, by which the map is judged where a vector lies
 
 
@@ -59,13 +58,14 @@ def fit(
     """The map that predicts held-out pairs (n, dim) and (n, new_dim) best, fitted on all of them.
 
     Args:
-        kinds: the candidates; None for all that there are, without mlp where there are fewer than 200 pairs.
+        kinds: the candidates; None for all that there are but mlp, which takes longest, and was best nowhere
+            (docs/upgrades.md).
 
     Raises:
         ValueError: as `choose_map`.
     """
     if kinds is None:
-        kinds = tuple(kind for kind in maps_between(old.shape[1], new.shape[1]) if kind != "mlp" or len(old) >= _MANY)
+        kinds = tuple(kind for kind in maps_between(old.shape[1], new.shape[1]) if kind != "mlp")
     choice = choose_map(old, new, normalize=normalize, seed=seed, kinds=kinds)
     missed = torch.empty_like(new)
     for inside, outside in neighbouring_folds(len(old)):
