@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def blocks(size: int, noise: float, seed: int = 0) -> Iterator[Tensor]:
 
 def queries(size: int, noise: float, count: int) -> Tensor:
     """Of the same clusters."""
-    return torch.cat([each[:count] for each in blocks(size, noise, seed=7)][: -(-count // BLOCK)])[:count]
+    few = islice(blocks(size, noise, seed=7), -(-count // BLOCK))
+    return torch.cat(list(few))[:count].clone()
 
 
 def kind_of(size: int, options: argparse.Namespace) -> str:
@@ -267,8 +269,8 @@ def extrapolated(results: dict[int, dict[str, Any]]) -> None:
             size_told = f", {each['bytes'] * factor / 1e9:.0f} GB on the disk" if each.get("bytes") else ""
             print(f"    {step}: {each['cpu_seconds'] * factor / 3600:.1f} hours of CPU{size_told}")
     if (smaller := min(results)) < size:
-        more = (found["ask"]["own_mb"] - results[smaller]["ask"]["own_mb"]) / (size - smaller)
-        print(f"    own memory to ask it, by what {size} take more than {smaller}: {more * billion / 1e3:.0f} GB")
+        more = (found["open"]["own_mb"] - results[smaller]["open"]["own_mb"]) / (size - smaller)
+        print(f"    own memory of what is open, by what {size} take more than {smaller}: {more * billion / 1e3:.0f} GB")
 
 
 if __name__ == "__main__":

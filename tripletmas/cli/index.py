@@ -17,7 +17,7 @@ from torch import Tensor
 from tripletmas.basics import distributed, mapped
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.cli.console import make_parser, open_run
-from tripletmas.cli.items import Items, add_options, embedded, how_shown, items_of, new_items
+from tripletmas.cli.items import JUDGED, Items, add_options, embedded, how_shown, items_of, new_items
 from tripletmas.cli.outputs import check_place
 from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.data.tokens import Texts
@@ -30,8 +30,6 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.embedded_parts import embed_in_parts, rows_of_part
 from tripletmas.runs.indexed import check_roots, model_of, stale_vectors, ways_out
 from tripletmas.runs.models import NoneReadable, RunModel, load_model, refuse_collapse, weight_hashes
-
-_JUDGED = 1000  # vectors, of many, by which a collapse is told
 
 
 def index(arguments: Sequence[str]) -> None:
@@ -196,7 +194,7 @@ def _with_items(
     blocks, kept = _embedded(index, model, shown, items, options, _parts_of(options))
     if not distributed.is_main():
         return None
-    added, part = items.subset(kept), Part(model.hash, model.after_task, model.hash)
+    added, part = replace(items, vectors=None).subset(kept), Part(model.hash, model.after_task, model.hash)
     root, classes = os.path.abspath(added.root), added.classes
     if not items.texts and _names_leaves(model.run):
         classes = [name and name.rpartition("/")[2] for name in classes]
@@ -232,7 +230,7 @@ def _embedded(
     invert = isinstance(how, Transform) and how.invert
     found = embed_in_parts(model, shown, parts, invert=invert, skip_unreadable=options.skip_unreadable)
     if distributed.is_main() and not options.force:
-        some, kept = found.some(_JUDGED)
+        some, kept = found.some(JUDGED)
         samples = shown if isinstance(shown, ImageFiles) else Texts(shown, model.tokenizer)
         compared, labels = unit(some) if index.settings.normalize else some, [items.classes[each] for each in kept]
         refuse_collapse(compared, samples, kept, by=f"the model of {model.run}", labels=labels)

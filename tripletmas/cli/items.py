@@ -20,6 +20,7 @@ from tripletmas.index.base import unit
 from tripletmas.index.images import ImageIndex, Reading, Transform, prefix
 from tripletmas.runs.models import RunModel, embed_images, embed_texts, refuse_collapse, transform_of
 
+JUDGED = 1000  # vectors, of many, by which a collapse is told
 _NO_CLASS = SPLITS.keys() | LEFT_OUT
 
 
@@ -197,9 +198,10 @@ def embedded(
         samples, kept = Texts(items, model.tokenizer), list(range(len(items)))
         vectors = embed_texts(model, items)
     if not force:
-        compared = unit(vectors) if index.settings.normalize else vectors
-        of_kept = [labels[position] for position in kept]
-        refuse_collapse(compared, samples, kept, by=f"the model of {model.run}", labels=of_kept)
+        step = -(-len(kept) // JUDGED) or 1
+        some, judged = vectors[::step], kept[::step]
+        compared, of_kept = unit(some) if index.settings.normalize else some, [labels[each] for each in judged]
+        refuse_collapse(compared, samples, judged, by=f"the model of {model.run}", labels=of_kept)
     return vectors, kept
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -159,35 +159,47 @@ def read_parts(folder: str | Path) -> Vectors:
     about = _about(folder)
     if about["parts"] is None:
         raise ValueError(f"{folder} does not hold all vectors yet: embed the files again, which goes on where it was")
-    pieces, paths, texts = [], [], []
+    vectors, paths, texts = torch.empty(0, 0), [], []
+    total = sum(_rows_of(folder / name) for name in about["parts"])
     for name in about["parts"]:
         table = _table(folder / name, about["model"])
-        found = table.column("vector").combine_chunks()
-        pieces.append(torch.from_numpy(found.flatten().to_numpy().copy()).reshape(len(table), -1))
+        found = table.column("vector").combine_chunks().flatten().to_numpy()
+        if len(table):
+            if not len(vectors):  # room for all at once: they are not copied together afterwards
+                vectors = torch.empty(total, len(found) // len(table))
+            vectors[len(paths) : len(paths) + len(table)] = torch.from_numpy(found.copy()).reshape(len(table), -1)
         paths += table.column("path").to_pylist()
         texts += table.column("text").to_pylist() if "text" in table.column_names else []
-    if not any(map(len, pieces)):
+    if not paths:
         raise ValueError(f"{folder} holds no vector at all")
     names = tuple(os.path.relpath(path, about["root"]).replace(os.sep, "/") for path in paths)
-    return Vectors(
-        about["model"], about["root"], names, tuple(texts), torch.cat([each for each in pieces if len(each)])
-    )
+    return Vectors(about["model"], about["root"], names, tuple(texts), vectors)
+
+
+def _rows_of(path: Path) -> int:
+    """How many rows a part has, by its footer."""
+    return _read(path, lambda parquet: parquet.read_metadata(path)).num_rows
 
 
 def _table(path: Path, model: str):
     """A part, if its vectors are by this model."""
+    table = _read(path, lambda parquet: parquet.read_table(path))
+    if (table.schema.metadata or {}).get(b"model", b"").decode() != model:
+        raise damaged(path, "its vectors are by another model", "delete it, and embed the files again")
+    return table
+
+
+def _read(path: Path, read: Callable[[Any], Any]) -> Any:
+    """What is read of a part by pyarrow.parquet."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise ValueError(f'{path} needs pyarrow: pip install "tripletmas[parquet]"') from None
     try:
-        table = parquet.read_table(path)
+        return read(parquet)
     except (OSError, pyarrow.ArrowException) as error:
         raise damaged(path, error, "delete it, and embed the files again") from None
-    if (table.schema.metadata or {}).get(b"model", b"").decode() != model:
-        raise damaged(path, "its vectors are by another model", "delete it, and embed the files again")
-    return table
 
 
 def _about(folder: Path) -> dict[str, Any]:

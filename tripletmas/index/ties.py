@@ -110,7 +110,7 @@ def first_equal(rows: Tensor) -> Tensor:
     """
     weights = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
     step = max(_PAIR_CELLS // rows.shape[1], 1)
-    blocks = [block.cpu() + 0.0 for block in rows.split(step)]  # -0.0 equals 0.0
+    blocks = (block.cpu() + 0.0 for block in rows.split(step))  # -0.0 equals 0.0; not all of them at once
     key = torch.cat([(block.view(torch.int32).long() * weights).sum(dim=1) for block in blocks])
     _, group = key.unique(return_inverse=True)
     own = torch.arange(len(rows))
