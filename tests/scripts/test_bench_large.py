@@ -12,24 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "bench_large.py"
-SMALL = [
-    "--queries",
-    "30",
-    "--exact-queries",
-    "20",
-    "--small-kind",
-    "IVF4,Flat",
-    "--nprobe",
-    "1",
-    "4",
-    "--threads",
-    "1",
-]
+SMALL = ["--queries", "30", "--exact-queries", "20", "--small-kind", "IVF4,Flat", "--threads", "1"]
+MORE = ["--nprobe", "1", "4", "--move", "exact"]
 
 
 @pytest.mark.slow
 def test_bench_large(tmp_path: Path):
-    line = ["--sizes", "500", "--out", str(tmp_path / "out"), *SMALL, "--json", str(tmp_path / "large.json")]
+    line = ["--sizes", "500", "--out", str(tmp_path / "out"), *SMALL, *MORE, "--json", str(tmp_path / "large.json")]
     ran = subprocess.run([sys.executable, SCRIPT, *line], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "large.json").read_text())["500"]
