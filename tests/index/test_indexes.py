@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tripletmas.index import base, exact, ordering, ties
-from tripletmas.index.base import are_one_vector, unit
+from tripletmas.index.base import are_one_vector, disagreement, unit
 from tripletmas.index.clustering import cluster
 from tripletmas.index.exact import ExactIndex
 from tripletmas.index.making import make_index
@@ -375,3 +375,19 @@ def test_docstring_examples():
     result = doctest.testmod(exact)
     assert result.attempted >= 1
     assert result.failed == 0
+
+
+def test_a_model_is_told_from_another_of_its_run_although_all_vectors_lie_close():
+    """Vectors that differ by 0.01 about one direction have cosines of 0.9998, whoever made them."""
+    drawn = torch.Generator().manual_seed(0)
+    about = torch.zeros(8)
+    about[0] = 1
+    stored, other = (about + 0.01 * torch.randn(50, 8, generator=drawn) for _ in range(2))
+    assert float((unit(stored) * unit(other)).sum(dim=1).median()) > 0.999
+    assert disagreement(stored, stored * 3) == 0, "lengths do not count"
+    assert disagreement(stored, stored.half().float()) < 0.01
+    assert disagreement(stored, other) > 1
+    # by hand: (1, 0) and (0, 1) lie 1/2, squared, from their mean (1/2, 1/2), and 2, squared, from each other
+    two = torch.tensor([[1.0, 0], [0, 1]])
+    assert disagreement(two, two.flip(0)) == pytest.approx(2 / 0.5)
+    assert math.isnan(disagreement(two[:1], two[:1]))

@@ -103,6 +103,18 @@ def relative_spread(vectors: Tensor) -> float:
     return float(spread / some.square().sum(dim=1).mean()) if bool(spread > 0) else 0.0
 
 
+def disagreement(stored: Tensor, made: Tensor) -> float:
+    """How far vectors (n, dim) that are stored are from those that a model makes of the same things: 0 for the same.
+
+    The median over them of ||s_i - m_i||^2, by the median of ||s_i - s||^2 about their mean s, both of unit vectors: 1
+    and more for another model. A cosine would not do: vectors of a model that has learned little lie so close to each
+    other that those of any other task of its run seem the same. nan for vectors that are all one.
+    """
+    have, now = unit(stored.double()), unit(made.double())
+    spread = (have - have.mean(dim=0)).square().sum(dim=1).median()
+    return float((have - now).square().sum(dim=1).median() / spread) if bool(spread > 0) else math.nan
+
+
 def check_settings(dim: int, metric: str) -> None:
     if dim < 1:
         raise ValueError(f"dim must be >= 1, got {dim}")

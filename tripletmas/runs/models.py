@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from tripletmas.data.preparation import Preparation, height_and_width
 from tripletmas.data.tasks import Stream
 from tripletmas.data.tokens import Texts, Tokenizer
 from tripletmas.index.base import are_one_vector, relative_spread
-from tripletmas.index.images import Transform
+from tripletmas.index.images import Reading, Transform
 from tripletmas.models.embedding import embed_shared
 from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import text_encoder_of
@@ -28,6 +29,7 @@ from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import choose_device, config_of, load_trained
 from tripletmas.runs.texts import are_texts
+from tripletmas.stores.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,16 @@ def transform_of(model: RunModel, invert: bool) -> Transform:
     """What an index notes of how its images were made."""
     shown = model.prepared
     return Transform(shown.size, shown.channels, invert, shown.interpolation, shown.crop, model.mean, model.deviation)
+
+
+def identity_by(
+    model: RunModel, *, metric: str = "inner_product", normalize: bool = True, invert: bool = False
+) -> Identity:
+    """What a store notes of vectors by this model, which are compared so."""
+    source = os.path.abspath(model.run) if os.path.exists(model.run) else model.run
+    reads = model.shown
+    shown = Reading(reads.identity, reads.max_length) if isinstance(reads, Tokenizer) else transform_of(model, invert)
+    return Identity(model.hash, shown, model.dim, metric, normalize, source, model.after_task)
 
 
 def prepared_by(transform: Transform) -> Preparation:

@@ -5,8 +5,6 @@ Shapes: n points, dim.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,31 +12,17 @@ from torch import Tensor
 
 from tripletmas.data.images import ImageFiles, missing_images
 from tripletmas.data.tokens import Tokenizer
-from tripletmas.index.base import unit
+from tripletmas.index.base import disagreement
 from tripletmas.index.images import Reading
 from tripletmas.runs import trust
 from tripletmas.runs.directory import RunDirectory, is_run
-from tripletmas.runs.models import RunModel, embed_images, embed_texts, transform_of, weight_hashes
+from tripletmas.runs.models import RunModel, embed_images, embed_texts, identity_by, weight_hashes
 from tripletmas.stores.identity import Identity
 from tripletmas.stores.store import COSINE, L2, Id, Store, check_columns
 
-SAME = 0.99  # of the stored vectors' variance: what decoding and half precision change is less, another model far more
+_OTHER = 0.02  # of how vectors differ: what decoding and half precision change is less, another model far more
 _LOOKED_AT = 32  # items of a store
 _SHOWN = 12  # digits of a hash
-
-
-def identity_by(
-    model: RunModel, *, metric: str = "inner_product", normalize: bool = True, invert: bool = False
-) -> Identity:
-    """What a store notes of vectors by this model.
-
-    Args:
-        metric, normalize: how they are compared, as `Identity` says it.
-    """
-    source = os.path.abspath(model.run) if os.path.exists(model.run) else model.run
-    reads = model.shown
-    shown = Reading(reads.identity, reads.max_length) if isinstance(reads, Tokenizer) else transform_of(model, invert)
-    return Identity(model.hash, shown, model.dim, metric, normalize, source, model.after_task)
 
 
 def model_of_store(
@@ -90,36 +74,21 @@ def assumed(store: Store, name: str, model: RunModel, *, invert: bool = False) -
         raise ValueError(f"{store.place}: no item can be read by its column {column!r}, to check what made its vectors")
     block = store.read(name, ids)
     made = embedded(model, wanted, invert=invert)
-    agreed = agreement(block.vectors, made, store)
-    if not agreed >= SAME:
+    if made.shape != block.vectors.shape:
         raise ValueError(
-            f"{model.run} did not make the vectors {name!r} of {store.place}: of {len(ids)} items, its own vectors "
-            f"explain {agreed:.3f} of how those that are stored differ (of the same model above {SAME})"
+            f"{store.place} has vectors of dim {block.vectors.shape[1]}, and {model.run} makes {model.dim}"
+        )
+    off = disagreement(block.vectors, made)
+    if not off <= _OTHER:
+        raise ValueError(
+            f"{model.run} did not make the vectors {name!r} of {store.place}: of {len(ids)} items, its own vectors lie "
+            f"{off:.3f} of a spread from those that are stored (of the same model below {_OTHER})"
         )
     lengths = block.vectors.norm(dim=1)
     field = store.fields()[name]
     normalize = field.metric == COSINE or bool(((lengths - 1).abs() < 1e-3).all())
     metric = L2 if field.metric == L2 else "inner_product"
     return identity_by(model, metric=metric, normalize=normalize, invert=invert)
-
-
-def agreement(stored: Tensor, made: Tensor, store: Store) -> float:
-    """How far vectors (n, dim) that are stored are those that were made now: 1 for the same, of any lengths.
-
-    1 - sum ||s_i - m_i||^2 / sum ||s_i - s||^2 of unit vectors, s the mean. The cosine would not do: vectors of a model
-    that has learned little lie so close to each other that those of any other task of it seem the same.
-
-    Returns:
-        Also below 0; nan for vectors that are all one.
-
-    Raises:
-        ValueError: if they have another dimension.
-    """
-    if stored.shape != made.shape:
-        raise ValueError(f"{store.place} has vectors of dim {stored.shape[1]}, and the model makes {made.shape[1]}")
-    have, now = unit(stored.double()), unit(made.double())
-    spread = (have - have.mean(dim=0)).square().sum()
-    return 1 - float((have - now).square().sum() / spread) if bool(spread > 0) else math.nan
 
 
 def look(store: Store, name: str, model: RunModel) -> tuple[list[Id], list[str]]:

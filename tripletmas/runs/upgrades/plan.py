@@ -18,8 +18,8 @@ from torch import Tensor
 from tripletmas.data.images import ImageFiles
 from tripletmas.data.tokens import Tokenizer
 from tripletmas.index.base import unit
-from tripletmas.index.images import Reading, Transform
-from tripletmas.runs.models import NoneReadable, RunModel, embed_images, embed_texts, transform_of
+from tripletmas.index.images import Transform
+from tripletmas.runs.models import NoneReadable, RunModel, embed_images, embed_texts, identity_by
 from tripletmas.runs.upgrades.expected import AS_IT_IS, OLD, OVERLAP, RECALL, Expected, expect
 from tripletmas.runs.upgrades.fitted import Fitted, fit
 from tripletmas.runs.upgrades.kept import Plan, Way
@@ -130,7 +130,7 @@ def make_plan(
     sampled, new_vectors = sampled.rows(rows.tolist()), embedded.new[rows]
     check_enough(len(rows), sample, sampled.missing, "its vector is another one", sampled.items.what)
     metric = was.metric if was else "l2" if field.metric == L2 else "inner_product"
-    identity = _identity(old, field.dim, metric, normalize, invert)
+    identity = identity_by(old, metric=metric, normalize=normalize, invert=invert)
     expected, fitted, moving = _measured(store, field, sampled, new_vectors, drawn, identity, shares, seed)
     costs = _Costs(drawn.points, new.dim, reading, moving, embedded.new_seconds, len(rows))
     return Plan(
@@ -139,7 +139,7 @@ def make_plan(
         points=drawn.points,
         without=drawn.without + drawn.unusable,
         was=identity,
-        becomes=_identity(new, new.dim, metric, normalize, invert),
+        becomes=identity_by(new, metric=metric, normalize=normalize, invert=invert),
         what=sampled.items.what,
         sample=len(rows),
         missing=sampled.missing,
@@ -190,12 +190,6 @@ def _identity_of(store: Store, field: VectorField, old: RunModel) -> Identity | 
             f"--old {old.run} is {old.hash[:12]}"
         )
     return noted
-
-
-def _identity(model: RunModel, dim: int, metric: str, normalize: bool, invert: bool) -> Identity:
-    reads = isinstance(model.shown, Tokenizer)
-    shown = Reading(model.tokenizer.identity, model.tokenizer.max_length) if reads else transform_of(model, invert)
-    return Identity(model.hash, shown, dim, metric, normalize, model.run, model.after_task)
 
 
 def _sampled(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tripletmas.data.tokens import Tokenizer
-from tripletmas.index.base import unit
+from tripletmas.index.base import disagreement, unit
 from tripletmas.runs.upgrades.sample import LEAST
 from tripletmas.stores.store import Id, Store
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _AGREES = 0.98  # cosine, in the middle, of a stored vector and what the model that made it gives: JPEG and half
 _CHANGED = 0.9  # precision cost less; a single picture below this was exchanged since
+_OTHER = 0.05  # of how vectors differ: another model of one run can pass for the same by the cosine alone
 _SAME = 0.995  # by which an item is known again in a store
 
 
@@ -72,12 +73,13 @@ def agreeing(stored: Tensor, embedded: Tensor, *, of: str, normalize: bool) -> t
         ValueError: if most are not, saying how far.
     """
     cosines = (unit(stored) * unit(embedded)).sum(dim=1)
-    middle = float(cosines.median())
-    if middle < _AGREES:
+    middle, off = float(cosines.median()), disagreement(stored, embedded)
+    if middle < _AGREES or off > _OTHER:
         raise ValueError(
             f"the vectors of {of} are not those that --old gives: between what is stored of {len(stored)} points and "
-            f"what it makes of them, the cosine is {middle:.3f} in the middle, and of the right model it is 1; name "
-            "the model that made them, or say how its images were prepared (--old-size, --invert)"
+            f"what it makes of them, the cosine is {middle:.3f} in the middle, and the distance {off:.3f} of their "
+            f"spread; of the right model it is 1, and below {_OTHER}; name the model that made them, or say how its "
+            "images were prepared (--old-size, --invert)"
         )
     ratio = float((stored.norm(dim=1) / embedded.norm(dim=1).clamp_min(1e-12)).median())
     if not normalize and abs(ratio - 1) > 1 - _AGREES:
