@@ -69,6 +69,11 @@ def test_a_library_with_a_file_of_weights(name: str, dim: int, tmp_path: Path, w
     with torch.no_grad():
         maps = whole.eval().forward_features(seen) if dim == 96 else whole.eval().features(seen)
     torch.testing.assert_close(vectors, maps.mean(dim=(2, 3)), atol=1e-5, rtol=1e-5)
+    assert found.run == f"{name}?weights={tmp_path}/weights.pt&size=64x64"
+    again = load_deployed(found.run)
+    assert (again.run, again.hash, again.prepared) == (found.run, found.hash, found.prepared)
+    with pytest.raises(ValueError, match="not 'wights'"):
+        load_deployed(f"{name}?wights=x")
 
 
 def test_the_size_of_a_library_is_that_of_its_weights(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -196,8 +197,9 @@ def _print(plan: Plan, folder: Path) -> None:
 
 
 def _named(identity: Identity) -> str:
-    """The model as a user named it."""
-    return identity.source + (f" after task {identity.after_task}" if identity.after_task >= 0 else "")
+    """The model as a user named it; a path as it is seen from here, where it lies below."""
+    source, here = identity.source, os.path.join(os.getcwd(), "")
+    return source.removeprefix(here) + (f" after task {identity.after_task}" if identity.after_task >= 0 else "")
 
 
 def _table(plan: Plan) -> Table:

@@ -84,7 +84,8 @@ def _reembed(store: Store, share: float, options: Namespace) -> None:
         stage = f"the upgrade of {store.place} is {upgrade.stage}"
         raise ValueError(f"{stage}: --reembed comes after --apply and before --switch")
     plan = Plan.open(_directory(upgrade, options))
-    model = load_deployed(options.new or plan.becomes.source, after=_after(plan, options), device=options.device)
+    given = {"weights": options.new_weights, "size": options.new_size, "device": options.device, "option": "--new-"}
+    model = load_deployed(options.new or plan.becomes.source, after=_after(plan, options), **given)
     if model.hash != plan.becomes.model:
         raise ValueError(f"{model.run} is the model {model.hash[:12]}, and the plan is to {plan.becomes.model[:12]}")
     count = round(share * len(store))

@@ -2,16 +2,19 @@
 
 runs/mas                                 a run directory: the model after its last task, or another one
 exported                                 a folder that `tripletmas export --pretrained` wrote
-timm:NAME, resnet18                      a model of timm or torchvision, with the weights that they know, or of a file
+timm:NAME, resnet18                      a model of timm or torchvision, with the weights that they know, or of a file:
+                                         timm:NAME?weights=FILE&size=224, which is how such a model is noted
 sentence-transformers:NAME_OR_FOLDER     a sentence encoder; the folder of one needs no prefix
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from torch import nn
 
@@ -67,7 +70,9 @@ def load_deployed(
         is_text = str(name).startswith(TEXTS) or (folder / "modules.json").is_file()
         found = _of_texts(str(name)) if is_text else from_pretrained(folder)
     elif _is_of_library(str(name)):
-        found = _of_library(str(name), weights, size)
+        plain, weights, size = _parts(str(name), weights, size)
+        found = _of_library(plain, weights, size)
+        name = _whole(plain, weights, size)
     else:
         raise _unknown(str(name))
     found.model.eval().to(choose_device(device))
@@ -109,7 +114,23 @@ def _refuse(given: Mapping[str, bool], option: str, why: str) -> None:
 
 
 def _is_of_library(name: str) -> bool:
-    return name.startswith(TIMM) or name in from_torchvision.names()
+    return name.startswith(TIMM) or name.partition("?")[0] in from_torchvision.names()
+
+
+def _parts(name: str, weights: str | Path | None, size: Size | None) -> tuple[str, str | Path | None, Size | None]:
+    """(the name alone, the file of weights, the size): those that are given, else those behind its question mark."""
+    plain, _, behind = name.partition("?")
+    said = dict(parse_qsl(behind))
+    for key in said.keys() - {"weights", "size"}:
+        raise ValueError(f"{name}: behind the question mark stand weights=FILE and size=PIXELS, not {key!r}")
+    return plain, said.get("weights") if weights is None else weights, said.get("size") if size is None else size
+
+
+def _whole(plain: str, weights: str | Path | None, size: Size | None) -> str:
+    """The name by which a model is found again."""
+    said = {} if weights is None else {"weights": os.path.abspath(weights)}
+    said |= {} if size is None else {"size": "x".join(str(each) for each in height_and_width(size))}
+    return plain + ("?" if said else "") + urlencode(said, safe="/")
 
 
 def _unknown(name: str) -> ValueError:
