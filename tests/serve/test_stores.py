@@ -16,7 +16,7 @@ from tripletmas.stores.opening import opened
 PNG = {"content-type": "image/png"}
 
 
-@pytest.fixture(params=["lancedb", "milvus", "qdrant-edge", "sqlite-vec"])
+@pytest.fixture(params=["lancedb", "milvus", "qdrant-edge", "sqlite-vec", "chroma"])
 def store(request, made, tmp_path) -> str:
     """The index in a store."""
     place = f"{request.param}://{tmp_path / 'data.db'}#products"
