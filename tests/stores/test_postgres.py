@@ -287,6 +287,8 @@ def test_no_server_no_table_no_pgvector_no_password(url, user):
     for wrong, said in (
         (URL.replace("#", "?metrik=l2#"), "metrik"),
         (URL.replace("s3cret%2F", "s3cret/x"), "port"),
+        (URL.replace("s3cret%2F", "s3cret#x"), "in a password # is written %23"),
+        (f"{URL}?vector=", "vector= is empty"),
         (url.replace("#points", ""), "names no collection"),
         (url.replace("/postgres?", "/nowhere?"), 'database "nowhere" does not exist'),
     ):

@@ -131,9 +131,16 @@ def read_place(text: str) -> Place:
     given = dict(parse_qsl("&".join(filter(None, (parts.query, late))), keep_blank_values=True))
     where = unquote(parts.netloc + parts.path) if scheme != "postgresql" else parts.netloc + parts.path
     if not where:
-        raise ValueError(f"{text} does not say where: write {scheme}://WHERE#COLLECTION")
+        raise ValueError(f"{scheme}:// does not say where: write {scheme}://WHERE#COLLECTION")
+    _check_login(scheme, where, parts.fragment)
     columns = {name: given.pop(name) for name in COLUMNS if name in given}
-    for name, value in columns.items():
-        if not value:
-            raise ValueError(f"{text}: {name}= is empty")
-    return Place(scheme, where, unquote(collection), columns, given)
+    place = Place(scheme, where, unquote(collection), columns, given)
+    for name in [each for each, value in columns.items() if not value]:
+        raise ValueError(f"{place}: {name}= is empty")
+    return place
+
+
+def _check_login(scheme: str, where: str, behind: str) -> None:
+    """Raise a ValueError for a password that is cut at a #: what stands behind it would be shown as a collection."""
+    if scheme == "postgresql" and ":" in where and "/" not in where and "@" in behind:
+        raise ValueError(f"{scheme}://USER:PASSWORD@HOST/DATABASE: in a password # is written %23, / is %2F, ? is %3F")
