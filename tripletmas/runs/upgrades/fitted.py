@@ -58,8 +58,8 @@ def fit(
     """The map that predicts held-out pairs (n, dim) and (n, new_dim) best, fitted on all of them.
 
     Args:
-        kinds: the candidates; None for all that there are but mlp, which takes longest, and was best nowhere
-            (docs/upgrades.md).
+        kinds: the candidates; None for all that there are but mlp, which takes longest, and kept the most
+            neighbours nowhere (docs/upgrades.md).
 
     Raises:
         ValueError: as `choose_map`.
