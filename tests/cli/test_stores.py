@@ -110,6 +110,10 @@ def test_a_store_that_does_not_know_is_told_after_a_look(place, call):
     assert (status, "run made its vectors" in out) == (0, True)
     assert call("query", STORE, "images/a/x/0.png", "-k", "1")[0] == 0
     assert "leave --assume out" in refused(call("query", STORE, "images/a/x/0.png", "--assume", "run"))
+    with opened(STORE) as store:
+        store.set_notes({"format": 1, "fields": {"vector": {"model": 3}}})
+    assert "are damaged" in refused(call("query", STORE, "images/a/x/0.png"))
+    assert call("query", STORE, "images/a/x/0.png", "-k", "1", "--assume", "run")[0] == 0
     other = refused(call("query", STORE, "images/a/x/0.png", "--run", "other"))
     assert "are of the model" in other
 

@@ -136,6 +136,14 @@ def test_bad_input_is_a_sentence_and_changes_nothing(store, call):
     with opened(store) as found:
         assert read_notes(found).upgrade is None
     assert call("upgrade", store, "--out", "plan", "--apply")[0] == 0
+    failed(call("upgrade", store, *MODELS), "has an upgrade under way, applied, whose plan is in")
+    other = ("--old", "run", "--old-after", "1", "--new", "run", "--new-after", "0")
+    for named in (("--out", "plan", *other), other):
+        failed(
+            call("upgrade", store, *named, "--apply", "--switch"),
+            "--old run is the model .* is from .* leave --old and --new",
+        )
+    failed(call("upgrade", store, *other[4:], "--switch"), "--new run is the model .* the plan in .* is to ")
     failed(call("upgrade", store, "--drop-old"), "old vectors can go after --switch")
     other = ("upgrade", "shop.index" if store != "shop.index" else "other.index")
     shutil.copy("shop.index", "other.index")

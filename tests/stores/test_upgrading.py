@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 import pytest
@@ -210,6 +211,95 @@ def test_points_that_came_after_the_switch_are_told_before_it_is_taken_back(engi
         assert set(store.fields()) == {"vector"}
 
 
+def test_points_that_came_after_it_was_applied_are_not_left_behind_by_the_switch(engine, url, tmp_path):
+    if not engine.inserts:
+        pytest.skip("points come into it by other commands")
+    with opened(url) as store:
+        upgrade = start(store, tmp_path)
+        apply_move(store, Projection())
+        write_anew(store, upgrade, [IDS[1]], points(seed=4, dim=NEW_DIM)[:1])
+        more = {key: values[:2] for key, values in columns().items()}
+        store.insert("vector", [1000, IDS[1]], points(seed=3)[:2], more)  # a new one, and one that is replaced
+        lost = int(store.read(upgrade.new, [1000, IDS[1]]).vectors.isnan().all(dim=1).sum())
+        with pytest.raises(ValueError, match=rf"{lost} points of .* came after --apply .*: --apply once more"):
+            switch(store)
+        assert apply_move(store, Projection()).found == lost
+        assert not bool(torch.cat([block.vectors for block in store.scan(upgrade.new)]).isnan().any())
+        switch(store)
+
+
+def test_a_plan_of_other_vectors_is_refused(url, tmp_path):
+    with opened(url) as store:
+        start(store, tmp_path)
+        apply_move(store, Projection())
+        rollback(store)
+        write_notes(store, read_notes(store).with_identity("vector", replace(OLD, model="other", source="runs/other")))
+        said = store.notes()
+        if read_notes(store).identities["vector"].model == "other":  # an index file knows its own
+            with pytest.raises(ValueError, match=r"are by other \(runs/other\), and the upgrade is from .*plan anew"):
+                start(store, tmp_path)
+        with pytest.raises(ValueError, match=f"are of dim {DIM}, and the upgrade is from .* of dim 9"):
+            begin(store, "x", old="vector", was=replace(OLD, dim=9), becomes=NEW, directory=tmp_path)
+        assert store.notes() == said
+
+
+def test_what_a_former_upgrade_left_in_the_folder_is_forgotten(url, tmp_path):
+    with opened(url) as store:
+        upgrade = start(store, tmp_path)
+        apply_move(store, Projection())
+        write_anew(store, upgrade, IDS[:3], points(seed=4, dim=NEW_DIM)[:3])
+        left = {each: each.read_bytes() for each in (tmp_path / "work").iterdir()}
+        rollback(store)
+        for each, content in left.items():  # as where the store is put back from a copy of before
+            each.write_bytes(content)
+        start(store, tmp_path)
+        assert apply_move(store, Projection()).written == COUNT
+        assert torch.allclose(all_of(store, upgrade.new)[1], Projection().apply(points()), atol=1e-6)
+
+
+def test_a_vector_that_cannot_be_moved_takes_nothing_back_that_was_there(engine, url, tmp_path):
+    if not engine.inserts:
+        pytest.skip("points come into it by other commands")
+    with opened(url) as store:
+        upgrade = start(store, tmp_path)
+        apply_move(store, Projection())
+        store.insert("vector", [1000], torch.zeros(1, DIM), {key: values[:1] for key, values in columns().items()})
+        if not bool((store.read("vector", [1000]).vectors == 0).all()):
+            pytest.skip("no zero vectors in this engine")
+        with pytest.raises(ValueError, match=r"of point 1000 is zero: --leave-unusable .*, --rollback takes back"):
+            apply_move(store, Projection())
+        assert upgrade.new in store.fields()
+        assert apply_move(store, Projection(), leave_unusable=True).unusable == 1
+        switch(store)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("switching", "--switch"), ("returning", "--rollback")])
+def test_between_two_models_nothing_is_searched(url, tmp_path, stage, step):
+    with opened(url) as store:
+        upgrade = start(store, tmp_path)
+        write_notes(store, replace(read_notes(store), upgrade=replace(upgrade, stage=stage)))
+        with pytest.raises(ValueError, match=f"is between two models: .* {step} finishes it"):
+            active_field(store, read_notes(store))
+
+
+def test_points_that_never_had_a_vector_are_not_said_to_have_come_after_the_switch(url, engine, tmp_path):
+    if not engine.inserts:
+        pytest.skip("an index has a vector of each")
+    with opened(url) as store:
+        store.add_field(replace(store.fields()["vector"], name="other"))
+        store.write("other", IDS[:40], points()[:40])
+        begin(store, "it", old="other", was=OLD, becomes=NEW, directory=tmp_path / "work")
+        apply_move(store, Projection())
+        if engine is ENGINES["milvus"]:  # a second vector is a copy there, and stays one
+            with pytest.raises(ValueError, match="no vector that can take the place of 'other'"):
+                switch(store)
+            assert read_notes(store).upgrade.stage == "applied", "not between two models"
+        else:
+            switch(store)
+        assert rollback(store) == 0
+        assert torch.allclose(store.read("other", IDS[:40]).vectors, points()[:40], atol=1e-6)
+
+
 def test_two_at_once_are_refused(url, tmp_path):
     with opened(url) as store:
         start(store, tmp_path)
@@ -232,3 +322,13 @@ def test_notes_of_another_version_are_no_notes(url):
         store.set_notes({"format": 1, "fields": {"other": {"model": 3}}})
         with pytest.raises(ValueError, match="damaged"):
             read_notes(store)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system reserves no room of a file")
+def test_room_for_all_new_vectors_of_an_index_file_is_there_before_one_is_written(tmp_path):
+    fill(f"{tmp_path}/points.index")
+    with opened(f"{tmp_path}/points.index") as store:
+        store.add_field(replace(store.fields()["vector"], name="wide", dim=4096))
+        store.write("wide", IDS[-1:], torch.ones(1, 4096))
+    about = (tmp_path / "points.index.wide.vectors").stat()
+    assert about.st_blocks * 512 >= about.st_size == (3 * COUNT + 1) * 4096 * 4  # a hole would take no block

@@ -17,10 +17,10 @@ from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.deployed import load_deployed
 from tripletmas.runs.models import RunModel, embed_images, embed_texts
 from tripletmas.runs.stored import assumed, model_of_store
-from tripletmas.stores.identity import Identity, active_field, read_notes, write_notes
+from tripletmas.stores.identity import Identity, Notes, active_field, read_notes, write_notes
 from tripletmas.stores.opening import opened
+from tripletmas.stores.store import DamagedNotes, Store
 from tripletmas.stores.store import Hit as Found
-from tripletmas.stores.store import Store
 
 _NOT_FOR_STORES = ("fact", "gallery", "after", "allow_stale", "move_queries", "force")
 _MEASURES = {"cosine": "cosine", "inner_product": "inner product", "l2": "negative squared distance"}
@@ -48,7 +48,12 @@ def search_store(options: Namespace) -> None:
 
 def _made_by(store: Store, options: Namespace) -> tuple[str, Identity, RunModel]:
     """(the field to search, what made its vectors, that model)."""
-    notes = read_notes(store)
+    try:
+        notes = read_notes(store)
+    except DamagedNotes:
+        if not options.assume:
+            raise
+        notes = Notes({})
     name = active_field(store, notes)
     identity = notes.identities.get(name)
     if options.assume:

@@ -44,7 +44,7 @@ def upgrade(arguments: Sequence[str]) -> None:
     if is_step(options):
         from tripletmas.cli.upgrade_steps import take_steps  # with what embeds anew, which a plan does not need
 
-        take_steps(options, folder)
+        take_steps(options, folder, model_of)
 
 
 def _check_steps(options: Namespace) -> None:
@@ -131,6 +131,11 @@ def plan_of(options: Namespace) -> tuple[Plan, Path]:
     old, new = (model_of(options, name) for name in ("old", "new"))
     given = _given(options)
     with opened(options.store) as store:
+        if (begun := read_notes(store).upgrade) is not None:
+            raise ValueError(
+                f"{store.place} has an upgrade under way, {begun.stage}, whose plan is in {begun.directory}: finish it "
+                "(--switch, then --drop-old), or take it back (--rollback), before another is planned"
+            )
         plan = make_plan(
             store,
             field_of(store),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
 
 from tripletmas.runs.deployed import load_deployed
+from tripletmas.runs.directory import is_run
+from tripletmas.runs.models import RunModel
 from tripletmas.runs.upgrades.kept import Plan
 from tripletmas.runs.upgrades.reembed import embed_anew
-from tripletmas.stores.identity import Upgrade, read_notes
+from tripletmas.stores.identity import Identity, Upgrade, read_notes
 from tripletmas.stores.opening import opened
 from tripletmas.stores.store import Store
 from tripletmas.stores.upgrading import (
@@ -25,20 +28,25 @@ from tripletmas.stores.upgrading import (
     upgrade_of,
 )
 
+ModelOf = Callable[[Namespace, str], RunModel]  # the options, "old" or "new" -> the model that is named
 
-def take_steps(options: Namespace, folder: Path | None) -> None:
+
+def take_steps(options: Namespace, folder: Path | None, model_of: ModelOf) -> None:
     """Do what the options ask for.
 
     Args:
         folder: of a plan that was just made; None: the one that --out names, or that has begun.
+        model_of: what loads the model that --old or --new names.
     """
     share = _share(options.reembed)
     with opened(options.store) as store:
-        folder = _folder(store, folder, options)
+        is_new, folder = folder is not None, _folder(store, folder, options)
         with changing(store, folder):
             if options.rollback or options.drop_old:
                 _back(store, options)
                 return
+            if not is_new:
+                _check_models(Plan.open(folder), folder, options, model_of)
             if options.apply:
                 _apply(store, Plan.open(folder), folder, options)
             if share is not None:
@@ -60,6 +68,17 @@ def _folder(store: Store, planned: Path | None, options: Namespace) -> Path:
         what = "there is no upgrade under way" if not options.apply else "it needs a plan"
         raise ValueError(f"{store.place}: {what}: --old MODEL --new MODEL makes one, --out DIR names one that is made")
     return planned or Path(options.out)
+
+
+def _check_models(plan: Plan, folder: Path, options: Namespace, model_of: ModelOf) -> None:
+    """Raises ValueError where --old or --new name other models than the plan that is gone on with."""
+    for name, planned in (("old", plan.was), ("new", plan.becomes)):
+        if options[name] is not None and (model := _named(options, name, planned, model_of)).hash != planned.model:
+            raise ValueError(
+                f"--{name} {options[name]} is the model {model.hash[:12]}, and the plan in {folder} is "
+                f"{'from' if name == 'old' else 'to'} {planned.model[:12]} ({planned.source}): leave --old and "
+                "--new out to go on with that one, or take it back by --rollback, or name another folder by --out"
+            )
 
 
 def _apply(store: Store, plan: Plan, folder: Path, options: Namespace) -> None:
@@ -97,6 +116,13 @@ def _reembed(store: Store, share: float, options: Namespace) -> None:
 
 def _directory(upgrade: Upgrade, options: Namespace) -> Path:
     return Path(options.out or upgrade.directory)
+
+
+def _named(options: Namespace, name: str, planned: Identity, model_of: ModelOf) -> RunModel:
+    """The model that --old or --new names; of a run the one of the task of the plan, where no other is asked for."""
+    if options[f"{name}_after"] is None and is_run(Path(options[name])):
+        options[f"{name}_after"] = planned.after_task if planned.after_task >= 0 else None
+    return model_of(options, name)
 
 
 def _after(plan: Plan, options: Namespace) -> int | None:

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tripletmas.index.images import Reading, Transform
-from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Store, field_of
+from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, DamagedNotes, Store, field_of
 
 FORMAT = 1
 _SHOWN = 12  # digits of a hash
+_HALFWAY = {"switching": "--switch", "returning": "--rollback"}  # stage of an upgrade -> what goes on with it
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Upgrade:
     Attributes:
         name: tells it from others.
         old, new: fields: whose vectors are moved, and where to.
-        stage: "applying", "applied", "switched".
+        stage: "applying", "applied", "switching", "switched", "returning", "finishing".
         active, kept: after the switch, see `store.Switched`.
         directory: where its map and its progress are kept.
     """
@@ -125,7 +126,7 @@ def read_notes(store: Store) -> Notes:
         upgrade = found.get("upgrade")
         return Notes(identities, upgrade and Upgrade(**upgrade))
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise DamagedNotes(
             f"the notes of tripletmas in {store.place} are damaged ({error}): --assume gives new ones"
         ) from None
 
@@ -143,8 +144,13 @@ def active_field(store: Store, notes: Notes) -> str:
     """The field whose vectors are to be searched: while an upgrade is under way the one that it has come to.
 
     Raises:
-        ValueError: as `field_of`.
+        ValueError: as `field_of`; if a switch or a rollback was killed: the vectors may be of either model.
     """
     if notes.upgrade is not None:
+        if step := _HALFWAY.get(notes.upgrade.stage):
+            raise ValueError(
+                f"{store.place} is between two models: a step of its upgrade has not ended, or was killed; tripletmas "
+                f"upgrade {store.place} {step} finishes it"
+            )
         return notes.upgrade.active or notes.upgrade.old
     return field_of(store).name

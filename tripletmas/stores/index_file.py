@@ -200,7 +200,7 @@ class IndexStore:
             return
         size = index.next_id * found.dim * 4
         if path.stat().st_size < size:
-            os.truncate(path, size)
+            _make_room(path, size)
         mapped = np.memmap(path, dtype=np.float32, mode="r+", shape=(index.next_id, found.dim))
         mapped[_at(places)] = rows[there].numpy()
         mapped.flush()
@@ -323,6 +323,16 @@ def _rows_beside(path: Path, dim: int) -> _Rows:
         return found
 
     return rows
+
+
+def _make_room(path: Path, size: int) -> None:
+    """Make a file so long, on the disk: who fills a hole of a mapped file on a full one is killed, without a word."""
+    reserve = getattr(os, "posix_fallocate", lambda file, _, end: os.truncate(file, end))  # not on every system
+    try:
+        with path.open("r+b") as file:
+            reserve(file.fileno(), 0, size)
+    except OSError as error:
+        raise OSError(error.errno, f"no room for {size} bytes of new vectors in {path}") from None
 
 
 def _at(places: Tensor) -> Any:

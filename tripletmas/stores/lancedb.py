@@ -23,6 +23,7 @@ from tripletmas.stores.store import (
     L2,
     ROWS,
     Block,
+    DamagedNotes,
     Hit,
     Id,
     NoCollection,
@@ -277,7 +278,7 @@ class LanceStore:
         text = (self._table.schema.field(self._id).metadata or {}).get(_NOTES.encode(), b"")
         with suppress(ValueError):
             return json.loads(text) if text else {}
-        raise ValueError(f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones")
+        raise DamagedNotes(f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones")
 
     def set_notes(self, notes: Mapping[str, Any]) -> None:
         if not notes and not self.notes():

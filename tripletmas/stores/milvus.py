@@ -46,6 +46,7 @@ from tripletmas.stores.store import (
     L2,
     ROWS,
     Block,
+    DamagedNotes,
     Hit,
     Id,
     NoCollection,
@@ -295,7 +296,7 @@ class MilvusStore:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise ValueError(f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones")
+            raise DamagedNotes(f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones")
         return found
 
     def set_notes(self, notes: Mapping[str, Any]) -> None:

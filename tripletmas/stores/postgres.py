@@ -33,6 +33,7 @@ from tripletmas.stores.store import (
     L2,
     ROWS,
     Block,
+    DamagedNotes,
     Hit,
     Id,
     Switched,
@@ -260,7 +261,9 @@ class PostgresStore:
         try:
             return json.loads(row[0]) if row else {}
         except (ValueError, TypeError):
-            raise ValueError(f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones") from None
+            raise DamagedNotes(
+                f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones"
+            ) from None
 
     def set_notes(self, notes: Mapping[str, Any]) -> None:
         if not notes and not self.notes():

@@ -17,7 +17,7 @@ from tripletmas.basics.locks import is_held
 from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.stores.place import Place
 from tripletmas.stores.qdrant_points import Point, QdrantStore, Vector, engine_name, first_line
-from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Id, NoCollection, VectorField
+from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, DamagedNotes, Id, NoCollection, VectorField
 
 try:
     from qdrant_client import QdrantClient, models
@@ -269,7 +269,7 @@ class ClientPoints:
         except (TypeError, ValueError):
             found = None
         if not isinstance(found, dict):
-            raise ValueError(f"the notes of tripletmas in {self._place} are damaged: --assume gives new ones")
+            raise DamagedNotes(f"the notes of tripletmas in {self._place} are damaged: --assume gives new ones")
         return found
 
     def set_notes(self, notes: Mapping[str, Any]) -> None:

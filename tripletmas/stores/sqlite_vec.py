@@ -26,6 +26,7 @@ from tripletmas.stores.store import (
     INNER_PRODUCT,
     ROWS,
     Block,
+    DamagedNotes,
     Hit,
     Id,
     NoCollection,
@@ -268,7 +269,9 @@ class SqliteVecStore:
         try:
             return json.loads(row[0]) if row else {}
         except (ValueError, TypeError):
-            raise ValueError(f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones") from None
+            raise DamagedNotes(
+                f"the notes of tripletmas in {self.place} are damaged: --assume gives new ones"
+            ) from None
 
     def set_notes(self, notes: Mapping[str, Any]) -> None:
         if not notes and not self.notes():

@@ -28,6 +28,10 @@ class NoCollection(ValueError):
     """There is no such collection, and one could be made there."""
 
 
+class DamagedNotes(ValueError):
+    """What we kept in a store cannot be read, and others may take its place."""
+
+
 @dataclass(frozen=True)
 class VectorField:
     """A vector that the points of a store have, or can have.

@@ -21,8 +21,8 @@ from torch import Tensor
 from tripletmas.basics.files import append_text
 from tripletmas.basics.locks import locked
 from tripletmas.stores.identity import Identity, Notes, Upgrade, read_notes, write_notes
-from tripletmas.stores.store import ROWS, Id, Store, VectorField, check_vectors
-from tripletmas.stores.writing import Applied, Move, Unusable, Writing
+from tripletmas.stores.store import ROWS, Id, Store, VectorField, check_vectors, field_of
+from tripletmas.stores.writing import Applied, Move, Unusable, Writing, count_without
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def begin(store: Store, name: str, *, old: str, was: Identity, becomes: Identity
         directory: of its map and its progress.
 
     Raises:
-        ValueError: if another upgrade is under way.
+        ValueError: if another upgrade is under way, or the vectors are not those of `was` (any more).
     """
     notes = read_notes(store)
     if notes.upgrade is not None:
@@ -75,10 +75,18 @@ def begin(store: Store, name: str, *, old: str, was: Identity, becomes: Identity
             f"{store.place} has another upgrade under way, to {notes.upgrade.new!r}, {notes.upgrade.stage}, of "
             f"{notes.upgrade.directory}: go on with that, or take it back by --rollback"
         )
+    noted, dim = notes.identities.get(old), field_of(store, old).dim
+    if dim != was.dim or (noted is not None and noted.model != was.model):
+        now = f"of dim {dim}" if dim != was.dim or noted is None else f"by {noted.model[:8]} ({noted.source})"
+        raise ValueError(
+            f"the vectors {old!r} of {store.place} are {now}, and the upgrade is from {was.model[:8]} ({was.source}) "
+            f"of dim {was.dim}: make the plan anew"
+        )
     new = name_of_new(old, becomes)
     if new in store.fields():
         raise ValueError(f"{store.place} has a vector {new!r} already, which no upgrade has made: rename or drop it")
     upgrade = Upgrade(name, old, new, APPLYING, str(Path(directory).absolute()))
+    _forget_progress(upgrade)  # of an upgrade of a store that is gone, or was put back from a copy
     write_notes(store, replace(notes.with_identity(old, was).with_identity(new, becomes), upgrade=upgrade))
     store.add_field(_field(new, becomes))
     return upgrade
@@ -111,7 +119,7 @@ def apply_move(store: Store, move: Move, *, size: int = ROWS, leave_unusable: bo
     Args:
         size: points of a block.
         leave_unusable: points whose old vector holds NaN, or is zero, get no new one; else the first is an error, and
-            nothing of the upgrade stays in the store.
+            of an upgrade that this call began nothing stays in the store.
 
     Raises:
         ValueError: naming such a point; if no upgrade is under way, or it is beyond that.
@@ -120,12 +128,16 @@ def apply_move(store: Store, move: Move, *, size: int = ROWS, leave_unusable: bo
     if upgrade.stage not in (APPLYING, APPLIED):
         raise ValueError(f"the upgrade of {store.place} is {upgrade.stage} already: nothing is left to be applied")
     directory = Path(upgrade.directory)
+    is_first = not (directory / _PROGRESS).exists()
     writing = Writing(store, upgrade, move, directory / _PROGRESS, size, embedded_anew(upgrade), leave_unusable)
     try:
         done = writing.run()
     except Unusable as error:
+        leaves = "--leave-unusable leaves such points as they are"
+        if not is_first:  # hours of work may lie in what is there
+            raise ValueError(f"{error}: {leaves}, --rollback takes back what was written before") from None
         rollback(store)
-        raise ValueError(f"{error}; nothing was changed (--leave-unusable leaves such points as they are)") from None
+        raise ValueError(f"{error}; nothing was changed ({leaves})") from None
     write_notes(store, replace(notes, upgrade=replace(upgrade, stage=APPLIED)))
     return done
 
@@ -158,16 +170,27 @@ def switch(store: Store) -> Upgrade:
     """Let those who search the store find the new vectors; the old ones stay beside them.
 
     Raises:
-        ValueError: if not every point has its new vector yet; after the switch.
+        ValueError: if not every point has its new vector, as far as a map can move its old one; after the switch.
     """
     notes, upgrade = upgrade_of(store)
     if upgrade.stage == APPLYING:
         raise ValueError(f"not every point of {store.place} has its new vector yet: --apply first")
     if upgrade.stage not in (APPLIED, SWITCHING):
         raise ValueError(f"the upgrade of {store.place} is {upgrade.stage} already")
+    if upgrade.stage == APPLIED and (missing := count_without(store, upgrade.old, upgrade.new)):
+        raise ValueError(
+            f"{missing} points of {store.place} came after --apply and have no new vector: --apply once more, then "
+            "--switch"
+        )
     kept = f"{upgrade.old}_{notes.identities[upgrade.old].model[:8]}"
+    before = store.fields()
     write_notes(store, replace(notes, upgrade=replace(upgrade, stage=SWITCHING)))
-    done = store.switch(upgrade.old, upgrade.new, kept)
+    try:
+        done = store.switch(upgrade.old, upgrade.new, kept)
+    except (ValueError, OSError):
+        if upgrade.stage == APPLIED and store.fields() == before:  # refused, and nothing was changed
+            write_notes(store, notes)
+        raise
     was, becomes = notes.identities[upgrade.old], notes.identities[upgrade.new]
     others = replace(notes.with_identity(upgrade.old, None).with_identity(upgrade.new, None), upgrade=None)
     switched = replace(upgrade, stage=SWITCHED, active=done.active, kept=done.kept)
@@ -197,7 +220,7 @@ def rollback(store: Store, *, force: bool = False) -> int:
             notes, upgrade = upgrade_of(store)
         kept_there = upgrade.kept in store.fields()
         if kept_there:
-            lost = sum(int(block.without_vector().sum()) for block in store.scan(upgrade.kept))
+            lost = count_without(store, upgrade.active, upgrade.kept)
         if lost and not force:
             raise ValueError(
                 f"{lost} points of {store.place} have no old vector, for they came after the switch: embed them by the "

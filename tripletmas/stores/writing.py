@@ -19,7 +19,7 @@ from torch import Tensor
 from tripletmas.basics.files import read_json, save_json
 from tripletmas.basics.progress import told
 from tripletmas.stores.identity import Upgrade
-from tripletmas.stores.store import Block, Id, Store
+from tripletmas.stores.store import ROWS, Block, Id, Store
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +119,9 @@ class Writing:
 
     def _look_once(self) -> bool:
         """Whether there was something to be written."""
-        found = self._found
-        have: Iterator[Block] | None = self._store.scan(self._upgrade.new, size=self._size)
-        for number, block in enumerate(self._blocks(None, "checked block")):
-            there = next(have, None) if have else None
-            if there is None or there.ids != block.ids:
-                have = None  # points came or went between the two: read by their ids from here on
-                there = self._store.read(self._upgrade.new, block.ids)
+        found, blocks = self._found, self._blocks(None, "checked block")
+        pairs = with_other(self._store, blocks, self._upgrade.new, size=self._size)
+        for number, (block, there) in enumerate(pairs):
             if number < len(self._sums) and self._sums[number] == _sum(block) and self._is_whole(block, there):
                 continue
             self._mend(block, there)
@@ -142,7 +138,10 @@ class Writing:
 
     def _mend(self, block: Block, there: Block) -> None:
         """Write the moved vectors of a block that are not there."""
-        ids, rows = self._moved(block)
+        bare = there.vectors[:, 0].isnan().tolist()
+        # points that were embedded anew, and lost that vector since: who replaces a point takes all its vectors
+        lost = {each for each, none in zip(there.ids, bare, strict=True) if none and each in self._anew}
+        ids, rows = self._moved(block, lost)
         row_of = {each: row for row, each in enumerate(there.ids)}
         kept = [row for row, each in enumerate(ids) if each in row_of]
         ids, rows = [ids[row] for row in kept], rows[kept]
@@ -156,15 +155,16 @@ class Writing:
         blocks = self._store.scan(self._upgrade.old, after=after, size=self._size)
         return told(blocks, what, -(-len(self._store) // self._size))
 
-    def _moved(self, block: Block) -> tuple[list[Any], Tensor]:
-        """The points of a block that get a moved vector, and these."""
+    def _moved(self, block: Block, lost: Collection[Id] = ()) -> tuple[list[Any], Tensor]:
+        """The points of a block that get a moved vector, and these; of those embedded anew the ones that are lost."""
         bare, bad = self._bare(block)
         self._without += int(bare.sum())
         self._unusable += int(bad.sum())
         moved = self._move.apply(block.vectors)  # of the whole block: its bytes depend on how many are moved at once
         if not (self._anew or bool((bare | bad).any())):
             return block.ids, moved
-        keep = [row for row in (~(bad | bare)).nonzero().flatten().tolist() if block.ids[row] not in self._anew]
+        have = (~(bad | bare)).nonzero().flatten().tolist()
+        keep = [row for row in have if block.ids[row] not in self._anew or block.ids[row] in lost]
         return [block.ids[row] for row in keep], moved[keep]
 
     def _bare(self, block: Block) -> tuple[Tensor, Tensor]:
@@ -183,6 +183,29 @@ class Writing:
 
     def _note(self, *, written: bool) -> None:
         save_json(self._progress, {"after": self._after, "size": self._size, "written": written, "sums": self._sums})
+
+
+def with_other(store: Store, blocks: Iterator[Block], name: str, *, size: int = ROWS) -> Iterator[tuple[Block, Block]]:
+    """Blocks of a scan from the first point on, each with another vector of its points: of those still there."""
+    others: Iterator[Block] | None = store.scan(name, size=size)
+    for block in blocks:
+        there = next(others, None) if others else None
+        if there is None or there.ids != block.ids:
+            others = None  # points came or went between the two: read by their ids from here on
+            there = store.read(name, block.ids)
+        yield block, there
+
+
+def count_without(store: Store, name: str, other: str) -> int:
+    """How many points have a vector `name` that a map could move, and no vector `other`."""
+    count = 0
+    for block, there in with_other(store, store.scan(name), other):
+        lengths = torch.linalg.vector_norm(block.vectors, dim=1)
+        usable = ((lengths > 0) & lengths.isfinite()).tolist()
+        row_of = {each: row for row, each in enumerate(block.ids)}
+        bare = there.vectors[:, 0].isnan().tolist()
+        count += sum(none and usable[row_of[each]] for each, none in zip(there.ids, bare, strict=True))
+    return count
 
 
 def _sum(block: Block) -> int:
