@@ -45,7 +45,7 @@ def take_steps(options: Namespace, folder: Path | None, model_of: ModelOf) -> No
             if options.rollback or options.drop_old:
                 _back(store, options)
                 return
-            if not is_new:
+            if not is_new and (options.old or options.new):
                 _check_models(Plan.open(folder), folder, options, model_of)
             if options.apply:
                 _apply(store, Plan.open(folder), folder, options)
