@@ -346,3 +346,10 @@ def test_a_thumbnail_keeps_the_shape_and_has_64_pixels_at_most():
     assert thumbnail(wide).shape == (3, 16, 64)
     assert thumbnail(wide)[:, 4:-4, 4:-4].float().std() < 8  # antialiased: stripes of one pixel become grey
     assert thumbnail(torch.zeros(1, 1, 900)).shape == (1, 1, 64)
+
+
+def test_no_other_program_is_executed_for_an_image(tmp_path):
+    """Pillow hands a file of EPS to Ghostscript, whatever the file is called."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png", "EPS")
+    with pytest.raises(ValueError, match="not an image"):
+        ImageFiles(tmp_path, ["0.png"], Preparation((8, 8), 3))[0]

@@ -116,17 +116,20 @@ def _reembedded(index: ImageIndex, options: Namespace) -> tuple[ImageIndex, str]
         changed = _found_below(changed, stale, os.path.abspath(options.images))
     rows, vectors = _embedded(model, changed, _there(index, changed, stale, options), options)
     dropped = stale[~torch.isin(stale, rows)]
-    ids = index.ids[rows]
-    if len(dropped):
-        changed = remove_images(changed, dropped)
-    if len(rows):
-        part = Part(model.hash, model.after_task, model.hash)
-        changed = replace_vectors(changed, torch.searchsorted(changed.ids, ids), vectors, part)
     first = f" ({listed([index.paths[row] for row in dropped.tolist()], most=3)})" if len(dropped) else ""
-    return changed, (
+    return _with_anew(changed, dropped, index.ids[rows], vectors, model), (
         f"{len(rows)} images embedded again by the model after task {model.after_task}, "
         f"{len(index) - len(stale)} were current, {len(dropped)} removed{first}"
     )
+
+
+def _with_anew(index: ImageIndex, dropped: Tensor, ids: Tensor, vectors: Tensor, model: RunModel) -> ImageIndex:
+    """The index without some rows, and with the model's vectors for some ids."""
+    changed = remove_images(index, dropped) if len(dropped) else index
+    if not len(ids):
+        return changed
+    part = Part(model.hash, model.after_task, model.hash)
+    return replace_vectors(changed, torch.searchsorted(changed.ids, ids), vectors, part)
 
 
 def _there(index: ImageIndex, changed: ImageIndex, stale: Tensor, options: Namespace) -> Tensor:

@@ -103,19 +103,21 @@ def _grid(
     least: float | None,
     of_texts: bool,
 ) -> Grid:
-    """What each of these finds; a point without a path is called by its id."""
-    rows, texts = [], {}
-    for name, hits in zip(names, found, strict=True):
-        kept = [hit for hit in hits if least is None or hit.score >= least]
-        of = [{what: hit.columns.get(column) for what, column in columns.items()} for hit in kept]
-        called = [str(each.get("path") or hit.id) for hit, each in zip(kept, of, strict=True)]
-        labels = [None if each.get("label") is None else str(each["label"]) for each in of]
-        texts |= {which: str(each["text"]) for which, each in zip(called, of, strict=True) if each.get("text")}
-        shown = zip(called, kept, labels, strict=True)
-        rows.append(Row(name, (tuple(Hit(which, hit.score, label, id=hit.id) for which, hit, label in shown),)))
+    """What each of these finds."""
+    kept = [[hit for hit in hits if least is None or hit.score >= least] for hits in found]
+    shown = [tuple(_hit(hit, columns) for hit in hits) for hits in kept]
+    rows = [Row(name, (each,)) for name, each in zip(names, shown, strict=True)]
     if of_texts:
-        return Grid(
-            ("",), tuple(rows), texts={hit.name: texts.get(hit.name, "") for row in rows for hit in row.found[0]}
-        )
+        column, hits = columns.get("text", ""), [hit for each in kept for hit in each]
+        called = [hit.name for each in shown for hit in each]
+        texts = {name: str(hit.columns.get(column) or "") for name, hit in zip(called, hits, strict=True)}
+        return Grid(("",), tuple(rows), texts=texts)
     pictures = (each for row in rows for each in (row.name, *(hit.name for hit in row.found[0])))
     return Grid(("",), tuple(rows), pictures=dict.fromkeys(pictures))
+
+
+def _hit(found: Found, columns: dict[str, str]) -> Hit:
+    """A point that was found; without a path it is called by its id."""
+    of = {what: found.columns.get(column) for what, column in columns.items()}
+    label = of.get("label")
+    return Hit(str(of.get("path") or found.id), found.score, None if label is None else str(label), id=found.id)

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -35,7 +36,7 @@ def open_image(
 
     Args:
         most: pixels; decoding more is refused, however small the file is.
-        formats: as Pillow calls them; None: all that it knows.
+        formats: as Pillow calls them; None: all that it decodes itself. For EPS it would execute another program.
 
     Raises:
         ValueError: for an empty file, and more pixels; as Pillow does for all else, by many types of errors.
@@ -45,11 +46,17 @@ def open_image(
     content.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
-        opened = Image.open(content, formats=formats)
+        opened = Image.open(content, formats=_decoded_here() if formats is None else formats)
     with opened as image:
         if image.width * image.height > most:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {most:,}")
         yield image
+
+
+@cache
+def _decoded_here() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.OPEN if name != "EPS")
 
 
 def reason_of(error: Exception) -> str:

@@ -18,7 +18,7 @@ from tripletmas.runs import trust
 from tripletmas.runs.directory import RunDirectory, is_run
 from tripletmas.runs.models import RunModel, embed_images, embed_texts, identity_by, weight_hashes
 from tripletmas.stores.identity import Identity
-from tripletmas.stores.store import COSINE, L2, Id, Store, check_columns
+from tripletmas.stores.store import COSINE, L2, Block, Id, Store, check_columns
 
 _OTHER = 0.02  # of how vectors differ: what decoding and half precision change is less, another model far more
 _LOOKED_AT = 32  # items of a store
@@ -70,7 +70,8 @@ def assumed(store: Store, name: str, model: RunModel, *, invert: bool = False) -
     """
     ids, wanted = look(store, name, model)
     if not ids:
-        column = store.place.column("text" if isinstance(model.shown, Tokenizer) else "path", "path")
+        what = "text" if isinstance(model.shown, Tokenizer) else "path"
+        column = store.place.column(what, what)
         raise ValueError(f"{store.place}: no item can be read by its column {column!r}, to check what made its vectors")
     block = store.read(name, ids)
     made = embedded(model, wanted, invert=invert)
@@ -93,19 +94,23 @@ def assumed(store: Store, name: str, model: RunModel, *, invert: bool = False) -
 
 def look(store: Store, name: str, model: RunModel) -> tuple[list[Id], list[str]]:
     """(ids, items) of some points of a store that have this vector, and whose picture or text is there."""
-    texts = isinstance(model.shown, Tokenizer)
-    column = store.place.column("text" if texts else "path", "text" if texts else "path")
+    what = "text" if isinstance(model.shown, Tokenizer) else "path"
+    column = store.place.column(what, what)
     check_columns([column], store.columns(), store.place)
     for block in store.scan(name, size=_LOOKED_AT * 8, columns=[column]):
-        have = (~block.without_vector()).tolist()
-        rows = [row for row, value in enumerate(block.columns[column]) if value and have[row]]
-        if not texts:
-            gone = set(missing_images([block.columns[column][row] for row in rows]))
-            rows = [row for number, row in enumerate(rows) if number not in gone]
-        if rows:
-            rows = rows[:: max(1, len(rows) // _LOOKED_AT)][:_LOOKED_AT]
-            return [block.ids[row] for row in rows], [block.columns[column][row] for row in rows]
+        items = block.columns[column]
+        if there := _there(block, items, pictures=what == "path"):
+            some = there[:: max(1, len(there) // _LOOKED_AT)][:_LOOKED_AT]
+            return [block.ids[row] for row in some], [items[row] for row in some]
     return [], []
+
+
+def _there(block: Block, items: Sequence[str | None], *, pictures: bool) -> list[int]:
+    """The rows of a block that have a vector and an item, which is there."""
+    bare = block.without_vector().tolist()
+    rows = [row for row, item in enumerate(items) if item and not bare[row]]
+    gone = set(missing_images([str(items[row]) for row in rows])) if pictures else set()
+    return [row for number, row in enumerate(rows) if number not in gone]
 
 
 def embedded(model: RunModel, items: Sequence[str], *, invert: bool = False) -> Tensor:

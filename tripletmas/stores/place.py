@@ -126,6 +126,11 @@ def read_place(text: str) -> Place:
             f"unknown kind of store {scheme!r}{suggestion(scheme, SCHEMES)}: there are {', '.join(SCHEMES)}, and index "
             "files, which have none"
         )
+    return _place(scheme, rest)
+
+
+def _place(scheme: str, rest: str) -> Place:
+    """The place of a known scheme; `rest` is what stands behind ://."""
     parts = urlsplit(f"//{rest}" if not rest.startswith("/") else f"file://{rest}")
     collection, _, late = parts.fragment.partition("?")
     given = dict(parse_qsl("&".join(filter(None, (parts.query, late))), keep_blank_values=True))

@@ -5,18 +5,17 @@ Shapes: n points, dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tripletmas.basics.progress import told
 from tripletmas.index.changes import add_images, check_new, with_ids
-from tripletmas.index.images import ImageIndex, Part, Settings
+from tripletmas.index.images import ImageIndex, Part, Reading, Settings
 from tripletmas.stores.identity import Identity, Notes, active_field, read_notes, write_notes
-from tripletmas.stores.store import ROWS, Store, VectorField, field_of
+from tripletmas.stores.store import ROWS, Store, VectorField, check_columns, field_of
 
 _ROUNDING = 1e-5  # of a length
 VECTOR = "vector"  # what the vectors of a new collection are called
@@ -115,35 +114,49 @@ def pull_points(store: Store, *, kind: str = "exact") -> ImageIndex:
             f"what made the vectors {name!r} of {store.place} is not known: tripletmas query {store.place} IMAGE "
             "--assume RUN notes it, after a look at some of its pictures"
         )
-    columns = {each: store.place.column(each, each) for each in ("path", "label", "text")}
-    wanted = [each for each in columns.values() if each in store.columns()]
-    ids, found, vectors = _read(store, name, wanted)
-    paths = [each or str(own) for each, own in zip(found.get(columns["path"]) or [None] * len(ids), ids, strict=True)]
-    labels = found.get(columns["label"]) or [None] * len(ids)
-    texts = found.get(columns["text"], [])
+    ids, items, vectors = _read(store, name, isinstance(identity.shown, Reading))
     settings = Settings(identity.dim, identity.shown, identity.metric, identity.normalize, kind)
     empty = ImageIndex.empty(settings, identity.source)
-    check_new(empty, paths)
+    check_new(empty, items.paths)
     by = identity.embedded_by
     part = Part(by or identity.model, max(identity.after_task, 0), identity.model, ("upgrade",) if by else ())
-    names = [None if each is None else str(each) for each in labels]
-    index = add_images(empty, vectors, paths, names, part, texts=texts)
+    index = add_images(empty, vectors, items.paths, items.labels, part, texts=items.texts)
     if bool(((vectors.norm(dim=1) - 1).abs() < _ROUNDING).all()):
         index = replace(index, vectors=vectors)  # scaled already: once more would change their bytes
     are_numbers = all(isinstance(each, int) and each >= 0 for each in ids)
     return with_ids(index, torch.tensor(ids, dtype=torch.int64)) if are_numbers else index
 
 
-def _read(store: Store, name: str, columns: Sequence[str]) -> tuple[list[Any], dict[str, list[Any]], Tensor]:
-    """(ids, values of each column, vectors (n, dim)) of all points that have this vector."""
+class _Items(NamedTuple):
+    """What an index knows of its items; a point without a path is called by its id."""
+
+    paths: list[str]
+    labels: list[str | None]
+    texts: list[str]
+
+
+def _read(store: Store, name: str, are_texts: bool) -> tuple[list[Any], _Items, Tensor]:
+    """(ids, what is known of them, vectors (n, dim)) of all points that have this vector."""
+    path, label, text = (store.place.column(each, each) for each in ("path", "label", "text"))
+    if are_texts:
+        check_columns([text], store.columns(), store.place)
+    wanted = [each for each in (path, label, *([text] if are_texts else [])) if each in store.columns()]
     ids: list[Any] = []
-    values: dict[str, list[Any]] = {each: [] for each in columns}
+    values: dict[str, list[Any]] = {each: [] for each in wanted}
     rows = [torch.empty(0, field_of(store, name).dim)]
-    blocks = store.scan(name, columns=columns)
-    for block in told(blocks, "pulled block", -(-len(store) // ROWS)):
+    for block in told(store.scan(name, columns=wanted), "pulled block", -(-len(store) // ROWS)):
         kept = (~block.without_vector()).nonzero().flatten().tolist()
         ids += [block.ids[row] for row in kept]
         rows.append(block.vectors[kept])
-        for each in columns:
+        for each in wanted:
             values[each] += [block.columns[each][row] for row in kept]
-    return ids, values, torch.cat(rows)
+    return ids, _items(ids, values.get(path), values.get(label), values.get(text)), torch.cat(rows)
+
+
+def _items(ids: list[Any], paths: list[Any] | None, labels: list[Any] | None, texts: list[Any] | None) -> _Items:
+    nothing = [None] * len(ids)
+    return _Items(
+        [str(each or own) for each, own in zip(paths or nothing, ids, strict=True)],
+        [None if each is None else str(each) for each in labels or nothing],
+        [str(each or "") for each in texts or ()],
+    )
