@@ -153,3 +153,17 @@ def test_bad_input_is_a_sentence_and_changes_nothing(store, call):
     failed(call("upgrade", store, "--reembed", "10%"), "comes after --apply and before --switch")
     assert call("upgrade", store, "--rollback")[0] == 0
     assert torch.equal(vectors(store), before)
+
+
+def test_for_pictures_that_are_gone_others_are_embedded_anew(store, call, made: Path):
+    assert call("upgrade", store, *MODELS, "--apply")[0] == 0
+    images = made / "images"
+    for number in range(3):
+        (images / f"c{number}").rename(made / f"c{number}")
+    try:
+        printed = call("upgrade", store, "--reembed", "50%")[1]
+    finally:
+        for number in range(3):
+            (made / f"c{number}").rename(images / f"c{number}")
+    assert "48 of 96 points are embedded anew, 48 now; " in printed
+    assert "could not be read and stay as they were moved" in printed

@@ -8,7 +8,7 @@ Shapes: n points, dim of the old model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -58,10 +58,16 @@ def embed_anew(store: Store, upgrade: Upgrade, plan: Plan, model: RunModel, coun
     wanted = count - len(embedded_anew(upgrade))
     done = missing = 0
     order = least_sure(store, upgrade, plan) if wanted > 0 else []
-    for ids in told(_chunks(order), "embedded anew block", -(-max(wanted, 0) // _AT_ONCE)):
-        if done >= wanted:
-            break
-        ids = ids[: wanted - done + missing] if wanted - done < _AT_ONCE else ids
+
+    def chunks() -> Iterator[list[Id]]:
+        """The next ones, as many as are still wanted: for each that cannot be read another follows."""
+        start = 0
+        while done < wanted and start < len(order):
+            chunk = order[start : start + min(_AT_ONCE, wanted - done)]
+            start += len(chunk)
+            yield chunk
+
+    for ids in told(chunks(), "embedded anew block", -(-max(wanted, 0) // _AT_ONCE)):
         block = store.read(upgrade.old, ids, columns=[column])
         vectors, kept = _embedded(model, [str(each or "") for each in block.columns[column]], plan)
         missing += len(block.ids) - len(kept)
@@ -69,11 +75,6 @@ def embed_anew(store: Store, upgrade: Upgrade, plan: Plan, model: RunModel, coun
             write_anew(store, upgrade, [block.ids[row] for row in kept], vectors)
         done += len(kept)
     return done, missing
-
-
-def _chunks(ids: Sequence[Id]) -> Iterator[list[Id]]:
-    for start in range(0, len(ids), _AT_ONCE):
-        yield list(ids[start : start + _AT_ONCE])
 
 
 def _embedded(model: RunModel, items: list[str], plan: Plan) -> tuple[Tensor, list[int]]:
