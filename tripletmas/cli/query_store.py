@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from jsonargparse import Namespace
@@ -104,16 +106,15 @@ def _grid(
     of_texts: bool,
 ) -> Grid:
     """What each of these finds."""
-    kept = [[hit for hit in hits if least is None or hit.score >= least] for hits in found]
+    lowest = -math.inf if least is None else least
+    kept = [[hit for hit in hits if hit.score >= lowest] for hits in found]
     shown = [tuple(_hit(hit, columns) for hit in hits) for hits in kept]
-    rows = [Row(name, (each,)) for name, each in zip(names, shown, strict=True)]
-    if of_texts:
-        column, hits = columns.get("text", ""), [hit for each in kept for hit in each]
-        called = [hit.name for each in shown for hit in each]
-        texts = {name: str(hit.columns.get(column) or "") for name, hit in zip(called, hits, strict=True)}
-        return Grid(("",), tuple(rows), texts=texts)
-    pictures = (each for row in rows for each in (row.name, *(hit.name for hit in row.found[0])))
-    return Grid(("",), tuple(rows), pictures=dict.fromkeys(pictures))
+    rows = tuple(Row(name, (each,)) for name, each in zip(names, shown, strict=True))
+    called = [hit.name for hit in chain.from_iterable(shown)]
+    if not of_texts:
+        return Grid(("",), rows, pictures=dict.fromkeys([*names, *called]))
+    texts = [str(hit.columns.get(columns.get("text", "")) or "") for hit in chain.from_iterable(kept)]
+    return Grid(("",), rows, texts=dict(zip(called, texts, strict=True)))
 
 
 def _hit(found: Found, columns: dict[str, str]) -> Hit:

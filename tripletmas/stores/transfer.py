@@ -138,9 +138,9 @@ class _Items(NamedTuple):
 def _read(store: Store, name: str, are_texts: bool) -> tuple[list[Any], _Items, Tensor]:
     """(ids, what is known of them, vectors (n, dim)) of all points that have this vector."""
     path, label, text = (store.place.column(each, each) for each in ("path", "label", "text"))
-    if are_texts:
-        check_columns([text], store.columns(), store.place)
-    wanted = [each for each in (path, label, *([text] if are_texts else [])) if each in store.columns()]
+    named = [path, label, *([text] if are_texts else [])]
+    check_columns(named[2:], store.columns(), store.place)
+    wanted = [each for each in named if each in store.columns()]
     ids: list[Any] = []
     values: dict[str, list[Any]] = {each: [] for each in wanted}
     rows = [torch.empty(0, field_of(store, name).dim)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -73,7 +73,7 @@ class Writing:
         move: Move,
         progress: Path,
         size: int,
-        anew: Collection[Id],
+        anew: Set[Id],
         leave_unusable: bool,
     ):
         self._store, self._upgrade, self._move, self._progress = store, upgrade, move, progress
@@ -138,10 +138,9 @@ class Writing:
 
     def _mend(self, block: Block, there: Block) -> None:
         """Write the moved vectors of a block that are not there."""
-        bare = there.vectors[:, 0].isnan().tolist()
         # points that were embedded anew, and lost that vector since: who replaces a point takes all its vectors
-        lost = {each for each, none in zip(there.ids, bare, strict=True) if none and each in self._anew}
-        ids, rows = self._moved(block, lost)
+        lost = {there.ids[row] for row in there.vectors[:, 0].isnan().nonzero().flatten().tolist()}
+        ids, rows = self._moved(block, lost & self._anew)
         row_of = {each: row for row, each in enumerate(there.ids)}
         kept = [row for row, each in enumerate(ids) if each in row_of]
         ids, rows = [ids[row] for row in kept], rows[kept]
@@ -155,7 +154,7 @@ class Writing:
         blocks = self._store.scan(self._upgrade.old, after=after, size=self._size)
         return told(blocks, what, -(-len(self._store) // self._size))
 
-    def _moved(self, block: Block, lost: Collection[Id] = ()) -> tuple[list[Any], Tensor]:
+    def _moved(self, block: Block, lost: Set[Id] = frozenset()) -> tuple[list[Any], Tensor]:
         """The points of a block that get a moved vector, and these; of those embedded anew the ones that are lost."""
         bare, bad = self._bare(block)
         self._without += int(bare.sum())
