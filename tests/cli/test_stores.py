@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tripletmas.cli.main import main
+from tripletmas.index.changes import remove_images
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.models import weight_hashes
@@ -140,3 +141,14 @@ def test_bad_input_is_a_sentence(place, call):
     told = refused(call("query", STORE, "images/a/x/0.png"))
     assert "so lancedb://data#products says of its vectors; --run says where that model is now" in told
     assert call("query", STORE, "images/a/x/0.png", "--run", "run")[0] == 0
+
+
+def test_one_vector_tells_nothing_of_what_made_it(place, call):
+    one = ImageIndex.open("shop.index")
+    first = torch.arange(len(one)) > 0
+    remove_images(one, first.nonzero().flatten()).save("one.index")
+    assert call("index", "push", "one.index", "lancedb://data#one")[0] == 0
+    with opened("lancedb://data#one") as store:
+        write_notes(store, Notes({}))
+    told = refused(call("query", "lancedb://data#one", "images/a/x/0.png", "--assume", "run"))
+    assert "at least two that differ are needed" in told

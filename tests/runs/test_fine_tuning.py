@@ -19,7 +19,8 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import run_experiment
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
-from tripletmas.runs.pretrained import from_pretrained, save_pretrained
+from tripletmas.runs.deployed import from_pretrained
+from tripletmas.runs.pretrained import save_pretrained
 
 NEEDS_HEADS = ("ewc",)
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -12,6 +12,7 @@ from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.images import ImageIndex, Part, Settings
 from tripletmas.stores.identity import Notes, read_notes, write_notes
 from tripletmas.stores.opening import created, opened
+from tripletmas.stores.store import VectorField
 from tripletmas.stores.transfer import (
     columns_of_index,
     field_for,
@@ -93,3 +94,10 @@ def test_what_was_moved_is_told(url, index):
         identity = read_notes(store).identities["vector"]
         assert (identity.model, identity.embedded_by) == ("fedcba9876543210", "0123456789abcdef")
         assert pull_points(store).parts == (Part("0123456789abcdef", 2, "fedcba9876543210", ("upgrade",)),)
+
+
+def test_a_collection_of_another_width_is_told_so(url, index):
+    with created(url, VectorField("vector", DIM + 1, "cosine"), columns_of_index(index)) as store:
+        with pytest.raises(ValueError, match=f"holds vectors of dim {DIM + 1}, and the index those of dim {DIM}"):
+            push_points(index, store, identity_of_index(index, "it"))
+        assert read_notes(store) == Notes({})

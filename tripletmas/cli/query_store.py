@@ -43,7 +43,7 @@ def search_store(options: Namespace) -> None:
         notes = []
         if len(store) < options.k:
             notes.append(f"the store holds {len(store)} points, fewer than the {options.k} that are asked for")
-        grid = _grid(names, found, columns, options.min_score, isinstance(identity.shown, Reading))
+        grid = _grid(names, _above(found, options.min_score), columns, isinstance(identity.shown, Reading))
         about = f"{store.place}: {len(store)} points, {model.run}"
     tell(options, grid, notes, about=about, measure=_MEASURES[identity.compared_by])
 
@@ -102,19 +102,22 @@ def _grid(
     names: Sequence[str],
     found: Sequence[Sequence[Found]],
     columns: dict[str, str],
-    least: float | None,
     of_texts: bool,
 ) -> Grid:
     """What each of these finds."""
-    lowest = -math.inf if least is None else least
-    kept = [[hit for hit in hits if hit.score >= lowest] for hits in found]
-    shown = [tuple(_hit(hit, columns) for hit in hits) for hits in kept]
+    shown = [tuple(_hit(hit, columns) for hit in hits) for hits in found]
     rows = tuple(Row(name, (each,)) for name, each in zip(names, shown, strict=True))
     called = [hit.name for hit in chain.from_iterable(shown)]
     if not of_texts:
         return Grid(("",), rows, pictures=dict.fromkeys([*names, *called]))
-    texts = [str(hit.columns.get(columns.get("text", "")) or "") for hit in chain.from_iterable(kept)]
+    texts = [str(hit.columns.get(columns.get("text", "")) or "") for hit in chain.from_iterable(found)]
     return Grid(("",), rows, texts=dict(zip(called, texts, strict=True)))
+
+
+def _above(found: Sequence[Sequence[Found]], least: float | None) -> list[list[Found]]:
+    """What is found with a score that is not below this."""
+    lowest = -math.inf if least is None else least
+    return [[hit for hit in hits if hit.score >= lowest] for hits in found]
 
 
 def _hit(found: Found, columns: dict[str, str]) -> Hit:

@@ -5,6 +5,7 @@ Shapes: n points, dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +81,12 @@ def assumed(store: Store, name: str, model: RunModel, *, invert: bool = False) -
             f"{store.place} has vectors of dim {block.vectors.shape[1]}, and {model.run} makes {model.dim}"
         )
     off = disagreement(block.vectors, made)
-    if not off <= _OTHER:
+    if math.isnan(off):
+        raise ValueError(
+            f"{store.place}: the {len(ids)} vectors that could be looked at are all one, and any model might have made "
+            "them: at least two that differ are needed, of items that can be read"
+        )
+    if off > _OTHER:
         raise ValueError(
             f"{model.run} did not make the vectors {name!r} of {store.place}: of {len(ids)} items, its own vectors lie "
             f"{off:.3f} of a spread from those that are stored (of the same model below {_OTHER})"

@@ -78,6 +78,8 @@ def create_store(place: Place, new: VectorField, columns: Mapping[str, type], id
     base, name = lancedb.connect(place.where), place.need_collection()
     if name in _tables(base):
         raise ValueError(f"{place} is there already: choose another name")
+    for column in (place.column("id", "id"), new.name, *columns):
+        _quoted(column)
     types = {str: pa.string(), int: pa.int64()}
     fields = [pa.field(place.column("id", "id"), types[ids]), pa.field(new.name, pa.list_(pa.float32(), new.dim))]
     fields += [pa.field(column, types[kind]) for column, kind in columns.items()]
@@ -305,6 +307,8 @@ def _of(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _quoted(column: str) -> str:
+    if not column or set(column) & {"`", "."}:
+        raise ValueError(f"LanceDB reads a point or a backtick in the name of a column otherwise: {column!r}")
     return f"`{column}`"
 
 

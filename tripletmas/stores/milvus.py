@@ -223,6 +223,8 @@ class MilvusStore:
             name = f"$meta[{quoted(column)}]"
             number = f" or {name} == {value}" if re.fullmatch(r"-?\d{1,18}", value) else ""
             return f"({name} == {quoted(value)}{number})"
+        if not column.isidentifier():  # a-b would be a difference, and find nothing
+            raise ValueError(f"{self.place}: Milvus filters by no column of the name {column!r}")
         typed: Any = value
         try:
             if kind in INTEGERS:

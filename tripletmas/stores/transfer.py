@@ -61,6 +61,8 @@ def push_points(index: ImageIndex, store: Store, identity: Identity) -> tuple[in
     name = active_field(store, notes)
     if notes.upgrade is not None:
         raise ValueError(f"{store.place} is being upgraded: finish that (--drop-old) or take it back (--rollback)")
+    if (dim := field_of(store, name).dim) != identity.dim:
+        raise ValueError(f"{store.place} holds vectors of dim {dim}, and the index those of dim {identity.dim}")
     refuse_other(store, notes, name, identity, empty=not len(store))
     write_notes(store, notes.with_identity(name, identity))
     columns = columns_of_index(index)
