@@ -122,6 +122,19 @@ def test_in_pmls_own_container(tmp_path):
         assert torch.equal(value, other.protection.state_dict()[name])
 
 
+def test_more_epochs_of_a_task_that_is_done_are_told(tmp_path, caplog):
+    """A trainer whose own hook stops early is done early, too: run again, it has its end, which is no error."""
+    tasks = Task()
+    hooks = ProtectionHooks(tm.MAS(tasks.both))
+    hooks.train(tasks.trainer(0), tmp_path, num_epochs=1)
+    hooks.train(tasks.trainer(0), tmp_path, num_epochs=1)
+    assert "nothing is trained" not in caplog.text
+    hooks.train(tasks.trainer(0), tmp_path, num_epochs=2)
+    told = f"{tmp_path} has a task that was done after epoch 1, so that nothing is trained for num_epochs=2"
+    assert told in caplog.text
+    assert not (tmp_path / "trunk_2.pth").exists()
+
+
 def test_what_does_not_fit_is_a_sentence(tmp_path):
     tasks = Task()
     with pytest.raises(ValueError, match=r"takes a protection.*got a NoneType"):

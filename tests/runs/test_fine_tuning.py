@@ -15,11 +15,11 @@ from tripletmas.models.making import make_model
 from tripletmas.objectives.recognition.objective import Recognition
 from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.runs.catalog import STRATEGIES, build_strategy
+from tripletmas.runs.deployed import from_pretrained
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import run_experiment
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
-from tripletmas.runs.deployed import from_pretrained
 from tripletmas.runs.pretrained import save_pretrained
 
 NEEDS_HEADS = ("ewc",)

@@ -28,6 +28,7 @@ from tripletmas.models.networks import mlp
 from tripletmas.objectives.retrieval.losses import make_loss
 from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.experiment import run_experiment
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.anchors import Anchors
@@ -250,6 +251,21 @@ def test_more_processes_than_a_batch_can_feed():
         == ["3 processes cannot share a batch of 2: start at most 2, or take another batch size"] * 3
     )
     assert complaint(config) is None
+
+
+def refused(out: Path) -> tuple[str, bool]:
+    """What a run of too many processes is told, and whether its folder was made."""
+    with pytest.raises(ValueError, match="cannot share a batch of 2 classes") as error:
+        run_experiment({"data": {"name": "digits"}, "training": {"epochs": 1}}, out)
+    return str(error.value), out.exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_too_many_processes_is_not_begun(tmp_path):
+    """Else its folder would refuse the other batch size that the error proposes: of another configuration."""
+    told = "3 processes cannot share a batch of 2 classes (task '0,1'): start at most 2, "
+    told += "or raise training.batch_size as far as there are classes"
+    assert run_in_processes(refused, 3, tmp_path / "run") == [(told, False)] * 3
 
 
 def drifting() -> str | None:

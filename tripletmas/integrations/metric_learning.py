@@ -73,6 +73,14 @@ class ProtectionHooks:
                 f"{folder} has epoch {start} of a task, and num_epochs is {num_epochs}: name another folder"
             )
         if self._is_done:
+            if start < num_epochs:
+                common_functions.LOGGER.warning(
+                    "%s has a task that was done after epoch %d, so that nothing is trained for num_epochs=%d: name "
+                    "another folder to train more",
+                    folder,
+                    start,
+                    num_epochs,
+                )
             return
         if start < num_epochs:
             self._train(trainer, folder, start, num_epochs)

@@ -31,6 +31,7 @@ from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig, split_backbone
 from tripletmas.runs.resume import changed_tasks, check_identities
+from tripletmas.runs.sharing import check_shares
 from tripletmas.runs.start import check_start
 from tripletmas.runs.strength import SearchConfig
 from tripletmas.strategies.base import Strategy
@@ -126,6 +127,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | 
     has_started = RunDirectory(out).has_started()
     experiment = build(config, start=not has_started)
     own_images(experiment.gallery, experiment.stream[0].train, in_memory=False)  # or no run is begun
+    check_shares(experiment.stream, experiment.training)
     if not has_started:
         check_start(
             experiment.model,

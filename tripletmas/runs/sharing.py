@@ -26,11 +26,28 @@ def check_sharing(model: nn.Module, stream: Stream, config: TrainConfig) -> None
     """Before training: whether every process will have something to do; warn of what they do otherwise than one.
 
     Raises:
-        ValueError: if there are more processes than classes in a batch, or, of shuffled ones, samples.
+        ValueError: as `check_shares`.
     """
     if not distributed.is_on():
         return
+    check_shares(stream, config)
+    if sharing_of(model, stream[0].train).draws_alone:
+        logger.warning(
+            "the model draws random numbers in training (dropout) that %d processes draw each for itself: losses and "
+            "scores will differ from those of another number of processes by more than rounding",
+            distributed.world_size(),
+        )
+
+
+def check_shares(stream: Stream, config: TrainConfig) -> None:
+    """Before a run is begun: whether every process will have something of each batch.
+
+    Raises:
+        ValueError: if there are more processes than classes in a batch, or, of shuffled ones, samples.
+    """
     number = distributed.world_size()
+    if number == 1:
+        return
     for task in stream:
         classes = min(config.batch_size // config.samples_per_class, len(task.train.classes))
         most, what = (classes, "classes") if config.sampler == "class_balanced" else (config.batch_size, "samples")
@@ -39,12 +56,6 @@ def check_sharing(model: nn.Module, stream: Stream, config: TrainConfig) -> None
                 f"{number} processes cannot share a batch of {most} {what} (task {task.name!r}): start at most {most}, "
                 "or raise training.batch_size as far as there are classes"
             )
-    if sharing_of(model, stream[0].train).draws_alone:
-        logger.warning(
-            "the model draws random numbers in training (dropout) that %d processes draw each for itself: losses and "
-            "scores will differ from those of another number of processes by more than rounding",
-            number,
-        )
 
 
 @dataclass(frozen=True)
