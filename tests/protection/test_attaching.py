@@ -133,6 +133,8 @@ def test_where_it_cannot_be_known_which_optimizer_steps(make: Callable[..., Guar
         guard.attach(model)
     with pytest.raises(ValueError, match="the optimizer holds no parameter of the protected model"):
         guard.attach(SharpnessAware(Net().parameters()))
+    with pytest.raises(ValueError, match=r"is nothing of it trained \(requires_grad; .*is_trainable=True"):
+        guard.attach(SGD([{"params": []}], lr=0.1))  # what a Trainer makes for a model that is frozen
     itself = Several(everything)
     guard.attach(itself)
     learn(model, itself)

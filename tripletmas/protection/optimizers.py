@@ -27,7 +27,10 @@ def chain_of(optimizer: Any, own: set[int]) -> list[Any]:
     if not isinstance(chain[-1], Optimizer):
         raise ValueError(f"attach takes an optimizer of torch, or what wraps one, got {type(chain[-1]).__name__}")
     if not parameters_of(chain[-1], own):
-        raise ValueError("the optimizer holds no parameter of the protected model: was the model rebuilt since?")
+        raise ValueError(
+            "the optimizer holds no parameter of the protected model: was the model rebuilt since, or is nothing of it "
+            "trained (requires_grad; an adapter that peft reads is frozen without is_trainable=True)?"
+        )
     return chain
 
 
