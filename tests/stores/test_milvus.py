@@ -508,3 +508,23 @@ def test_loggers_are_as_they_were(url):
     with pytest.raises(ValueError, match="x"), told(read_place(url)):
         raise OSError("x")
     assert logging.getLogger("pymilvus").level == logging.INFO
+
+
+def test_it_filters_although_faiss_was_changed_by_others(file, url):
+    """pytorch-metric-learning imports what replaces the searches of faiss by some that know of no parameters."""
+    import faiss
+    import faiss.contrib.torch_utils
+
+    fill(file)
+    with opened(f"{url}?vector=vec&id=pk") as store:
+        whole = store.search("vec", VECTORS[:1], COUNT, metric=store.fields()["vec"].metric, columns=["label"])[0]
+        label = next(hit.columns["label"] for hit in whole if hit.columns["label"])
+        some = store.search(
+            "vec", VECTORS[:1], COUNT, metric=store.fields()["vec"].metric, where={"label": label}, columns=["label"]
+        )[0]
+        assert [hit.id for hit in some] == [hit.id for hit in whole if hit.columns["label"] == label]
+    flat = faiss.IndexFlatIP(4)
+    flat.add(VECTORS)  # what the module is for: tensors
+    assert flat.search(VECTORS[:1], 1)[1].tolist() == [[0]]
+    chosen = faiss.SearchParameters(sel=faiss.IDSelectorBatch([1, 2]))
+    assert set(flat.search(VECTORS[:1].numpy(), 2, params=chosen)[1][0].tolist()) == {1, 2}

@@ -6,6 +6,7 @@ Shapes: g gallery vectors, q queries, k ranks, dim.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -202,3 +203,27 @@ def import_faiss(purpose: str) -> Any:
     except ImportError as error:
         raise ValueError(f"{purpose} needs faiss: pip install faiss-cpu") from error
     return faiss
+
+
+def give_back_parameters() -> None:
+    """Let faiss take `params=` in a search again, where `faiss.contrib.torch_utils` has taken that away.
+
+    Whoever imports that module, as pytorch-metric-learning does, replaces `search` of every index by one that knows of
+    no parameters, for the whole process: Milvus Lite then cannot search with a filter. Nothing, where nobody has.
+    """
+    if "faiss.contrib.torch_utils" not in sys.modules:
+        return
+    for each in vars(import_faiss("a search")).values():
+        if isinstance(each, type) and getattr(vars(each).get("search"), "__name__", "") == "torch_replacement_search":
+            each.search = _with_parameters(each.search)  # pyright: ignore[reportAttributeAccessIssue] - any class
+
+
+def _with_parameters(search: Callable[..., Any]) -> Callable[..., Any]:
+    """A search of `faiss.contrib.torch_utils` that hands arrays with parameters to the one that it replaced."""
+
+    def searched(index: Any, x: Any, k: int, *given: Any, params: Any = None, **named: Any) -> Any:
+        if params is None:
+            return search(index, x, k, *given, **named)
+        return index.search_numpy(x, k, *given, params=params, **named)
+
+    return searched

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 from tripletmas.basics.locks import is_held
+from tripletmas.index.base import give_back_parameters
 from tripletmas.stores.place import Place
 from tripletmas.stores.store import COSINE, INNER_PRODUCT, L2, Id, NoCollection
 
@@ -64,6 +65,7 @@ def _now(answer: Any) -> Any:
 @contextmanager
 def told(place: Place) -> Iterator[None]:
     """What the client raises becomes one sentence, and nothing of it is printed."""
+    give_back_parameters()  # Milvus Lite searches by faiss in this process
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [each.level for each in loggers]
     for each in loggers:
