@@ -1,7 +1,7 @@
 """An index that need not fit into memory: seconds, bytes and memory of building, opening, asking and moving it.
 
-    .venv/bin/python scripts/bench_large.py --out /tmp/large
-    .venv/bin/python scripts/bench_large.py --out /tmp/large --sizes 10000000 --exact-queries 500 --kind IVF4096,SQ8
+    .venv/bin/python scripts/bench_large.py --out FOLDER
+    .venv/bin/python scripts/bench_large.py --out FOLDER --sizes 10000000 --exact-queries 500 --kind IVF4096,SQ8
 
 Vectors of dim 128 in clusters are made block after block, as a model gives them, and are never all in memory. Each
 step is a process of its own, so that its memory is its own: the most that was resident (VmHWM: with pages of the file,

@@ -46,7 +46,7 @@ def open_image(
     content.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
-        opened = Image.open(content, formats=_decoded_here() if formats is None else formats)
+        opened = Image.open(content, formats=_decoded_here() if formats is None else tuple(formats))
     with opened as image:
         if image.width * image.height > most:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {most:,}")
