@@ -248,7 +248,11 @@ def test_more_processes_than_a_batch_can_feed():
     config = replace(GENTLE, sampler="shuffled", batch_size=13)
     assert (
         run_in_processes(complaint, 3, config)
-        == ["3 processes cannot share a batch of 2: start at most 2, or take another batch size"] * 3
+        == [
+            "3 processes cannot share a batch of 2 samples (task '0,1'): start at most 2, or take another "
+            "training.batch_size"
+        ]
+        * 3
     )
     assert complaint(config) is None
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from tripletmas.basics import distributed
 from tripletmas.basics.weights import state_of, weight_hash
-from tripletmas.data.batches import seed_everything
+from tripletmas.data.batches import seed_everything, shuffled_batches
 from tripletmas.data.dataset import LabelledDataset
-from tripletmas.data.tasks import Stream
+from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.whole_batch import WholeBatch, draws_by_itself
 from tripletmas.runs.options import TrainConfig
 
@@ -49,13 +50,21 @@ def check_shares(stream: Stream, config: TrainConfig) -> None:
     if number == 1:
         return
     for task in stream:
-        classes = min(config.batch_size // config.samples_per_class, len(task.train.classes))
-        most, what = (classes, "classes") if config.sampler == "class_balanced" else (config.batch_size, "samples")
+        most, what, remedy = _least_batch(task, config)
         if number > most:
             raise ValueError(
                 f"{number} processes cannot share a batch of {most} {what} (task {task.name!r}): start at most {most}, "
-                "or raise training.batch_size as far as there are classes"
+                f"or {remedy}"
             )
+
+
+def _least_batch(task: Task, config: TrainConfig) -> tuple[int, str, str]:
+    """(how much the smallest batch of an epoch has, of what, what else helps)."""
+    if config.sampler == "class_balanced":
+        classes = min(config.batch_size // config.samples_per_class, len(task.train.classes))
+        return classes, "classes", "raise training.batch_size as far as there are classes"
+    any_order = shuffled_batches(len(task.train), batch_size=config.batch_size, generator=torch.Generator())
+    return min(map(len, any_order)), "samples", "take another training.batch_size"
 
 
 @dataclass(frozen=True)
