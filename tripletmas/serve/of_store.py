@@ -20,7 +20,7 @@ from tripletmas.index.images import Transform
 from tripletmas.runs.stored import model_of_store
 from tripletmas.serve.encoder import Encoder
 from tripletmas.serve.gallery import SOME, Facts, Id, Item, Neighbour, Refusal, Wanted
-from tripletmas.stores.identity import Identity, active_field, read_notes
+from tripletmas.stores.identity import Identity, active_field, identity_of, read_notes
 from tripletmas.stores.opening import opened
 from tripletmas.stores.store import COSINE, L2, Block, Hit, Store
 
@@ -84,12 +84,7 @@ def _described(handle: OpenStore, store: Store) -> StoreGallery:
     name, count = str(store.place), len(store)
     notes = read_notes(store)
     field = active_field(store, notes)
-    identity = notes.identities.get(field)
-    if identity is None:
-        raise ValueError(
-            f"what made the vectors {field!r} of {name} is not known: tripletmas query {name} IMAGE --assume RUN notes "
-            "it, after a look at some of its pictures"
-        )
+    identity = identity_of(store, notes, field)
     columns = _columns_of(store)
     first = next(iter(store.scan(field, size=SOME, columns=list(columns.values()))), None) if count else None
     if first is None or not first.ids:

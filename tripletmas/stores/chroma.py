@@ -52,6 +52,7 @@ from tripletmas.stores.store import (
     check_columns,
     check_queries,
     check_vectors,
+    field_among,
 )
 
 _SAMPLE = 1000  # points whose metadata say what columns there are
@@ -136,12 +137,7 @@ class ChromaStore:
             return fields
 
     def _field(self, name: str) -> VectorField:
-        fields = self.fields()
-        if name not in fields:
-            raise ValueError(
-                f"{self.place} has no vector {name!r}{suggestion(name, fields)}: there are {listed(fields)}"
-            )
-        return fields[name]
+        return field_among(self.fields(), name, self.place)
 
     def __len__(self) -> int:
         with told(self.place):

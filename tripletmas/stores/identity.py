@@ -154,3 +154,17 @@ def active_field(store: Store, notes: Notes) -> str:
             )
         return notes.upgrade.active or notes.upgrade.old
     return field_of(store).name
+
+
+def identity_of(store: Store, notes: Notes, name: str) -> Identity:
+    """What made the vectors of a field.
+
+    Raises:
+        ValueError: if the store does not say.
+    """
+    if (identity := notes.identities.get(name)) is None:
+        raise ValueError(
+            f"what made the vectors {name!r} of {store.place} is not known: tripletmas query {store.place} IMAGE "
+            "--assume RUN notes it, after a look at some of its pictures"
+        )
+    return identity

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics.files import flush_folder, read_json, save_json
-from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.index.changes import all_replaced
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part
@@ -35,6 +34,7 @@ from tripletmas.stores.store import (
     check_columns,
     check_queries,
     check_vectors,
+    field_among,
 )
 
 _VECTOR = "vector"
@@ -101,11 +101,7 @@ class IndexStore:
         return found
 
     def _field(self, name: str) -> VectorField:
-        fields = self.fields()
-        if name not in fields:
-            there = f"{suggestion(name, fields)}: there are {listed(fields)}"
-            raise ValueError(f"{self.place} has no vector {name!r}{there}")
-        return fields[name]
+        return field_among(self.fields(), name, self.place)
 
     def __len__(self) -> int:
         return len(self._index())

@@ -32,6 +32,7 @@ from tripletmas.stores.store import (
     check_columns,
     check_queries,
     check_vectors,
+    field_among,
 )
 
 try:
@@ -192,12 +193,7 @@ class LanceStore:
         return Block(read[self._id].to_pylist(), rows, {each: read[each].to_pylist() for each in columns})
 
     def _field(self, name: str) -> VectorField:
-        fields = self.fields()
-        if name not in fields:
-            raise ValueError(
-                f"{self.place} has no vector {name!r}{suggestion(name, fields)}: there are {listed(fields)}"
-            )
-        return fields[name]
+        return field_among(self.fields(), name, self.place)
 
     def read(self, name: str, ids: Sequence[Id], *, columns: Sequence[str] = ()) -> Block:
         check_columns(columns, self.columns(), self.place)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.stores.place import Place
 from tripletmas.stores.postgres_catalogue import (
     Column,
@@ -41,6 +40,7 @@ from tripletmas.stores.store import (
     check_columns,
     check_queries,
     check_vectors,
+    field_among,
 )
 
 _NOTES = "tripletmas_notes"  # a table of ours, beside the user's
@@ -130,7 +130,7 @@ class PostgresStore:
         if (column := self._columns().get(name)) is not None:
             what = "empty and of no declared width" if column.type == "vector" else f"of type {column.declared}"
             raise ValueError(f"{self.place}: {name!r} is {what}; vectors are of type vector(N) or halfvec(N)")
-        raise ValueError(f"{self.place} has no vector {name!r}{suggestion(name, fields)}: there are {listed(fields)}")
+        return field_among(fields, name, self.place)
 
     def __len__(self) -> int:
         return self._run(f"SELECT count(*) FROM {self._table.quoted}").fetchone()[0]

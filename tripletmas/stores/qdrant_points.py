@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tripletmas.basics.sentences import listed, suggestion
 from tripletmas.stores.place import Place
 from tripletmas.stores.store import (
     COSINE,
@@ -29,6 +28,7 @@ from tripletmas.stores.store import (
     check_columns,
     check_queries,
     check_vectors,
+    field_among,
 )
 
 UNNAMED = "unnamed"  # what we call the one vector that Qdrant calls ""
@@ -249,10 +249,7 @@ class QdrantStore:
         fields = self.fields()
         if name not in fields:
             self._refuse(name)
-            raise ValueError(
-                f"{self.place} has no vector {name!r}{suggestion(name, fields)}: there are {listed(fields)}"
-            )
-        return fields[name]
+        return field_among(fields, name, self.place)
 
     def _refuse(self, name: str) -> None:
         there = self._points.vectors().get(engine_name(name))

@@ -191,8 +191,13 @@ def field_of(store: Store, name: str | None = None) -> VectorField:
             return next(iter(fields.values()))
         have = f"several vectors, {listed(fields)}" if fields else "no vectors"
         raise ValueError(f"{store.place} has {have}: name one by ?vector=NAME")
+    return field_among(fields, name, store.place)
+
+
+def field_among(fields: Mapping[str, VectorField], name: str, place: Place) -> VectorField:
+    """The one of these fields of a store that has this name; a ValueError that suggests one, where none has."""
     if name not in fields:
-        raise ValueError(f"{store.place} has no vector {name!r}{suggestion(name, fields)}: there are {listed(fields)}")
+        raise ValueError(f"{place} has no vector {name!r}{suggestion(name, fields)}: there are {listed(fields)}")
     return fields[name]
 
 

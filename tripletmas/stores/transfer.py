@@ -14,7 +14,7 @@ from torch import Tensor
 from tripletmas.basics.progress import told
 from tripletmas.index.changes import add_images, check_new, with_ids
 from tripletmas.index.images import ImageIndex, Part, Reading, Settings
-from tripletmas.stores.identity import Identity, Notes, active_field, read_notes, write_notes
+from tripletmas.stores.identity import Identity, Notes, active_field, identity_of, read_notes, write_notes
 from tripletmas.stores.store import ROWS, Store, VectorField, check_columns, field_of
 
 _ROUNDING = 1e-5  # of a length
@@ -85,14 +85,9 @@ def refuse_other(store: Store, notes: Notes, name: str, identity: Identity, *, e
     Args:
         empty: the field has no vectors yet, and gets these.
     """
-    there = notes.identities.get(name)
-    if there is None:
-        if empty:
-            return
-        raise ValueError(
-            f"what made the vectors {name!r} of {store.place} is not known: tripletmas query {store.place} IMAGE "
-            "--assume RUN notes it, after a look at some of its pictures"
-        )
+    if empty and name not in notes.identities:
+        return
+    there = identity_of(store, notes, name)
     if (how := there.differs(identity)) and not (empty and there.dim == identity.dim):
         raise ValueError(
             f"the vectors {name!r} of {store.place} are of {how}: tripletmas upgrade {store.place} brings them to "
@@ -110,12 +105,7 @@ def pull_points(store: Store, *, kind: str = "exact") -> ImageIndex:
     """
     notes = read_notes(store)
     name = active_field(store, notes)
-    identity = notes.identities.get(name)
-    if identity is None:
-        raise ValueError(
-            f"what made the vectors {name!r} of {store.place} is not known: tripletmas query {store.place} IMAGE "
-            "--assume RUN notes it, after a look at some of its pictures"
-        )
+    identity = identity_of(store, notes, name)
     ids, items, vectors = _read(store, name, isinstance(identity.shown, Reading))
     settings = Settings(identity.dim, identity.shown, identity.metric, identity.normalize, kind)
     empty = ImageIndex.empty(settings, identity.source)
