@@ -6,6 +6,7 @@ torchrun --standalone --nproc-per-node 2 tests/guest_transformers.py FOLDER both
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -102,3 +103,6 @@ if __name__ == "__main__":
     _, folder, part = sys.argv
     rank = os.environ.get("RANK", "")
     torch.save(run(Path(folder), part), Path(folder, part + rank))
+    if torch.distributed.is_initialized():  # the Trainer leaves its threads; ended with the interpreter they may abort
+        gc.collect()
+        torch.distributed.destroy_process_group()
