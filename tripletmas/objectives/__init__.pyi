@@ -7,3 +7,4 @@ from .recognition.objective import Recognition as Recognition
 from .retrieval.losses import make_loss as make_loss
 from .retrieval.objective import Retrieval as Retrieval
 from .scores import Scores as Scores
+from .scores import summarize as summarize
