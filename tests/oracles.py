@@ -458,3 +458,20 @@ def moved_responses(model: nn.Module, inputs: Tensor, changed: nn.Module) -> dic
             moved[name] = moved.get(name, 0.0) + float((now - answer).square().sum())
             length[name] = length.get(name, 0.0) + float(answer.square().sum())
     return {name: moved[name] / length[name] for name in moved}
+
+
+def student_tail(t: float, degrees: int, *, steps: int = 200_000) -> float:
+    """The chance that Student's t lies beyond |t| on either side: its density, summed by the midpoint rule up to |t|."""
+    scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+    width = abs(t) / steps
+    inside = sum((1 + ((i + 0.5) * width) ** 2 / degrees) ** (-(degrees + 1) / 2) for i in range(steps))
+    return 1 - 2 * scale * width * inside
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """For each p-value the largest, over all at most as large, of it times how many are at least as large; at most 1."""
+    found = []
+    for value in values:
+        products = [other * sum(each >= other for each in values) for other in values if other <= value]
+        found.append(min(1.0, max(products)))
+    return found
