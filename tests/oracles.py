@@ -461,7 +461,7 @@ def moved_responses(model: nn.Module, inputs: Tensor, changed: nn.Module) -> dic
 
 
 def student_tail(t: float, degrees: int, *, steps: int = 200_000) -> float:
-    """The chance that Student's t lies beyond |t| on either side: its density, summed by the midpoint rule up to |t|."""
+    """The chance that Student's t lies beyond |t| on either side: its density, summed at midpoints up to |t|."""
     scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
     width = abs(t) / steps
     inside = sum((1 + ((i + 0.5) * width) ** 2 / degrees) ** (-(degrees + 1) / 2) for i in range(steps))
@@ -469,7 +469,7 @@ def student_tail(t: float, degrees: int, *, steps: int = 200_000) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """For each p-value the largest, over all at most as large, of it times how many are at least as large; at most 1."""
+    """For each p-value the largest, over all at most as large, of it times how many are as large; at most 1."""
     found = []
     for value in values:
         products = [other * sum(each >= other for each in values) for other in values if other <= value]

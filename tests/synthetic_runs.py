@@ -45,6 +45,8 @@ def write_run(
     searches: list[dict] | None = None,
     baseline: float | None = None,
     galleries: bool = False,
+    samples: str = "",
+    alone: bool = False,
 ) -> Path:
     """A run with two classes a task.
 
@@ -57,6 +59,8 @@ def write_run(
         galleries: also write what is known of stored vectors: the scores on stale and compensated galleries, drift,
             unseen classes, the cost of re-embedding, the shown embeddings, neighbours, and the compatibility matrix.
         baseline: recall@1 of the untrained model on every task; each task is then 0.1 above it before it is learned.
+        samples: which samples the tasks have, told by their fingerprints; "" for runs that recorded none.
+        alone: the configuration says nothing, as that of a run which a program of its own began.
     """
     random = torch.Generator().manual_seed(seed)
     strategy = strategy or {"name": "mas", "strength": 0.3}
@@ -83,6 +87,7 @@ def write_run(
         "seed": seed,
         "device": "cpu",
     }
+    config = {} if alone else config
     run, scores = RunDirectory(earlier_version(RunDirectory.create(path, config).path)), Scores(tuple(names))
     for record in searches or ():
         run.append(record)
@@ -105,6 +110,7 @@ def write_run(
                 for on_task, score in enumerate(row):
                     scores.record(gallery, metric, task, on_task, score)
         record = {"kind": "task", "task": task, "name": names[task], "seconds": 2.5, "scores": measured}
+        record |= {"data": f"{samples}{task}"} if samples else {}
         record["unprotected"] = _unprotected(layers, num_tasks if objective == "recognition" else 0)
         if galleries:
             record["drift"] = [drift(task, i) for i in range(task)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
@@ -14,7 +16,9 @@ from matplotlib.image import imread
 from report_pages import MATRIX, Page, ink, terminal
 from synthetic_runs import write_run
 
+from tripletmas.report.best import RESULTS, marks
 from tripletmas.report.compare import comparison
+from tripletmas.report.formats import comparison_csv, comparison_json, comparison_latex
 from tripletmas.report.page import write_comparison, write_report
 from tripletmas.report.read import read_group, read_run
 from tripletmas.report.sensitivity import Curve, Panel, draw_sensitivity
@@ -148,6 +152,78 @@ def test_models_that_see_one_stream_differently_are_compared(tmp_path: Path):
     assert labels == ["mas, augment=none, model=conv4", "mas, augment=photo, model=timm:resnet18"]
 
 
+def test_runs_are_compared_by_what_they_learned(tmp_path: Path):
+    """By the samples of their tasks, however these were asked for, and whoever made the run."""
+    data = [{"name": "digits", "tasks": tasks, "order_seed": None} for tasks in (3, None)]
+    one, two = (write_run(tmp_path / f"{i}", data=each, samples="a") for i, each in enumerate(data))
+    program = write_run(tmp_path / "program", alone=True, samples="a", matrix=MATRIX)
+    other = write_run(tmp_path / "other", alone=True, samples="b")
+    labels = [method.label for method in comparison([one, two, program]).methods]
+    assert labels == [f"mas ({one})", f"mas ({two})", "program"]
+    assert comparison([program, one]).methods[0].average.text() == "0.750"
+    words = write_run(tmp_path / "words", data={"name": "shapes-facts", "scene_seed": 1}, samples="a")
+    scenes = write_run(tmp_path / "scenes", data={"name": "shapes-facts", "scene_seed": 2}, samples="a")
+    later = write_run(tmp_path / "later", data={"name": "digits", "order_seed": 1}, samples="c")
+    old = write_run(tmp_path / "old", data=data[0])  # without fingerprints: by its configuration
+    assert len(comparison([one, old]).methods) == 2
+    for runs, message in (
+        ([one, other], r"not the same samples have task 1 \('class 0,class 1' and 'class 0,class 1'\), 2"),
+        ([program, other], "not the same samples"),
+        ([one, later], r"not the same samples .*; data\.order_seed: None and 1; data\.tasks: 3 and absent"),
+        ([one, words], r"different streams .*data\.name: digits and shapes-facts"),
+        ([words, scenes], r"different streams .*\(data\.scene_seed: 1 and 2\)"),
+        ([two, old], r"different streams .*\(data\.tasks: None and 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            comparison(runs)
+
+
+def test_the_kind_of_a_run_that_does_not_say_it_is_told_by_its_scores(tmp_path: Path):
+    assert read_run(write_run(tmp_path / "a", alone=True, objective="recognition")).kind.name == "recognition"
+    assert read_run(write_run(tmp_path / "b", alone=True)).kind.name == "metric"
+
+
+def test_the_best_is_marked_and_what_is_level_with_it(several: list[Path], tmp_path: Path):
+    """Over the seeds 0 and 1, mas has 0.05 and 0 more than finetune: t = 1 of one degree, p = 0.5. Joint is apart.
+
+    Means over their own seeds: finetune (0.7 + 0.75 + 0.7) / 3 = 0.717, mas (0.75 + 0.75 + 0.8) / 3 = 0.767.
+    """
+    compared = comparison(several)
+    markdown = comparison_markdown(compared)
+    assert "| finetune | 0.717 ± 0.029 ≈ |" in markdown
+    assert "| mas | **0.767 ± 0.029** |" in markdown
+    assert "| joint | 0.925 ± 0.035 |" in markdown
+    assert "joint has all data and is not marked." in markdown
+    assert "≈: not told apart" in markdown
+    single = comparison([path / "seed0" for path in several[:2]])
+    # forgetting of single runs, 0.4 and 0.2: the best is marked, and that this may be noise is said
+    assert marks(single, RESULTS[1]) == ["", "best"]
+    assert "may be noise" in comparison_markdown(single)
+    assert "**" not in comparison_markdown(comparison(several[:1]))
+    equal = [write_run(tmp_path / name, matrix=MATRIX, strategy={"name": name}) for name in ("finetune", "mas")]
+    assert marks(comparison(equal), RESULTS[0]) == ["best", "best"]
+    assert marks(comparison(equal), RESULTS[-1]) == ["", ""]  # seconds are no score
+
+
+def test_other_programs_get_the_comparison(several: list[Path], tmp_path: Path):
+    compared = comparison(several)
+    latex = comparison_latex(compared)
+    assert r"mas & \textbf{0.767 $\pm$ 0.029} & \textbf{0.233 $\pm$ 0.058} & " in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
+    first, second, third = csv.DictReader(io.StringIO(comparison_csv(compared)))
+    assert (first["method"], first["seeds"], first["average, difference"]) == ("finetune", "0 1 2", "")
+    assert float(second["average"]) == pytest.approx(2.3 / 3)
+    assert float(second["average, difference"]) == pytest.approx(0.025)
+    assert float(third["task 2: class 2,class 3, deviation"]) == pytest.approx(0.1 / math.sqrt(2))
+    content = json.loads(json.dumps(comparison_json(compared), allow_nan=False))
+    assert content["methods"][1]["forgetting"] == pytest.approx([0.2, 0.3, 0.2])
+    assert content["methods"][1]["mean"]["seconds"] == pytest.approx(5.8)
+    assert content["paired"][0]["average"]["p"] == pytest.approx(0.5)
+    assert content["methods"][2]["intransigence"] == []
+    names = write_run(tmp_path / "names", class_names=["a_b & c", "100 %", "{x}", "\\d", "<", "…"])
+    assert r"a\_b \& c,100\ldots{}" in comparison_latex(comparison([names]))
+
+
 def test_the_page_is_headed_by_what_all_rows_have_in_common(tmp_path: Path, undrawn):
     models = ({"name": "conv4", "width": 64}, {"name": "mlp"})
     runs = [write_run(tmp_path / f"{i}", model=each) for i, each in enumerate(models)]
@@ -236,11 +312,15 @@ def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
     assert (mas.label, mas.seeds, joint.seeds) == ("mas", 2, 2)
     assert mas.average == pytest.approx((0.025, 0.05 / math.sqrt(2), 1, 1, 0, 2))
     assert mas.forgetting == pytest.approx((-0.1, 0.2 / math.sqrt(2), 1, 1, 0, 2))
+    # t = 0.025 / (0.035 / sqrt(2)) = 1 of one degree: p = 0.5, the larger of two: it stays; joint has 0.25 and 0.15 more,
+    # t = 0.2 / 0.05 = 4: p = 1 - 2 atan(4) / pi = 0.156, 0.312 of two; of one degree 95 of 100 lie within 12.706
+    assert (mas.average_test.p, joint.average_test.p) == pytest.approx((0.5, 0.312), abs=1e-3)
     markdown, table = comparison_markdown(compared), terminal(compared, 80)
-    assert "| mas | +0.025 ± 0.035 | 1 / 1 / 0 | -0.100 ± 0.141 | 1 / 1 / 0 | 2 |" in markdown
-    assert "Paired differences to finetune" in markdown
-    assert "paired differences to finetune" in table
-    assert re.search(r"mas +\+0\.025 ±0\.035 +1 / 1 / 0 +-0\.100 ±0\.141 +1 / 1 / 0 +2", table)
+    assert "| mas | +0.025 ± 0.035 | -0.293 to +0.343 | +0.7 | 0.500 | 1 / 1 / 0 | 2 |" in markdown
+    assert "Paired differences to finetune in the average" in markdown
+    assert "paired differences to finetune in forgetting" in table
+    assert re.search(r"mas +\+0\.025 ±0\.035 +-0\.293 to \+0\.343 +\+0\.7 +0\.500 +1 / 1 / 0 +2", table)
+    assert "independent and normally distributed" in " ".join(table.split())
     assert max(map(len, table.splitlines())) <= 80
     for text in (table, markdown):
         assert "mas: seeds left out of the differences, since only it or finetune has them: 2" in " ".join(text.split())
@@ -250,7 +330,7 @@ def test_paired_differences_and_intransigence_on_the_page(several: list[Path], t
     text = Page(write_comparison(several, tmp_path)).text
     for words in (
         "Paired differences to finetune",
-        "mas +0.025 ± 0.035 1 / 1 / 0 -0.100 ± 0.141 1 / 1 / 0 2",
+        "mas +0.025 ± 0.035 -0.293 to +0.343 +0.7 0.500 1 / 1 / 0 2",
         "since only it or finetune has them: 2.",
         "Against joint, seed by seed",
     ):

@@ -97,17 +97,11 @@ def make_table(title: str, *columns: str, show_header: bool = True) -> Table:
     return table
 
 
-def print_comparison(
-    directories: Sequence[Path], *, markdown: bool = False, seeds: Sequence[int] | None = None
-) -> None:
+def print_comparison(directories: Sequence[Path]) -> None:
     from tripletmas.report.compare import comparison  # a report draws, and that takes a while to import
-    from tripletmas.report.tables import comparison_markdown, comparison_table
+    from tripletmas.report.tables import comparison_table
 
-    found = comparison(directories, seeds=seeds)
-    if markdown:
-        print(comparison_markdown(found))
-    else:
-        console().print(comparison_table(found))
+    console().print(comparison_table(comparison(directories)))
 
 
 def numbers(text: str, option: str) -> list[int]:

@@ -1,11 +1,10 @@
-"""Commands that score and show runs: evaluate, compare, report."""
+"""The command that scores a run: evaluate."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -15,15 +14,12 @@ from tripletmas.basics.files import save_json
 from tripletmas.cli import galleries
 from tripletmas.cli.console import (
     console,
-    know_kinds,
     make_parser,
     make_table,
     name_and_options,
-    numbers,
     open_run,
-    print_comparison,
 )
-from tripletmas.cli.outputs import check_output, check_place
+from tripletmas.cli.outputs import check_output
 from tripletmas.data.tasks import Stream
 from tripletmas.index.choice import COMPENSATE
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks
@@ -144,35 +140,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def compare(arguments: Sequence[str]) -> None:
-    """Put runs, or folders of seeds, side by side."""
-    parser = make_parser("compare", compare.__doc__, "--trust-code")
-    parser.add_argument("runs", nargs="+", help="run directories")
-    parser.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: only these seeds")
-    parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown, write no page")
-    options = parser.parse_args(arguments)
-    seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
-    directories = [Path(run) for run in options.runs]
-    know_kinds(directories, trust_code=options.trust_code)
-    print_comparison(directories, markdown=options.markdown, seeds=seeds)
-    if not options.markdown:
-        out = Path(options.out) if options.out else directories[0].parent / "comparison"
-        check_place("--out", str(out))
-        from tripletmas.report.page import write_comparison  # it draws, and that takes a while to import
-
-        print(f"page: {write_comparison(directories, out, seeds=seeds)}")
-
-
-def report(arguments: Sequence[str]) -> None:
-    """Write the report of a run again, from its directory alone."""
-    from tripletmas.report.page import write_report  # it draws, and that takes a while to import
-
-    options = make_parser("report", report.__doc__, "run", "--trust-code").parse_args(arguments)
-    know_kinds([Path(options.run)], trust_code=options.trust_code)
-    print(f"report: {write_report(options.run)}")
 
 
 def _split_data_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

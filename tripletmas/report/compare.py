@@ -7,10 +7,8 @@ one row: mean ± sample standard deviation (ddof=1) over its seeds.
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,12 +19,11 @@ from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.scores import PairedDifference
 from tripletmas.report import collapse
 from tripletmas.report.galleries import KINDS, stored_matrices
+from tripletmas.report.labels import labels_of
 from tripletmas.report.numbers import Spread, averages
-from tripletmas.report.read import Record, Run, comparable, differing_keys, read_group
-from tripletmas.runs.directory import flatten
-
-# How a model is shown the samples of a stream, which differs with the models: the stream is the same.
-_SHOWN = ("size", "channels", "interpolation", "crop", "augment", "in_memory")
+from tripletmas.report.read import Run, read_group
+from tripletmas.report.significance import PairedTest, holm, paired_test
+from tripletmas.report.streams import check_comparable
 
 
 @dataclass(frozen=True)
@@ -68,11 +65,17 @@ class Method:
 
 @dataclass(frozen=True)
 class Paired:
-    """How a method differs from the first one, over the seeds that both have."""
+    """How a method differs from the first one, over the seeds that both have.
+
+    Attributes:
+        average_test, forgetting_test: with p-values for all methods together (Holm).
+    """
 
     label: str
     average: PairedDifference
     forgetting: PairedDifference
+    average_test: PairedTest
+    forgetting_test: PairedTest
 
     @property
     def seeds(self) -> int:
@@ -116,23 +119,23 @@ def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None
 
     Raises:
         ValueError: if there is no directory, one is no run, or the runs had different objectives or learned different
-            streams (the differing keys of `data` are named).
+            streams, as `streams.check_comparable` tells them apart.
     """
     if not directories:
         raise ValueError("nothing to compare: give at least one run directory")
     groups = [read_group(directory, seeds=seeds) for directory in directories]
     first = groups[0][0]
     for runs in groups[1:]:
-        _check_comparable(first, runs[0])
+        check_comparable(first, runs[0])
     task_names = max((run.task_names for runs in groups for run in runs), key=len)
-    done, labels = [_done(runs, len(task_names)) for runs in groups], _labels(groups, directories)
+    done, labels = [_done(runs, len(task_names)) for runs in groups], labels_of(groups, directories)
     joint = _joint(groups, done)
     reference = {} if joint is None else {_seed(run): matrix for run, matrix in done[joint]}
     methods = tuple(
         _method(labels[i], runs, done[i], len(task_names), {} if i == joint else reference)
         for i, runs in enumerate(groups)
     )
-    paired = tuple(_paired(method, methods[0]) for method in methods[1:])
+    paired = _together([_paired(method, methods[0]) for method in methods[1:]])
     return Comparison(
         task_names=task_names,
         methods=methods,
@@ -214,83 +217,31 @@ def _galleries(runs: Sequence[Run]) -> dict[str, Spread]:
     return {kind: Spread(tuple(measures.average(matrices[kind]) for matrices in measured)) for kind in kinds}
 
 
-def _paired(method: Method, first: Method) -> Paired:
-    def by_seed(of: Method, spread: Spread) -> dict[int, float]:
-        return {seed: value for seed, value in zip(of.seeds, spread.values, strict=True) if seed is not None}
+def by_seed(method: Method, spread: Spread) -> dict[int, float]:
+    """A number of a method by the seed of its run, of runs that name one."""
+    return {seed: value for seed, value in zip(method.seeds, spread.values, strict=True) if seed is not None}
 
+
+def _paired(method: Method, first: Method) -> Paired:
+    ours, theirs = ([by_seed(of, spread) for spread in (of.average, of.forgetting)] for of in (method, first))
     return Paired(
         method.label,
-        measures.paired_difference(by_seed(method, method.average), by_seed(first, first.average)),
-        measures.paired_difference(
-            by_seed(method, method.forgetting), by_seed(first, first.forgetting), lower_is_better=True
-        ),
+        measures.paired_difference(ours[0], theirs[0]),
+        measures.paired_difference(ours[1], theirs[1], lower_is_better=True),
+        paired_test(ours[0], theirs[0]),
+        paired_test(ours[1], theirs[1]),
     )
 
 
-def _check_comparable(one: Run, other: Run) -> None:
-    if one.kind is not other.kind:
-        raise ValueError(
-            f"{one.path} ({one.kind.name}) and {other.path} ({other.kind.name}) had different "
-            "objectives and cannot be compared; compare runs of one objective"
+def _together(pairs: Sequence[Paired]) -> tuple[Paired, ...]:
+    """The same with the p-values of all of them together."""
+    average = holm([pair.average_test.p for pair in pairs])
+    forgotten = holm([pair.forgetting_test.p for pair in pairs])
+    return tuple(
+        replace(
+            pair,
+            average_test=replace(pair.average_test, p=of_average),
+            forgetting_test=replace(pair.forgetting_test, p=of_forgotten),
         )
-    first, second = (flatten(run.section("data")) for run in (one, other))
-    if keys := [key for key in differing_keys(first, second) if key not in _SHOWN]:
-        what = "; ".join(f"data.{key}: {first.get(key, 'absent')} and {second.get(key, 'absent')}" for key in keys)
-        raise ValueError(
-            f"{one.path} and {other.path} learned different streams and cannot be compared ({what}); "
-            "compare runs whose `data` configuration is equal"
-        )
-
-
-def _labels(groups: Sequence[tuple[Run, ...]], directories: Sequence[Path | str]) -> list[str]:
-    """The strategy and what tells the rows apart; the seed or the directory where the configurations are equal."""
-    first = [runs[0] for runs in groups]
-    labels = [", ".join([run.strategy, *_options(comparable(run.config), _telling(run, first))]) for run in first]
-    told_apart = list(labels)
-    for i, label in enumerate(labels):
-        same = [groups[j] for j, other in enumerate(labels) if other == label]
-        if len(same) > 1:
-            seeds = {_seed(runs[0]) for runs in same if len(runs) == 1} - {None}
-            told_apart[i] += f", seed={_seed(first[i])}" if len(seeds) == len(same) else f" ({Path(directories[i])})"
-    return told_apart
-
-
-def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
-    """The keys of the configuration that tell a row from the others.
-
-    Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none. So
-    it is across models. How a strength was searched tells searches apart; a run without one needs no such words.
-    """
-    own, keys = comparable(run.config), set()
-    for row in rows:
-        other = comparable(row.config)
-        keys |= {
-            key
-            for key in differing_keys(own, other)
-            if (row.strategy == run.strategy or not key.startswith("strategy"))
-            and (own.get("model.name") == other.get("model.name") or not _is_of_a_model(key))
-            and (not key.startswith("search.") or (key in own and key in other))
-        }
-    return keys
-
-
-def _is_of_a_model(key: str) -> bool:
-    """Whether an option, such as its width or the size of its images, differs since models do."""
-    section, _, option = key.partition(".")
-    return (section == "model" and option != "name") or (section == "data" and option in _SHOWN and option != "augment")
-
-
-def _options(config: Record, keys: set[str]) -> list[str]:
-    """`strength=1`: the last part of a key, its whole where two keys end alike; `model=conv4` of a name.
-
-    Of a combined strategy the part that the option belongs to stays: `mas.strength=1`.
-    """
-    ends = Counter(key.removesuffix(".name").split(".")[-1] for key in keys)
-
-    def name(key: str) -> str:
-        if re.fullmatch(r"strategy\.\w+\..+", key):
-            return key.removeprefix("strategy.")
-        end = key.removesuffix(".name").split(".")[-1]
-        return end if ends[end] == 1 else key
-
-    return [f"{name(key)}={config[key]}" for key in sorted(keys) if key in config and key != "strategy.name"]
+        for pair, of_average, of_forgotten in zip(pairs, average, forgotten, strict=True)
+    )

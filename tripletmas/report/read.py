@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tripletmas.basics.sentences import short
 from tripletmas.objectives.kind import Kind, Primary
-from tripletmas.objectives.kinds import kind_of
+from tripletmas.objectives.kinds import KINDS, kind_of
 from tripletmas.objectives.scores import Scores, forward_transfer, last_row
 from tripletmas.runs.directory import RunDirectory, flatten, is_run, seed_directories
 
@@ -100,8 +100,11 @@ class Run:
 
     @property
     def kind(self) -> Kind:
-        """The kind of task that the run learned."""
-        return kind_of(self.config)
+        """The kind of task that the run learned; of one whose configuration does not say, told by its scores."""
+        if "objective" in self.config:
+            return kind_of(self.config)
+        fitting = (k for k in KINDS.values() if k.primary.metric in self.scores.matrices.get(k.primary.gallery, {}))
+        return [kind_of(self.config), *fitting][-1]
 
     @property
     def primary(self) -> Primary:

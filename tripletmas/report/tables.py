@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from tripletmas.objectives.scores import PairedDifference
-from tripletmas.report.compare import Comparison, Method, Paired
-from tripletmas.report.numbers import Spread, begun, number, short_names
+from tripletmas.report import texts
+from tripletmas.report.best import (
+    BEST,
+    BEYOND,
+    LEVEL_WITH_BEST,
+    RESULTS,
+    Column,
+    explained,
+    gallery_column,
+    marks,
+    task_column,
+)
+from tripletmas.report.compare import Comparison, Method
+from tripletmas.report.numbers import begun, number, short_names
+from tripletmas.report.significance import PairedTest
 
 GALLERIES = "{metric} on galleries of all tasks seen, by how they are kept"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A table with a heading; a line break in the head is where a narrow column breaks it."""
+    """A table with a heading; a line break in the head is where a narrow column breaks it.
+
+    Attributes:
+        marks: (row, column) -> how the cell is marked, as of `best.marks`.
+    """
 
     title: str
     head: list[str]
     rows: list[list[str]]
+    marks: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
@@ -35,33 +52,42 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     what was measured beyond them.
     """
     parts: list[RenderableType] = []
-    for block in (_results(comparison), _per_task(comparison), *_more(comparison)):
+    for block in (results(comparison), per_task(comparison), *more(comparison)):
         # As a table's own title it would wrap at the table's width.
-        parts += [Text(escape(block.title), style="bold"), terminal_table(block.head, block.rows)]
-    return Group(*parts, *(Text(f"{note}.") for note in _notes(comparison)))
+        parts += [Text(block.title, style="bold"), terminal_table(block.head, block.rows, block.marks)]
+    return Group(*parts, *(Text(note) for note in notes(comparison)))
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The comparison as Markdown tables, for a README; tasks beyond ten have no column, the page shows them."""
-    results, tasks = _results(comparison), comparison.task_names if len(comparison.task_names) <= 10 else ()
-    scores = [[spread.text() for spread in method.per_task[: len(tasks)]] for method in comparison.methods]
-    rows = [row + of_tasks for row, of_tasks in zip(results.rows, scores, strict=True)]
-    lines = _markdown([*results.head, *short_names(tasks)], rows)
-    for block in _more(comparison):
-        lines += ["", begun(block.title), "", *_markdown(block.head, block.rows)]
-    return "\n".join([*lines, *(f"\n{note}" for note in _notes(comparison))]) + "\n"
+    found = with_tasks(comparison)
+    lines = _markdown(found)
+    for block in more(comparison):
+        lines += ["", begun(block.title), "", *_markdown(block)]
+    return "\n".join([*lines, *(f"\n{note}" for note in notes(comparison))]) + "\n"
 
 
-def terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table in the project's terminal style: the first column to the left, numbers to the right."""
+def with_tasks(comparison: Comparison) -> Block:
+    """The results, and the score of each task after the last one; tasks beyond ten have no column."""
+    tasks = comparison.task_names if len(comparison.task_names) <= 10 else ()
+    columns = [task_column(name, i) for i, name in enumerate(short_names(tasks))]
+    return _block_of(comparison, comparison.kind.primary.title, (*RESULTS, *columns))
+
+
+def terminal_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], marks: Mapping[tuple[int, int], str] | None = None
+) -> Table:
+    """A table in the project's terminal style: the first column to the left, numbers to the right, the best bold."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(head):
         longest = max((len(row[i]) for row in rows), default=0)
         # The label of a method breaks only where it is very long.
-        table.add_column(escape(name), justify="right" if i else "left", no_wrap=i == 0 and longest <= 24)
-    for row in rows:
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i == 0 and longest <= 24)
+    for place, row in enumerate(rows):
         # Without the space a narrow column breaks "0.912 ±0.004" before the sign only.
-        table.add_row(*(escape(cell.replace("± ", "±")) for cell in row))
+        best = [(marks or {}).get((place, i)) == BEST for i in range(len(row))]
+        cells = (cell.replace("± ", "±").replace(" ≈", "≈") for cell in row)
+        table.add_row(*(Text(cell, style="bold" if bold else "") for cell, bold in zip(cells, best, strict=True)))
     return table
 
 
@@ -76,105 +102,137 @@ def counts_text(difference: PairedDifference) -> str:
     return f"{difference.better} / {difference.same} / {difference.worse}"
 
 
+def interval_text(test: PairedTest) -> str:
+    """ "-0.02 to +0.11", the 95 % interval of the mean difference; a dash for a single seed."""
+    ends = [number(end, signed=True) for end in (test.low, test.high)]
+    return "–" if math.isnan(test.low) else " to ".join(ends)
+
+
+def p_text(test: PairedTest) -> str:
+    """ "0.031", "< 0.001"; a dash for a single seed."""
+    return "–" if math.isnan(test.p) else "< 0.001" if test.p < 0.001 else number(test.p)
+
+
+def effect_text(test: PairedTest) -> str:
+    """ "+1.4", in standard deviations of the differences."""
+    return "–" if math.isnan(test.effect) else f"{test.effect:+.1f}" if abs(test.effect) < 100 else "large"
+
+
 def left_out(comparison: Comparison) -> list[str]:
     """A sentence for each method some of whose seeds have no partner."""
     first = comparison.methods[0].label
     return [
-        f"{pair.label}: seeds left out of the differences, since only it or {first} has them: {pair.average.left_out}"
+        f"{pair.label}: seeds left out of the differences, since only it or {first} has them: {pair.average.left_out}."
         for pair in comparison.paired
         if pair.average.left_out
     ]
 
 
-def _block(title: str, *columns: tuple[str, list[str]]) -> Block:
-    return Block(
-        title, [name for name, _ in columns], [list(row) for row in zip(*(c for _, c in columns), strict=True)]
-    )
+def results(comparison: Comparison) -> Block:
+    """What the comparison is about, a row for each method."""
+    return _block_of(comparison, comparison.kind.primary.title, RESULTS)
 
 
-def _results(comparison: Comparison) -> Block:
-    methods = comparison.methods
-    return _block(
-        comparison.kind.primary.title,
-        _names(methods),
-        ("average", [method.average.text() for method in methods]),
-        ("forgetting", [_bracketed(method, method.forgetting.text()) for method in methods]),
-        ("backward transfer", [_bracketed(method, method.backward_transfer.text(signed=True)) for method in methods]),
-        ("learning", [method.learning.text() for method in methods]),
-        ("seconds", [method.seconds.text(1) for method in methods]),
-    )
+def cell_text(method: Method, column: Column, mark: str = "") -> str:
+    """A number as shown: in brackets where it says nothing, with ≈ where it is level with the best."""
+    text = column.of(method).text(column.digits, signed=column.signed)
+    text = f"({text})" if column.lost and method.void else text
+    return f"{text} ≈" if mark == LEVEL_WITH_BEST else text
 
 
-def _bracketed(method: Method, text: str) -> str:
-    """In brackets where it says nothing."""
-    return f"({text})" if method.void else text
+def _block_of(comparison: Comparison, title: str, columns: Sequence[Column]) -> Block:
+    """A row for each method."""
+    marked = [marks(comparison, column) for column in columns]
+    rows = [
+        [method.label, *(cell_text(method, column, marked[i][row]) for i, column in enumerate(columns))]
+        for row, method in enumerate(comparison.methods)
+    ]
+    found = {(row, i + 1): mark for i, column in enumerate(marked) for row, mark in enumerate(column) if mark}
+    return Block(title, ["method", *(column.name for column in columns)], rows, found)
 
 
-def _per_task(comparison: Comparison) -> Block:
+def per_task(comparison: Comparison) -> Block:
+    """The score of each task after the last one, a row for each task."""
     names = [f"{i + 1}  {name}" for i, name in enumerate(short_names(comparison.task_names, 24))]
-    scores = [(method.label, [spread.text() for spread in method.per_task]) for method in comparison.methods]
-    return _block("of which, after the last task", ("on task", names), *scores)
+    marked = [marks(comparison, task_column(name, i)) for i, name in enumerate(names)]
+    rows = [
+        [
+            name,
+            *(cell_text(m, task_column(name, i), mark) for m, mark in zip(comparison.methods, marked[i], strict=True)),
+        ]
+        for i, name in enumerate(names)
+    ]
+    found = {(i, place + 1): mark for i, row in enumerate(marked) for place, mark in enumerate(row) if mark}
+    return Block(
+        "of which, after the last task", ["on task", *(method.label for method in comparison.methods)], rows, found
+    )
 
 
-def _more(comparison: Comparison) -> list[Block]:
+def more(comparison: Comparison) -> list[Block]:
     """What was measured beyond the results, each where there is something."""
-    blocks = (_galleries(comparison), _beyond(comparison), _paired(comparison))
+    blocks = (_galleries(comparison), _beyond(comparison), *_paired(comparison))
     return [block for block in blocks if block.rows]
 
 
 def _galleries(comparison: Comparison) -> Block:
     """The three galleries of everything seen; empty where not all runs have them."""
-    none = Spread(())
-    kept = [(kind, [m.galleries.get(kind, none).text() for m in comparison.methods]) for kind in comparison.galleries]
     title = GALLERIES.format(metric=comparison.kind.primary.searched_label)
-    return _block(title, *([_names(comparison.methods), *kept] if kept else ()))
+    columns = [gallery_column(kind) for kind in comparison.galleries]
+    return _block_of(comparison, title, columns) if columns else Block(title, [], [])
 
 
 def _beyond(comparison: Comparison) -> Block:
     """Forward transfer, what was never learned, intransigence, each where a method has it; else empty."""
-    methods, searched = comparison.methods, comparison.kind.primary.searched_label
-    columns, titles = [], []
-    for name, title, spreads, signed in (
-        (
-            "forward transfer",
-            f"forward transfer ({searched}, own gallery)",
-            [m.forward_transfer for m in methods],
-            True,
-        ),
-        ("never learned", f"{searched} of what was never learned", [m.unseen for m in methods], False),
-        ("intransigence", f"intransigence (against {comparison.joint})", [m.intransigence for m in methods], True),
-    ):
-        if any(spread.measured for spread in spreads):
-            columns.append((name, [spread.text(signed=signed) for spread in spreads]))
-            titles.append(title)
-    return _block(", ".join(titles), *([_names(methods), *columns] if columns else ()))
+    searched = comparison.kind.primary.searched_label
+    titles = {
+        "forward transfer": f"forward transfer ({searched}, own gallery)",
+        "never learned": f"{searched} of what was never learned",
+        "intransigence": f"intransigence (against {comparison.joint})",
+    }
+    columns = [column for column in BEYOND if any(column.of(method).measured for method in comparison.methods)]
+    title = ", ".join(titles[column.name] for column in columns)
+    return _block_of(comparison, title, columns) if columns else Block(title, [], [])
 
 
-def _paired(comparison: Comparison) -> Block:
-    pairs, counts = comparison.paired, "better /\nsame / worse"
-    return _block(
-        f"paired differences to {comparison.methods[0].label}, seed by seed",
-        _names(pairs),
-        ("average", [difference_text(pair.average) for pair in pairs]),
-        (counts, [counts_text(pair.average) for pair in pairs]),
-        ("forgetting", [difference_text(pair.forgetting) for pair in pairs]),
-        (counts, [counts_text(pair.forgetting) for pair in pairs]),
-        ("seeds", [str(pair.seeds) for pair in pairs]),
-    )
-
-
-def _names(rows: Sequence[Method] | Sequence[Paired]) -> tuple[str, list[str]]:
-    return "method", [row.label for row in rows]
-
-
-def _notes(comparison: Comparison) -> list[str]:
+def _paired(comparison: Comparison) -> list[Block]:
+    """For the average, and for forgetting, how the methods differ from the first one."""
+    first, pairs = comparison.methods[0].label, comparison.paired
+    head = ["method", "difference", "95 % interval", "effect", "p", "better /\nsame / worse", "seeds"]
     return [
-        *(f"{method.label}: {method.note}" for method in comparison.methods if method.note),
-        *left_out(comparison),
+        Block(
+            f"paired differences to {first} in {what}, seed by seed",
+            head,
+            [
+                [
+                    pair.label,
+                    difference_text(difference),
+                    interval_text(test),
+                    effect_text(test),
+                    p_text(test),
+                    counts_text(difference),
+                    str(pair.seeds),
+                ]
+                for pair, difference, test in measured
+            ],
+        )
+        for what, measured in (
+            ("the average", [(pair, pair.average, pair.average_test) for pair in pairs]),
+            ("forgetting", [(pair, pair.forgetting, pair.forgetting_test) for pair in pairs]),
+        )
     ]
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
+def notes(comparison: Comparison) -> list[str]:
+    """What is to be said below the tables, in sentences."""
+    said = [f"{method.label}: {method.note}." for method in comparison.methods if method.note]
+    tested = [texts.TESTED] if comparison.paired else []
+    return [*filter(None, [explained(comparison)]), *said, *left_out(comparison), *tested]
+
+
+def _markdown(block: Block) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(block.head) - 1)
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (block.head, *block.rows)]
+    for (row, column), mark in block.marks.items():
+        if mark == BEST:
+            escaped[row + 1][column] = f"**{escaped[row + 1][column]}**"
     return [f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:])]

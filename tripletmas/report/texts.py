@@ -17,6 +17,11 @@ PAIRED = (
     "Seed by seed, the method minus {first}: mean ± sample standard deviation of the differences, and on how many "
     "seeds it is better, the same, worse. Runs of one seed see the same data and start from the same weights."
 )
+TESTED = (
+    "p: of a paired t-test over the common seeds, which takes their differences to be independent and normally "
+    "distributed, corrected for the number of methods (Holm). It and the interval tell of other seeds, not of other "
+    "data. Effect: the mean difference in standard deviations of the differences; of few seeds it is too large."
+)
 SHARED = (
     "Known before: how many of a task's classes earlier tasks had, too; {known} were, over all tasks after the first. "
     "Each task has samples of its own. On everything seen, items of a query's class are right whichever task they are "

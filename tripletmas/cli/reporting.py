@@ -1,0 +1,80 @@
+"""Commands that show runs: compare, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tripletmas.cli.console import console, know_kinds, make_parser, numbers
+from tripletmas.cli.outputs import check_place
+
+_FORMATS = {
+    "markdown": "print the tables as Markdown, write no page",
+    "latex": "print the tables for LaTeX (booktabs), write no page",
+    "csv": "print a row for each method, numbers as they are, write no page",
+    "json": "print each number of each seed as JSON, write no page",
+}
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Put runs, or folders of seeds, side by side: those that learned the same stream, whoever made them."""
+    parser = make_parser("compare", compare.__doc__, "--trust-code")
+    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: only these seeds")
+    parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
+    for name, text in _FORMATS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_argument("--quiet", action="store_true", help="write the page, print nothing")
+    options = parser.parse_args(arguments)
+    asked = [name for name in (*_FORMATS, "quiet") if options[name]]
+    if len(asked) > 1:
+        raise ValueError(f"give --{asked[0]} or --{asked[1]}, not both: one prints what the other does not")
+    if options.out and asked and asked != ["quiet"]:
+        raise ValueError(f"--{asked[0]} writes no page: leave --out out")
+    seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
+    directories = [Path(run) for run in options.runs]
+    know_kinds(directories, trust_code=options.trust_code)
+    if asked and asked != ["quiet"]:
+        _print_as(asked[0], directories, seeds)
+        return
+    out = Path(options.out) if options.out else directories[0].parent / "comparison"
+    check_place("--out", str(out))
+    from tripletmas.report.page import write_comparison  # it draws, and that takes a while to import
+
+    if not options.quiet:
+        _print_as("", directories, seeds)
+    page = write_comparison(directories, out, seeds=seeds)
+    if not options.quiet:
+        print(f"page: {page}")
+
+
+def _print_as(form: str, directories: Sequence[Path], seeds: Sequence[int] | None) -> None:
+    from tripletmas.report import formats, tables  # a report draws, and that takes a while to import
+    from tripletmas.report.compare import comparison
+
+    found = comparison(directories, seeds=seeds)
+    if not form:
+        console().print(tables.comparison_table(found))
+    elif form == "json":
+        print(json.dumps(formats.comparison_json(found), indent=2, ensure_ascii=False))
+    else:
+        written = {
+            "markdown": tables.comparison_markdown,
+            "latex": formats.comparison_latex,
+            "csv": formats.comparison_csv,
+        }[form]
+        print(written(found), end="" if form == "csv" else "\n")
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write the report of a run again, from its directory alone."""
+    parser = make_parser("report", report.__doc__, "run", "--trust-code")
+    parser.add_argument("--quiet", action="store_true", help="print nothing")
+    options = parser.parse_args(arguments)
+    from tripletmas.report.page import write_report  # it draws, and that takes a while to import
+
+    know_kinds([Path(options.run)], trust_code=options.trust_code)
+    page = write_report(options.run)
+    if not options.quiet:
+        print(f"report: {page}")
