@@ -312,8 +312,8 @@ def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
     assert (mas.label, mas.seeds, joint.seeds) == ("mas", 2, 2)
     assert mas.average == pytest.approx((0.025, 0.05 / math.sqrt(2), 1, 1, 0, 2))
     assert mas.forgetting == pytest.approx((-0.1, 0.2 / math.sqrt(2), 1, 1, 0, 2))
-    # t = 0.025 / (0.035 / sqrt(2)) = 1 of one degree: p = 0.5, the larger of two: it stays; joint has 0.25 and 0.15 more,
-    # t = 0.2 / 0.05 = 4: p = 1 - 2 atan(4) / pi = 0.156, 0.312 of two; of one degree 95 of 100 lie within 12.706
+    # t = 0.025 / (0.035 / sqrt(2)) = 1 of one degree: p = 0.5, the larger of two: it stays; joint has 0.25 and 0.15
+    # more, t = 0.2 / 0.05 = 4: p = 1 - 2 atan(4) / pi = 0.156, 0.312 of two; of one degree 95 of 100 lie within 12.706
     assert (mas.average_test.p, joint.average_test.p) == pytest.approx((0.5, 0.312), abs=1e-3)
     markdown, table = comparison_markdown(compared), terminal(compared, 80)
     assert "| mas | +0.025 ± 0.035 | -0.293 to +0.343 | +0.7 | 0.500 | 1 / 1 / 0 | 2 |" in markdown

@@ -27,16 +27,12 @@ def compare(arguments: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--quiet", action="store_true", help="write the page, print nothing")
     options = parser.parse_args(arguments)
-    asked = [name for name in (*_FORMATS, "quiet") if options[name]]
-    if len(asked) > 1:
-        raise ValueError(f"give --{asked[0]} or --{asked[1]}, not both: one prints what the other does not")
-    if options.out and asked and asked != ["quiet"]:
-        raise ValueError(f"--{asked[0]} writes no page: leave --out out")
+    form = _form([name for name in (*_FORMATS, "quiet") if options[name]], options.out)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
     directories = [Path(run) for run in options.runs]
     know_kinds(directories, trust_code=options.trust_code)
-    if asked and asked != ["quiet"]:
-        _print_as(asked[0], directories, seeds)
+    if form:
+        _print_as(form, directories, seeds)
         return
     out = Path(options.out) if options.out else directories[0].parent / "comparison"
     check_place("--out", str(out))
@@ -47,6 +43,16 @@ def compare(arguments: Sequence[str]) -> None:
     page = write_comparison(directories, out, seeds=seeds)
     if not options.quiet:
         print(f"page: {page}")
+
+
+def _form(asked: Sequence[str], out: str | None) -> str:
+    """What is printed in place of a page; "" for none."""
+    if len(asked) > 1:
+        raise ValueError(f"give --{asked[0]} or --{asked[1]}, not both: one prints what the other does not")
+    form = "".join(asked).removesuffix("quiet")
+    if out and form:
+        raise ValueError(f"--{form} writes no page: leave --out out")
+    return form
 
 
 def _print_as(form: str, directories: Sequence[Path], seeds: Sequence[int] | None) -> None:

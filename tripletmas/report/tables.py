@@ -79,15 +79,16 @@ def terminal_table(
 ) -> Table:
     """A table in the project's terminal style: the first column to the left, numbers to the right, the best bold."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, name in enumerate(head):
-        longest = max((len(row[i]) for row in rows), default=0)
+    lengths = [max((len(row[i]) for row in rows), default=0) for i in range(len(head))]
+    for i, (name, longest) in enumerate(zip(head, lengths, strict=True)):
         # The label of a method breaks only where it is very long.
         table.add_column(Text(name), justify="right" if i else "left", no_wrap=i == 0 and longest <= 24)
     for place, row in enumerate(rows):
         # Without the space a narrow column breaks "0.912 ±0.004" before the sign only.
-        best = [(marks or {}).get((place, i)) == BEST for i in range(len(row))]
-        cells = (cell.replace("± ", "±").replace(" ≈", "≈") for cell in row)
-        table.add_row(*(Text(cell, style="bold" if bold else "") for cell, bold in zip(cells, best, strict=True)))
+        cells = [Text(cell.replace("± ", "±").replace(" ≈", "≈")) for cell in row]
+        for i, cell in enumerate(cells):
+            cell.stylize("bold" if (marks or {}).get((place, i)) == BEST else "")
+        table.add_row(*cells)
     return table
 
 
