@@ -221,7 +221,9 @@ def test_other_programs_get_the_comparison(several: list[Path], tmp_path: Path):
     assert content["paired"][0]["average"]["p"] == pytest.approx(0.5)
     assert content["methods"][2]["intransigence"] == []
     names = write_run(tmp_path / "names", class_names=["a_b & c", "100 %", "{x}", "\\d", "<", "…"])
-    assert r"a\_b \& c,100\ldots{}" in comparison_latex(comparison([names]))
+    assert r"a\_b \& c,100 \% & \{x\},\textbackslash{}d & \textless{},\ldots{} \\" in comparison_latex(
+        comparison([names])
+    )
 
 
 def test_the_page_is_headed_by_what_all_rows_have_in_common(tmp_path: Path, undrawn):

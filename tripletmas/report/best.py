@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tripletmas.report.compare import Comparison, Method, by_seed
 from tripletmas.report.numbers import Spread, number
 from tripletmas.report.significance import LEVEL, is_noise, paired_test
+
+if TYPE_CHECKING:
+    from tripletmas.report.compare import Comparison, Method
 
 BEST, LEVEL_WITH_BEST = "best", "level"
 
@@ -73,7 +76,7 @@ def marks(comparison: Comparison, column: Column) -> list[str]:
         own = comparison.methods[i]
         if _shown(own, column) == _shown(best, column):
             found[i] = BEST
-        elif is_noise(paired_test(by_seed(own, column.of(own)), by_seed(best, column.of(best))).p):
+        elif is_noise(paired_test(own.by_seed(column.of(own)), best.by_seed(column.of(best))).p):
             found[i] = LEVEL_WITH_BEST
     return found
 

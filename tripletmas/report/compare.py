@@ -62,6 +62,10 @@ class Method:
     note: str
     void: bool = False
 
+    def by_seed(self, spread: Spread) -> dict[int, float]:
+        """One of its numbers by the seed of the run, of runs that name one."""
+        return {seed: value for seed, value in zip(self.seeds, spread.values, strict=True) if seed is not None}
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -217,13 +221,8 @@ def _galleries(runs: Sequence[Run]) -> dict[str, Spread]:
     return {kind: Spread(tuple(measures.average(matrices[kind]) for matrices in measured)) for kind in kinds}
 
 
-def by_seed(method: Method, spread: Spread) -> dict[int, float]:
-    """A number of a method by the seed of its run, of runs that name one."""
-    return {seed: value for seed, value in zip(method.seeds, spread.values, strict=True) if seed is not None}
-
-
 def _paired(method: Method, first: Method) -> Paired:
-    ours, theirs = ([by_seed(of, spread) for spread in (of.average, of.forgetting)] for of in (method, first))
+    ours, theirs = ([of.by_seed(spread) for spread in (of.average, of.forgetting)] for of in (method, first))
     return Paired(
         method.label,
         measures.paired_difference(ours[0], theirs[0]),

@@ -40,21 +40,23 @@ def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
     part that the other run says nothing of, as one that a program made, nothing is known to differ; and options of the
     data that made no other stream tell nothing.
     """
-    own, keys = comparable(run.config), set()
-    for row in rows:
-        other = comparable(row.config)
-        parts = {key.partition(".")[0] for key in other}
-        streams = {f"data.{key}" for key in (*differing_data(run, row), *SHOWN)}
-        keys |= {
-            key
-            for key in differing_keys(own, other)
-            if (row.strategy == run.strategy or not key.startswith("strategy"))
-            and (own.get("model.name") == other.get("model.name") or not _is_of_a_model(key))
-            and (not key.startswith("search.") or (key in own and key in other))
-            and key.partition(".")[0] in parts
-            and (not key.startswith("data.") or key in streams)
-        }
-    return keys
+    own = comparable(run.config)
+    return {key for row in rows for key in differing_keys(own, comparable(row.config)) if _tells(key, run, row)}
+
+
+def _tells(key: str, run: Run, row: Run) -> bool:
+    """Whether an option that differs between two rows tells one from the other."""
+    own, other = comparable(run.config), comparable(row.config)
+    part, _, option = key.partition(".")
+    if part == "strategy":
+        return row.strategy == run.strategy
+    if part == "search":
+        return key in own and key in other
+    if _is_of_a_model(key) and own.get("model.name") != other.get("model.name"):
+        return False
+    if part == "data" and option not in (*differing_data(run, row), *SHOWN):
+        return False
+    return any(each.partition(".")[0] == part for each in other)
 
 
 def _is_of_a_model(key: str) -> bool:

@@ -20,7 +20,7 @@ from rich.table import Table
 from tripletmas.report.numbers import lower_end, number, short_names
 from tripletmas.report.read import Record
 from tripletmas.report.style import Theme, label_line_ends, score_axis
-from tripletmas.report.tables import terminal_table
+from tripletmas.report.terminal import terminal_table
 
 HEAD = ("task", "chance", "finetune", "floor", "trials", "score", "strength", "seconds")  # of `search_rows`
 

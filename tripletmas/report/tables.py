@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from tripletmas.objectives.scores import PairedDifference
@@ -27,6 +25,7 @@ from tripletmas.report.best import (
 from tripletmas.report.compare import Comparison, Method
 from tripletmas.report.numbers import begun, number, short_names
 from tripletmas.report.significance import PairedTest
+from tripletmas.report.terminal import terminal_table
 
 GALLERIES = "{metric} on galleries of all tasks seen, by how they are kept"
 
@@ -72,24 +71,6 @@ def with_tasks(comparison: Comparison) -> Block:
     tasks = comparison.task_names if len(comparison.task_names) <= 10 else ()
     columns = [task_column(name, i) for i, name in enumerate(short_names(tasks))]
     return _block_of(comparison, comparison.kind.primary.title, (*RESULTS, *columns))
-
-
-def terminal_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], marks: Mapping[tuple[int, int], str] | None = None
-) -> Table:
-    """A table in the project's terminal style: the first column to the left, numbers to the right, the best bold."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    lengths = [max((len(row[i]) for row in rows), default=0) for i in range(len(head))]
-    for i, (name, longest) in enumerate(zip(head, lengths, strict=True)):
-        # The label of a method breaks only where it is very long.
-        table.add_column(Text(name), justify="right" if i else "left", no_wrap=i == 0 and longest <= 24)
-    for place, row in enumerate(rows):
-        # Without the space a narrow column breaks "0.912 ±0.004" before the sign only.
-        cells = [Text(cell.replace("± ", "±").replace(" ≈", "≈")) for cell in row]
-        for i, cell in enumerate(cells):
-            cell.stylize("bold" if (marks or {}).get((place, i)) == BEST else "")
-        table.add_row(*cells)
-    return table
 
 
 def difference_text(difference: PairedDifference) -> str:
