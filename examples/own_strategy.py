@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A strategy of one's own beside ours, on the same stream and the same model.
 
-    python examples/own_strategy.py
-    tripletmas train --data digits --strategy examples/own_strategy.py:Anchored --strategy.strength 0.1 --out runs/own
+python examples/own_strategy.py
+tripletmas train --data digits --strategy examples/own_strategy.py:Anchored --strategy.strength 0.1 --out runs/own
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The two lines in a loop of one's own: handwritten digits, five tasks of two classes, with and without protection.
 
-    python examples/plain_loop.py
+python examples/plain_loop.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A small shop: pictures are drawn, learned, indexed, and served to browsers and programs. About a minute.
 
-    pip install "tripletmas[serve]"
-    python examples/serve.py        # then open http://127.0.0.1:8000, and drop a picture of shop/ there
+pip install "tripletmas[serve]"
+python examples/serve.py        # then open http://127.0.0.1:8000, and drop a picture of shop/ there
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A LightningModule that learns task after task under MAS: a callback attaches, measures, logs and is checkpointed.
 
-    pip install "tripletmas[lightning]"
-    python examples/with_lightning.py
+pip install "tripletmas[lightning]"
+python examples/with_lightning.py
 """
 
 from __future__ import annotations

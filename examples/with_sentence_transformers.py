@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A sentence encoder learns new topics in its own trainer, and what it knew before is held from the first step.
 
-    pip install "tripletmas[transformers,text]"
-    python examples/with_sentence_transformers.py sentence-transformers/all-MiniLM-L6-v2
+pip install "tripletmas[transformers,text]"
+python examples/with_sentence_transformers.py sentence-transformers/all-MiniLM-L6-v2
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def main(encoder: str, *, epochs: int = 1) -> None:
         ).train()
     model.save_pretrained("learned")
     mas.save_pretrained("learned")  # beside its weights, for the next month
-    print(f"learned {len(TASKS)} tasks; {mas.coverage().share_held:.0%} of the weights are held: see the folder learned")
+    print(
+        f"learned {len(TASKS)} tasks; {mas.coverage().share_held:.0%} of the weights are held: see the folder learned"
+    )
 
 
 if __name__ == "__main__":

@@ -221,6 +221,71 @@ def test_a_run_that_goes_on_knows_that_its_loss_was_softened(whole, tmp_path, mo
     assert any(collapses[0])
 
 
+class Normalising(Shrinking):
+    """One with batch norm before its embedding."""
+
+    def __init__(self):
+        super().__init__(1e-3)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, images):
+        return 1 + self.size * self.norm(self.network(images))
+
+
+STANDS_STILL = replace(CONFIG, epochs=6, freeze_batchnorm=True)
+
+
+def trained_with_still_norms(path=None) -> tuple[nn.Module, RunDirectory | None]:
+    run = RunDirectory.create(path, {"name": "a run"}) if path else None
+    model = Normalising()
+    train_stream(model, stream(), Finetune(), objective(), STANDS_STILL, run)
+    return model, run
+
+
+@pytest.fixture(scope="module")
+def whole_with_still_norms(tmp_path_factory) -> tuple[nn.Module, RunDirectory | None]:
+    return trained_with_still_norms(tmp_path_factory.mktemp("still") / "run")
+
+
+@pytest.mark.slow
+def test_a_stuck_task_whose_batch_norm_stands_still_begins_again(whole_with_still_norms, tmp_path, monkeypatch, caplog):
+    """From the weights before it, after its third epoch, at a tenth of the rate; the first task, whose batch norm
+    follows the data, goes on."""
+    _, run = whole_with_still_norms
+    assert [each["rate"] for each in run.records("epoch")] == pytest.approx([1e-5] * 6 + [1e-5] * 3 + [1e-6] * 3)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            trained_with_still_norms(tmp_path / "part")
+    again = RunDirectory.open(tmp_path / "part").load_checkpoint()
+    assert (again.task, again.epoch) == (1, 3)
+    before = run.weights.read(0)
+    assert before.keys() == again.model.keys()
+    assert all(torch.equal(again.model[name], value) for name, value in before.items())
+    told = [each for each in messages(caplog) if "begins again" in each]
+    assert [each.partition(":")[0] for each in told] == ["task 2 of 2 (task 1), epoch 3"]
+
+
+@pytest.mark.slow
+def test_without_a_run_it_begins_again_from_the_same(whole_with_still_norms):
+    model, _ = trained_with_still_norms()
+    assert all(torch.equal(one, state_of(model)[name]) for name, one in state_of(whole_with_still_norms[0]).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [8, 9, 10])
+def test_a_run_that_goes_on_knows_that_its_task_began_again(whole_with_still_norms, tmp_path, monkeypatch, epochs: int):
+    """Interrupted before, at and after the epoch after which it does."""
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs)
+        with pytest.raises(KeyboardInterrupt):
+            trained_with_still_norms(tmp_path / "part")
+    model, run = trained_with_still_norms(tmp_path / "part")
+    assert all(torch.equal(one, state_of(model)[name]) for name, one in state_of(whole_with_still_norms[0]).items())
+    rates = [[each["rate"] for each in one.records("epoch")] for one in (whole_with_still_norms[1], run)]
+    assert rates[0] == rates[1]
+
+
 def test_one_class_alone_and_guesses_that_are_not_known_are_no_collapse(caplog):
     """One class in a task may come to lie on a point."""
     names = ["a", "b"]

@@ -55,6 +55,11 @@ def freeze(model: nn.Module, patterns: str) -> None:
         parameter.requires_grad_(False)
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """All of them, of whatever dimension, in the order of the model."""
+    return [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+
+
 def still_norms(model: nn.Module) -> list[nn.Module]:
     """The batch norms that stand still in training: those whose weights are frozen, or, without weights, all beside
     them."""

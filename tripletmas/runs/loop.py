@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from tripletmas.basics import distributed
-from tripletmas.basics.weights import load_state, state_of
+from tripletmas.basics.weights import Params, load_state, state_of
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.embedding import Embedder
-from tripletmas.models.parts import freeze
+from tripletmas.models.parts import batch_norms, freeze
 from tripletmas.objectives.collapse import MARGIN
 from tripletmas.objectives.kinds import objective_of
 from tripletmas.objectives.objective import MetricLoss, Objective
@@ -37,7 +37,7 @@ from tripletmas.runs.resume import (
 )
 from tripletmas.runs.sharing import check_sharing
 from tripletmas.runs.strength import SearchConfig, find_strength
-from tripletmas.runs.task import Learner, train_task
+from tripletmas.runs.task import Learner, freezes_batchnorm, train_task
 from tripletmas.runs.watch import News
 from tripletmas.strategies.base import Strategy
 
@@ -46,6 +46,10 @@ logger = logging.getLogger(__name__)
 Listener = Callable[[], None]
 
 _SOFTENED = "; from now on all triplets of a batch are learned from, not the hardest alone, which brings it there"
+_AGAIN = (
+    "; without batch norm that follows the data its steps were too long: the task begins again from the weights before "
+    "it, at a tenth of the rate, with the epochs that are left"
+)
 
 
 def train_stream(
@@ -116,7 +120,7 @@ def _train(
     scores, news = _begin(learner, after, stream, run, start), News()
     distributed.barrier()  # until the first process has written what all read from here on
     for record in run.records("epoch") if run else []:
-        _listen(learner, after, news, record["task"], record)
+        _listen(learner, after, news.of(record["task"], record), record)
     listener()
     for number in range(start.task if start else 0, len(stream)):
         task, earlier = stream[number], stream[:number]
@@ -127,17 +131,27 @@ def _train(
         if search and earlier:
             _choose_strength(learner, task, earlier, search, run)
 
-        def on_epoch(epoch: int, record: dict[str, Any], steps: dict[str, Any], task: Task = task, n: int = number):
+        weights = _weights_before(learner, run, number)
+
+        def on_record(epoch: int, record: dict[str, Any], task: Task = task, n: int = number, weights=weights):
             if run:
                 run.append({"kind": "epoch", "task": n, "name": task.name, "epoch": epoch, **record})
-                _save(run, learner, n, epoch + 1, steps)
-                listener()
             of, loss = f"{n + 1} of {len(stream)} ({task.name}), epoch {epoch + 1}", record["loss"]
             logger.info("task %s of %d: loss %.4g", of, learner.config.epochs, loss)
-            for sentence in _listen(learner, after, news, n, record):
-                logger.warning("task %s: %s", of, sentence)
+            found = news.of(n, record)
+            softened = _listen(learner, after, found, record)
+            again = weights if MARGIN in found and epoch + 1 < learner.config.epochs else None
+            for sign, sentence in found.items():
+                led_out = (_SOFTENED if softened else "") + (_AGAIN if again else "")
+                logger.warning("task %s: %s%s", of, sentence, led_out if sign == MARGIN else "")
+            return again() if again else None
 
-        train_task(learner, task, earlier, resumed=resumed, on_epoch=on_epoch)
+        def on_epoch(epoch: int, steps: dict[str, Any], n: int = number):
+            if run:
+                _save(run, learner, n, epoch + 1, steps)
+                listener()
+
+        train_task(learner, task, earlier, resumed=resumed, on_record=on_record, on_epoch=on_epoch)
         after((*earlier, task), scores, run)
         if run:
             _save(run, learner, number + 1, 0, None)
@@ -195,11 +209,23 @@ def _go_on(learner: Learner, after: AfterTask, stream: Stream, run: RunDirectory
     return scores
 
 
-def _listen(learner: Learner, after: AfterTask, news: News, number: int, record: dict[str, Any]) -> list[str]:
-    """What there is to tell of a collapse, given the record of an epoch; a loss that is stuck takes what leads out."""
-    after.trained, found = record, news.of(number, record)
-    softened = MARGIN in found and learner.objective.soften()
-    return [sentence + (_SOFTENED if softened and sign == MARGIN else "") for sign, sentence in found.items()]
+def _listen(learner: Learner, after: AfterTask, signs: Mapping[str, str], record: dict[str, Any]) -> bool:
+    """Take note of an epoch, and of the signs of a collapse in it: whether its loss now takes what leads out."""
+    after.trained = record
+    return MARGIN in signs and learner.objective.soften()
+
+
+def _weights_before(learner: Learner, run: RunDirectory | None, number: int) -> Callable[[], Params] | None:
+    """What gives the weights that a task begins with, where it may have to begin again; None where it may not.
+
+    That is where batch norm stands still: then a step that is too long draws all embeddings together for good.
+    """
+    if not (freezes_batchnorm(learner, number) and batch_norms(learner.model)):
+        return None
+    if run:
+        return lambda: run.weights.read(number - 1) if number else run.start_weights()
+    before = {name: value.clone() for name, value in state_of(learner.strategy.deployed(learner.model)).items()}
+    return lambda: before
 
 
 def _choose_strength(

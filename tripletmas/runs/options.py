@@ -46,7 +46,8 @@ class TrainConfig:
         precision: of the forward pass (autocast); weights and importance stay in float32.
         freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are; always
             does so in the first, too, for a model whose weights come with statistics; null does so after the first
-            where the strategy holds what layers answer (gram), which moving statistics would change.
+            where the strategy holds what layers answer (gram), which moving statistics would change. A task whose loss
+            is stuck then begins again, at a tenth of the rate.
         eval_batch_size: samples that are embedded at once in evaluation.
         num_workers: processes that load images; 0 loads in the training process.
         forward_transfer: also score each task before it is learned, on its own gallery, and the untrained model.

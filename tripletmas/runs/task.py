@@ -17,12 +17,12 @@ from tqdm import tqdm
 from tripletmas.basics import distributed
 from tripletmas.basics.progress import told
 from tripletmas.basics.shares import gather_shares, sum_gradients
-from tripletmas.basics.weights import device_of
+from tripletmas.basics.weights import Params, device_of, load_state
 from tripletmas.data.batches import draw_batches, own_parts, seed_everything
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.lora import Factors, factors_of
-from tripletmas.models.parts import still_norms
+from tripletmas.models.parts import batch_norms, still_norms
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, refuse_nothing, set_rate
@@ -41,8 +41,12 @@ class Learner:
     config: TrainConfig
 
 
-# (epoch, what happened in it, state_dicts of optimizer, scaler and factors)
-OnEpoch = Callable[[int, dict[str, Any], dict[str, Any]], None]
+# (epoch, state_dicts of optimizer, scaler and factors)
+OnEpoch = Callable[[int, dict[str, Any]], None]
+# (epoch, what happened in it) -> the weights from which the task begins again, at a lower rate; None to go on
+OnRecord = Callable[[int, dict[str, Any]], Params | None]
+
+_AGAIN = 0.1  # of the rate, for a task that begins again
 
 
 def train_task(
@@ -51,14 +55,16 @@ def train_task(
     earlier: Stream,
     *,
     resumed: Checkpoint | None = None,
-    on_epoch: OnEpoch | None = None,
+    on_record: OnRecord = lambda epoch, record: None,
+    on_epoch: OnEpoch = lambda epoch, steps: None,
     what: str = "",
 ) -> None:
     """Train on one task, after the `earlier` ones; what comes after a task (importance, scores) is the caller's.
 
     Args:
         resumed: the state in the middle of this task at which to go on.
-        on_epoch: called at the end of each epoch.
+        on_record: called at the end of each epoch; may have the task begin again with the epochs that are left.
+        on_epoch: called after that, with the state to go on from.
         what: shown in the progress bar.
     """
     strategy, config, number = learner.strategy, learner.config, len(earlier)
@@ -75,8 +81,18 @@ def train_task(
     sharing = sharing_of(learner.model, data)
     for epoch in range(resumed.epoch if resumed else 0, config.epochs):
         record = _train_epoch(learner, task, data, number, epoch, steps, sharing, what)
-        if on_epoch:
-            on_epoch(epoch, record, steps.state_dict())
+        if weights := on_record(epoch, record):
+            load_state(learner.model, weights, "the weights before the task")
+            steps = _steps_for(learner, task)
+            steps.slow(_AGAIN)
+        on_epoch(epoch, steps.state_dict())
+
+
+def freezes_batchnorm(learner: Learner, number: int) -> bool:
+    """Whether batch norm normalises by its running statistics in training, in the task of this number."""
+    freeze = learner.config.freeze_batchnorm
+    freeze = learner.strategy.freezes_batchnorm if freeze is None else freeze
+    return freeze == "always" or (bool(freeze) and number > 0)
 
 
 def _steps_for(learner: Learner, task: Task) -> _Steps:
@@ -100,6 +116,11 @@ class _Steps:
     def parameters(self) -> Iterator[Tensor]:
         """All that the optimizer has."""
         return (each for group in self.optimizer.param_groups for each in group["params"])
+
+    def slow(self, factor: float) -> None:
+        """All rates, for the rest of the task."""
+        for group in self.optimizer.param_groups:
+            group["full_rate"] *= factor
 
     def state_dict(self) -> dict[str, Any]:
         state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
@@ -137,8 +158,7 @@ def _train_epoch(
         generator=torch.Generator().manual_seed(seed),
     )
     loader = data.loader(batches=own_parts(batches), num_workers=config.num_workers, seed=seed)
-    freeze = strategy.freezes_batchnorm if config.freeze_batchnorm is None else config.freeze_batchnorm
-    _set_train(model, freeze == "always" or (bool(freeze) and number > 0))
+    _set_train(model, freezes_batchnorm(learner, number))
     device = device_of(model)
     dtype = PRECISIONS[config.precision]
     total, rate, watch = 0.0, config.lr, Watch(len(batches))
@@ -219,9 +239,8 @@ def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
     for module in still_norms(model):
         module.eval()
     if freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for module in batch_norms(model):
+            module.eval()
 
 
 def _penalty(strategy: Strategy) -> float:
