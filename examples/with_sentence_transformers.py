@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 import tripletmas as tm
+from datasets import Dataset
 from tripletmas.integrations.transformers import ProtectionCallback
 
 KNOWN = ["What the model knew before", "is held from the first task on", "if texts like these are measured"]
