@@ -291,6 +291,25 @@ def mas_importance(
     return {name: value / len(samples) for name, value in sums.items()}
 
 
+def sums_of_products(left: Tensor, right: Tensor, power: int) -> Tensor:
+    """sum_k |left_k^T right_k|^power in float64, of (n, positions, rows) and (n, positions, columns)."""
+    total = torch.zeros(left.shape[2], right.shape[2], dtype=torch.float64)
+    for a, b in zip(left.double(), right.double(), strict=True):
+        total += (a.t() @ b).abs() ** power
+    return total
+
+
+def sums_of_gradients(
+    function: Callable[[Tensor, Tensor], Tensor], images: Tensor, weight: Tensor, grad: Tensor, power: int
+) -> Tensor:
+    """sum_k |d (grad_k . function(images_k, weight)) / d weight|^power in float64, of the images (n, repeats, ...)."""
+    total = torch.zeros_like(weight, dtype=torch.float64)
+    for inputs, outer in zip(images.double(), grad.double(), strict=True):
+        own = weight.detach().double().requires_grad_()
+        total += torch.autograd.grad((function(inputs, own) * outer).sum(), own)[0].abs() ** power
+    return total
+
+
 def fisher_importance(
     model: nn.Module, samples: Tensor, labels: list[int], mode: str, seed: int = 0
 ) -> dict[str, Tensor]:

@@ -67,6 +67,7 @@ ONLY_IN = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "anyio": {"serve"},
+    "triton": {"protection"},
 }
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tripletmas.protection.engine import fused
 from tripletmas.protection.engine.rule import Layout, Rule, SmallWeights, add_products, buffer_size, magnitude_
 
 # From this many positions on, a convolution's own backward pass for one sample beats unfolding its input.
@@ -43,7 +44,7 @@ class Linear(Rule):
         if role == "bias":
             total.add_(magnitude_(self._grad.sum(1), power).sum(0))
         else:
-            add_products(total, self._left, self._right, power)
+            _add_products(total, self._left, self._right, power)
 
     def of_sample(self, role: str, sample: int) -> Tensor:
         return self._grad[sample].sum(0) if role == "bias" else self._left[sample].t() @ self._right[sample]
@@ -52,9 +53,9 @@ class Linear(Rule):
 class Convolution(Rule):
     """Convolutions of one to three dimensions, plain and transposed, with stride, dilation, groups and padding.
 
-    Three ways to the weight's gradient, all exact. Depthwise (and in general few weights a group): samples as further
-    groups of one call. Few positions: a matrix product with the unfolded input. Else the convolution's own backward
-    pass, a sample at a time.
+    Ways to the weight's gradient, all exact. Pointwise: as a linear map. On a GPU: a kernel that unfolds the input as
+    it goes. Else, depthwise (and in general few weights a group): samples as further groups of one call. Few positions:
+    a matrix product with the unfolded input. Else the convolution's own backward pass, a sample at a time.
     """
 
     def __init__(
@@ -90,13 +91,22 @@ class Convolution(Rule):
     def add(self, role: str, total: Tensor, power: int) -> None:
         if role == "bias":
             total.add_(magnitude_(self._grad.flatten(3).sum((1, 3)), power).sum(0))
-        elif self.groups > 1 and self._weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self.transposed:
+        elif self._is_pointwise:
+            self._add_products(total, power, _add_products)
+        else:
+            grad, images = (self._input, self._grad) if self.transposed else (self._grad, self._input)
+            geometry = fused.Geometry(self.stride, self.padding, self.dilation, self.groups)
+            twin = partial(self._add_by_torch, power=power)
+            fused.add_windows(total, grad, images, power, geometry, otherwise=twin)
+
+    def _add_by_torch(self, total: Tensor, power: int) -> None:
+        if self.groups > 1 and self._weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self.transposed:
             self._add_as_groups(total, power)
-        elif self._is_pointwise or self._has_few_positions():
-            self._add_products(total, power)
+        elif self._has_few_positions():
+            self._add_products(total, power, add_products)
         else:
             for sample in range(len(self._grad)):
-                total.add_(magnitude_(self.of_sample(role, sample), power))
+                total.add_(magnitude_(self.of_sample("weight", sample), power))
 
     def of_sample(self, role: str, sample: int) -> Tensor:
         if role == "bias":
@@ -123,7 +133,7 @@ class Convolution(Rule):
         positions = self._grad.shape[1] * self._grad.shape[3:].numel()
         return self._is_plain and self._grad.ndim == 5 and (positions < _MANY_POSITIONS or self._grad.is_cuda)
 
-    def _add_products(self, total: Tensor, power: int) -> None:
+    def _add_products(self, total: Tensor, power: int, add: Callable[[Tensor, Tensor, Tensor, int], None]) -> None:
         """The convolution as a linear map of the unfolded input, (columns, positions) for each image."""
         rows, columns = len(self._weight), self._weight[0].numel()
         step = max(1, 4 * buffer_size(total) // (columns * self._grad.shape[1] * self._grad.shape[3:].numel()))
@@ -133,7 +143,7 @@ class Convolution(Rule):
             left = self._grad[start : start + step].flatten(3)
             right = self._unfolded(self._input[start : start + step])
             left, right = (each.transpose(2, 3).flatten(1, 2) for each in (left, right))
-            add_products(matrix, left, right, power)
+            add(matrix, left, right, power)
         if not total.is_contiguous():
             total.add_(matrix.view(total.shape))
 
@@ -306,6 +316,15 @@ RULES: dict[Callable[..., Any], Callable[..., Rule | None]] = {
 def _present(weight: Tensor | None, bias: Tensor | None) -> dict[str, Tensor]:
     """The weights that a call has, by role."""
     return {role: each for role, each in (("weight", weight), ("bias", bias)) if each is not None}
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor, power: int) -> None:
+    """As `add_products`, on a GPU by a kernel; at one position there is no gradient of a sample to take together."""
+    twin = partial(add_products, left=left, right=right, power=power)
+    if left.shape[1] == 1:
+        twin(total)
+    else:
+        fused.add_products(total, left, right, power, otherwise=twin)
 
 
 def _positions_and_channels(tensor: Tensor) -> Tensor:
