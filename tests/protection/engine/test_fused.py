@@ -199,6 +199,20 @@ def assert_convolution(case: Windows, is_transposed: bool, format: str, power: i
     assert_near(total, expected)
 
 
+def test_what_no_window_reaches_does_not_matter(ran: list[str]):
+    """Of 8 x 8 pixels, windows of 3 x 3 at every third reach 6 x 6; the rest, as of images of other sizes, is nan."""
+    torch.manual_seed(0)
+    images, weight, grad = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(2, 4, 2, 2)
+    images[..., 6:, :] = images[..., 6:] = 0
+    sums = oracles.sums_of_gradients(partial(F.conv2d, stride=3), images.unsqueeze(1), weight, grad.unsqueeze(1), 1)
+    images[..., 6:, :] = images[..., 6:] = torch.nan
+    rule = Convolution(images, weight, stride=3)
+    rule.backward(grad, Layout(0), 2)
+    rule.add("weight", total := torch.zeros_like(weight), 1)
+    assert_near(total, sums)
+    assert ran == ["sum_windows"]
+
+
 @pytest.mark.parametrize("programs", [1, 2])
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", ["all at once", "depthwise", "of one dimension, all at once"])
