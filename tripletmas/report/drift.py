@@ -74,7 +74,7 @@ def draw_class_drift(figure: Figure, theme: Theme, drifts: Sequence[ClassDrift])
     figure.set_figheight(max(2.0, 0.9 + 0.22 * (len(rows) + gap)))
     axes = figure.add_subplot()
     axes.hlines(rows, 0, [each.drift for each in shown], color=theme.rule, linewidth=1.4, zorder=1)
-    axes.scatter([each.drift for each in shown], rows, s=30, color=series_style(0, theme)[0], zorder=3)
+    axes.scatter([each.drift for each in shown], rows, s=30, color=series_style(0, theme)[0], zorder=3, label="drift")
     if least:
         left = len(drifts) - len(shown)
         place = {"transform": axes.get_yaxis_transform(), "va": "center", "color": theme.muted, "fontsize": 8.5}

@@ -65,6 +65,15 @@ def gallery_rows(run: Run) -> list[list[str]]:
     return rows
 
 
+def best_stored(rows: Sequence[Sequence[str]]) -> set[tuple[str, int]]:
+    """(kind, which of the cells after the first two of `gallery_rows`): the higher average of stale and compensated."""
+    stored = [row for row in rows if row[0] != "fresh" and len(row) > 4]
+    if len(stored) < 2:
+        return set()
+    best = {place: max(row[2 + place] for row in stored) for place in (0, 2)}
+    return {(row[0], place) for row in stored for place, cell in best.items() if row[2 + place] == cell}
+
+
 def _kept(matrices: Mapping[str, Tensor], kind: str) -> tuple[str, str]:
     """The average on one kind of gallery, and the share of the fresh average that it is."""
     mean, fresh = (average(matrices[each]) if each in matrices else math.nan for each in (kind, "fresh"))
@@ -90,8 +99,15 @@ def _cosine(value: float | None) -> str:
     return "–" if value is None else f"{value:.5f}"
 
 
-def draw_galleries(figure: Figure, theme: Theme, curves: Mapping[str, Sequence[float]], low: float, label: str) -> None:
+def draw_galleries(
+    figure: Figure,
+    theme: Theme,
+    curves: Mapping[str, Sequence[float]],
+    low: float,
+    label: str,
+    names: Sequence[str] = (),
+) -> None:
     """A line for each kind of gallery over the tasks; kinds have one colour in all plots."""
     styles = zip(KINDS, theme.series, ("o", "s", "^"), strict=False)
     lines = [Line(curves[kind], kind, colour, style={"marker": m}) for kind, colour, m in styles if kind in curves]
-    draw_lines(figure, theme, lines, label, low)
+    draw_lines(figure, theme, lines, label, low, names)

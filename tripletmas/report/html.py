@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
 from tripletmas.report import texts
 from tripletmas.report.numbers import begun, end_cut, middle_cut, number
+from tripletmas.report.spots import Spot, spots_of
 from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, canvas
+from tripletmas.report.values import Values
 
 
 class Draw(Protocol):
@@ -35,6 +39,8 @@ class Plot:
         image, dark_image: the picture of each theme as a data URI: lossless WebP, half as large as the PNG.
         width, height: in CSS pixels, half as many as the picture has, so that it is sharp on every screen.
         wide: whether it takes the whole width of the page.
+        values: what it shows as a table; None where there is none.
+        spots: where its values lie, for the pointer.
     """
 
     title: str
@@ -45,29 +51,39 @@ class Plot:
     width: int
     height: int
     wide: bool
+    values: Values | None = None
+    spots: Sequence[Spot] = ()
 
 
-def make_plot(path: Path, title: str, text: str, draw: Draw, *, alt: str = "", wide: bool = False) -> Plot:
+def make_plot(
+    path: Path, title: str, text: str, draw: Draw, *, alt: str = "", wide: bool = False, values: Values | None = None
+) -> Plot:
     """Draw `<path>` and, for dark pages, `<stem>-dark.png` beside it.
 
     Args:
         alt: what one sees; without it, that it is the plot of this title.
     """
-    sources, width, height = [], 0, 0
+    sources, spots, width, height = [], [], 0, 0
     for place, theme in ((path, LIGHT), (path.with_name(f"{path.stem}-dark{path.suffix}"), DARK)):
         with canvas(place, theme) as figure:
             draw(figure, theme)
+        spots = spots or spots_of(figure)
         content = io.BytesIO()
         with Image.open(place) as image:
             width, height = image.width // 2, image.height // 2
             image.convert("RGB").save(content, "webp", lossless=True)
         sources.append(data_uri(content.getvalue(), "webp"))
-    return Plot(title, text, alt or f"Plot: {title}.", sources[0], sources[1], width, height, wide)
+    return Plot(title, text, alt or f"Plot: {title}.", sources[0], sources[1], width, height, wide, values, spots)
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
     """The page that a template makes of these values; what is in them is text, never markup."""
     return _environment().get_template(template).render({"texts": texts, "themes": THEMES, **values})
+
+
+def contents(body: str) -> list[tuple[str, str]]:
+    """(id, title as HTML) of the sections of a page."""
+    return [(name, Markup(title)) for name, title in re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body)]
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -79,5 +95,5 @@ def data_uri(content: bytes, kind: str) -> str:
 def _environment() -> Environment:
     loader = PackageLoader("tripletmas.report", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters.update(begun=begun, number=number, middle_cut=middle_cut, end_cut=end_cut)
+    made.filters.update(contents=contents, begun=begun, number=number, middle_cut=middle_cut, end_cut=end_cut)
     return made

@@ -92,7 +92,7 @@ def draw_importance(figure: Figure, theme: Theme, importance: LayerImportance) -
         positive, whole = values > 0, {"transform": axes.get_yaxis_transform()}  # x from 0 to 1
         axes.set_title(title)
         axes.hlines(range(len(names)), 0, 1, color=theme.rule, linewidth=0.7, zorder=0, **whole)
-        axes.scatter(values[positive], positive.nonzero().flatten(), s=26, color=colour, zorder=3)
+        axes.scatter(values[positive], positive.nonzero().flatten(), s=26, color=colour, zorder=3, label=title)
         for row in (~positive).nonzero().flatten().tolist():
             axes.text(0.02, row, "zero", va="center", fontsize=8, color=theme.muted, **whole)
         log_axis(axes, ticks=5)

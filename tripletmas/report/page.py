@@ -14,12 +14,14 @@ from tripletmas.report.comparison_plots import draw_average, draw_embeddings, dr
 from tripletmas.report.embedding_map import read_map
 from tripletmas.report.embedding_plot import final_picture
 from tripletmas.report.forecast import forecast_rows
-from tripletmas.report.galleries import choice_rows, gallery_rows
+from tripletmas.report.galleries import best_stored, choice_rows, gallery_rows
 from tripletmas.report.grid import GRID_TOOLS, groups
 from tripletmas.report.html import Plot, make_plot, render
+from tripletmas.report.made import made_by
 from tripletmas.report.read import Run, read_run
 from tripletmas.report.run_plots import map_plot, run_plots
-from tripletmas.runs.directory import flatten, is_run, seed_directories
+from tripletmas.report.summary import said
+from tripletmas.runs.directory import is_run, seed_directories
 
 
 def write_report(run_directory: Path | str) -> Path:
@@ -58,12 +60,14 @@ def write_report(run_directory: Path | str) -> Path:
         **GRID_TOOLS,
         "map": found,
         "map_plot": found and map_plot(found, out),
+        "said": said(run),
+        "made": made_by(run),
         "galleries": gallery_rows(run),
+        "best_stored": best_stored(gallery_rows(run)),
         "choices": choice_rows(run),
         "forecasts": forecast_rows(run),
         "search_head": search.HEAD,
         "searches": search.search_rows(run.searches, limit=60),
-        "config": flatten({key: value for key, value in run.config.items() if key != "version"}),
         "versions": run.section("version"),
     }
     return _write(out / "report.html", "run.html.j2", values)

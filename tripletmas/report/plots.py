@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tripletmas.report.numbers import averages, lower_end, number, short_names
@@ -27,6 +26,7 @@ class Line:
 
     Attributes:
         label: stands at its end; "" for none.
+        name: what the pointer is told of it; "" for its label.
         band: the standard deviation of each value, drawn to both sides; empty for none.
         style: more options of `Axes.plot`.
     """
@@ -36,18 +36,21 @@ class Line:
     colour: str
     band: Sequence[float] = ()
     style: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
 
-def draw_lines(figure: Figure, theme: Theme, lines: Sequence[Line], label: str, low: float) -> None:
-    """Lines over tasks, on an axis of scores from `low` to 1."""
+def draw_lines(
+    figure: Figure, theme: Theme, lines: Sequence[Line], label: str, low: float, names: Sequence[str] = ()
+) -> None:
+    """Lines over tasks, on an axis of scores from `low` to 1; the tasks are named where their names fit."""
     size = max(len(line.values) for line in lines)
     axes = figure.add_subplot()
     for line in lines:
         x, values, band = range(size - len(line.values) + 1, size + 1), np.asarray(line.values), np.asarray(line.band)
-        axes.plot(x, values, color=line.colour, **line.style)
+        axes.plot(x, values, color=line.colour, label=line.name or line.label or None, **line.style)
         if line.band:
             axes.fill_between(x, values - band, values + band, color=line.colour, alpha=0.15, linewidth=0)
-    task_axis(axes, size)
+    task_axis(axes, size, names=names)
     score_axis(axes, low, label)
     ends = [(float(line.values[-1]), line.label, line.colour) for line in lines if line.label]
     label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
@@ -60,11 +63,17 @@ def draw_over_tasks(figure: Figure, theme: Theme, matrix: Tensor, task_names: Se
     colours = theme.series if few else theme.in_order(size)
     thin = {"linewidth": 1.2 if few else 0.8, "marker": "o" if few else "", "markersize": 3}
     lines = [
-        Line(matrix[i:, i].tolist(), names[i] if few or i in (0, size - 1) else "", colours[i], style=thin)
+        Line(
+            matrix[i:, i].tolist(),
+            names[i] if few or i in (0, size - 1) else "",
+            colours[i],
+            style=thin,
+            name=f"task {i + 1} ({task_names[i]})",
+        )
         for i in range(size)
     ]
     mean = Line(averages(matrix), "average", theme.ink, style={"linewidth": 2.6, "marker": "o", "zorder": 5})
-    draw_lines(figure, theme, [*lines, mean], label, lower_end([matrix]))
+    draw_lines(figure, theme, [*lines, mean], label, lower_end([matrix]), task_names)
 
 
 def draw_unseen(figure: Figure, theme: Theme, values: Sequence[float], label: str) -> None:
@@ -77,7 +86,7 @@ def draw_unseen(figure: Figure, theme: Theme, values: Sequence[float], label: st
 def draw_loss(
     figure: Figure, theme: Theme, epochs: Sequence[dict[str, Any]], task_names: Sequence[str], name: str
 ) -> None:
-    """The loss of each epoch over all tasks; below it the penalty, where there is one. Lines show where tasks begin."""
+    """The loss of each epoch over all tasks; below it the penalty, where there is one. The axis counts tasks."""
     tasks = [int(record.get("task", 0)) for record in epochs]
     edges = [i for i in range(len(tasks)) if i == 0 or tasks[i] != tasks[i - 1]] + [len(tasks)]
     series = {title: _values(epochs, key) for key, title in (("loss", name), ("penalty", "penalty"))}
@@ -87,36 +96,40 @@ def draw_loss(
     panels = figure.subplots(count, 1, sharex=True, squeeze=False, height_ratios=[2, 1][:count])[:, 0]
     for axes, (title, values), colour in zip(panels, series.items(), theme.series, strict=False):
         axes.set_title(title)
-        _draw_epochs(axes, values, edges, colour, theme)
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[-1].set_xlabel("epoch, over all tasks")
-    _name_tasks(panels[0], edges, [tasks[start] for start in edges[:-1]], task_names, theme)
+        _draw_epochs(axes, values, edges, colour, theme, title)
+    _name_tasks(panels[-1], edges, [tasks[start] for start in edges[:-1]], task_names)
 
 
-def _draw_epochs(axes: Axes, values: Sequence[float], edges: Sequence[int], colour: str, theme: Theme) -> None:
+def _draw_epochs(
+    axes: Axes, values: Sequence[float], edges: Sequence[int], colour: str, theme: Theme, name: str
+) -> None:
     """A value an epoch; where a task begins the line does, too."""
     axes.grid(axis="y")
     for start in edges[1:-1]:
         axes.axvline(start + 0.5, color=theme.muted, linewidth=0.7, linestyle=(0, (2, 2)))
     for start, end in pairwise(edges):
-        marker = "o" if end - start < 30 else None
-        axes.plot(range(start + 1, end + 1), values[start:end], color=colour, marker=marker, markersize=2.5)
+        style = {"marker": "o" if end - start < 30 else None, "markersize": 2.5, "label": name, "gid": "epoch"}
+        axes.plot(range(start + 1, end + 1), values[start:end], color=colour, **style)
     top = max((value for value in values if math.isfinite(value)), default=1.0)
     axes.set_ylim(0 if min(values) >= 0 else None, top * 1.08 if top > 0 else None)
     axes.set_xlim(0.4, len(values) + 0.6)
 
 
-def _name_tasks(
-    axes: Axes, edges: Sequence[int], tasks: Sequence[int], task_names: Sequence[str], theme: Theme
-) -> None:
-    """Above the first panel: the name of each task where it fits, else its number, else every few numbers."""
+def _name_tasks(axes: Axes, edges: Sequence[int], tasks: Sequence[int], task_names: Sequence[str]) -> None:
+    """On the x axis: the name of each task where it fits, else its number, else every few numbers."""
     names = [task_names[task] if task < len(task_names) else str(task + 1) for task in tasks]
     fits = max(map(len, names)) * len(tasks) <= 50
-    place = {"xycoords": ("data", "axes fraction"), "xytext": (0, -3), "textcoords": "offset points"}
     shown = list(zip(tasks, names, pairwise(edges), strict=True))[:: math.ceil(len(tasks) / 15)]
-    for task, name, (start, end) in shown:
-        text = name if fits else str(task + 1)
-        axes.annotate(text, ((start + end + 1) / 2, 1), ha="center", va="top", fontsize=8, color=theme.muted, **place)
+    centres = [(start + end + 1) / 2 for _, _, (start, end) in shown]
+    axes.set_xticks(centres, [name if fits else str(task + 1) for task, name, _ in shown])
+    axes.tick_params(axis="x", length=0)
+    lengths = {end - start for start, end in pairwise(edges)}
+    axes.set_xlabel("task" if len(lengths) > 1 else f"task, {counted(lengths.pop(), 'epoch')} each")
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 epoch", "12 epochs"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _values(records: Sequence[dict[str, Any]], key: str) -> list[float]:

@@ -24,6 +24,7 @@ from tripletmas.report.layers import draw_importance, draw_movement, importance_
 from tripletmas.report.numbers import averages, begun, lower_end, number
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
+from tripletmas.report.values import Values, of_curves, of_epochs, of_matrix
 
 Found = Iterator[Plot | str]  # plots, and a sentence for each that the run lacks and `run.missing` does not say
 Stored = Mapping[str, Mapping[str, Tensor]]  # scope -> kind of gallery -> its score matrix
@@ -69,10 +70,13 @@ def _scores(run: Run, out: Path) -> Found:
     if matrix is not None:
         draw = partial(plots.draw_over_tasks, matrix=matrix, task_names=run.task_names, label=label)
         alt = f"Average {label} after each task: {_listed(averages(matrix))}."
-        yield make_plot(out / "over_tasks.png", f"{begun(label)} over tasks", words.curves, draw, alt=alt)
+        shown = of_matrix(matrix, run.task_names, "after task", mean=True)
+        title = f"{begun(label)} over tasks"
+        yield make_plot(out / "over_tasks.png", title, words.curves, draw, alt=alt, values=shown)
     if run.epochs:
         draw = partial(plots.draw_loss, epochs=run.epochs, task_names=run.task_names, name=words.loss)
-        yield make_plot(out / "loss.png", "Loss", texts.LOSS, draw)
+        shown = of_epochs(run.epochs, run.task_names, words.loss)
+        yield make_plot(out / "loss.png", "Loss", texts.LOSS, draw, values=shown)
 
 
 def _maps(run: Run, out: Path) -> Found:
@@ -90,7 +94,8 @@ def _beyond(run: Run, out: Path) -> Found:
         (title, text), label = run.kind.wording.unseen, run.primary.searched_label
         draw = partial(plots.draw_unseen, values=run.unseen, label=label)
         alt = f"{label} of what was never trained on, after each task: {_listed(run.unseen)}."
-        yield make_plot(out / "unseen.png", title, text, draw, alt=alt)
+        shown = of_curves({label: run.unseen}, run.task_names)
+        yield make_plot(out / "unseen.png", title, text, draw, alt=alt, values=shown)
     if run.searches:
         title, draw = "Strength, chosen without old data", partial(draw_search, records=run.searches)
         yield make_plot(out / "search.png", title, search_text(run.searches), draw)
@@ -100,7 +105,10 @@ def _model(run: Run, out: Path) -> Found:
     """Where importance sits, and the final embedding."""
     if importance := importance_by_layer(run):
         draw = partial(draw_importance, importance=importance)
-        yield make_plot(out / "importance.png", "Where importance sits", texts.IMPORTANCE, draw)
+        columns = zip(importance.layers, importance.share.tolist(), importance.mean.tolist(), strict=True)
+        rows = [[layer, f"{share:.3g}", f"{mean:.3g}"] for layer, share, mean in columns]
+        shown = Values(["layer", "share of the total", "mean per weight"], rows)
+        yield make_plot(out / "importance.png", "Where importance sits", texts.IMPORTANCE, draw, values=shown)
     else:
         yield f"There is no plot of importance: the strategy {run.strategy!r} stored none, or only zeros."
     if picture := final_picture(run):
@@ -117,8 +125,9 @@ def _galleries(run: Run, out: Path, stored: Stored) -> Found:
         curves = {kind: averages(matrix) for kind, matrix in matrices.items()}
         text = texts.CURVES_SEEN if scope == "seen" else texts.CURVES_TASK
         alt = " ".join(f"{kind.capitalize()}: {_listed(values)}." for kind, values in curves.items())
-        draw = partial(draw_galleries, curves=curves, low=low, label=label)
-        yield make_plot(out / f"galleries_{scope}.png", f"Average {label}, {SCOPES[scope]}", text, draw, alt=alt)
+        draw = partial(draw_galleries, curves=curves, low=low, label=label, names=run.task_names)
+        shown, title = of_curves(curves, run.task_names), f"Average {label}, {SCOPES[scope]}"
+        yield make_plot(out / f"galleries_{scope}.png", title, text, draw, alt=alt, values=shown)
     # the map of what the run is judged by has the shorter name
     name = "scores" if run.primary.metric == run.primary.searched else "recall_scores"
     for kind, ending in KINDS.items():
@@ -132,7 +141,8 @@ def _galleries(run: Run, out: Path, stored: Stored) -> Found:
 def _score_map(run: Run, path: Path, title: str, text: str, matrix: Tensor, low: float) -> Plot:
     draw = partial(draw_matrix, matrix=matrix, task_names=run.task_names, low=low)
     alt = f"After the last task, task by task: {_listed(last_row(matrix).tolist())}."
-    return make_plot(path, title, text, draw, alt=alt)
+    values = of_matrix(matrix, run.task_names, "after learning task")
+    return make_plot(path, title, text, draw, alt=alt, values=values)
 
 
 def _compatibility(run: Run, out: Path) -> Found:
@@ -163,7 +173,8 @@ def _compatibility(run: Run, out: Path) -> Found:
         column="gallery by the model after task",
     )
     alt = f"The last model's queries in each model's gallery: {_listed(last_row(matrix).tolist())}."
-    yield make_plot(out / "compatibility.png", "Compatibility of models", text, draw, alt=alt)
+    shown = of_matrix(matrix, run.task_names, "queries by the model after task")
+    yield make_plot(out / "compatibility.png", "Compatibility of models", text, draw, alt=alt, values=shown)
 
 
 def _drift(run: Run, out: Path) -> Found:
@@ -172,14 +183,24 @@ def _drift(run: Run, out: Path) -> Found:
         high = max(float(by_task.nan_to_num(0).max()), 0.01)
         draw = partial(draw_matrix, matrix=by_task, task_names=run.task_names, high=high, column="of task")
         alt = f"Drift of the earlier tasks after the last one: {_listed(by_task[-1, :-1].tolist())}."
-        yield make_plot(out / "drift_tasks.png", "Drift by task", texts.DRIFT_BY_TASK, draw, alt=alt)
+        shown = of_matrix(by_task, run.task_names, "after learning task")
+        yield make_plot(out / "drift_tasks.png", "Drift by task", texts.DRIFT_BY_TASK, draw, alt=alt, values=shown)
     if by_class:
         draw, most = partial(draw_class_drift, drifts=by_class), most_and_least(by_class)[0]
         alt = f"Most drifted: {', '.join(f'{each.name} {each.drift:.2f}' for each in most[:5])}."
-        yield make_plot(out / "drift_classes.png", "Drift by class", texts.DRIFT_BY_CLASS, draw, alt=alt)
+        shown = Values(
+            ["class", "task", "drift"], [[each.name, str(each.task + 1), number(each.drift)] for each in by_class]
+        )
+        yield make_plot(out / "drift_classes.png", "Drift by class", texts.DRIFT_BY_CLASS, draw, alt=alt, values=shown)
     if movement:
         draw = partial(draw_movement, movement=movement)
-        yield make_plot(out / "movement.png", "Drift by layer: how far the weights moved", texts.MOVEMENT, draw)
+        head = ["layer, in percent", *(f"task {step}" if step != "all" else step for step in movement.steps)]
+        rows = [
+            [layer, *(f"{100 * far:.3g}" for far in way)]
+            for layer, way in zip(movement.layers, movement.distance.tolist(), strict=True)
+        ]
+        title = "Drift by layer: how far the weights moved"
+        yield make_plot(out / "movement.png", title, texts.MOVEMENT, draw, values=Values(head, rows))
 
 
 def _listed(values: Sequence[float]) -> str:

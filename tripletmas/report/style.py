@@ -147,11 +147,13 @@ def label_line_ends(
         axes.annotate(text, (x, y), color=theme.readable(colour), fontsize=8.5, **place)
 
 
-def task_axis(axes: Axes, num_tasks: int, *, label: str = "after task") -> None:
-    """The x axis 1, 2, ..., num_tasks with at most about ten numbers on it."""
+def task_axis(axes: Axes, num_tasks: int, *, label: str = "after task", names: Sequence[str] = ()) -> None:
+    """The x axis 1, 2, ..., num_tasks with at most about ten numbers on it, and the names of the tasks if they fit."""
     axes.set_xlabel(label)
     axes.set_xlim(0.85, num_tasks + 0.15)
-    axes.set_xticks(range(1, num_tasks + 1, max(1, round(num_tasks / 10))))
+    shown = range(1, num_tasks + 1, max(1, round(num_tasks / 10)))
+    fits = len(names) >= num_tasks and sum(len(name) + 4 for name in names[:num_tasks]) <= 60
+    axes.set_xticks(shown, [f"{i}  {names[i - 1]}" for i in shown] if fits else None)
 
 
 def score_axis(axes: Axes, low: float, label: str) -> None:
