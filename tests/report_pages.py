@@ -31,7 +31,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        named = (value or "" for name, value in attrs if name in ("src", "href", "srcset"))
+        self.sources += [value for value in named if not value.startswith("#")]  # that is a place on the page itself
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)

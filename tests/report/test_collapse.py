@@ -34,9 +34,9 @@ def test_a_collapse_opens_the_page_and_forgetting_says_nothing(tmp_path: Path, u
     page = write_report(collapsed(tmp_path / "run", score=0.24, signs=signs))
     text, source = Page(page).text, page.read_text()
     assert "The embedding has collapsed: 3 of 3 tasks" in text
-    assert text.index("has collapsed") < text.index("forgetting")
+    assert text.index("has collapsed") < text.index("What happened Learned") < text.index("0.000 forgetting")
     assert text.count("nearly equal <b>; recall@1 is 0.240, and guessing gives 0.250.") == 3
-    assert text.count("what was never learned cannot be forgotten") == 2
+    assert text.count("what was never learned cannot be forgotten") == 3  # two tiles, and the words at the head
     assert source.count('class="tile void"') == 2
     assert '<td class="void">0.000</td>' in source
 

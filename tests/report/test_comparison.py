@@ -201,7 +201,9 @@ def test_the_best_is_marked_and_what_is_level_with_it(several: list[Path], tmp_p
     assert "may be noise" in comparison_markdown(single)
     assert "**" not in comparison_markdown(comparison(several[:1]))
     equal = [write_run(tmp_path / name, matrix=MATRIX, strategy={"name": name}) for name in ("finetune", "mas")]
-    assert marks(comparison(equal), RESULTS[0]) == ["best", "best"]
+    assert marks(comparison(equal), RESULTS[0]) == ["", ""]
+    worse = write_run(tmp_path / "worse", strategy={"name": "si"}, decay=0.5)
+    assert marks(comparison([*equal, worse]), RESULTS[0]) == ["best", "best", ""]
     assert marks(comparison(equal), RESULTS[-1]) == ["", ""]  # seconds are no score
 
 

@@ -65,13 +65,15 @@ def task_column(name: str, task: int) -> Column:
 
 
 def marks(comparison: Comparison, column: Column) -> list[str]:
-    """For each method `BEST`, `LEVEL_WITH_BEST` or ""."""
+    """For each method `BEST`, `LEVEL_WITH_BEST` or ""; where all have one number, none is marked."""
     rivals = _rivals(comparison.methods, column, comparison.joint)
     found = [""] * len(comparison.methods)
     if len(rivals) < 2 or column.lower is None:
         return found
     ahead = (min if column.lower else max)(rivals, key=lambda i: column.of(comparison.methods[i]).mean)
     best = comparison.methods[ahead]
+    if len({_shown(comparison.methods[i], column) for i in rivals}) == 1:
+        return found
     for i in rivals:
         own = comparison.methods[i]
         if _shown(own, column) == _shown(best, column):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ class Made:
     """What the end of a page says.
 
     Attributes:
-        command: that makes the run again; "" where the configuration does not say what it consists of.
+        command: that makes the run again, given in the folder in which it lies; "" where the configuration does not say
+            what it consists of.
         stream: the fingerprint of all tasks; "" where it is not known.
         tasks: name, number of queries, fingerprint of each finished one.
         options: part of the configuration -> option -> value; "" for what belongs to none.
@@ -31,7 +33,8 @@ class Made:
 def made_by(run: Run) -> Made:
     """How this run was made."""
     whole = all(part in run.config for part in ("data", "model", "loss", "strategy", "training"))
-    command = f"tripletmas train --config {run.path / 'config.yaml'} --out {run.path}-again"
+    name = run.path.resolve().name
+    command = shlex.join(["tripletmas", "train", "--config", f"{name}/config.yaml", "--out", f"{name}-again"])
     options: dict[str, dict[str, Any]] = {}
     for key, value in flatten({key: value for key, value in run.config.items() if key != "version"}).items():
         part, _, option = key.partition(".")

@@ -81,3 +81,9 @@ def lower_end(matrices: Sequence[Tensor]) -> float:
     scores = torch.cat([matrix.flatten() for matrix in matrices]) if matrices else torch.empty(0)
     scores = scores[~scores.isnan()]
     return max(0.0, math.floor(float(scores.min()) * 10 - 0.2) / 10) if len(scores) else 0.0
+
+
+def upper_end(curves: Sequence[Sequence[float]]) -> float:
+    """Where the axis of scores ends: at 1, but where none reaches a half, so that what is low can be told apart."""
+    highest = max((value for values in curves for value in values if not math.isnan(value)), default=1.0)
+    return 1.0 if highest > 0.5 else max(0.1, math.ceil(highest * 11) / 10)

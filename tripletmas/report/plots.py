@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tripletmas.report.numbers import averages, lower_end, number, short_names
+from tripletmas.report.numbers import averages, lower_end, number, short_names, upper_end
 from tripletmas.report.style import Theme, label_line_ends, score_axis, task_axis
 
 _MAX_LABELLED = 8  # more lines than this are coloured by their order, and only the first and last are named
@@ -42,18 +42,27 @@ class Line:
 def draw_lines(
     figure: Figure, theme: Theme, lines: Sequence[Line], label: str, low: float, names: Sequence[str] = ()
 ) -> None:
-    """Lines over tasks, on an axis of scores from `low` to 1; the tasks are named where their names fit."""
+    """Lines over tasks, on an axis of scores from `low` to 1, or less where all are low.
+
+    Args:
+        names: of the tasks, which are named where the names fit.
+    """
     size = max(len(line.values) for line in lines)
     axes = figure.add_subplot()
     for line in lines:
-        x, values, band = range(size - len(line.values) + 1, size + 1), np.asarray(line.values), np.asarray(line.band)
-        axes.plot(x, values, color=line.colour, label=line.name or line.label or None, **line.style)
-        if line.band:
-            axes.fill_between(x, values - band, values + band, color=line.colour, alpha=0.15, linewidth=0)
+        _draw_line(axes, line, size)
     task_axis(axes, size, names=names)
-    score_axis(axes, low, label)
+    score_axis(axes, low, label, high=upper_end([line.values for line in lines]))
     ends = [(float(line.values[-1]), line.label, line.colour) for line in lines if line.label]
     label_line_ends(axes, [end for end in ends if not math.isnan(end[0])], theme, x=size)
+
+
+def _draw_line(axes: Axes, line: Line, size: int) -> None:
+    """A line, with its band, that ends at the last of so many tasks."""
+    x, values, band = range(size - len(line.values) + 1, size + 1), np.asarray(line.values), np.asarray(line.band)
+    axes.plot(x, values, color=line.colour, label=line.name or line.label or None, **line.style)
+    if line.band:
+        axes.fill_between(x, values - band, values + band, color=line.colour, alpha=0.15, linewidth=0)
 
 
 def draw_over_tasks(figure: Figure, theme: Theme, matrix: Tensor, task_names: Sequence[str], label: str) -> None:
@@ -105,6 +114,7 @@ def _draw_epochs(
 ) -> None:
     """A value an epoch; where a task begins the line does, too."""
     axes.grid(axis="y")
+    axes.tick_params(axis="x", length=0)
     for start in edges[1:-1]:
         axes.axvline(start + 0.5, color=theme.muted, linewidth=0.7, linestyle=(0, (2, 2)))
     for start, end in pairwise(edges):
@@ -122,7 +132,6 @@ def _name_tasks(axes: Axes, edges: Sequence[int], tasks: Sequence[int], task_nam
     shown = list(zip(tasks, names, pairwise(edges), strict=True))[:: math.ceil(len(tasks) / 15)]
     centres = [(start + end + 1) / 2 for _, _, (start, end) in shown]
     axes.set_xticks(centres, [name if fits else str(task + 1) for task, name, _ in shown])
-    axes.tick_params(axis="x", length=0)
     lengths = {end - start for start, end in pairwise(edges)}
     axes.set_xlabel("task" if len(lengths) > 1 else f"task, {counted(lengths.pop(), 'epoch')} each")
 

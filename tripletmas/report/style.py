@@ -156,9 +156,9 @@ def task_axis(axes: Axes, num_tasks: int, *, label: str = "after task", names: S
     axes.set_xticks(shown, [f"{i}  {names[i - 1]}" for i in shown] if fits else None)
 
 
-def score_axis(axes: Axes, low: float, label: str) -> None:
-    """The y axis of scores, from `low` to 1."""
-    axes.set_ylim(low, 1.01)
+def score_axis(axes: Axes, low: float, label: str, *, high: float = 1.0) -> None:
+    """The y axis of scores, from `low` to `high`."""
+    axes.set_ylim(low, high + (high - low) / 100)
     axes.set_ylabel(label)
     axes.grid(axis="y")
 

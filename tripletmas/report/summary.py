@@ -17,6 +17,7 @@ from tripletmas.report.read import Run
 from tripletmas.report.significance import error_of_share
 
 _SHARES = ("recall@", "accuracy", "top")  # metrics that are a share of queries begin so
+_LITTLE = 0.0005  # is shown as 0.000
 # from this share of what embedding again finds -> what an index is worth that is left as it is
 _WORTH = {
     0.97: "It can stay as it is.",
@@ -54,10 +55,18 @@ def _learned(run: Run, matrix: Tensor) -> str:
     tasks = f"{done} of {size} tasks so far" if done < size else f"all {size} tasks" if size > 1 else "the one task"
     text = f"{tasks[0].upper()}{tasks[1:]}. Right after it was learned, a task had {run.primary.label} "
     text += f"{number(measures.plasticity(matrix))}{' on average' if done > 1 else ''}"
-    chances = [task["guess"]["chance"] for task in run.tasks if task.get("guess", {}).get("chance") is not None]
-    if len(chances) == done and run.primary.metric == run.primary.searched:
-        text += f"; by guessing it would be about {number(fmean(chances), 2)}"
-    return f"{text}. That is no better than guessing." if collapse.learned_nothing(run) else f"{text}."
+    end = ". That is no better than guessing." if collapse.learned_nothing(run) else "."
+    return f"{text}{_guessed(run)}{end}"
+
+
+def _guessed(run: Run) -> str:
+    """What guessing would have, where each task recorded it, against the score that it is compared with."""
+    guesses = [task.get("guess", {}) for task in run.tasks]
+    pairs = [(guess.get("score"), guess.get("chance")) for guess in guesses]
+    if not pairs or any(None in pair for pair in pairs):
+        return ""
+    score, chance = (fmean(map(float, values)) for values in zip(*pairs, strict=True))
+    return f"; on its own gallery {number(score)}, where guessing has about {number(chance, 2)}"
 
 
 def _forgotten(run: Run, matrix: Tensor) -> str:
@@ -67,7 +76,7 @@ def _forgotten(run: Run, matrix: Tensor) -> str:
         return collapse.VOID
     lost, fell = measures.forgetting(matrix), measures.forgetting_per_task(matrix)[: run.num_done - 1]
     text = f"At the end {run.primary.label} is {number(measures.average(matrix))}, a mean over the tasks. "
-    if lost <= 0.0005:
+    if lost <= _LITTLE:
         text += "The earlier tasks lost nothing on average."
     else:
         worst = int(fell.nan_to_num(-math.inf).argmax())
@@ -79,12 +88,14 @@ def _forgotten(run: Run, matrix: Tensor) -> str:
 def _by_growth(run: Run, lost: float) -> str:
     """How much of it is forgetting alone: on everything seen, scores also fall as the gallery grows."""
     own = run.matrix(gallery="task") if run.primary.gallery == "seen" else None
-    if own is None or lost <= 0.0005:
+    alone = math.nan if own is None else measures.forgetting(own)
+    if math.isnan(alone) or lost <= _LITTLE:
         return ""
-    return (
-        " On a task's own gallery, where forgetting alone counts, they fell by "
-        f"{number(measures.forgetting(own))}: the rest is that there is more to confuse them with."
-    )
+    text = " On a task's own gallery, where forgetting alone counts, they "
+    if alone <= _LITTLE:
+        return f"{text}lost nothing: what is more is only what there is to confuse them with."
+    rest = ": the rest is that there is more to confuse them with" if alone < lost - _LITTLE else ""
+    return f"{text}fell by {number(alone)}{rest}."
 
 
 def _index(run: Run) -> str:
@@ -106,7 +117,7 @@ def _index(run: Run) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %"
+    return f"{100 * part / whole:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _collapsed(run: Run) -> str:

@@ -58,8 +58,7 @@ def of_curves(curves: Mapping[str, Sequence[float]], names: Sequence[str], first
 
 def of_epochs(epochs: Sequence[Mapping[str, Any]], names: Sequence[str], loss: str) -> Values | None:
     """The loss, and the penalty where there is one, at each task's first and last epoch."""
-    penalised = any((record.get("penalty") or 0) > 0 for record in epochs)
-    keys = {"loss": loss, **({"penalty": "penalty"} if penalised else {})}
+    keys = {"loss": loss, **({"penalty": "penalty"} if any(map(_is_penalised, epochs)) else {})}
     by_task: dict[int, list[Mapping[str, Any]]] = {}
     for record in epochs:
         by_task.setdefault(int(record.get("task", 0)), []).append(record)
@@ -77,6 +76,10 @@ def of_epochs(epochs: Sequence[Mapping[str, Any]], names: Sequence[str], loss: s
 def numbered(names: Sequence[str], size: int) -> list[str]:
     """ "1  red,blue": the tasks by number and name; by number alone where a name is not known."""
     return [f"{i + 1}\N{EN SPACE}{names[i]}" if i < len(names) else str(i + 1) for i in range(size)]
+
+
+def _is_penalised(record: Mapping[str, Any]) -> bool:
+    return (record.get("penalty") or 0) > 0
 
 
 def _cell(value: Any) -> str:
