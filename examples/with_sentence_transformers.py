@@ -38,9 +38,7 @@ def main(encoder: str, *, epochs: int = 1) -> None:
         ).train()
     model.save_pretrained("learned")
     mas.save_pretrained("learned")  # beside its weights, for the next month
-    print(
-        f"learned {len(TASKS)} tasks; {mas.coverage().share_held:.0%} of the weights are held: see the folder learned"
-    )
+    print(f"learned {len(TASKS)} tasks; {mas.coverage().share_held:.0%} of the weights are held; see learned/")
 
 
 if __name__ == "__main__":

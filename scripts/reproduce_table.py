@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tables of results in README.md and docs/results.md: every method on one data set, several seeds each.
+"""The tables of results in docs/expect.md and docs/results.md: every method on one data set, several seeds each.
 
     .venv/bin/python scripts/reproduce_table.py digits
     .venv/bin/python scripts/reproduce_table.py omniglot --root FOLDER --jobs 2

@@ -236,7 +236,7 @@ def test_a_preset_is_read_by_its_name(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no-reindex").write_text("strategy: finetune")
     assert config("--config", "no-reindex")["strategy"] == {"name": "finetune"}
-    with pytest.raises(ValueError, match=r"'no-such.yaml' cannot be read: .* \(presets are no-reindex\)"):
+    with pytest.raises(ValueError, match=r"'no-such.yaml' cannot be read: .* \(there are no-reindex, datasets/digits/mas.yaml, .*\)"):
         config("--config", "no-such.yaml")
 
 

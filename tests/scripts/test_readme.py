@@ -1,74 +1,58 @@
-"""README is true: its Python runs, and its commands do what they say, in the order they stand there."""
+"""README is true: its Python runs, and its commands run in an empty folder in the order in which they stand there."""
 
 from __future__ import annotations
 
-import re
-import shlex
+import time
 from pathlib import Path
 
 import pytest
-import torch
-import torchvision
-from PIL import Image
-from sklearn.datasets import load_digits
+from page_blocks import commands_of, missing_links, python_of, run_python
 
 from tripletmas.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in re.findall(r"^```sh\n(.*?)^```", README, flags=re.M | re.S)
-    for line in block.splitlines()
-    if line.startswith("tripletmas ")
-]
 
 
-# raised, once a process, inside pytorch-metric-learning's trainer by newer versions of torch
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
-@pytest.mark.parametrize("block", range(len(PYTHON)))
-def test_python_block_runs(block, tmp_path, monkeypatch):
+def test_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(PYTHON[block], f"README.md, python block {block}", "exec"), {"__name__": "readme"})
+    run_python(python_of(README), "README.md")
 
 
-@pytest.mark.slow
-def test_commands_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "short",
+    [
+        pytest.param(["--training.epochs=1"], id="short", marks=pytest.mark.slow),
+        pytest.param([], id="whole", marks=pytest.mark.long),
+    ],
+)
+def test_commands_run_in_an_empty_folder(short, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "datasets").symlink_to(ROOT / "datasets")
-    (tmp_path / "photos").mkdir()
-    for number, image in enumerate(load_digits().images[:40]):
-        Image.fromarray((image * 255 / 16).astype("uint8")).save(tmp_path / "photos" / f"{number}.png")
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "0.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "net.pth")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for block in PYTHON:
-        if named := re.match(r"# (\w+\.py)\n", block):
-            (tmp_path / named[1]).write_text(block)
-    assert len(COMMANDS) >= 8
-    for command in COMMANDS:
-        arguments = shlex.split(command)[1:]
-        if "omniglot" in command or "pretrained true" in command:  # a download: everything before it is run
-            arguments.append("--print_config")
-        elif arguments[0] == "train":
-            arguments.append("--training.epochs=2")
-            if "shapes-facts" in command:
-                small = {"images": 500, "test_images": 200, "unseen_images": 20, "size": 32}
-                arguments += [f"--data.{key}={value}" for key, value in small.items()]
-        assert cli.main(arguments) == 0, f"{command}\n{capsys.readouterr().err}"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path.parent / "state"))
+    commands = commands_of(README)
+    assert [words[0] for words in commands] == ["example", "train", "index", "query", "evaluate", "serve"]
+    for words in commands:
+        more = {"train": short, "serve": ["--check"]}.get(words[0], [])
+        began = time.perf_counter()
+        assert cli.main([*words, *more]) == 0, f"{words}\n{capsys.readouterr().err}"
+        with capsys.disabled():
+            print(f"\n{time.perf_counter() - began:6.1f} s  tripletmas {' '.join([*words, *more])}", end="")
+    assert (tmp_path / "neighbours.html").exists()
+    assert (tmp_path / "runs" / "shop" / "report" / "report.html").exists()
 
 
-def test_mentioned_files_exist():
-    links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", README)
-    missing = [path for pair in links for path in pair if path and not (ROOT / path).exists()]
-    assert not missing
+def test_linked_files_exist():
+    assert not missing_links(README, ROOT)
+
+
+def test_it_has_two_screens():
+    assert len(README.splitlines()) <= 120
 
 
 def test_map_of_the_code_is_whole():
-    listed = set(re.findall(r"^ {2,4}(\w+\.py|\w+/)", README, flags=re.M))
+    mapped = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Map of the code")[2]
+    listed = {line.split()[0] for line in mapped.splitlines() if line.startswith("  ") and line.strip()}
     package = ROOT / "tripletmas"
     there = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
     there |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
-    assert there <= listed, f"README's map lacks {sorted(there - listed)}"
+    assert there <= listed, f"CONTRIBUTING's map lacks {sorted(there - listed)}"

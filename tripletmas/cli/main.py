@@ -40,6 +40,7 @@ COMMANDS = {
         "draw pictures to try on, three months of a small shop, and say what comes next",
     ),
     "list": ("listing.print_list", "what there is, a line each: strategies, losses, models, data, objectives"),
+    "completion": ("completion.completion", "what bash, zsh or fish need to complete the words of these commands"),
     "doctor": ("doctor.doctor", "what is wrong with this installation, or with the files of a run or an index"),
 }
 

@@ -67,19 +67,28 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
 
+def shipped() -> dict[str, Path]:
+    """The configurations of data sets, `datasets/NAME/FILE.yaml`: in a wheel they lie in the package, else beside it."""
+    package = Path(__file__).parents[1]
+    root = package if (package / "datasets").is_dir() else package.parent
+    files = sorted((root / "datasets").glob("*/*.yaml"))
+    return {path.relative_to(root).as_posix(): path for path in files}
+
+
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; the name of a preset reads the preset, where no file has this name.
+    """A YAML file that holds a mapping; a name of `presets` or of `shipped` reads that, where no file has this name.
 
     Raises:
         ValueError: if it cannot be read; as `read_mapping`.
     """
-    path = Path(file) if Path(file).is_file() else presets().get(str(file), Path(file))
+    named = presets() | shipped()
+    path = Path(file) if Path(file).is_file() else named.get(str(file), Path(file))
     try:
         return read_mapping(path)
     except OSError as error:
-        names = ", ".join(presets())
+        names = ", ".join(named)
         raise ValueError(
-            f"the configuration {str(file)!r} cannot be read: {error.strerror} (presets are {names})"
+            f"the configuration {str(file)!r} cannot be read: {error.strerror} (there are {names})"
         ) from None
     except ValueError as error:
         raise ValueError(f"the configuration {str(file)!r} {error}") from None
