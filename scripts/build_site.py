@@ -45,17 +45,23 @@ def faults(site: Path) -> list[str]:
         where = path.relative_to(site.resolve())
         found += [f"{where} loads {each}" for each in sorted(page.loaded) if urlsplit(each).netloc]
         for link in sorted(page.links | page.loaded):
-            parts = urlsplit(link)
-            if parts.scheme or parts.netloc or (where.name == "404.html" and link.startswith("/")):
-                continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            if target.is_dir():
-                target /= "index.html"
-            if not target.is_file():
-                found.append(f"{where} links to {link}, which is not there")
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].names:
-                found.append(f"{where} links to {link}: there is no such place on that page")
+            if what := _fault(path, link, pages):
+                found.append(f"{where} links to {link}{what}")
     return found
+
+
+def _fault(path: Path, link: str, pages: dict[Path, Page]) -> str:
+    """What is wrong with a link of the page at this path; "" for nothing."""
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc or (path.name == "404.html" and link.startswith("/")):
+        return ""
+    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+    if target.is_dir():
+        target /= "index.html"
+    if not target.is_file():
+        return ", which is not there"
+    gone = parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].names
+    return ": there is no such place on that page" if gone else ""
 
 
 def main() -> None:

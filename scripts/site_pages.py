@@ -115,21 +115,24 @@ def _reference() -> Iterator[tuple[str, str]]:
 def _public(package: str) -> list[str]:
     """The dotted names of what a package, or the top of all, gives to users, from its own modules."""
     if package == "integrations":
-        return [
-            f"tripletmas.integrations.{path.stem}.{node.name}"
-            for path in sorted((PACKAGE / package).glob("*.py"))
-            for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef))
-            and not node.name.startswith("_")
-            and not path.stem.startswith("_")
-        ]
-    found: dict[str, None] = {}
-    for stub in (PACKAGE / package / "__init__.pyi", PACKAGE / "__init__.pyi"):
-        base = "tripletmas." + ("" if stub.parent == PACKAGE else f"{package}.")
-        for node in ast.parse(stub.read_text(encoding="utf-8")).body if stub.exists() else ():
-            if isinstance(node, ast.ImportFrom) and node.module and node.level == 1:
-                found |= {f"{base}{node.module}.{each.name}": None for each in node.names}
+        return [name for path in sorted((PACKAGE / package).glob("[!_]*.py")) for name in _defined(path)]
+    within = _imported(PACKAGE / package / "__init__.pyi", f"tripletmas.{package}.")
+    found = dict.fromkeys([*within, *_imported(PACKAGE / "__init__.pyi", "tripletmas.")])
     return [name for name in found if name.startswith(f"tripletmas.{package}.")]
+
+
+def _defined(path: Path) -> list[str]:
+    """The dotted names of the public classes and functions of a module of the integrations."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return [f"tripletmas.integrations.{path.stem}.{name}" for name in names if not name.startswith("_")]
+
+
+def _imported(stub: Path, base: str) -> list[str]:
+    """The dotted names that a stub hands on."""
+    nodes = ast.parse(stub.read_text(encoding="utf-8")).body if stub.exists() else []
+    from_own = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module and node.level == 1]
+    return [f"{base}{node.module}.{each.name}" for node in from_own for each in node.names]
 
 
 def _commands() -> Iterator[str]:

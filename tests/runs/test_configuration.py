@@ -236,8 +236,15 @@ def test_a_preset_is_read_by_its_name(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no-reindex").write_text("strategy: finetune")
     assert config("--config", "no-reindex")["strategy"] == {"name": "finetune"}
-    with pytest.raises(ValueError, match=r"'no-such.yaml' cannot be read: .* \(there are no-reindex, datasets/digits/mas.yaml, .*\)"):
+    with pytest.raises(
+        ValueError, match=r"'no-such.yaml' cannot be read: .* \(there are no-reindex, datasets/digits/mas.yaml, .*\)"
+    ):
         config("--config", "no-such.yaml")
+
+
+def test_a_configuration_of_a_data_set_is_read_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config("--config", "datasets/omniglot/mas.yaml")["data"]["name"] == "omniglot"
 
 
 def test_values_that_no_file_holds_or_that_take_forever():

@@ -13,10 +13,11 @@ from page_blocks import run_python, steps_of
 from tripletmas.cli import main as cli
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+_FEW = ("images=300", "test_images=100", "unseen_images=20")
 LESS = {  # of train
-    "search": ["--training.epochs=1", "--data.size=16"],
-    "texts": ["--training.epochs=1"],
-    "facts": ["--training.epochs=1", "--data.images=500", "--data.test_images=200", "--data.unseen_images=20"],
+    "search": ["--training.epochs=1", "--data.size=16", "--report=false"],
+    "texts": ["--training.epochs=1", "--report=false"],
+    "facts": ["--training.epochs=1", "--report=false", *(f"--data.{option}" for option in _FEW)],
 }
 
 

@@ -68,7 +68,7 @@ def presets() -> dict[str, Path]:
 
 
 def shipped() -> dict[str, Path]:
-    """The configurations of data sets, `datasets/NAME/FILE.yaml`: in a wheel they lie in the package, else beside it."""
+    """The configurations `datasets/NAME/FILE.yaml`: in a wheel they lie in the package, in a checkout beside it."""
     package = Path(__file__).parents[1]
     root = package if (package / "datasets").is_dir() else package.parent
     files = sorted((root / "datasets").glob("*/*.yaml"))
