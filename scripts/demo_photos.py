@@ -70,7 +70,9 @@ def main() -> None:
     if Path(options.folder).is_dir():
         page = str(options.out / "neighbours.html")
         run("query", index, str(Path(options.folder) / picture), "-k", "5", "--html", page)
-    print(f"\n{time.perf_counter() - began:.0f} s in all")
+    print(f"\n{time.perf_counter() - began:.0f} s in all. Next:")
+    print(f"  tripletmas query {index} PHOTOGRAPH -k 5      # or a page: tripletmas serve {index}")
+    print(f"  tripletmas resume {options.out / 'gram'}      # when one more folder has come")
 
 
 if __name__ == "__main__":

@@ -289,7 +289,10 @@ def test_an_archive_that_holds_a_name_twice_has_it_once(tmp_path, caplog):
 
 
 def test_places_without_images_are_errors(tmp_path):
-    with pytest.raises(ValueError, match="no images in"):
+    with pytest.raises(ValueError, match=r"no images in .*\)$"):
+        find_images(tmp_path)
+    (tmp_path / "birds.zip").touch()
+    with pytest.raises(ValueError, match=r"no images in .*; its archive birds\.zip can be read if you name it$"):
         find_images(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"a\.txt is neither a folder nor a zip archive"):

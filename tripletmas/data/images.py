@@ -208,7 +208,10 @@ def find_files(root: str | Path, suffixes: frozenset[str], what: str) -> list[st
     names = [name for name in _files_in(Path(root)) if not any(map(_is_hidden, name.split("/")))]
     found = sorted(name for name in names if _suffix(name) in suffixes)
     if not found:
-        raise ValueError(f"no {what} in {root} (looked for {', '.join(sorted(suffixes))})")
+        packed = next(
+            (f"; its archive {name} can be read if you name it" for name in names if name.endswith(".zip")), ""
+        )
+        raise ValueError(f"no {what} in {root} (looked for {', '.join(sorted(suffixes))}){packed}")
     if len(found) < len(names):
         others, left_out = " ".join(sorted({*map(_suffix, names)} - suffixes - {""})), len(names) - len(found)
         logger.warning("%s: left out %d files that are no %s (%s)", root, left_out, what, others)
