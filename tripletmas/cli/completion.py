@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 
 from tripletmas.cli.console import make_parser
-from tripletmas.cli.index import ACTIONS
 from tripletmas.cli.main import COMMANDS, main
 from tripletmas.objectives.kinds import KINDS
 from tripletmas.runs import catalog
@@ -51,8 +50,9 @@ def _words() -> dict[str, list[str]]:
     found = {"": [*COMMANDS, "--help", "--version"]}
     for name in COMMANDS:
         found[name] = _options(name)
-    found["index"] += ACTIONS
-    found |= {f"index {action}": _options("index", action) for action in ACTIONS}
+    actions = re.findall(r"^usage: tripletmas index (\S+)", _help("index"))[0].split("|")
+    found["index"] += actions
+    found |= {f"index {action}": _options("index", action) for action in actions}
     found["list"] += _LISTS
     found["example"] += ["shop"]
     found["completion"] += ["bash", "zsh", "fish"]
@@ -61,10 +61,14 @@ def _words() -> dict[str, list[str]]:
 
 def _options(*command: str) -> list[str]:
     """The options that a command's help names."""
+    options = re.findall(r"^ +(?:-\w, )?(--[a-z][\w.-]*)", _help(*command), flags=re.M)
+    return list(dict.fromkeys([*options, "--help"]))
+
+
+def _help(*command: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
         main([*command, "--help"])
-    options = re.findall(r"^ +(?:-\w, )?(--[a-z][\w.-]*)", said.getvalue(), flags=re.M)
-    return list(dict.fromkeys([*options, "--help"]))
+    return said.getvalue()
 
 
 def _values() -> dict[str, list[str]]:

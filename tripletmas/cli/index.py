@@ -38,11 +38,11 @@ def index(arguments: Sequence[str]) -> None:
         print(_HELP.format(text=index.__doc__), end="")
         if arguments:
             raise SystemExit(0)
-        raise ValueError(f"index needs one of {', '.join(ACTIONS)}")
+        raise ValueError(f"index needs one of {', '.join(_ACTIONS)}")
     name, *rest = arguments
-    if name not in ACTIONS:
-        raise ValueError(f"unknown command 'index {name}'{suggestion(name, ACTIONS)}; see: tripletmas index --help")
-    getattr(importlib.import_module(f"tripletmas.cli.{ACTIONS[name]}"), name)(rest)
+    if name not in _ACTIONS:
+        raise ValueError(f"unknown command 'index {name}'{suggestion(name, _ACTIONS)}; see: tripletmas index --help")
+    getattr(importlib.import_module(f"tripletmas.cli.{_ACTIONS[name]}"), name)(rest)
 
 
 def build(arguments: Sequence[str]) -> None:
@@ -249,7 +249,7 @@ def _names_leaves(run: str) -> bool:
     return isinstance(data, dict) and data.get("class_from") == "leaf"
 
 
-ACTIONS = {
+_ACTIONS = {
     "build": "index",
     "add": "index",
     "remove": "index",
