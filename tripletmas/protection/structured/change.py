@@ -1,29 +1,70 @@
-"""How far the weights of linear maps are from where they are held, and bringing back those that went too far."""
+"""How far the weights of linear maps are from where they are held, and bringing back those that went too far.
+
+Of weights that are spread over processes each sees to its own; sums over processes are asked for by all of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-import torch
 from torch import Tensor, nn
 
+from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
+from tripletmas.protection.structured.local_map import local_map, totals
+from tripletmas.protection.structured.quadratic import Quadratic
 
 _TOLERANCE = 0.001  # of a share
 
+Maps = Mapping[LinearMap, Held]
 
-def change_of(each: LinearMap, current: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
-    """Of a map's weights since the reference, as matrices, given the model's parameters as they are."""
-    held = {name: current[name].detach() for name in each.parameters}
-    change: Mapping[str, Tensor] = {
-        name: value - reference[name] if name in reference else torch.zeros_like(value) for name, value in held.items()
+
+def values_of(maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> list[Tensor]:
+    """The form of each map, a scalar, at the model's parameters as they are."""
+    here = [local_map(each, current) for each in maps]
+    moved = [
+        held.form.moved(of.change(current, reference), of)[0] for of, held in zip(here, maps.values(), strict=True)
+    ]
+    return [total + held.form.value for total, held in zip(totals(here, moved), maps.values(), strict=True)]
+
+
+def anchored(
+    maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str, Tensor], *, own: bool
+) -> dict[LinearMap, Quadratic]:
+    """The forms around the weights as they are now, as `Quadratic.anchored`."""
+    here = {each: local_map(each, current) for each in maps}
+    return {
+        each: held.form.anchored(here[each].change(current, reference), here[each], own=own)
+        for each, held in maps.items()
     }
-    return each.matrices(change)
+
+
+def pull(
+    maps: Maps,
+    current: Mapping[str, nn.Parameter],
+    reference: Mapping[str, Tensor],
+    weight: Callable[[Held], Tensor | float],
+    signs: Mapping[str, float],
+) -> None:
+    """Add the gradient of every form, times its weight, to those of the parameters that have a sign; and keep the share
+    of each map's response that was found changed."""
+    here, moved, instead = [local_map(each, current) for each in maps], [], Instead()
+    for each, held in zip(here, maps.values(), strict=True):
+        value, half = held.form.moved(each.change(current, reference), each)
+        moved.append(value)
+        half.mul_(2 * weight(held))
+        for name, part in each.spread(half, current):
+            if name in signs:
+                gradient = gradient_to_add_to(current[name], instead)
+                each.rows(gradient).add_(part, alpha=signs[name])
+    give_back(instead)
+    for held, total in zip(maps.values(), totals(here, moved), strict=True):
+        held.found = (total + held.form.value) / held.form.tasks
 
 
 def bring_back(
-    maps: Mapping[LinearMap, Held],
+    maps: Maps,
     most: float,
     current: Mapping[str, nn.Parameter],
     reference: Mapping[str, Tensor],
@@ -37,11 +78,12 @@ def bring_back(
     """
     found = False
     for each, held in maps.items():
-        change = change_of(each, current, reference)
-        if float(held.form.share(change)) <= most * (1 + _TOLERANCE):
+        here = local_map(each, current)
+        change = here.change(current, reference)
+        if float(held.form.of(change, here)[0] / held.form.tasks) <= most * (1 + _TOLERANCE):
             continue
         found = True
-        for name, part in each.spread(held.nearest(change, most) - change, current):
+        for name, part in here.spread(held.nearest(change, most, here) - change, current):
             for weights in [current[name].detach(), *beside(current[name])] if name in moved else []:
-                each.rows(weights).add_(part)
+                here.rows(weights).add_(part)
     return found

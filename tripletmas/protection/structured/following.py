@@ -45,7 +45,8 @@ def followed(model: nn.Module, kept: Kept) -> tuple[dict[LinearMap, Held], Kept]
     }
     if any(held is not kept.held[each] for each, held in present.items()):
         reference = {
-            name: value.to(current[name]) if name in current else value for name, value in kept.reference.items()
+            name: value.to(current[name].device, current[name].dtype) if name in current else value
+            for name, value in kept.reference.items()
         }
         kept = Kept(kept.held | present, reference, kept.places)
     return present, kept

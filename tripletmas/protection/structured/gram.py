@@ -19,7 +19,6 @@ from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.hooks import gradient_scale
 from tripletmas.protection.optimizers import signs
-from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
 from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
 from tripletmas.protection.structured.adapting import adapt, most_stable
 from tripletmas.protection.structured.budget import (
@@ -28,12 +27,18 @@ from tripletmas.protection.structured.budget import (
     default_budget,
     warn_if_unstable,
 )
-from tripletmas.protection.structured.change import bring_back, change_of
+from tripletmas.protection.structured.change import anchored, bring_back, pull, values_of
 from tripletmas.protection.structured.following import Kept, followed
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
-from tripletmas.protection.structured.moments import Grams, diagonals, input_importance, refuse_spread, relative_grams
+from tripletmas.protection.structured.moments import (
+    Grams,
+    diagonals,
+    input_importance,
+    refuse_unless_by_rows,
+    relative_grams,
+)
 from tripletmas.protection.structured.quadratic import first_task
 from tripletmas.protection.structured.state import from_tensors, to_tensors
 
@@ -94,7 +99,7 @@ class Gram(Guard):
         forward: Forward | None = None,
     ):
         check_budget(budget, strength)
-        refuse_spread(model)
+        refuse_unless_by_rows(model)
         if reference not in ("own", "last"):
             raise ValueError(f"reference must be 'own' or 'last', got {reference!r}")
         estimate = partial(input_importance, forward=forward, exact=exact)
@@ -125,9 +130,12 @@ class Gram(Guard):
     def shares(self) -> dict[str, float]:
         """The share of each map's squared response that has changed, on the average over the tasks that are held."""
         with torch.no_grad():
-            current = named_parameters(self.model)
-            found = {each: held.form.share(self._change(each, current)) for each, held in self._present().items()}
-        return {each.name: float(share) for each, share in found.items()}
+            present = self._present()
+            values = values_of(present, named_parameters(self.model), self._reference)
+        return {
+            each.name: float(value / held.form.tasks)
+            for (each, held), value in zip(present.items(), values, strict=True)
+        }
 
     def set_strength(self, strength: float) -> None:
         """From now on hold with this strength, without a budget."""
@@ -139,12 +147,9 @@ class Gram(Guard):
         """The penalty now: strength times the sum of the shares over layers and tasks, or each layer's multiplier times
         its share; a differentiable scalar."""
         self._loop.valued |= torch.is_grad_enabled()
-        now = named_parameters(self.model)
-        then = {**now, **self._reference}
-        terms = [
-            self._weight(held) * held.form.of(each.matrices(now) - each.matrices(then))[0]
-            for each, held in self._present().items()
-        ]
+        present = self._present()
+        values = values_of(present, named_parameters(self.model), self._reference)
+        terms = [self._weight(held) * value for held, value in zip(present.values(), values, strict=True)]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     @torch.no_grad()
@@ -163,16 +168,7 @@ class Gram(Guard):
             self._bring_back_far_ones(here, parameters, stepped)
         if searches and first and optimizer in self._loop.checked_rates:
             self._adapt(optimizer, list(here.values()))  # to the last step's shares: within a step nothing may change
-        scale, instead = gradient_scale(optimizer), Instead()
-        for each, held in here.items():
-            value, half = held.form.of(self._change(each, parameters))
-            held.found = value / held.form.tasks
-            half.mul_(2 * self._weight(held) * scale)
-            for name, part in each.spread(half, parameters):
-                if name in stepped:
-                    gradient = gradient_to_add_to(parameters[name], instead)
-                    each.rows(gradient).add_(part, alpha=stepped[name])
-        give_back(instead)
+        pull(here, parameters, self._reference, partial(self._pull_of, gradient_scale(optimizer)), stepped)
         if not searches:
             self._adapt(optimizer, list(here.values()))
         self._loop.checked_rates.add(optimizer)
@@ -240,7 +236,7 @@ class Gram(Guard):
     def add(self, grams: Grams, *, weight: float = 1.0, decay: float = 1.0) -> None:
         """Add `weight` of a task with these Grams, learned with the present weights, to `decay` times what is held."""
         current, own, before = named_parameters(self.model), self.reference == "own", self._present()
-        forms = {each: held.form.anchored(self._change(each, current), own=own) for each, held in before.items()}
+        forms = anchored(before, current, self._reference, own=own)
         for each, gram in grams.items():
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
@@ -263,7 +259,7 @@ class Gram(Guard):
 
     def state_dict(self) -> Params:
         """See `structured.state`."""
-        return to_tensors(self._present(), self._reference)
+        return to_tensors(self._present(), self._reference, self.model)
 
     def load_state_dict(self, state: Params) -> None:
         held, reference = from_tensors(state, self.model)
@@ -321,8 +317,8 @@ class Gram(Guard):
         """What the form of a map is multiplied with in the penalty."""
         return held.multiplier / held.form.tasks if self._has_budget else self.strength
 
-    def _change(self, each: LinearMap, current: Mapping[str, Tensor]) -> Tensor:
-        return change_of(each, current, self._reference)
+    def _pull_of(self, scale: Tensor | float, held: Held) -> Tensor | float:
+        return self._weight(held) * scale
 
     def _present(self) -> dict[LinearMap, Held]:
         """Without maps of which the model has replaced a parameter."""

@@ -61,6 +61,11 @@ def added(one: GramMatrix, other: GramMatrix) -> GramMatrix:
     return square(one) + square(other)
 
 
+def of_groups(gram: GramMatrix, groups: slice) -> GramMatrix:
+    """Of some of the groups: a view."""
+    return LowRank(gram.factor[groups], gram.rest[groups]) if isinstance(gram, LowRank) else gram[groups]
+
+
 def square(gram: GramMatrix) -> Tensor:
     """(groups, columns, columns)."""
     if isinstance(gram, LowRank):

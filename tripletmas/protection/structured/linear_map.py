@@ -66,24 +66,43 @@ class LinearMap(NamedTuple):
 
     def matrices(self, values: Mapping[str, Tensor]) -> Tensor:
         """The matrices (groups, rows, columns) of these values of its parameters."""
+        return self.joined({name: self.rows(values[name]) for name in self.parameters})
+
+    def joined(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """The same of what is its own of its parameters."""
         parts = []
         if self.weight is not None:
-            parts.append(self._weight_matrices(self.rows(values[self.weight])))
+            parts.append(self._weight_matrices(rows[self.weight]))
         if self.bias is not None:
-            parts.append(self.rows(values[self.bias]).reshape(self.groups, -1, 1))
+            parts.append(rows[self.bias].reshape(self.groups, -1, 1))
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+    def shape(self, like: Mapping[str, Tensor]) -> tuple[int, int, int]:
+        """(groups, rows, columns) of its matrices, for parameters like these."""
+        groups, rows, columns = self.matrices(
+            {name: torch.empty(like[name].shape, device="meta") for name in self.parameters}
+        ).shape
+        return groups, rows, columns
 
     def spread(self, matrices: Tensor, like: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The matrices as parts of its parameters: names, and what `rows` of tensors like them are."""
+        for name, part in self.columns(matrices):
+            shape = self._shape_of_rows(like[name])
+            yield name, self._weight_like(part, shape) if name == self.weight else part.reshape(shape)
+
+    def columns(self, matrices: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The columns (..., rows, n) that are its weight's, and the one that is its bias's, by name."""
         if self.weight is not None:
-            shape = self.rows(like[self.weight]).shape
-            yield self.weight, self._weight_like(matrices[..., :-1] if self.bias else matrices, shape)
+            yield self.weight, matrices[..., :-1] if self.bias else matrices
         if self.bias is not None:
-            yield self.bias, matrices[..., -1].reshape(self.rows(like[self.bias]).shape)
+            yield self.bias, matrices[..., -1:]
 
     def rows(self, parameter: Tensor) -> Tensor:
         """What belongs to it of a parameter: a view."""
         return parameter if self.stop is None else parameter[self.start : self.stop]
+
+    def _shape_of_rows(self, parameter: Tensor) -> torch.Size:
+        return parameter.shape if self.stop is None else torch.Size((self.stop - self.start, *parameter.shape[1:]))
 
     def _weight_matrices(self, weight: Tensor) -> Tensor:
         if self.kind == "linear":

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.distributed import gather_objects, is_spread, sum_numbers, sum_over_ranks, together
+from tripletmas.basics.distributed import gather_objects, sum_numbers, sum_over_ranks, together
+from tripletmas.basics.rows import why_not_by_rows
 from tripletmas.basics.sentences import listed
 from tripletmas.basics.weights import Params, device_of, named_parameters, trainable, unwrap
 from tripletmas.protection.batches import (
@@ -28,6 +29,7 @@ from tripletmas.protection.engine.inputs import LayerInputs
 from tripletmas.protection.replicas import as_one
 from tripletmas.protection.structured.gram_matrix import GramMatrix, compressed, diagonal, energy, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
+from tripletmas.protection.structured.local_map import local_map
 
 Grams = dict[LinearMap, GramMatrix]
 
@@ -59,18 +61,18 @@ def relative_grams(
             answers: all inputs or weights are zero. A single map of which that is true is left out, with a warning.
     """
     model = unwrap(model)
-    refuse_spread(model)
-    wanted = measured_parameters(model)
+    refuse_unless_by_rows(model)
     with as_one(model):
+        wanted = measured_parameters(model)
         with together("measuring input Grams"):
             moments, num_samples = _moments(model, batches, forward, exact)
         moments = _over_ranks(moments, device_of(model))
         if not sum_numbers(samples=num_samples)["samples"]:
             raise ValueError("a Gram needs at least one sample, and the batches were empty")
-    explained = {name for each in moments for name in each.parameters}
-    for name in wanted.keys() - explained:
-        moments[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
-    found, silent = _in_their_own_unit(moments, named_parameters(model), exact)
+        explained = {name for each in moments for name in each.parameters}
+        for name in wanted.keys() - explained:
+            moments[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
+        found, silent = _in_their_own_unit(moments, named_parameters(model), exact)
     if not found:
         raise ValueError("no layer answers anything on these data: all inputs or all weights are zero")
     if silent:
@@ -78,14 +80,14 @@ def relative_grams(
     return found
 
 
-def refuse_spread(model: nn.Module) -> None:
-    """Raise a ValueError for weights that are spread over processes: a Gram holds layers as wholes."""
-    spread = [name for name, value in named_parameters(model).items() if is_spread(value)]
-    if spread:
-        raise ValueError(
-            f"{spread[0]} is spread over processes (fully_shard), and a Gram holds layers as wholes: use "
-            "tripletmas.MAS, or DistributedDataParallel"
-        )
+def refuse_unless_by_rows(model: nn.Module) -> None:
+    """Raise a ValueError for weights that are spread over processes in another way than by rows over all of them."""
+    for name, value in named_parameters(model).items():
+        if others := why_not_by_rows(value):
+            raise ValueError(
+                f"{name} is spread over {others}, and a Gram holds rows of weights: use fully_shard over a mesh of one "
+                "dimension that has all processes, or tripletmas.MAS"
+            )
 
 
 def _in_their_own_unit(
@@ -119,10 +121,11 @@ def diagonals(grams: Mapping[LinearMap, GramMatrix], model: nn.Module) -> Params
     like, wanted = named_parameters(model), trainable(model)
     found: Params = {}
     for each, gram in grams.items():
-        matrices = diagonal(gram).unsqueeze(1).expand(each.matrices(like).shape)
-        for name, part in each.spread(matrices, like):
+        here = local_map(each, like)
+        matrices = diagonal(gram)[here.groups].unsqueeze(1).expand(here.shape(like))
+        for name, part in here.spread(matrices, like):
             if name in wanted:
-                each.rows(found.setdefault(name, torch.zeros_like(like[name]).detach())).add_(part)
+                here.rows(found.setdefault(name, torch.zeros_like(like[name]).detach())).add_(part)
     return found
 
 

@@ -7,6 +7,8 @@ A stored vector of task t was made by the weights W_t of its time, so what an ol
 Around the last weights R it is tr(D A D^T) + 2 tr(D C^T) + T, with D = W - R, A = sum_t A_t, C = sum_t (R - W_t) A_t
 and T its value at R: its memory does not grow with the tasks. Its gradient is 2 (D A + C).
 
+Of weights that are spread over processes D and C are the rows that this one has, and A is whole.
+
 Shapes: matrices D, C (groups, rows, columns); Grams A stand for (groups, columns, columns).
 """
 
@@ -17,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tripletmas.protection.structured.gram_matrix import GramMatrix, Spectrum, added, diagonal, scaled, times
+from tripletmas.protection.structured.gram_matrix import GramMatrix, Spectrum, added, diagonal, of_groups, scaled, times
+from tripletmas.protection.structured.local_map import LocalMap
 
 
 class Quadratic(NamedTuple):
@@ -33,47 +36,47 @@ class Quadratic(NamedTuple):
     value: Tensor
     tasks: float
 
-    def of(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        """(the form, a scalar; half its gradient, like `change`) at a change D of the weights."""
-        product = times(change, self.gram)
+    def moved(self, change: Tensor, here: LocalMap | None = None) -> tuple[Tensor, Tensor]:
+        """(what a change D of the weights adds to T, a scalar; half the form's gradient, like `change`).
+
+        Args:
+            here: what this process has of the map, whose part of the sum it is then; None for all of it.
+        """
+        product = times(change, self.gram if here is None else of_groups(self.gram, here.groups))
         if self.offset is None:
-            return (change * product).sum() + self.value, product
-        return (change * (product + 2 * self.offset)).sum() + self.value, product + self.offset
+            return (change * product).sum(), product
+        return (change * (product + 2 * self.offset)).sum(), product + self.offset
 
-    def share(self, change: Tensor) -> Tensor:
-        """The form at a change D of the weights, on the average over the tasks; a scalar."""
-        return self.of(change)[0] / self.tasks
+    def of(self, change: Tensor, here: LocalMap | None = None) -> tuple[Tensor, Tensor]:
+        """(the form, a scalar; half its gradient, like `change`) at a change D of the weights."""
+        moved, half = self.moved(change, here)
+        return (moved if here is None else here.total(moved)) + self.value, half
 
-    def nearest(self, change: Tensor, most: float, spectrum: Spectrum) -> Tensor:
+    def nearest(self, change: Tensor, most: float, spectrum: Spectrum, here: LocalMap | None = None) -> Tensor:
         """The change that is nearest to this one and at which the form is at most so much; where it is so nowhere, one
         at which it is about least. The spectrum is that of the Gram.
 
         It is D - m H (I + m A)^-1 with H = D A + C half the gradient, and the form there is less by
         sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2, q_j and l_j eigenvectors and eigenvalues of A: m is searched.
         """
-        value, half = self.of(change)
-        vectors, large, little = spectrum
+        value, half = self.of(change, here)
+        groups = slice(None) if here is None else here.groups
+        vectors, large, little = (each[groups] for each in spectrum)
         turned = half @ vectors
         slopes = turned.square().sum(1)
         other = (half.square().sum((1, 2)) - slopes.sum(1)).clamp_min(0) * (little > 0)
-        slopes, values = (
-            torch.cat([one.flatten(), other.flatten()]).to("cpu", torch.float64)
-            for one, other in ((slopes, other), (large, little))
-        )
-        low, high = 1e-6 / float(values.max()), 1e12 / float(values.max())
-        for _ in range(60):
-            middle = (low * high) ** 0.5
-            less = (slopes * middle * (2 + middle * values) / (1 + middle * values).square()).sum()
-            low, high = (low, middle) if float(value) - float(less) <= most else (middle, high)
+        if here is not None:
+            slopes, other = (here.total_of_groups(each, len(spectrum.little)) for each in (slopes, other))
+        high = _multiplier(float(value), most, slopes, other, spectrum)
         everywhere = (high * (little > 0) / (1 + high * little)).view(-1, 1, 1)
         back = half * everywhere + turned * ((high / (1 + high * large)).unsqueeze(1) - everywhere) @ vectors.mT
         return change - back
 
-    def anchored(self, change: Tensor, *, own: bool) -> Quadratic:
+    def anchored(self, change: Tensor, here: LocalMap | None = None, *, own: bool) -> Quadratic:
         """The same form around the weights after a change D; unless `own`, every task has its reference there."""
         if not own:
             return self._replace(offset=None, value=torch.zeros_like(self.value))
-        value, half = self.of(change)
+        value, half = self.of(change, here)
         return self._replace(offset=half, value=value)
 
     def with_task(self, gram: GramMatrix, weight: float, decay: float) -> Quadratic:
@@ -85,3 +88,21 @@ class Quadratic(NamedTuple):
 def first_task(gram: GramMatrix, weight: float = 1.0) -> Quadratic:
     """The form of one task, which counts `weight`."""
     return Quadratic(gram, None, diagonal(gram).new_zeros(()), weight)
+
+
+def _multiplier(value: float, most: float, slopes: Tensor, other: Tensor, spectrum: Spectrum) -> float:
+    """The m at which a form of this value is `most`, as `Quadratic.nearest` has it.
+
+    Args:
+        slopes, other: |H q_j|^2 over all rows: (groups, n) in the directions of the spectrum, (groups,) in all others.
+    """
+    slopes, values = (
+        torch.cat([one.flatten(), rest.flatten()]).to("cpu", torch.float64)
+        for one, rest in ((slopes, other), (spectrum.large, spectrum.little))
+    )
+    low, high = 1e-6 / float(values.max()), 1e12 / float(values.max())
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        less = (slopes * middle * (2 + middle * values) / (1 + middle * values).square()).sum()
+        low, high = (low, middle) if value - float(less) <= most else (middle, high)
+    return high

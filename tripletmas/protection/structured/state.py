@@ -1,7 +1,8 @@
 """What a Gram holds, as tensors by name: for files and checkpoints.
 
 Of each map `gram/KEY`, or `factor/KEY` and `rest/KEY` where it is of low rank, `offset/KEY` and `scalars/KEY` (value,
-tasks, multiplier, share at the last step); and `reference/NAME` of the parameters.
+tasks, multiplier, share at the last step); and `reference/NAME` of the parameters. Of weights that are spread over
+processes the references are, too, and all else is whole.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params, named_parameters
-from tripletmas.protection.penalty import refuse_other_model
+from tripletmas.protection.penalty import laid_out_as, refuse_other_model
 from tripletmas.protection.structured.gram_matrix import LowRank
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
+from tripletmas.protection.structured.local_map import local_map
 from tripletmas.protection.structured.quadratic import Quadratic
 
 _FORM = ("gram", "factor", "rest", "offset")  # of a map
 
 
-def to_tensors(held: Mapping[LinearMap, Held], reference: Params) -> Params:
-    """All of it."""
+def to_tensors(held: Mapping[LinearMap, Held], reference: Params, model: nn.Module) -> Params:
+    """All of it; of a model that is spread over processes all must ask."""
+    current = named_parameters(model)
     state: Params = {}
     for each, of in held.items():
         form = of.form
@@ -31,7 +34,8 @@ def to_tensors(held: Mapping[LinearMap, Held], reference: Params) -> Params:
         else:
             state[f"gram/{each.key}"] = form.gram
         if form.offset is not None:
-            state[f"offset/{each.key}"] = form.offset.contiguous()
+            whole = local_map(each, current).whole_of(form.offset, current)
+            state[f"offset/{each.key}"] = whole.contiguous()
         scalars = [form.value, torch.full_like(form.value, form.tasks, dtype=torch.float64), of.multiplier, of.found]
         state[f"scalars/{each.key}"] = torch.stack([one.double() for one in scalars])
     return state | {f"reference/{name}": value for name, value in reference.items()}
@@ -53,7 +57,7 @@ def from_tensors(state: Params, model: nn.Module) -> tuple[dict[LinearMap, Held]
     if any(not parts[kind].keys() <= parts["scalars"].keys() for kind in _FORM):
         raise ValueError("the state lacks the scalars of a map")
     held = {each: _held_of(each, parts, current) for each in map(LinearMap.from_key, parts["scalars"])}
-    return held, {name: value.to(current[name].device) for name, value in reference.items()}
+    return held, {name: laid_out_as(current[name], value) for name, value in reference.items()}
 
 
 def _held_of(each: LinearMap, parts: dict[str, dict[str, Tensor]], current: Mapping[str, nn.Parameter]) -> Held:
@@ -64,12 +68,14 @@ def _held_of(each: LinearMap, parts: dict[str, dict[str, Tensor]], current: Mapp
     gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], kept["rest"])
     value, _, multiplier, found = scalars.to(next(iter(kept.values()))).unbind()
     form = Quadratic(gram, kept.get("offset"), value, float(scalars[1]))
-    if not _fits(form, each.matrices(current).shape):
+    if not _fits(form, each.shape(current)):
         raise ValueError(f"saved for another model: what is held of {each.name} has another shape")
+    if form.offset is not None:
+        form = form._replace(offset=local_map(each, current).part_of(form.offset))
     return Held(form, multiplier, found)
 
 
-def _fits(form: Quadratic, matrices: torch.Size) -> bool:
+def _fits(form: Quadratic, matrices: tuple[int, int, int]) -> bool:
     """Whether a form is one of matrices of this shape."""
     groups, _, columns = matrices
     if isinstance(form.gram, LowRank):
