@@ -4,11 +4,13 @@
     .venv/bin/python scripts/reproduce_processes.py
     .venv/bin/python scripts/reproduce_processes.py --model resnet18 --size 64 --samples 51 --processes 1 2
     .venv/bin/python scripts/reproduce_processes.py --model mlp --samples 11 --steps 2 --processes 1 2 --json out.json
+    .venv/bin/python scripts/reproduce_processes.py --protection gram --processes 1 2 3
 
-Each number of processes measures MAS importance (relative) on the same images, of which `DistributedSampler` gives each
-its share, and then learns another task under DistributedDataParallel (ddp) and under fully_shard (fsdp), held by a MAS.
-Printed are largest differences to one process, and between ranks; of importance relative to the largest of its
-parameter; and seconds of `consolidate`, and of adding up that much over processes again.
+Each number of processes measures MAS importance (relative), or input Grams, on the same images, of which
+`DistributedSampler` gives each its share, and then learns another task under DistributedDataParallel (ddp) and under
+fully_shard (fsdp), held by a MAS, or by a Gram with its default budget. Printed are largest differences to one process,
+and between ranks; of importance (of a Gram the diagonal) relative to the largest of its parameter; and seconds of
+`consolidate`, and of adding up that much over processes again.
 Batch norm is in eval mode in training, so that one batch is one function of the weights however it is shared out.
 """
 
@@ -60,22 +62,23 @@ def learned(settings: argparse.Namespace, way: str) -> dict[str, Any]:
     data = TensorDataset(images)
     sampler = DistributedSampler(data, distributed.world_size(), distributed.rank(), shuffle=False)
     loader = DataLoader(data, 16, sampler=sampler)
-    mas = tm.MAS(learner, strength=STRENGTH)
+    holds = tm.Gram(learner) if settings.protection == "gram" else tm.MAS(learner, strength=STRENGTH)
     began = time.perf_counter()
-    importance = whole(mas.consolidate(loader))
+    importance = whole(holds.consolidate(loader))
     seconds = time.perf_counter() - began
+    summed = {name: value for name, value in holds.state_dict().items() if name.startswith(("gram/", "factor/"))}
     began = time.perf_counter()
-    distributed.sum_over_ranks(importance)
+    distributed.sum_over_ranks(summed or importance)
     sums = time.perf_counter() - began
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.01, momentum=0.9)
-    mas.attach(optimizer)
+    holds.attach(optimizer)
     for batch in new.split(settings.batch):
         optimizer.zero_grad()
         own = batch[distributed.rank() :: distributed.world_size()]
         (learner(own) - 1).square().mean().backward()
         optimizer.step()
     found = {"importance": importance, "weights": whole(dict(model.named_parameters())), "seconds": [seconds, sums]}
-    return {**found, "penalty": float(mas.value().detach())}
+    return {**found, "penalty": float(holds.value().detach())}
 
 
 def member(rank: int, settings: argparse.Namespace, count: int, folder: str) -> None:
@@ -114,6 +117,7 @@ def compared(answers: list[dict[str, Any]], one: dict[str, Any], way: str) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="conv4", choices=["mlp", "conv4", "resnet18"])
+    parser.add_argument("--protection", default="mas", choices=["mas", "gram"])
     parser.add_argument("--size", type=int, default=32, help="height and width of images")
     parser.add_argument("--samples", type=int, default=203, help="that importance is measured on")
     parser.add_argument("--batch", type=int, default=48, help="samples of a step, over all processes")

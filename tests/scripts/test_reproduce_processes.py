@@ -17,7 +17,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path: Path):
+@pytest.mark.parametrize("protection", ["mas", "gram"])
+def test_two_processes_do_what_one_does(protection: str, tmp_path: Path):
     small = [
         "--model",
         "mlp",
@@ -33,7 +34,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
         "1",
         "2",
     ]
-    ran = run(*small, "--json", str(tmp_path / "found.json"))
+    ran = run(*small, "--protection", protection, "--json", str(tmp_path / "found.json"))
     assert ran.returncode == 0, ran.stderr
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert [(row["processes"], row["way"]) for row in rows] == [(n, way) for n in (1, 2) for way in ("ddp", "fsdp")]
