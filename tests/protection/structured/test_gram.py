@@ -481,6 +481,20 @@ def test_a_layer_that_has_gone_three_times_too_far_is_brought_back_as_it_learns(
     assert gram.shares() == before
 
 
+def test_a_layer_that_goes_too_far_at_every_step_is_brought_back_at_every_step():
+    """Brought back, it is found at the edge, on either side of it: rounding must not say what is done next."""
+    model, gram = consolidated(budget=0.001)
+    steps, seen = SGD(model.parameters(), lr=0.1), []
+    gram.attach(steps)
+    steps.register_step_pre_hook(lambda *_: seen.extend(gram.shares().values()))
+    for seed in range(8):
+        steps.zero_grad()
+        (model(samples(seed)) - 10).square().mean().backward()
+        steps.step()
+    assert max(seen[:2]) > 0.01  # at the first step it is only found
+    assert max(seen[2:]) < 0.003**2 * 1.001
+
+
 def test_what_is_frozen_or_another_optimizers_is_not_brought_back():
     model, gram = consolidated(budget=0.001)
     first, second = layer(model, 0), layer(model, 2)

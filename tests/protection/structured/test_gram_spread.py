@@ -101,7 +101,7 @@ def three_tasks(way: str, path: Path) -> dict[str, Any]:
     """The later ones learned under protection; all that can be compared, and a file after the second."""
     model = spread_out(make_net()) if distributed.is_on() else make_net()
     gram = Gram(model, **WAYS[way])
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.0003)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     gram.attach(optimizer)
     found: dict[str, Any] = {"measured": whole(gram.consolidate(shared(words(1))))}
     learn(model, optimizer)

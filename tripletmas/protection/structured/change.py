@@ -15,7 +15,7 @@ from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.local_map import local_map, totals
 from tripletmas.protection.structured.quadratic import Quadratic
 
-_TOLERANCE = 0.001  # of a share
+TOLERANCE = 0.001  # of a share
 
 Maps = Mapping[LinearMap, Held]
 
@@ -80,7 +80,7 @@ def bring_back(
     for each, held in maps.items():
         here = local_map(each, current)
         change = here.change(current, reference)
-        if float(held.form.of(change, here)[0] / held.form.tasks) <= most * (1 + _TOLERANCE):
+        if float(held.form.of(change, here)[0] / held.form.tasks) <= most * (1 + TOLERANCE):
             continue
         found = True
         for name, part in here.spread(held.nearest(change, most, here) - change, current):

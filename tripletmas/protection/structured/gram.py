@@ -27,7 +27,7 @@ from tripletmas.protection.structured.budget import (
     default_budget,
     warn_if_unstable,
 )
-from tripletmas.protection.structured.change import anchored, bring_back, pull, values_of
+from tripletmas.protection.structured.change import TOLERANCE, anchored, bring_back, pull, values_of
 from tripletmas.protection.structured.following import Kept, followed
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
@@ -190,10 +190,11 @@ class Gram(Guard):
     def _bring_back_far_ones(
         self, here: Mapping[LinearMap, Held], parameters: Mapping[str, nn.Parameter], moved: Collection[str]
     ) -> None:
-        """Those that were found too far at the step before: what that says is known without waiting for this one."""
+        """Those that were found too far at the step before: what that says is known without waiting for this one. One
+        that was brought back then is found at the edge, on a side that is rounding's: it is looked at again."""
         most = (FURTHEST * self._budget_now()) ** 2
         found = torch.stack([held.found for held in here.values()]).tolist()
-        far = {each: here[each] for each, share in zip(here, found, strict=True) if share > most}
+        far = {each: here[each] for each, share in zip(here, found, strict=True) if share > most * (1 - TOLERANCE)}
         bring_back(far, most, parameters, self._reference, moved, self._loop.beside)
 
     def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
