@@ -405,6 +405,14 @@ def test_tf32_is_torchs_own_setting(of_linear: str, of_convolutions: str, settin
     assert fused.products(left.half(), right.half(), 1).constants["PRECISION"] == "ieee"
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_by_torchs_older_names(allowed: bool, settings: tuple[Any, Any]):
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    expected = "tf32" if allowed else "ieee"
+    assert [fused._precision(each, torch.zeros(1)) for each in ("matmul", "conv")] == [expected] * 2
+
+
 # --- compiled for GPUs that are not there
 
 # of ViT-B/16, MiniLM, ResNet-50 and MobileNet: a launch looks at shapes alone
