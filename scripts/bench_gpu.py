@@ -40,7 +40,7 @@ LIMITS = {
 ALL_SECONDS = 465  # of all parts, so that the whole stays below eight minutes
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
     parser.add_argument("--parts", nargs="+", choices=list(LIMITS), default=list(LIMITS))
@@ -52,6 +52,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cpu" and not options.small:
         parser.error("on a CPU there is the rehearsal alone: --small")
+    return options
+
+
+def main() -> None:
+    options = parsed()
     if options.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     if options.write:
@@ -65,13 +70,8 @@ def main() -> None:
         found[name] = asked(name, options, left)
         if options.json:  # after each part: whatever comes, this much is kept
             options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for name, part in found.items():
-        print_part(name, part)
-    failed = [name for name, part in found.items() if part["error"]]
-    print(
-        f"\n{time.monotonic() - began:.0f} s; "
-        + (f"not whole: {', '.join(failed)}" if failed else "all parts are whole")
-    )
+    print_all(found)
+    print(f"\n{time.monotonic() - began:.0f} s")
 
 
 def no_device(name: str) -> str | None:
@@ -148,6 +148,13 @@ def worded(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def print_all(found: dict[str, dict[str, Any]]) -> None:
+    for name, part in found.items():
+        print_part(name, part)
+    failed = [name for name, part in found.items() if part["error"]]
+    print(f"\nnot whole: {', '.join(failed)}" if failed else "\nall parts are whole")
 
 
 def print_part(name: str, part: dict[str, Any]) -> None:

@@ -45,26 +45,29 @@ def layers(asked: Asked) -> None:
         made = {name: (linear, sizes) for name, sizes in LINEAR.items()}
         made |= {name: (convolution, sizes) for name, sizes in CONVOLUTIONS.items()}
         tiles, precisions = OTHER_TILES, ["tf32", "ieee", "tf32x3"]
-    for turn, tile in enumerate([None, *tiles]):
+    for name, (make, sizes) in made.items():
+        layer = make(asked.device, *sizes)
+        for allowed in (False, True):
+            with tf32(allowed):
+                row = {"layer": name, "precision": "tf32" if allowed else "float32"}
+                asked.note(**row, way="plain", **layer_time(asked, layer.plain))
+                asked.note(**row, way="twin", **layer_time(asked, partial(layer.twin, layer.total)))
+        for precision in precisions:
+            note_kernel(asked, name, layer, layer.launch, precision)
+    for tile in tiles:
         for name, (make, sizes) in made.items():
             layer = make(asked.device, *sizes)
-            for allowed in (False, True) if not turn else ():
-                with tf32(allowed):
-                    row = {"layer": name, "precision": "tf32" if allowed else "float32"}
-                    asked.note(**row, way="plain", **layer_time(asked, layer.plain))
-                    asked.note(**row, way="twin", **layer_time(asked, partial(layer.twin, layer.total)))
-            for precision in precisions if not turn else precisions[:1]:
-                launch = layer.launch._replace(constants=layer.launch.constants | {"PRECISION": precision})
-                launch = launch if tile is None else with_tile(launch, fused.Tile(*tile))
-                row = {"layer": name, "way": "kernel", "precision": precision, "tile": "x".join(map(str, launch.tile))}
-                try:
-                    row |= {
-                        "off by": apart(launch, layer),
-                        **layer_time(asked, partial(fused.run, launch, layer.total)),
-                    }
-                except Exception as error:  # as a tile that does not fit into the memory of a processor
-                    row["error"] = sentence(error)
-                asked.note(**row)
+            note_kernel(asked, name, layer, with_tile(layer.launch, fused.Tile(*tile)), precisions[0])
+
+
+def note_kernel(asked: Asked, name: str, layer: Layer, launch: fused.Launch, precision: str) -> None:
+    launch = launch._replace(constants=launch.constants | {"PRECISION": precision})
+    row = {"layer": name, "precision": precision, "way": "kernel", "tile": "x".join(map(str, launch.tile))}
+    try:
+        found = {"off by": apart(launch, layer), **layer_time(asked, partial(fused.run, launch, layer.total))}
+        asked.note(**row, **found)
+    except Exception as error:  # as a tile that does not fit into the memory of a processor
+        asked.note(**row, error=sentence(error))
 
 
 class Layer(NamedTuple):

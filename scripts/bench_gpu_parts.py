@@ -152,37 +152,42 @@ SMALL_MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def importance(asked: Asked, name: str, batch_size: int) -> None:
     """Seconds and peak memory of two batches: a plain pass, ours, the twin of its kernels, vmap."""
     case = TINY[name] if asked.small else {**bench_importance.CASES, **bench_importance.ON_GPU}[name]
-    rounds = 1 if asked.small else 3
     torch.manual_seed(0)
     model = case.make().to(asked.device).eval()
     batches = [case.samples(2 if asked.small else batch_size).to(asked.device) for _ in range(2)]
     for precision in ("tf32", "float32") if asked.on_gpu else ("float32",):
-        with tf32(precision == "tf32"):
-            plain = 0.0
-            for way, (use, measure) in importance_ways(asked).items():
-                if way == "vmap" and precision == "tf32":
-                    continue
-                row: dict[str, Any] = {"model": name, "batch": len(batches[0]), "precision": precision, "way": way}
-                with use:
-                    try:
-                        row |= measured(partial(measure, model, batches), torch.device(asked.device), rounds)
-                    except Exception as error:  # as out of memory: the other ways go on
-                        row["error"] = sentence(error)
-                if way == "ours" and asked.on_gpu:
-                    row["kernels"] = "given up" if fused._failed else f"{len(fused._proved)} proved"
-                plain = row.get("seconds", 0.0) if way == "plain" else plain
-                if plain and "seconds" in row:
-                    row["to plain"] = row["seconds"] / plain
-                asked.note(**row)
+        plain = None
+        for way, (use, measure) in importance_ways(asked, precision).items():
+            with tf32(precision == "tf32"), use:
+                row = attempted(asked, partial(measure, model, batches))
+            plain = plain or row.get("seconds")
+            if plain and "seconds" in row:
+                row["to plain"] = row["seconds"] / plain
+            asked.note(model=name, batch=len(batches[0]), precision=precision, way=way, **row, **proofs(asked, way))
 
 
-def importance_ways(asked: Asked) -> dict[str, tuple[Any, Callable[[nn.Module, list[Tensor]], object]]]:
+def proofs(asked: Asked, way: str) -> dict[str, str]:
+    """What became of our kernels."""
+    if way != "ours" or not asked.on_gpu:
+        return {}
+    return {"kernels": "given up" if fused._failed else f"{len(fused._proved)} proved"}
+
+
+def importance_ways(asked: Asked, precision: str) -> dict[str, tuple[Any, Callable[[nn.Module, list[Tensor]], object]]]:
     own = {way: (use, bench_importance.ours) for way, use in ways(asked).items()}
-    never = fused.used("never")
-    return {"plain": (never, bench_importance.plain), **own, "vmap": (fused.used("never"), bench_importance.vectorized)}
+    found = {"plain": (fused.used("never"), bench_importance.plain), **own}
+    return found if precision == "tf32" else {**found, "vmap": (fused.used("never"), bench_importance.vectorized)}
 
 
-def measured(function: Callable[[], object], device: torch.device, rounds: int) -> dict[str, float]:
+def attempted(asked: Asked, function: Callable[[], object]) -> dict[str, Any]:
+    """What is measured, or the error: as out of memory, after which other ways go on."""
+    try:
+        return measured(function, torch.device(asked.device), 1 if asked.small else 3)
+    except Exception as error:
+        return {"error": sentence(error)}
+
+
+def measured(function: Callable[[], object], device: torch.device, rounds: int) -> dict[str, Any]:
     """The first call, with all that is compiled in it; the fastest of later ones; megabytes at the peak of one."""
     first = timed(function, device)
     seconds = min(timed(function, device) for _ in range(rounds))

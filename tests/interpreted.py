@@ -80,18 +80,17 @@ def compiled(launch: fused.Launch, capability: int, *, is_added: bool, out: dict
     tile = dict(zip(("ROWS", "COLUMNS", "POSITIONS"), launch.tile, strict=False))
     constants = launch.constants | tile | {"IS_ADDED": is_added}
     types = {"torch.float32": "*fp32", "torch.bfloat16": "*bf16", "torch.float16": "*fp16"}
-    sizes, aligned, signature = launch.sizes | out, {}, {}
+    sizes, signature, aligned = launch.sizes | out, {}, {}
     for place, parameter in enumerate(kernel.params):
-        name = parameter.name
+        name, is_any = parameter.name, parameter.do_not_specialize
         if place < 3:
             signature[name] = types[str(launch.tensors[place].dtype)] if place < 2 else "*fp32"
-        elif name in constants:
+        elif sizes.get(name) == 1 and not is_any:
+            constants[name] = 1
+        if name in constants:
             signature[name] = "constexpr"
-        elif sizes.get(name) == 1 and not parameter.do_not_specialize:
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i32"
-        if place < 3 or (signature[name] == "i32" and not parameter.do_not_specialize and sizes[name] % 16 == 0):
+        signature.setdefault(name, "i32")
+        if place < 3 or (signature[name] == "i32" and not is_any and sizes[name] % 16 == 0):
             aligned[(place,)] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, constexprs=places, attrs=aligned)
