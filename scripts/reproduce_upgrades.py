@@ -45,7 +45,14 @@ RUNS: dict[str, Config] = {  # the last three of these tasks are learned between
         "training": {**_TUNED, "epochs": 1},
     },
     "clothing": {
-        "data": {**_PHOTOS, "root": "{data}/clothing/clothing-96.zip", "size": 96, **_FEW, "tasks": [4, 2, 2, 2]},
+        "data": {
+            **_PHOTOS,
+            "root": "{data}/clothing/clothing-96.zip",
+            "size": 96,
+            "per_class": 48,
+            "test_share": 0.1,
+            "tasks": [4, 2, 2, 2],
+        },
         "model": MODEL,
         "training": {**_TUNED, "epochs": 1},
     },
@@ -54,11 +61,12 @@ RUNS: dict[str, Config] = {  # the last three of these tasks are learned between
             "name": "omniglot",
             "root": "{data}/omniglot/omniglot-background.zip",
             "size": 28,
-            **_FEW,
+            "per_class": 12,
+            "test_share": 0.2,
             "tasks": 10,
         },
         "model": {"name": "conv4", "width": 32},
-        "training": {"epochs": 2, "batch_size": 64, "samples_per_class": 4, "freeze_batchnorm": True},
+        "training": {"epochs": 8, "batch_size": 64, "samples_per_class": 4, "freeze_batchnorm": True},
     },
     "banking77": {
         "data": {
