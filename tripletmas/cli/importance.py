@@ -15,6 +15,7 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import unlabelled
 from tripletmas.data.images import ImageFiles, preparation_of
 from tripletmas.data.preparation import Preparation
+from tripletmas.runs.brightness import brightness_learned, warn_of_negatives
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment, load_trained
@@ -48,6 +49,7 @@ def _add(run: RunDirectory, options: Namespace) -> None:
     prepare(experiment, run, state)
     prepared = preparation_of(experiment.stream[0].query)
     images = unlabelled(options.images, prepared, invert=options.invert, skip_unreadable=options.skip_unreadable)
+    warn_of_negatives(images, brightness_learned(run), of=str(run.path), inverted=options.invert)
     run.rewind(state)  # what an addition that was interrupted has recorded does not count
     mend_importance(experiment.strategy, run, state.task - 1)
     images, checksums = _new(run, images, again=options.again)

@@ -26,10 +26,11 @@ from tripletmas.index.base import unit
 from tripletmas.index.changes import add_images, remove_images
 from tripletmas.index.file import locked
 from tripletmas.index.images import ImageIndex, Part, Reading, Settings, Transform, prefix
+from tripletmas.runs.collapsed import refuse_collapse
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.embedded_parts import embed_in_parts, rows_of_part
 from tripletmas.runs.indexed import check_roots, model_of, stale_vectors, ways_out
-from tripletmas.runs.models import NoneReadable, RunModel, load_model, refuse_collapse, weight_hashes
+from tripletmas.runs.models import NoneReadable, RunModel, load_model, weight_hashes
 
 
 def index(arguments: Sequence[str]) -> None:

@@ -18,7 +18,8 @@ from tripletmas.data.tokens import Texts
 from tripletmas.data.vector_parts import identity_of, read_parts
 from tripletmas.index.base import unit
 from tripletmas.index.images import ImageIndex, Reading, Transform, prefix
-from tripletmas.runs.models import RunModel, embed_images, embed_texts, refuse_collapse, transform_of
+from tripletmas.runs.collapsed import refuse_collapse
+from tripletmas.runs.models import RunModel, embed_images, embed_texts, transform_of
 
 JUDGED = 1000  # vectors, of many, by which a collapse is told
 _NO_CLASS = SPLITS.keys() | LEFT_OUT

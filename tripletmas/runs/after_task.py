@@ -17,6 +17,7 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task, fingerprint
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_tasks, one_label
 from tripletmas.objectives.scores import Scores
+from tripletmas.runs.brightness import brightness_of
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import STALE, Galleries, GalleryConfig, choice_record, drift_by_class, named
 from tripletmas.runs.task import Learner
@@ -94,6 +95,7 @@ class AfterTask:
             "drift": drift_by_class(stored, embedded.galleries[:-1], classes),
             "reembed": {"images": objective.num_stored(seen[:-1]), "seconds": embedded.seconds},
             "unprotected": self._unprotected(),
+            **_shown(seen[-1].query),
             **choice_record(self.galleries.choices[-1]),
             **objective.identity(seen[-1]),
         }
@@ -128,3 +130,9 @@ class AfterTask:
             return {}
         coverage = replace(protections[0].coverage(), loss_parameters=self.learner.objective.unprotected())
         return coverage.to_json()
+
+
+def _shown(images: LabelledDataset) -> dict[str, float]:
+    """How bright they are, where they are images."""
+    found = brightness_of(images)
+    return {} if found is None else {"brightness": found}

@@ -102,9 +102,9 @@ def from_pretrained(folder: str | Path) -> RunModel:
     state, _ = read_tensors(file, "export the model anew")
     load_state(model, state, str(file))
     mean, deviation = normalisation_of(options)
-    loading = {"batch_size": 256, "num_workers": 0}
     dim = embedding_dim(model, prepared.shape)
-    return RunModel(str(folder), 0, weight_hash(state), model, prepared, mean, deviation, dim, **loading)
+    made = (weight_hash(state), model, prepared, mean, deviation, dim)
+    return RunModel(str(folder), 0, *made, batch_size=256, num_workers=0)
 
 
 def _refuse(given: Mapping[str, bool], option: str, why: str) -> None:

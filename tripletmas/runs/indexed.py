@@ -13,6 +13,7 @@ from tripletmas.data.images import ImageFiles
 from tripletmas.index.choice import COMPENSATE, Choice
 from tripletmas.index.images import ImageIndex, Reading
 from tripletmas.runs import trust
+from tripletmas.runs.collapsed import refuse_collapse
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.drifts import default_map, drifts_between
 from tripletmas.runs.forecast import allowed_move, shares_of
@@ -21,7 +22,6 @@ from tripletmas.runs.models import (
     RunModel,
     load_model,
     prepared_by,
-    refuse_collapse,
     transform_of,
     weight_hashes,
 )

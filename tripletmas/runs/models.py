@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,12 @@ from tripletmas.data.images import ImageFiles, preparation_of
 from tripletmas.data.preparation import Preparation, height_and_width
 from tripletmas.data.tasks import Stream
 from tripletmas.data.tokens import Texts, Tokenizer
-from tripletmas.index.base import are_one_vector, relative_spread
 from tripletmas.index.images import Reading, Transform
 from tripletmas.models.embedding import embed_shared
 from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import text_encoder_of
-from tripletmas.objectives.collapse import NEARLY
 from tripletmas.objectives.kinds import kind_of
+from tripletmas.runs.brightness import brightness_learned, warn_of_negatives
 from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import choose_device, config_of, load_trained
@@ -32,8 +31,6 @@ from tripletmas.runs.texts import are_texts
 from tripletmas.stores.identity import Identity
 
 logger = logging.getLogger(__name__)
-
-_SEVERAL = 10  # vectors: fewer may lie close to each other by chance
 
 
 class OtherImages(ValueError):
@@ -54,6 +51,8 @@ class RunModel:
         shown: how an image becomes what it is shown, or what reads texts for it.
         mean, deviation: what it normalises the channels by; None where it does not.
         dim: of its embeddings.
+        brightness: how bright the images are that it learned from, of each task (see `runs.brightness`); empty where
+            that is not known.
     """
 
     run: str
@@ -66,6 +65,7 @@ class RunModel:
     dim: int
     batch_size: int
     num_workers: int
+    brightness: tuple[float, ...] = ()
 
     @property
     def prepared(self) -> Preparation:
@@ -153,6 +153,7 @@ def _run_model(
         dim,
         batch_size=config["training"]["eval_batch_size"],
         num_workers=config["training"]["num_workers"],
+        brightness=brightness_learned(run),
     )
 
 
@@ -265,6 +266,8 @@ def embed_readable(
     ).vectors
     for noted in distributed.gather_objects(shown.unreadable):
         shown.unreadable |= noted
+    readable = [position for position in range(len(images)) if position not in shown.unreadable]
+    warn_of_negatives(dataset.subset(readable), model.brightness, of=model.run, inverted=invert)
     return vectors, shown.unreadable
 
 
@@ -289,45 +292,6 @@ def embed_texts(model: RunModel, texts: Sequence[str]) -> Tensor:
     places = [f"{text:.40}" for text in texts]
     dataset = LabelledDataset(samples, torch.zeros(len(texts)), ["unlabelled"], paths=places, texts=samples.strings)
     return embed_shared(model.model, dataset, batch_size=model.batch_size, progress=True).vectors
-
-
-def refuse_collapse(
-    vectors: Tensor, images: Sequence[Tensor], rows: Sequence[int], *, by: str, labels: Iterable[str | None] = ()
-) -> None:
-    """Raise a ValueError where images that differ have (nearly) one and the same vector: nothing could be found.
-
-    Args:
-        vectors: (n, dim), as they are compared.
-        rows: which of the images they are of; images that cannot be read any more count as different.
-        by: what made the vectors, in words.
-        labels: of the images. Those of a single class may lie close to each other, but not in one point.
-    """
-    known = set(labels)
-    spread, one = relative_spread(vectors), are_one_vector(vectors)
-    nearly = spread <= NEARLY and (len(known) > 1 or None in known) and len(vectors) >= _SEVERAL
-    if (one and not _are_one_image(images, rows)) or (nearly and not one and not _are_alike(images, rows)):
-        how = "" if one else "nearly "
-        raise ValueError(
-            f"{by} gives {len(vectors)} images {how}one and the same vector: it has collapsed, and all are found "
-            f"{how}equally near. Train it anew (a lower --training.lr, another --loss); --force goes on all the same"
-        )
-
-
-def _are_one_image(images: Sequence[Tensor], rows: Sequence[int]) -> bool:
-    try:
-        first = images[rows[0]]
-        return all(torch.equal(images[row], first) for row in rows[1:])
-    except ValueError:
-        return False
-
-
-def _are_alike(images: Sequence[Tensor], rows: Sequence[int]) -> bool:
-    """Whether images, or a hundred of them, differ as little as nearly equal vectors do."""
-    try:
-        some = [images[row].double().flatten() for row in rows[:: -(-len(rows) // 100)]]
-        return len({len(each) for each in some}) == 1 and relative_spread(torch.stack(some)) <= NEARLY
-    except ValueError:
-        return False
 
 
 class _Shown(Sequence[Tensor]):

@@ -31,6 +31,7 @@ RECORDS: dict[str, Any] = {
         "seconds?": NUMBER,
         "drift?": [[NUMBER]],
         "unseen?": {str: NUMBER},
+        "brightness?": NUMBER,
         "unprotected?": {"layers?": {str: [int]}},
         "reembed?": {"images": int, "seconds": NUMBER},
         "compensated_by?": {"map": str, "held_out_cosine": {str: NUMBER}},
