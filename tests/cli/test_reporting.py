@@ -8,7 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
+from report_pages import Page
 from synthetic_runs import write_run
+
+from tripletmas.cli.live_page import LivePage
+from tripletmas.report import page as page_module
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +51,65 @@ def test_quiet_writes_the_page_and_prints_nothing(call, two: list[Path], tmp_pat
     assert (tmp_path / "out" / "comparison.html").is_file()
     assert call("report", two[0], "--quiet") == (0, "", "")
     assert (two[0] / "report" / "report.html").is_file()
+
+
+def test_a_folder_of_runs_has_a_page(call, two: list[Path], tmp_path: Path, undrawn):
+    """Runs of one stream stand side by side, of another apart; what cannot be read is told."""
+    runs = tmp_path / "runs"
+    for name, samples in (("a", "x"), ("deep/b", "x"), ("c", "y")):
+        write_run(runs / name, strategy={"name": "mas"}, samples=samples, data={"name": "digits"})
+    for seed in (0, 1):
+        write_run(
+            runs / "seeds" / f"seed{seed}", seed=seed, samples="x", strategy={"name": "si"}, data={"name": "digits"}
+        )
+    (runs / "broken").mkdir()
+    (runs / "broken" / "config.yaml").write_text("a: [1")
+    status, text, complaint = call("report", runs, "--json")
+    page = Path(json.loads(text)["report"])
+    assert (status, complaint, page) == (0, "", runs / "report" / "report.html")
+    found = Page(page)
+    assert found.text.count("Fingerprint of the stream") == 2
+    for words in ("seeds si, 2 seeds digits, mlp 3 of 3", "c mas digits, mlp 3 of 3", "config.yaml is no YAML"):
+        assert words in found.text
+    for name in ("a", "deep/b", "c", "seeds", "seeds/seed1"):
+        assert (runs / name / "report" / "report.html").is_file()
+    assert "../deep/b/report/report.html" in found.sources
+    written = (runs / "a" / "report" / "report.html").stat().st_mtime_ns
+    assert call("report", runs, "--quiet") == (0, "", "")
+    assert (runs / "a" / "report" / "report.html").stat().st_mtime_ns == written  # nothing has changed
+    status, _, complaint = call("report", tmp_path / "none")
+    assert (status, "does not exist" in complaint) == (2, True)
+
+
+def test_a_run_that_is_learning_can_be_looked_at(call, tmp_path: Path, undrawn, monkeypatch):
+    """After each task but the last the page is written with what there is, at the end with all."""
+    pages = []
+    written = page_module.write_report
+
+    def write(out: Path, *, brief: bool = False) -> Path:
+        made = written(out, brief=brief)
+        pages.append((brief, Page(made).text))
+        return made
+
+    monkeypatch.setattr(page_module, "write_report", write)
+    monkeypatch.setattr("tripletmas.cli.live_page._SHARE", 0)
+    monkeypatch.setattr("tripletmas.cli.live_page.LivePage.__init__.__kwdefaults__", {"first": 0.0})
+    options = ["--data", "digits", "--data.tasks", "3", "--model.hidden", "[8]", "--training.epochs", "1"]
+    status, _, complaint = call("train", *options, "--out", tmp_path / "run")
+    assert status == 0, complaint
+    assert [brief for brief, _ in pages] == [True, True, False]
+    for (_, text), done in zip(pages, (1, 2, 3), strict=True):
+        assert ("This run is still learning." in text) == (done < 3)
+        assert (f"{done} of 3 tasks so far" if done < 3 else "All 3 tasks") in text
+    assert "Drift" in pages[2][1]
+
+
+def test_a_page_that_cannot_be_written_ends_no_training(tmp_path: Path, monkeypatch, caplog):
+    path = write_run(tmp_path / "run", done=1)
+    monkeypatch.setattr(page_module, "write_report", lambda out, brief: 1 / 0)
+    live = LivePage(path, first=0.0)
+    for _ in range(2):
+        live()
+    assert [record.message for record in caplog.records] == [
+        "no page while the run learns: ZeroDivisionError: division by zero"
+    ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tripletmas.cli.console import console, know_kinds, make_parser, numbers
 from tripletmas.cli.outputs import check_place
+from tripletmas.runs.directory import is_run, seed_directories
 
 _FORMATS = {
     "markdown": "print the tables as Markdown, write no page",
@@ -74,13 +76,28 @@ def _print_as(form: str, directories: Sequence[Path], seeds: Sequence[int] | Non
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Write the report of a run again, from its directory alone."""
-    parser = make_parser("report", report.__doc__, "run", "--trust-code")
+    """Write the report of a run again, from its directory alone; of a folder of runs a page over all of them."""
+    parser = make_parser("report", report.__doc__, "--trust-code")
+    parser.add_argument("run", type=str, help="the run directory, or a folder of runs")
+    parser.add_argument("--json", action="store_true", help="print where the page is as JSON")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     options = parser.parse_args(arguments)
-    from tripletmas.report.page import write_report  # it draws, and that takes a while to import
-
-    know_kinds([Path(options.run)], trust_code=options.trust_code)
-    page = write_report(options.run)
-    if not options.quiet:
+    form = _form([name for name in ("json", "quiet") if options[name]], None)
+    page = _report(Path(options.run), trust_code=options.trust_code)
+    if form:
+        print(json.dumps({"report": str(page)}))
+    elif not options.quiet:
         print(f"report: {page}")
+
+
+def _report(path: Path, *, trust_code: bool) -> Path:
+    from tripletmas.report import folder, page  # they draw, and that takes a while to import
+
+    several = [] if is_run(path) or seed_directories(path) else folder.runs_in(path)
+    if not several:
+        know_kinds([path], trust_code=trust_code)
+        return page.write_report(path)
+    for each in several:
+        with suppress(ValueError):  # the page tells which run cannot be read
+            know_kinds([each], trust_code=trust_code)
+    return folder.write_folder_report(path)

@@ -17,6 +17,7 @@ import yaml
 from tripletmas.basics import distributed
 from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
+from tripletmas.cli.live_page import LivePage
 from tripletmas.cli.outputs import check_place
 from tripletmas.runs import configuration, log, loop, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
@@ -151,7 +152,7 @@ def _run(
         logging.getLogger(name).setLevel(logging.WARNING)
     keep_freed_memory()
     with _kept_warnings() as warned:
-        _train(config, out, logger, go_on)
+        _train(config, out, logger, go_on, LivePage(out) if write_report else None)
         if not distributed.is_main():
             return
         print_comparison([out])
@@ -163,9 +164,9 @@ def _run(
         print(f"warned of before: {message}", file=sys.stderr)
 
 
-def _train(config: dict[str, Any], out: Path, logger: str | None, go_on: str | None) -> None:
+def _train(config: dict[str, Any], out: Path, logger: str | None, go_on: str | None, live: LivePage | None) -> None:
     try:
-        run_experiment(config, out, logger=logger)
+        run_experiment(config, out, logger=logger, listener=live)
     except KeyboardInterrupt:
         if not is_run(out):
             raise  # it came while the data were read: there is no run to go on with

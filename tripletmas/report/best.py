@@ -96,7 +96,7 @@ def explained(comparison: Comparison) -> str:
         )
     return (
         f"Bold: the best mean. ≈: not told apart from it by a paired t-test over common seeds (p ≥ {LEVEL:g}), "
-        f"so that the order may be noise.{reference}"
+        f"so that the order may be noise. Who shares less than two seeds with the best was not tested.{reference}"
     )
 
 

@@ -23,12 +23,17 @@ from tripletmas.report.run_plots import map_plot, run_plots
 from tripletmas.report.summary import said
 from tripletmas.runs.directory import is_run, seed_directories
 
+_NO_GRID = Grid((), ())
 
-def write_report(run_directory: Path | str) -> Path:
+
+def write_report(run_directory: Path | str, *, brief: bool = False) -> Path:
     """Write `<run>/report/report.html` and its plots, and return the page's path; an earlier report is replaced.
 
     Of a directory with seed0, seed1, ... each seed gets its report, and `<directory>/report/report.html` shows the
     mean and spread over the seeds and links to them.
+
+    Args:
+        brief: of a run that is still learning the numbers and the curves so far, which takes little time.
 
     Raises:
         ValueError: as `read_run`.
@@ -44,7 +49,7 @@ def write_report(run_directory: Path | str) -> Path:
     out.mkdir(exist_ok=True)
     for old in out.glob("*.png"):
         old.unlink()  # a plot that this report has no data for must not stay from an earlier one
-    found, grid = read_map(run), read_grid(run.directory) or Grid((), ())
+    found, grid = (None, None) if brief else (read_map(run), read_grid(run.directory))
     values = {
         "title": run.name,
         "about": rows.about(run),
@@ -54,9 +59,10 @@ def write_report(run_directory: Path | str) -> Path:
         "rows": rows,
         "collapse": collapse,
         "nothing_learned": collapse.learned_nothing(run),
-        "plots": run_plots(run, out),
-        "grid": grid,
-        "groups": groups(grid, run),
+        "brief": brief,
+        "plots": run_plots(run, out, brief=brief),
+        "grid": grid or _NO_GRID,
+        "groups": groups(grid or _NO_GRID, run),
         **GRID_TOOLS,
         "map": found,
         "map_plot": found and map_plot(found, out),

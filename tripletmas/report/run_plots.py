@@ -40,8 +40,14 @@ class Sections:
     absent: list[str]
 
 
-def run_plots(run: Run, out: Path) -> Sections:
-    """Draw all plots of a run into the directory `out`."""
+def run_plots(run: Run, out: Path, *, brief: bool = False) -> Sections:
+    """Draw all plots of a run into the directory `out`.
+
+    Args:
+        brief: the curves alone, while the run is still learning.
+    """
+    if brief:
+        return Sections(_plots(list(_scores(run, out))), [], [], [])
     stored = {scope: matrices for scope in SCOPES if (matrices := stored_matrices(run, scope))}
     own_maps = not stored or run.primary.metric != run.primary.searched
     sections = [

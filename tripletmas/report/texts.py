@@ -17,6 +17,10 @@ PAIRED = (
     "Seed by seed, the method minus {first}: mean ± sample standard deviation of the differences, and on how many "
     "seeds it is better, the same, worse. Runs of one seed see the same data and start from the same weights."
 )
+BRIEF = (
+    "This run is still learning. The page has the numbers and the curves so far, and is written anew after a task: "
+    "reload it for more. All pictures come at the end, or by `tripletmas report`."
+)
 TESTED = (
     "p: of a paired t-test over the common seeds, which takes their differences to be independent and normally "
     "distributed, corrected for the number of methods (Holm). It and the interval tell of other seeds, not of other "

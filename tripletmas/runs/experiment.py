@@ -28,7 +28,7 @@ from tripletmas.objectives.scores import Scores
 from tripletmas.runs import catalog, configuration, log, texts
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig, own_images
-from tripletmas.runs.loop import train_stream
+from tripletmas.runs.loop import Listener, train_stream
 from tripletmas.runs.options import TrainConfig, split_backbone
 from tripletmas.runs.resume import changed_tasks, check_identities
 from tripletmas.runs.sharing import check_shares
@@ -115,11 +115,14 @@ def _dim_of(model: nn.Module, shape: tuple[int, ...], name: str) -> int:
         ) from error
 
 
-def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | None = None) -> Scores:
+def run_experiment(
+    config: Mapping[str, Any], out: str | Path, *, logger: str | None = None, listener: Listener | None = None
+) -> Scores:
     """Train what a configuration describes into the run directory `out`; go on where it stopped, if it did.
 
     Args:
         logger: who else is told, "tensorboard", "wandb" or "mlflow"; "none"; None for those that the run has told.
+        listener: called, in the main process, at the start and whenever a checkpoint has been saved.
 
     Raises:
         ValueError: as `build`, and if `out` holds another run.
@@ -139,7 +142,7 @@ def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | 
         )
     distributed.barrier()  # until all have seen whether it had started
     run = _created(out, {"version": versions(), **experiment.config})
-    with log.followed(run, logger) as listener:
+    with log.followed(run, logger) as follow:
         return train_stream(
             experiment.model,
             experiment.stream,
@@ -150,8 +153,17 @@ def run_experiment(config: Mapping[str, Any], out: str | Path, *, logger: str | 
             experiment.search,
             gallery=experiment.gallery,
             unseen=experiment.unseen,
-            listener=listener,
+            listener=_both(follow, listener if distributed.is_main() else None),
         )
+
+
+def _both(one: Listener, other: Listener | None) -> Listener:
+    def listen() -> None:
+        one()
+        if other is not None:
+            other()
+
+    return listen
 
 
 def _created(out: str | Path, config: Mapping[str, Any]) -> RunDirectory:
