@@ -570,7 +570,7 @@ def test_compare_prints_a_table_and_writes_a_page(call, runs):
     shutil.rmtree(runs / "comparison")
     status, text, _ = call("compare", runs / "finetune", runs / "mas", "--markdown")
     assert status == 0
-    assert re.search(r"^\| *finetune *\| *0\.\d{3} ", text, re.MULTILINE)
+    assert re.search(r"^\| *finetune *\| *(\*\*)?0\.\d{3}", text, re.MULTILINE)
     assert not (runs / "comparison").exists()
 
 
