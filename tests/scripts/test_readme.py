@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 from page_blocks import commands_of, missing_links, python_of, run_python
 
+from tripletmas.basics.version import __version__
 from tripletmas.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +49,14 @@ def test_linked_files_exist():
 
 def test_it_has_two_screens():
     assert len(README.splitlines()) <= 120
+
+
+def test_all_say_the_same_version():
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), flags=re.M)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)
+    assert cited
+    assert newest
+    assert (cited[1], newest[1]) == (__version__, __version__)
 
 
 def test_map_of_the_code_is_whole():
