@@ -53,6 +53,18 @@ def test_quiet_writes_the_page_and_prints_nothing(call, two: list[Path], tmp_pat
     assert (two[0] / "report" / "report.html").is_file()
 
 
+def test_plots_are_written_as_svg_where_that_is_asked_for(call, two: list[Path], tmp_path: Path):
+    """The same bytes each time, and text that is not TeX is drawn."""
+    pages = [tmp_path / name for name in ("one", "two")]
+    for out in pages:
+        assert call("compare", *two, "--svg", "--quiet", "--out", out)[0] == 0
+    names = sorted(path.name for path in pages[0].glob("*.svg"))
+    assert names == ["average.svg", "embeddings.svg", "forgetting.svg", "per_task.svg"]
+    for name in names:
+        assert (pages[0] / name).read_bytes() == (pages[1] / name).read_bytes()
+        assert (pages[0] / name).read_text().rstrip().endswith("</svg>")
+
+
 def test_a_folder_of_runs_has_a_page(call, two: list[Path], tmp_path: Path, undrawn):
     """Runs of one stream stand side by side, of another apart; what cannot be read is told."""
     runs = tmp_path / "runs"

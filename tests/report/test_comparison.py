@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from report_pages import MATRIX, Page, ink, terminal
 from synthetic_runs import write_run
 
-from tripletmas.report.best import RESULTS, marks
+from tripletmas.report.best import RESULTS, marks, verdict
 from tripletmas.report.compare import comparison
 from tripletmas.report.formats import comparison_csv, comparison_json, comparison_latex
 from tripletmas.report.page import write_comparison, write_report
@@ -205,6 +205,25 @@ def test_the_best_is_marked_and_what_is_level_with_it(several: list[Path], tmp_p
     worse = write_run(tmp_path / "worse", strategy={"name": "si"}, decay=0.5)
     assert marks(comparison([*equal, worse]), RESULTS[0]) == ["best", "best", ""]
     assert marks(comparison(equal), RESULTS[-1]) == ["", ""]  # seconds are no score
+
+
+def test_who_ends_highest_is_said_as_far_as_the_seeds_tell(several: list[Path], tmp_path: Path):
+    compared = comparison(several)
+    assert verdict(compared) == (
+        "Highest at the end: mas, with an average recall@1 of 0.767; over the seeds that there are, not told apart "
+        "from it: finetune."
+    )
+    single = comparison([path / "seed0" for path in several[:2]])
+    assert verdict(single).endswith(
+        "mas, with an average recall@1 of 0.750; whether that is more than noise, the seeds that there are do not tell."
+    )
+    # 0.3 - 0.0 and 0.3 - 0.01 below: t of one degree is far out
+    apart = [
+        _two_tasks(tmp_path, name, {0: (0.9, low, 0.9), 1: (0.9, low + more, 0.9)})
+        for name, low, more in (("mas", 0.8, 0.01), ("finetune", 0.2, 0.0))
+    ]
+    assert verdict(comparison(apart)).endswith("above each of the others by more than the noise between seeds.")
+    assert verdict(comparison(several[:1])) == ""
 
 
 def test_other_programs_get_the_comparison(several: list[Path], tmp_path: Path):

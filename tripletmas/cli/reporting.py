@@ -17,6 +17,7 @@ _FORMATS = {
     "csv": "print a row for each method, numbers as they are, write no page",
     "json": "print each number of each seed as JSON, write no page",
 }
+_SVG = "write the plots as SVG, too, beside the page: for print"
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -28,6 +29,7 @@ def compare(arguments: Sequence[str]) -> None:
     for name, text in _FORMATS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--quiet", action="store_true", help="write the page, print nothing")
+    parser.add_argument("--svg", action="store_true", help=_SVG)
     options = parser.parse_args(arguments)
     form = _form([name for name in (*_FORMATS, "quiet") if options[name]], options.out)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
@@ -42,7 +44,7 @@ def compare(arguments: Sequence[str]) -> None:
 
     if not options.quiet:
         _print_as("", directories, seeds)
-    page = write_comparison(directories, out, seeds=seeds)
+    page = write_comparison(directories, out, seeds=seeds, svg=options.svg)
     if not options.quiet:
         print(f"page: {page}")
 
@@ -81,23 +83,24 @@ def report(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=str, help="the run directory, or a folder of runs")
     parser.add_argument("--json", action="store_true", help="print where the page is as JSON")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
+    parser.add_argument("--svg", action="store_true", help=_SVG)
     options = parser.parse_args(arguments)
     form = _form([name for name in ("json", "quiet") if options[name]], None)
-    page = _report(Path(options.run), trust_code=options.trust_code)
+    page = _report(Path(options.run), trust_code=options.trust_code, svg=options.svg)
     if form:
         print(json.dumps({"report": str(page)}))
     elif not options.quiet:
         print(f"report: {page}")
 
 
-def _report(path: Path, *, trust_code: bool) -> Path:
+def _report(path: Path, *, trust_code: bool, svg: bool) -> Path:
     from tripletmas.report import folder, page  # they draw, and that takes a while to import
 
     several = [] if is_run(path) or seed_directories(path) else folder.runs_in(path)
     if not several:
         know_kinds([path], trust_code=trust_code)
-        return page.write_report(path)
+        return page.write_report(path, svg=svg)
     for each in several:
         with suppress(ValueError):  # the page tells which run cannot be read
             know_kinds([each], trust_code=trust_code)
-    return folder.write_folder_report(path)
+    return folder.write_folder_report(path, svg=svg)

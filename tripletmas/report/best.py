@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tripletmas.basics.sentences import listed
 from tripletmas.report.numbers import Spread, number
-from tripletmas.report.significance import LEVEL, is_noise, paired_test
+from tripletmas.report.significance import LEVEL, PairedTest, is_noise, paired_test
 
 if TYPE_CHECKING:
     from tripletmas.report.compare import Comparison, Method
@@ -78,9 +79,36 @@ def marks(comparison: Comparison, column: Column) -> list[str]:
         own = comparison.methods[i]
         if _shown(own, column) == _shown(best, column):
             found[i] = BEST
-        elif is_noise(paired_test(own.by_seed(column.of(own)), best.by_seed(column.of(best))).p):
+        elif is_noise(_difference(own, best, column).p):
             found[i] = LEVEL_WITH_BEST
     return found
+
+
+def verdict(comparison: Comparison) -> str:
+    """Who ends highest, and whether by more than noise; "" where there are no two to be compared."""
+    column = RESULTS[0]
+    found = marks(comparison, column)
+    best = [i for i, mark in enumerate(found) if mark == BEST]
+    if not best:
+        return ""
+    methods, label = comparison.methods, comparison.kind.primary.label
+    names = " and ".join(methods[i].label for i in best)
+    text = f"Highest at the end: {names}, with an average {label} of {_shown(methods[best[0]], column)}"
+    level = [method.label for method, mark in zip(methods, found, strict=True) if mark == LEVEL_WITH_BEST]
+    if level:
+        return f"{text}; over the seeds that there are, not told apart from it: {listed(level)}."
+    others = [methods[i] for i in _rivals(methods, column, comparison.joint) if i not in best]
+    return f"{text}; {_told(methods[best[0]], others, column)}."
+
+
+def _told(best: Method, others: Sequence[Method], column: Column) -> str:
+    if all(_difference(each, best, column).p < LEVEL for each in others):
+        return "above each of the others by more than the noise between seeds"
+    return "whether that is more than noise, the seeds that there are do not tell"
+
+
+def _difference(one: Method, other: Method, column: Column) -> PairedTest:
+    return paired_test(*(each.by_seed(column.of(each)) for each in (one, other)))
 
 
 def explained(comparison: Comparison) -> str:

@@ -11,7 +11,7 @@ from tripletmas.basics.files import save_text
 from tripletmas.report import collapse, tables
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.comparison_plots import draw_average
-from tripletmas.report.html import Plot, make_plot, render
+from tripletmas.report.html import Plot, make_plot, render, write_svg
 from tripletmas.report.numbers import begun
 from tripletmas.report.page import write_report
 from tripletmas.report.read import Run, read_group
@@ -58,10 +58,13 @@ def _runs_in(folder: Path, deep: int) -> Iterator[Path]:
             yield from _runs_in(each, deep - 1)
 
 
-def write_folder_report(folder: Path | str) -> Path:
+def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
     """Write `<folder>/report/report.html`, and the reports of its runs that have none or an older one.
 
     A run that cannot be read is told, and left out.
+
+    Args:
+        svg: write the plots of the page as SVG, too, and those of each run.
 
     Raises:
         ValueError: if there is no run in the folder.
@@ -73,26 +76,35 @@ def write_folder_report(folder: Path | str) -> Path:
     groups, rows, out = [], [], folder / "report"
     for path in found:
         try:
-            runs = read_group(path)
-            if _is_older(path, runs):
-                write_report(path)
+            runs = _written(path, svg=svg)
         except ValueError as error:
             rows.append(Row(path.relative_to(folder).as_posix(), "", "–", "–", "–", f"Left out: {error}."))
             continue
         groups.append((path, runs))
         rows.append(_row(path, runs, folder))
     out.mkdir(exist_ok=True)
+    streams = [_stream(together, out, number) for number, together in enumerate(_by_stream(groups))]
+    if svg:
+        write_svg(plot for stream in streams for plot in stream.plots)
     values = {
         "title": f"Runs in {folder.resolve().name}",
         "about": [f"{len(found)} runs or folders of seeds"],
         "rows": rows,
-        "streams": [_stream(together, out, number) for number, together in enumerate(_by_stream(groups))],
+        "streams": streams,
         "tables": tables,
-        "versions": groups[0][1][0].section("version") if groups else {},
+        "versions": next((runs[0].section("version") for _, runs in groups), {}),
     }
     page = out / "report.html"
     save_text(page, render("folder.html.j2", values))
     return page
+
+
+def _written(path: Path, *, svg: bool) -> tuple[Run, ...]:
+    """The runs at a path, once there is a report of them."""
+    runs = read_group(path)
+    if svg or _is_older(path, runs):
+        write_report(path, svg=svg)
+    return runs
 
 
 def _is_older(path: Path, runs: Sequence[Run]) -> bool:

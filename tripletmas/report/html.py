@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from PIL import Image
 from tripletmas.report import texts
 from tripletmas.report.numbers import begun, end_cut, middle_cut, number
 from tripletmas.report.spots import Spot, spots_of
-from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, canvas
+from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, canvas, save_svg
 from tripletmas.report.values import Values
 
 
@@ -41,6 +41,7 @@ class Plot:
         wide: whether it takes the whole width of the page.
         values: what it shows as a table; None where there is none.
         spots: where its values lie, for the pointer.
+        svg: writes it beside the picture as SVG.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Plot:
     wide: bool
     values: Values | None = None
     spots: Sequence[Spot] = ()
+    svg: Callable[[], None] | None = None
 
 
 def make_plot(
@@ -73,7 +75,15 @@ def make_plot(
             width, height = image.width // 2, image.height // 2
             image.convert("RGB").save(content, "webp", lossless=True)
         sources.append(data_uri(content.getvalue(), "webp"))
-    return Plot(title, text, alt or f"Plot: {title}.", sources[0], sources[1], width, height, wide, values, spots)
+    svg = partial(save_svg, draw, path.with_suffix(".svg"))
+    return Plot(title, text, alt or f"Plot: {title}.", sources[0], sources[1], width, height, wide, values, spots, svg)
+
+
+def write_svg(plots: Iterable[Plot]) -> None:
+    """Write plots as SVG, too."""
+    for plot in plots:
+        if plot.svg is not None:
+            plot.svg()
 
 
 def render(template: str, values: Mapping[str, object]) -> str:

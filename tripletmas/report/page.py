@@ -9,6 +9,7 @@ from pathlib import Path
 from tripletmas.basics.files import save_text
 from tripletmas.objectives.grid import Grid, read_grid
 from tripletmas.report import collapse, rows, search, tables, texts
+from tripletmas.report.best import verdict
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.comparison_plots import draw_average, draw_embeddings, draw_forgetting, draw_per_task
 from tripletmas.report.embedding_map import read_map
@@ -16,7 +17,7 @@ from tripletmas.report.embedding_plot import final_picture
 from tripletmas.report.forecast import forecast_rows
 from tripletmas.report.galleries import best_stored, choice_rows, gallery_rows
 from tripletmas.report.grid import GRID_TOOLS, groups
-from tripletmas.report.html import Plot, make_plot, render
+from tripletmas.report.html import Plot, make_plot, render, write_svg
 from tripletmas.report.made import made_by
 from tripletmas.report.read import Run, read_run
 from tripletmas.report.run_plots import map_plot, run_plots
@@ -26,7 +27,7 @@ from tripletmas.runs.directory import is_run, seed_directories
 _NO_GRID = Grid((), ())
 
 
-def write_report(run_directory: Path | str, *, brief: bool = False) -> Path:
+def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = False) -> Path:
     """Write `<run>/report/report.html` and its plots, and return the page's path; an earlier report is replaced.
 
     Of a directory with seed0, seed1, ... each seed gets its report, and `<directory>/report/report.html` shows the
@@ -34,6 +35,7 @@ def write_report(run_directory: Path | str, *, brief: bool = False) -> Path:
 
     Args:
         brief: of a run that is still learning the numbers and the curves so far, which takes little time.
+        svg: write the plots as SVG, too, for print.
 
     Raises:
         ValueError: as `read_run`.
@@ -41,14 +43,16 @@ def write_report(run_directory: Path | str, *, brief: bool = False) -> Path:
     directory = Path(run_directory)
     if not is_run(directory) and (seeds := seed_directories(directory)):
         for seed in seeds:
-            write_report(seed)
+            write_report(seed, svg=svg)
         links = [(seed.name, f"../{seed.name}/report/report.html") for seed in seeds]
-        return _write_methods(comparison([directory]), directory / "report" / "report.html", links)
+        return _write_methods(comparison([directory]), directory / "report" / "report.html", links, svg=svg)
     run = read_run(directory)
     out = directory / "report"
     out.mkdir(exist_ok=True)
-    for old in out.glob("*.png"):
-        old.unlink()  # a plot that this report has no data for must not stay from an earlier one
+    _clear(out)
+    plots = run_plots(run, out, brief=brief)
+    if svg:
+        write_svg([*plots.learning, *plots.galleries, *plots.drift])
     found, grid = (None, None) if brief else (read_map(run), read_grid(run.directory))
     values = {
         "title": run.name,
@@ -60,7 +64,7 @@ def write_report(run_directory: Path | str, *, brief: bool = False) -> Path:
         "collapse": collapse,
         "nothing_learned": collapse.learned_nothing(run),
         "brief": brief,
-        "plots": run_plots(run, out, brief=brief),
+        "plots": plots,
         "grid": grid or _NO_GRID,
         "groups": groups(grid or _NO_GRID, run),
         **GRID_TOOLS,
@@ -79,22 +83,33 @@ def write_report(run_directory: Path | str, *, brief: bool = False) -> Path:
     return _write(out / "report.html", "run.html.j2", values)
 
 
-def write_comparison(directories: Sequence[Path | str], out: Path | str, *, seeds: Sequence[int] | None = None) -> Path:
+def _clear(out: Path) -> None:
+    """Take away the plots of an earlier report: one that this has no data for must not stay."""
+    for old in (*out.glob("*.png"), *out.glob("*.svg")):
+        old.unlink()
+
+
+def write_comparison(
+    directories: Sequence[Path | str], out: Path | str, *, seeds: Sequence[int] | None = None, svg: bool = False
+) -> Path:
     """Write `comparison.html` and its plots into the directory `out`, made if absent, and return the page's path.
 
     Args:
         seeds: compare the runs of these seeds only; None for all.
+        svg: write the plots as SVG, too, for print.
 
     Raises:
         ValueError: as `comparison`.
     """
-    return _write_methods(comparison(directories, seeds=seeds), Path(out) / "comparison.html", [])
+    return _write_methods(comparison(directories, seeds=seeds), Path(out) / "comparison.html", [], svg=svg)
 
 
-def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, str]]) -> Path:
+def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, str]], *, svg: bool) -> Path:
     """The page of several methods; of one, when it links to the reports of its seeds."""
     page.parent.mkdir(parents=True, exist_ok=True)
-    first = compared.methods[0].runs[0]
+    first, plots = compared.methods[0].runs[0], _comparison_plots(compared, page.parent)
+    if svg:
+        write_svg(plots)
     values = {
         "title": first.path.resolve().parent.name if links else "Methods side by side",
         "about": rows.about(first)[:-1] if links else _in_common([method.runs[0] for method in compared.methods]),
@@ -104,7 +119,8 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "methods": compared.methods,
         "several": max(len(method.runs) for method in compared.methods) > 1,
         "tables": tables,
-        "plots": _comparison_plots(compared, page.parent),
+        "plots": plots,
+        "verdict": verdict(compared),
         "links": links,
         "versions": first.section("version"),
     }

@@ -8,7 +8,7 @@ Figures are matplotlib objects on an Agg canvas; pyplot, and with it any state t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
@@ -114,6 +115,16 @@ def canvas(path: Path, theme: Theme = LIGHT) -> Iterator[Figure]:
             # A class name in a script that the font lacks is drawn as boxes: no reason to fail or to worry anyone.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 3})  # 40 % less time, 8 % more bytes
+
+
+def save_svg(draw: Callable[[Figure, Theme], None], path: Path) -> None:
+    """Draw what is drawn on a `canvas` in the light theme as SVG, for print; the same drawing gives the same bytes."""
+    with matplotlib.rc_context({**_style(LIGHT), "svg.hashsalt": path.stem}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure, LIGHT)
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def contrast(one: str, other: str) -> float:
