@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from chromium import browser
 from report_pages import EVIL
 from synthetic_runs import write_neighbours, write_run
 
@@ -160,6 +161,29 @@ def test_a_phone_of_380_pixels_has_no_sideways_scrolling(page: Path, tmp_path: P
         encoding="utf-8",
     )
     assert 'data-found="380 of 380"' in _dom(outer, tmp_path / "profile")
+
+
+@pytest.mark.slow
+def test_the_pointer_is_told_values_and_escape_hides_them(page: Path, tmp_path: Path):
+    """After task 3 the mean is 0.75. The value is the nearest one's, and none far from all."""
+    with browser(tmp_path) as tab:
+        tab.screen(1280, 900)
+        tab.open(page.as_uri())
+        tab.run("document.querySelector('[data-spots]').scrollIntoView({block: 'center'})")
+        x, y = tab.run(
+            "(() => { const plot = document.querySelector('[data-spots]');"
+            "const spot = JSON.parse(plot.dataset.spots).find((each) => each[2] === 'average, after task 3: 0.750');"
+            "const frame = plot.querySelector('img').getBoundingClientRect();"
+            "return [frame.left + spot[0] * frame.width, frame.top + spot[1] * frame.height]; })()"
+        )
+        told = "document.getElementById('value').hidden ? '' : document.getElementById('value').textContent"
+        tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 2, y=y - 2)
+        assert tab.run(told) == "average, after task 3: 0.750"
+        tab.press("Escape")
+        assert tab.run(told) == ""
+        links = "[...document.querySelectorAll('nav a')].map((link) => document.querySelector(link.hash) !== null)"
+        assert tab.run(links) == [True] * tab.run("document.querySelectorAll('main h2').length")
+        assert tab.complaints == []
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from report_pages import MATRIX
 from synthetic_runs import write_run
 
 from tripletmas.report.made import made_by
-from tripletmas.report.numbers import upper_end
+from tripletmas.report.numbers import scale_of, upper_end
 from tripletmas.report.plots import draw_over_tasks
 from tripletmas.report.read import read_run
 from tripletmas.report.spots import spots_of
@@ -113,6 +113,9 @@ def test_the_axis_of_scores_ends_where_they_do():
     assert [upper_end(curves) for curves in ([[0.2, 0.6]], [[0.13]], [[0.41, float("nan")]], [[0.0]], [[]])] == [
         *(1.0, 0.2, 0.5, 0.1, 1.0)
     ]
+    low = torch.tensor([[0.22, torch.nan], [0.15, 0.25]])
+    assert scale_of([low]) == (0.1, 0.3)  # the tenths below and above
+    assert scale_of([low, low + 0.5]) == (0.1, 1.0)
 
 
 def test_how_a_run_was_made(tmp_path: Path):

@@ -87,3 +87,8 @@ def upper_end(curves: Sequence[Sequence[float]]) -> float:
     """Where the axis of scores ends: at 1, but where none reaches a half, so that what is low can be told apart."""
     highest = max((value for values in curves for value in values if not math.isnan(value)), default=1.0)
     return 1.0 if highest > 0.5 else max(0.1, math.ceil(highest * 11) / 10)
+
+
+def scale_of(matrices: Sequence[Tensor]) -> tuple[float, float]:
+    """Where the scale of colours begins and ends, one for all matrices that are compared."""
+    return lower_end(matrices), upper_end([matrix.flatten().tolist() for matrix in matrices])

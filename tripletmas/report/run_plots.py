@@ -21,7 +21,7 @@ from tripletmas.report.galleries import KINDS, SCOPES, draw_galleries, stored_ma
 from tripletmas.report.heat_map import draw_matrix
 from tripletmas.report.html import Plot, make_plot
 from tripletmas.report.layers import draw_importance, draw_movement, importance_by_layer, movement_by_layer
-from tripletmas.report.numbers import averages, begun, lower_end, number
+from tripletmas.report.numbers import averages, begun, lower_end, number, scale_of
 from tripletmas.report.read import Run
 from tripletmas.report.search import draw_search, search_text
 from tripletmas.report.values import Values, of_curves, of_epochs, of_matrix
@@ -89,9 +89,9 @@ def _maps(run: Run, out: Path) -> Found:
     """The score matrices that the report of such a run shows."""
     maps = [(each, run.matrix(each.metric, each.gallery)) for each in run.kind.wording.maps]
     measured = [(each, matrix) for each, matrix in maps if matrix is not None]
-    low = lower_end([matrix for _, matrix in measured])
+    scale = scale_of([matrix for _, matrix in measured])
     for each, matrix in measured:
-        yield _score_map(run, out / f"scores_{each.gallery}.png", each.title, each.text, matrix, low)
+        yield _score_map(run, out / f"scores_{each.gallery}.png", each.title, each.text, matrix, scale)
 
 
 def _beyond(run: Run, out: Path) -> Found:
@@ -125,13 +125,13 @@ def _model(run: Run, out: Path) -> Found:
 def _galleries(run: Run, out: Path, stored: Stored) -> Found:
     if not stored:
         yield "Stored vectors were not measured: there are no stale or compensated galleries."
-    low = lower_end([matrix for matrices in stored.values() for matrix in matrices.values()])
+    scale = scale_of([matrix for matrices in stored.values() for matrix in matrices.values()])
     label = run.primary.searched_label
     for scope, matrices in stored.items():
         curves = {kind: averages(matrix) for kind, matrix in matrices.items()}
         text = texts.CURVES_SEEN if scope == "seen" else texts.CURVES_TASK
         alt = " ".join(f"{kind.capitalize()}: {_listed(values)}." for kind, values in curves.items())
-        draw = partial(draw_galleries, curves=curves, low=low, label=label, names=run.task_names)
+        draw = partial(draw_galleries, curves=curves, low=scale[0], label=label, names=run.task_names)
         shown, title = of_curves(curves, run.task_names), f"Average {label}, {SCOPES[scope]}"
         yield make_plot(out / f"galleries_{scope}.png", title, text, draw, alt=alt, values=shown)
     # the map of what the run is judged by has the shorter name
@@ -141,11 +141,11 @@ def _galleries(run: Run, out: Path, stored: Stored) -> Found:
         for scope, matrices in stored.items():
             if kind in matrices:
                 title = f"{kind.capitalize()} gallery, {SCOPES[scope]}"
-                yield _score_map(run, out / f"{name}_{scope}{ending}.png", title, text, matrices[kind], low)
+                yield _score_map(run, out / f"{name}_{scope}{ending}.png", title, text, matrices[kind], scale)
 
 
-def _score_map(run: Run, path: Path, title: str, text: str, matrix: Tensor, low: float) -> Plot:
-    draw = partial(draw_matrix, matrix=matrix, task_names=run.task_names, low=low)
+def _score_map(run: Run, path: Path, title: str, text: str, matrix: Tensor, scale: tuple[float, float]) -> Plot:
+    draw = partial(draw_matrix, matrix=matrix, task_names=run.task_names, low=scale[0], high=scale[1])
     alt = f"After the last task, task by task: {_listed(last_row(matrix).tolist())}."
     values = of_matrix(matrix, run.task_names, "after learning task")
     return make_plot(path, title, text, draw, alt=alt, values=values)
