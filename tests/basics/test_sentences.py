@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tripletmas.basics.sentences import listed, suggestion
+from tripletmas.basics.sentences import listed, suggestion, with_article
 
 
 def test_the_nearest_name_or_all():
@@ -11,6 +11,25 @@ def test_the_nearest_name_or_all():
     assert suggestion("zzz", []) == " (known: none)"
     assert suggestion("zzz", (f"name{number}" for number in range(31))).endswith("name29, ...)")
     assert suggestion("zzz", (f"name{number}" for number in range(30))).endswith("name29)")
+
+
+def test_articles_are_as_names_are_said():
+    names = [
+        "AdamW",
+        "int",
+        "SGD",
+        "LSTM",
+        "FSDPModule",
+        "NAdam",
+        "Event",
+        "dict",
+        "MAS",
+        "UNet",
+        "UserModel",
+        "HTTPServer",
+    ]
+    said = ["an"] * 7 + ["a"] * 4 + ["an"]
+    assert [with_article(name) for name in names] == [f"{article} {n}" for article, n in zip(said, names, strict=True)]
 
 
 def test_long_lists_are_cut_and_counted():

@@ -116,7 +116,7 @@ NOT_BATCHES = {
     "samples and labels": (lambda: (images(), torch.arange(5)), "a tuple is one batch"),
     "a data set": (lambda: TensorDataset(images()), r"a TensorDataset gives samples one by one: .*DataLoader"),
     "nothing": (lambda: None, "expected an iterable of batches, such as a DataLoader, got a NoneType"),
-    "a number": (lambda: 3, "expected an iterable of batches, such as a DataLoader, got a int"),
+    "a number": (lambda: 3, "expected an iterable of batches, such as a DataLoader, got an int"),
     "arrays": (lambda: [images().numpy()], r"a batch must hold a tensor .* got a ndarray without any: give torch"),
     "other lengths": (lambda: [{"input": [images(), images()[:2]]}], r"one row a sample, got lengths \[5, 2\]"),
 }

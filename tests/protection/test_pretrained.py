@@ -155,6 +155,51 @@ def test_other_weights_are_told(tmp_path: Path, guard: str):
     assert again.value() > 0
 
 
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_model_that_is_not_trained_is_told(tmp_path: Path, guard: str):
+    saved(tmp_path, guard, Network())
+    with pytest.warns(UserWarning, match=r"none of the weights that it holds is trained .* is_trainable=True"):
+        loaded(tmp_path, guard, Network().requires_grad_(False))
+
+
+def wide(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 90), nn.Sigmoid(), nn.Linear(90, 9))
+
+
+def step(model: nn.Module, guard: Any, rate: float = 0.001) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    guard.attach(optimizer)
+    model(data()).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_weights_as_of_another_model_are_told_at_the_first_step(tmp_path: Path, guard: str):
+    """Of 1,350 weights that were drawn anew; once, and not before the model may have got its own."""
+    saved(tmp_path, guard, wide(0))
+    kind, path = Gram if guard == "gram" else Protection, tmp_path / "protection.safetensors"
+    other = wide(1)
+    again = kind.load(path, other)
+    with pytest.warns(UserWarning, match=r"was loaded with are unlike those of the model \(correlation -?0.0"):
+        step(other, again)
+    step(other, again)
+    late = wide(1)
+    again = kind.load(path, late)
+    late.load_state_dict(wide(0).state_dict())
+    step(late, again)
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_weights_that_have_learned_on_are_not(tmp_path: Path, guard: str):
+    """By steps of a tenth of their size."""
+    model = wide(0)
+    held = saved(tmp_path, guard, model)
+    for _ in range(5):
+        step(model, held, 0.02)
+    step(model, (Gram if guard == "gram" else Protection).load(tmp_path / "protection.safetensors", model))
+
+
 def test_functions_are_asked_for(tmp_path: Path):
     def forward(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch) * 2

@@ -117,7 +117,7 @@ class InBlocks(DistributedSampler):
 
 def test_where_repeated_samples_cannot_be_told_apart_it_is_said():
     data = make_data(5)
-    with pytest.warns(UserWarning, match="a InBlocks may repeat samples at its end"):
+    with pytest.warns(UserWarning, match="an InBlocks may repeat samples at its end"):
         list(each_batch(DataLoader(data, 2, sampler=InBlocks(data, 2, 1))))
     list(each_batch(DataLoader(make_data(6), 2, sampler=InBlocks(make_data(6), 2, 1))))  # it repeats none
 

@@ -257,7 +257,7 @@ def test_columns_and_filters_of_all_types(file, url):
                 found(**{column: value})
         with pytest.raises(ValueError, match=r"no column 'lable' \(did you mean 'label'"):
             found(lable="x")
-        with pytest.raises(ValueError, match="'words' is a SPARSE_FLOAT_VECTOR, and embeddings are FLOAT_VECTOR"):
+        with pytest.raises(ValueError, match="'words' has type SPARSE_FLOAT_VECTOR, and embeddings are FLOAT_VECTOR"):
             store.read("words", ["a"])
         with pytest.raises(ValueError, match="has a column 'label' already"):
             store.add_field(VectorField("label", 2))

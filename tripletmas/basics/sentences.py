@@ -11,11 +11,28 @@ _REFUSED = re.compile(
     r"(?:.*Subtypes: \[(?P<several>.*)\] Errors: .* Given value|Expected a (?P<one>.*)\. Got value): ?(?P<value>.*)"
 )
 
+_LIKE_YOU = ("uni", "use", "eu", "one", "utf")  # begin with a vowel that is not said as one
+
 
 def listed(names: Iterable[str], most: int = 8) -> str:
     """The names with commas between them; a long list is cut and counted."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def with_article(name: str) -> str:
+    """A name, as of a class, after "a" or "an", as it is said: letters by themselves where they make no syllable.
+
+    >>> with_article("AdamW"), with_article("SGD"), with_article("NAdam"), with_article("MAS"), with_article("UNet")
+    ('an AdamW', 'an SGD', 'an NAdam', 'a MAS', 'a UNet')
+    """
+    capitals = re.match(r"[A-Z]*(?![a-z])", name)
+    letters = capitals.group() if capitals else ""
+    if letters and not set(letters[1:]) & set("AEIOUY") and letters[0] not in "AEIO":
+        vowel = letters[0] in "FHLMNRSX"  # spelled: ef, aitch, el, ...
+    else:
+        vowel = name[:1].lower() in "aeiou" and not name.lower().startswith(_LIKE_YOU)
+    return f"{'an' if vowel else 'a'} {name}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

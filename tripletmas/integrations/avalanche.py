@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from tripletmas.basics.files import atomic_write, damaged
+from tripletmas.basics.sentences import with_article
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.integrations.guest import check_arguments, check_is_only_one, check_is_part
@@ -210,8 +211,8 @@ class _Samples(Sequence):
         sample = self._all[position][0]
         if not isinstance(sample, Tensor):
             raise ValueError(
-                f"a sample of the benchmark is a {type(sample).__name__}, not a tensor: give the benchmark an "
-                "eval_transform that ends in ToTensor()"
+                f"a sample of the benchmark is {with_article(type(sample).__name__)}, not a tensor: give the benchmark "
+                "an eval_transform that ends in ToTensor()"
             )
         return sample
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from tripletmas.basics.distributed import gather_objects, rank, world_size
+from tripletmas.basics.sentences import with_article
 from tripletmas.basics.weights import named_parameters, unwrap
 from tripletmas.protection.attachment import Clip
 from tripletmas.protection.file import described
@@ -24,7 +25,7 @@ from tripletmas.protection.optimizers import in_train_mode, parameters_of
 def check_arguments(protection: Any, clip: str) -> None:
     """Raise a ValueError for what is no protection, or no place for the penalty."""
     if not isinstance(protection, Guard):
-        given = protection.__name__ if isinstance(protection, type) else f"a {type(protection).__name__}"
+        given = protection.__name__ if isinstance(protection, type) else with_article(type(protection).__name__)
         raise ValueError(f"a callback takes a protection of the model, such as tm.MAS(model), got {given}")
     if clip not in get_args(Clip):
         raise ValueError(f"clip must be 'before' or 'after', got {clip!r}")
@@ -34,7 +35,7 @@ def check_consolidate(consolidate: Any) -> None:
     """Raise a ValueError for what says neither whether to measure, nor on what: else it would fail after training."""
     if not isinstance(consolidate, bool) and not callable(consolidate):
         kind = type(consolidate).__name__
-        raise ValueError(f"consolidate must be True, False or a function that gives batches, got a {kind}")
+        raise ValueError(f"consolidate must be True, False or a function that gives batches, got {with_article(kind)}")
 
 
 def check_is_only_one(protection: Guard, callbacks: Iterable[Any], kind: type) -> None:
@@ -55,8 +56,8 @@ def check_is_part(protection: Guard, model: nn.Module, what: str) -> None:
     held = unwrap(protection.model)
     if not any(module is held for module in unwrap(model).modules()):
         raise ValueError(
-            f"the protection is one of another model, a {type(held).__name__} that is no part of {what}, a "
-            f"{type(unwrap(model)).__name__}: make it of the model that is trained, tm.MAS(model)"
+            f"the protection is one of another model, {with_article(type(held).__name__)} that is no part of {what}, "
+            f"{with_article(type(unwrap(model)).__name__)}: make it of the model that is trained, tm.MAS(model)"
         )
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from tripletmas.basics.sentences import with_article
 from tripletmas.basics.weights import device_of, eval_mode
 
 
@@ -70,7 +71,9 @@ def embedding_dim(model: nn.Module, sample_shape: tuple[int, ...]) -> int:
         samples = torch.zeros(2, *sample_shape) if sample_shape else torch.tensor([[[0], [1]]] * 2)
         found = model(samples.to(device_of(model)))
     if not isinstance(found, torch.Tensor):
-        raise ValueError(f"the model must return embeddings (batch, dim) alone, but returned a {type(found).__name__}")
+        raise ValueError(
+            f"the model must return embeddings (batch, dim) alone, but returned {with_article(type(found).__name__)}"
+        )
     if found.ndim != 2 or len(found) != 2 or not found.is_floating_point():
         kind = "" if found.is_floating_point() else f" of {found.dtype}"
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from tripletmas.basics.sentences import with_article
 from tripletmas.protection.optimizers import is_schedule_free
 
 Clip = Literal["before", "after"]
@@ -70,8 +71,8 @@ class Attachment:
         kind, added = type(optimizer).__name__, self.added
         if added is None:
             raise ValueError(
-                f"a {kind} that was attached with clip='before' stepped without add_gradients(optimizer): call it once "
-                "a step, between unscaling and clipping, or attach with clip='after'"
+                f"{with_article(kind)} that was attached with clip='before' stepped without add_gradients(optimizer): "
+                "call it once a step, between unscaling and clipping, or attach with clip='after'"
             )
         if added.is_gone():
             raise ValueError(

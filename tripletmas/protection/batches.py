@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from tripletmas.basics.distributed import is_spread
-from tripletmas.basics.sentences import listed
+from tripletmas.basics.sentences import listed, with_article
 from tripletmas.basics.weights import device_of, trainable
 from tripletmas.protection.outputs import REMEDY
 from tripletmas.protection.shards import PlacesOf, places_of
@@ -140,19 +140,21 @@ def each_placed_batch(batches: Iterable[Any]) -> Iterator[tuple[Any, range | Non
     """The same, with the places of its samples in the order that all processes share; None where it is not known."""
     name = type(batches).__name__
     if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
-        raise ValueError(f"a {name} gives samples one by one: give torch.utils.data.DataLoader(it, batch_size=256)")
+        raise ValueError(
+            f"{with_article(name)} gives samples one by one: give torch.utils.data.DataLoader(it, batch_size=256)"
+        )
     if _is_of_hugging_face(batches):
         raise ValueError(
-            f"a {name} of Hugging Face gives samples one by one: give "
+            f"{with_article(name)} of Hugging Face gives samples one by one: give "
             "torch.utils.data.DataLoader(it.with_format('torch'), batch_size=256)"
         )
     if _is_one_batch(batches):
         batch = "torch.as_tensor(batch)" if isinstance(batches, np.ndarray) else "batch"
-        raise ValueError(f"a {name} is one batch, and several are expected: give [{batch}]")
+        raise ValueError(f"{with_article(name)} is one batch, and several are expected: give [{batch}]")
     try:
         iterator = iter(batches)
     except TypeError:
-        raise ValueError(f"expected an iterable of batches, such as a DataLoader, got a {name}") from None
+        raise ValueError(f"expected an iterable of batches, such as a DataLoader, got {with_article(name)}") from None
     if isinstance(batches, IterableDataset):
         iterator = _without_samples(name, iterator)
     return _placed(iterator, places_of(batches))
@@ -211,7 +213,8 @@ def num_samples(batch: Any) -> int:
         if isinstance(batch, Mapping):
             remedy = f", of {listed(map(str, batch))}: name texts 'text' or 'sentence', or {REMEDY}"
         raise ValueError(
-            f"a batch must hold a tensor with one row a sample, got a {type(batch).__name__} without any{remedy}"
+            "a batch must hold a tensor with one row a sample, got "
+            f"{with_article(type(batch).__name__)} without any{remedy}"
         )
     if len(set(lengths)) > 1:
         raise ValueError(f"the tensors of a batch must have one row a sample, got lengths {lengths}")

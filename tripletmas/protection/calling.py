@@ -12,7 +12,7 @@ from typing import Any, final
 
 from torch import Tensor, clone, nn
 
-from tripletmas.basics.sentences import listed
+from tripletmas.basics.sentences import listed, with_article
 from tripletmas.basics.weights import unwrap
 from tripletmas.protection.arguments import Arguments
 from tripletmas.protection.batches import Forward, Uncallable, apply, are_texts, num_samples
@@ -97,7 +97,9 @@ class ModelCall:
             if "forward" not in str(error):
                 raise
             kind = type(self._model).__name__
-            raise Uncallable(f"a {kind} has no forward: protect the part of it that embeds, or {REMEDY}") from error
+            raise Uncallable(
+                f"{with_article(kind)} has no forward: protect the part of it that embeds, or {REMEDY}"
+            ) from error
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             if self._given is None:
                 raise

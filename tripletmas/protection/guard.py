@@ -26,7 +26,7 @@ from tripletmas.protection.coverage import Coverage
 from tripletmas.protection.hooks import StepHook, make_step_hook
 from tripletmas.protection.loop import Loop, differ, sums
 from tripletmas.protection.optimizers import check_steps, contents, parameters_of
-from tripletmas.protection.pretrained import file_to_write
+from tripletmas.protection.pretrained import file_to_write, warn_of_unlike
 from tripletmas.protection.replicas import warn_of_measuring_alone
 from tripletmas.protection.watching import watch_all_steps
 
@@ -238,6 +238,8 @@ class Guard:
             return []
         if self._loop.checked.get(optimizer) != contents(optimizer):
             self._check(optimizer)
+        if self._loop.meets_what_was_loaded():
+            warn_of_unlike(type(self).__name__, self.state_dict(), named_parameters(self.model))
         pulled = self._add_gradients(optimizer, first=first)
         self._loop.num_protected_steps += first and bool(pulled)
         return pulled
@@ -318,9 +320,7 @@ class Guard:
         """
         held, trained = self._held_names()[0], trainable(self.model).keys()
         self._left_out = frozenset(trained - held if left_out else ())
-        self._loop.checked.clear()
-        self._loop.told.clear()
-        self._loop.valued = False
+        self._loop.note_measured(loaded=not left_out)
         self._note_weights()
 
     def _note_weights(self) -> None:

@@ -38,6 +38,7 @@ class Loop:
     checked_rates: as `checked`, whether plain gradient steps of their rates are stable.
     stepped: optimizers that have stepped.
     told: names of weights that are not held, and of which this was said.
+    is_new: what is held was loaded, and no step has met it yet.
     since: sums of the weights that are held when it was last measured, and the steps that were protected then.
     buffers: memory that every step uses again.
     """
@@ -51,6 +52,7 @@ class Loop:
         self.checked_rates: WeakSet[Optimizer] = WeakSet()
         self.stepped: WeakSet[Optimizer] = WeakSet()
         self.told: set[str] = set()
+        self.is_new = False
         self.since: tuple[list[Tensor], int] | None = None
         self.buffers: Buffers = {}
         self._inside: WeakKeyDictionary[Optimizer, Optimizer] = WeakKeyDictionary()  # a wrapper -> what it steps with
@@ -96,6 +98,17 @@ class Loop:
         """A step of which the guard's hook knows."""
         self._idle.pop(optimizer, None)
         self.stepped.add(optimizer)
+
+    def note_measured(self, *, loaded: bool) -> None:
+        """Other things are held from now on: what was told is told anew."""
+        self.checked.clear()
+        self.told.clear()
+        self.valued, self.is_new = False, loaded
+
+    def meets_what_was_loaded(self) -> bool:
+        """At a step: whether it is the first one since what is held was loaded."""
+        is_new, self.is_new = self.is_new, False
+        return is_new
 
     def schedule_free(self) -> list[Any]:
         """The optimizers of the package schedulefree that are attached, or have stepped."""

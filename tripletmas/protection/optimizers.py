@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 
+from tripletmas.basics.sentences import with_article
+
 _OWN = frozenset({"state", "param_groups", "defaults"})  # of every optimizer: no other one is kept there
 
 
@@ -42,12 +44,12 @@ def _wrapped(optimizer: Any, own: set[int]) -> Any:
     kind, (name, one) = type(optimizer).__name__, inner[0]
     if any(each is not one for _, each in inner):
         names = ", ".join(f"its {name!r}" for name, _ in inner)
-        raise ValueError(f"a {kind} leaves its steps to several optimizers: attach each of them, {names}")
+        raise ValueError(f"{with_article(kind)} leaves its steps to several optimizers: attach each of them, {names}")
     theirs = {id(parameter) for parameter in parameters_of(one, own)}
     if any(id(parameter) not in theirs for parameter in parameters_of(optimizer, own)):
         raise ValueError(
-            f"a {kind} leaves the steps of some weights to its {name!r}, and of others not: add the protection's "
-            "value() to the loss in place of attaching it"
+            f"{with_article(kind)} leaves the steps of some weights to its {name!r}, and of others not: add the "
+            "protection's value() to the loss in place of attaching it"
         )
     return one
 
@@ -87,8 +89,8 @@ def check_weights(chain: list[Any], clip: str) -> None:
         if is_schedule_free(wrapper) and not isinstance(wrapper, Optimizer) and clip == "after":
             kind, inner = type(wrapper).__name__, type(chain[-1]).__name__
             raise ValueError(
-                f"a {kind} lets its {inner} step on other weights than the gradients are of: attach it with "
-                "clip='before' and call add_gradients(optimizer) before each step, or take AdamWScheduleFree"
+                f"{with_article(kind)} lets its {inner} step on other weights than the gradients are of: attach it "
+                "with clip='before' and call add_gradients(optimizer) before each step, or take AdamWScheduleFree"
             )
 
 
@@ -124,8 +126,8 @@ def check_steps(optimizer: Optimizer) -> None:
         raise ValueError("SparseAdam takes sparse gradients only, and a penalty's is dense: use Adam")
     if "_optimizer_step_pre_hooks" not in vars(optimizer):
         raise ValueError(
-            f"a {type(optimizer).__name__} has not called torch.optim.Optimizer.__init__, so that no hook runs when it "
-            "steps: add the protection's value() to the loss"
+            f"{with_article(type(optimizer).__name__)} has not called torch.optim.Optimizer.__init__, so that no hook "
+            "runs when it steps: add the protection's value() to the loss"
         )
 
 
@@ -153,8 +155,8 @@ def warn_of_two_steps(optimizer: Optimizer) -> None:
     kind = type(optimizer)
     if callable(getattr(kind, "first_step", None)) and callable(getattr(kind, "second_step", None)):
         warnings.warn(
-            f"no hook runs at first_step() and second_step() of a {kind.__name__}, so that nothing is held there: call "
-            "its step(closure), attach with clip='before' and call add_gradients(optimizer) before the second step, or "
-            "add value() to the loss",
+            f"no hook runs at first_step() and second_step() of {with_article(kind.__name__)}, so that nothing is held "
+            "there: call its step(closure), attach with clip='before' and call add_gradients(optimizer) before the "
+            "second step, or add value() to the loss",
             stacklevel=4,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tripletmas.basics.sentences import listed
+from tripletmas.basics.sentences import listed, with_article
 
 REMEDY = "give forward=, a function (model, batch) -> embeddings"
 # What an embedding is called, the surest first.
@@ -32,15 +32,15 @@ def embedding_in(output: Any) -> Tensor:
         return found[meant[0]]
     kind = type(output).__name__
     if not found:
-        raise ValueError(f"the model returns a {kind}, not a tensor: {REMEDY}")
+        raise ValueError(f"the model returns {with_article(kind)}, not a tensor: {REMEDY}")
     if _OF_TOKENS in found and not meant:
         raise ValueError(
-            f"the model returns a {kind} with {_OF_TOKENS}, a vector for each token or patch, and no embedding of "
-            f"a sample: give forward=, such as lambda model, batch: model(**batch).{_OF_TOKENS}[:, 0] for that of "
-            "the first token, or the mean over the tokens that are there (attention_mask)"
+            f"the model returns {with_article(kind)} with {_OF_TOKENS}, a vector for each token or patch, and no "
+            f"embedding of a sample: give forward=, such as lambda model, batch: model(**batch).{_OF_TOKENS}[:, 0] "
+            "for that of the first token, or the mean over the tokens that are there (attention_mask)"
         )
     what = listed(f"{name} {tuple(each.shape)}" for name, each in found.items())
-    raise ValueError(f"the model returns a {kind} with {what}, any of which may be meant: {REMEDY}")
+    raise ValueError(f"the model returns {with_article(kind)} with {what}, any of which may be meant: {REMEDY}")
 
 
 def _meant(found: Mapping[str, Tensor]) -> list[str]:

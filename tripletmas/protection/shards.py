@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from tqdm import tqdm
 
+from tripletmas.basics.sentences import with_article
+
 
 class Places(NamedTuple):
     """Where in the order of the whole data set the samples of a batch stand that count, its first ones; and whether
@@ -84,7 +86,7 @@ def _dealt_in_batches(shard: Any) -> PlacesOf:
 def _warn_of(sampler: Any, repeats: bool) -> None:
     if repeats:
         warnings.warn(
-            f"a {type(sampler).__name__} may repeat samples at its end, to give all processes equally many, and they "
-            "cannot be told apart here: they count twice; measure with torch's DistributedSampler",
+            f"{with_article(type(sampler).__name__)} may repeat samples at its end, to give all processes equally "
+            "many, and they cannot be told apart here: they count twice; measure with torch's DistributedSampler",
             stacklevel=4,
         )

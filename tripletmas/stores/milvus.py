@@ -237,7 +237,7 @@ class MilvusStore:
                 raise ValueError
         except (ValueError, LookupError):
             raise ValueError(
-                f"{self.place}: the column {column!r} is a {DataType(kind).name}, never {value!r}"
+                f"{self.place}: the column {column!r} has type {DataType(kind).name}, never {value!r}"
             ) from None
         return f"{column} == {quoted(typed)}"
 
@@ -335,7 +335,7 @@ class MilvusStore:
             return table, about.base, False
         kind = self._table.types.get(name)
         if kind is not None:
-            raise ValueError(f"{self.place}: {name!r} is a {DataType(kind).name}, and embeddings are FLOAT_VECTOR")
+            raise ValueError(f"{self.place}: {name!r} has type {DataType(kind).name}, and embeddings are FLOAT_VECTOR")
         known = [*self._table.vectors, *there]
         raise ValueError(f"{self.place} has no vector {name!r}{suggestion(name, known)}: there are {listed(known)}")
 

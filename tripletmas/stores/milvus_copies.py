@@ -103,7 +103,9 @@ def _refuse(place: Place, client: MilvusClient, table: Table) -> None:
     """Raises ValueError for a collection of which no true copy can be made."""
     for name, kind in table.types.items():
         if kind not in _COPIED:
-            raise ValueError(f"{place}: the field {name!r} is a {DataType(kind).name}, of which no copy can be made")
+            raise ValueError(
+                f"{place}: the field {name!r} has the type {DataType(kind).name}, of which no copy can be made"
+            )
     if table.about.get("functions"):
         raise ValueError(f"{place} computes fields by functions, of which no copy can be made")
     with told(place):
