@@ -133,6 +133,27 @@ def test_what_a_plain_model_has_written_is_spread(tmp_path):
         assert identical(found, protection.state_dict())
 
 
+def told_of_others(folder: str) -> str:
+    """What is said of a model whose weights have all moved since its protection was saved."""
+    model = spread_out(make_net())
+    protection = MAS(model)
+    protection.consolidate(shared(make_data(5)))
+    protection.save_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    with pytest.warns(UserWarning, match="are not those that the model has") as said:
+        Protection.from_pretrained(folder, model)
+    return str(said.pop().message)
+
+
+@pytest.mark.slow
+def test_a_share_of_other_weights_is_one_of_all(tmp_path):
+    first, second = run_in_processes(told_of_others, 2, str(tmp_path))
+    assert first == second
+    assert "100.00% of the weights" in first
+
+
 def refused() -> list[str]:
     """What is said of a spread model that cannot be measured, and of one on a device without values."""
     model, messages = spread_out(make_net()), []

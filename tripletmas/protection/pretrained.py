@@ -58,16 +58,20 @@ def warn_of_other_weights(path: Path, reference: Params, model: nn.Module) -> No
             "frozen without is_trainable=True): nothing can be held of this model, and no share of it",
             stacklevel=3,
         )
-    changes = {name: current[name].detach() - value.to(current[name].device) for name, value in reference.items()}
-    others = {name: int(torch.count_nonzero(change)) for name, change in changes.items()}
+    others, squares = {}, torch.zeros(2, dtype=torch.float64)
+    for name, value in reference.items():
+        then = whole(value).to(current[name].device)
+        change = whole(current[name].detach()) - then
+        others[name] = int(torch.count_nonzero(change))
+        squares += torch.stack([each.double().square().sum().cpu() for each in (change, then)])
     if not any(others.values()):
         return
     share = sum(others.values()) / sum(value.numel() for value in reference.values())
     most = sorted((name for name, count in others.items() if count), key=lambda name: -others[name])
     warnings.warn(
         f"{path}: {share:.2%} of the weights that it holds are not those that the model has, by "
-        f"{_length(changes) / max(_length(reference), 1e-300):.2g} of their length ({listed(most, 3)}): the model has "
-        "learned since, or other weights were loaded; they are pulled to those that were saved",
+        f"{float((squares[0] / squares[1].clamp_min(1e-300)).sqrt()):.2g} of their length ({listed(most, 3)}): the model "
+        "has learned since, or other weights were loaded; they are pulled to those that were saved",
         stacklevel=3,
     )
 
@@ -95,7 +99,3 @@ def warn_of_unlike(kind: str, state: Mapping[str, Tensor], model: Mapping[str, n
             "or the protection that was saved with these",
             stacklevel=5,
         )
-
-
-def _length(values: Params) -> float:
-    return sum(float(value.double().square().sum()) for value in values.values()) ** 0.5
