@@ -67,11 +67,11 @@ def warn_of_other_weights(path: Path, reference: Params, model: nn.Module) -> No
     if not any(others.values()):
         return
     share = sum(others.values()) / sum(value.numel() for value in reference.values())
+    length = float((squares[0] / squares[1].clamp_min(1e-300)).sqrt())
     most = sorted((name for name, count in others.items() if count), key=lambda name: -others[name])
     warnings.warn(
-        f"{path}: {share:.2%} of the weights that it holds are not those that the model has, by "
-        f"{float((squares[0] / squares[1].clamp_min(1e-300)).sqrt()):.2g} of their length ({listed(most, 3)}): the model "
-        "has learned since, or other weights were loaded; they are pulled to those that were saved",
+        f"{path}: {share:.2%} of the weights that it holds are not those that the model has, by {length:.2g} of their "
+        f"length ({listed(most, 3)}): the model has learned since, or other weights were loaded; they are pulled to those that were saved",
         stacklevel=3,
     )
 
