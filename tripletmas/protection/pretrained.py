@@ -71,7 +71,8 @@ def warn_of_other_weights(path: Path, reference: Params, model: nn.Module) -> No
     most = sorted((name for name, count in others.items() if count), key=lambda name: -others[name])
     warnings.warn(
         f"{path}: {share:.2%} of the weights that it holds are not those that the model has, by {length:.2g} of their "
-        f"length ({listed(most, 3)}): the model has learned since, or other weights were loaded; they are pulled to those that were saved",
+        f"length ({listed(most, 3)}): the model has learned since, or other weights were loaded; they are pulled to "
+        "those that were saved",
         stacklevel=3,
     )
 
