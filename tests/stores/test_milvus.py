@@ -253,7 +253,7 @@ def test_columns_and_filters_of_all_types(file, url):
         assert found(**{"a b": "7"}) == set(range(COUNT)), "the text and the number"
         assert found(**{"a b": "7", "flag": "false"}) == set(range(0, COUNT, 2))
         for column, value in (("number", "two"), ("flag", "yes"), ("json", "{}"), ("place", "POINT (1 2)")):
-            with pytest.raises(ValueError, match=rf"the column '{column}' is a [A-Z0-9]+, never"):
+            with pytest.raises(ValueError, match=rf"the column '{column}' has type [A-Z0-9]+, never"):
                 found(**{column: value})
         with pytest.raises(ValueError, match=r"no column 'lable' \(did you mean 'label'"):
             found(lable="x")
