@@ -183,6 +183,7 @@ class Protection(Guard):
         path: str | Path, model: nn.Module, *, estimate: Estimator | None = None, forward: Forward | None = None
     ) -> Protection:
         """The protection saved at `path`, for `model`; of what has another prefix in its names now, by the new names.
+        A model whose weights are as unlike those it is held at as another model's is told at the first step.
 
         Args:
             estimate, forward: needed only where the saved protection measured with such a function of the user's own.
