@@ -56,8 +56,9 @@ def told(out: Path) -> list[Config]:
     from tripletmas.objectives.scores import Scores
     from tripletmas.runs.directory import RunDirectory
     from tripletmas.runs.experiment import load_trained
-    from tripletmas.runs.forecast import forecast_of, shares_of
+    from tripletmas.runs.forecast import forecast_of
     from tripletmas.runs.imagined import parts_of_run
+    from tripletmas.runs.moves import shares_of
 
     run = RunDirectory.open(out)
     experiment, last = load_trained(run)

@@ -90,14 +90,16 @@ def without_drawing() -> Callable[[], AbstractContextManager[None]]:
     """Inside `with without_drawing():` plots are made, but blank: for tests of what a page says."""
     from matplotlib.figure import Figure
 
-    def blank(figure: Figure, path: Path, *, dpi: int, pil_kwargs: dict) -> None:
-        width, height = figure.get_size_inches() * dpi
-        Image.new("RGB", (round(width), round(height))).save(path)
+    from tripletmas.report import style
+
+    def blank(figure: Figure) -> Image.Image:
+        width, height = figure.get_size_inches() * style.DPI
+        return Image.new("RGBA", (round(width), round(height)))
 
     @contextmanager
     def patched() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Figure, "savefig", blank)
+            patch.setattr(style, "_picture", blank)
             yield
 
     return patched

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -67,7 +68,7 @@ class Points:
 @contextmanager
 def dying(points: Points):
     """Points around every step, scoring, record and change of a file; seconds are 0, to compare records."""
-    replace, rmtree, remove, save_file = os.replace, shutil.rmtree, aside._remove, aside.save_file
+    replace, rmtree, remove, save_file = os.replace, shutil.rmtree, aside.remove, safetensors.torch.save_file
     append, score = RunDirectory.append, Retrieval.score
 
     def dying_replace(*paths):
@@ -111,8 +112,8 @@ def dying(points: Points):
         patch.setattr(aside.os, "replace", dying_replace)
         patch.setattr(aside.os, "fsync", lambda handle: None)  # the machine does not lose power here
         patch.setattr(checkpoint.shutil, "rmtree", dying_rmtree)
-        patch.setattr(aside, "_remove", lambda path: None if points.dead else remove(path))
-        patch.setattr(aside, "save_file", dying_save)
+        patch.setattr(aside, "remove", lambda path: None if points.dead else remove(path))
+        patch.setattr(safetensors.torch, "save_file", dying_save)
         patch.setattr(RunDirectory, "append", dying_append)
         patch.setattr(Retrieval, "score", dying_score)
         patch.setattr(Strategy, "after_step", points)

@@ -114,8 +114,8 @@ def test_arguments_that_do_not_fit_are_told_in_one_line(arguments, message, call
 )
 def test_what_there_is_is_listed_a_line_each(what, part, call):
     lines = [line.split(maxsplit=1) for line in call("list", what)[1].splitlines()]
-    assert {name for name, _ in lines} == catalog.BUILT_IN[part]
-    assert len(lines) == len(catalog.BUILT_IN[part])
+    assert {name for name, _ in lines} == catalog.built_in(part)
+    assert len(lines) == len(catalog.built_in(part))
     assert all(len(text) > 10 and "http" not in text for _, text in lines)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from commands import earlier_version
 from safetensors import SafetensorError
@@ -160,7 +161,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(write, number, run, monkeypatch):
     # safetensors hides the error in its text; a quota it does not name
     text = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
     system_error = OSError(number, os.strerror(number))
-    monkeypatch.setattr(files, "save_file", failing(files.save_file, SafetensorError(text)))
+    monkeypatch.setattr(safetensors.torch, "save_file", failing(safetensors.torch.save_file, SafetensorError(text)))
     monkeypatch.setattr(Path, "write_bytes", failing(Path.write_bytes, system_error))
     monkeypatch.setattr(Path, "write_text", failing(Path.write_text, system_error))
     with pytest.raises(OSError, match="no space left to write") as caught:
@@ -204,7 +205,7 @@ def test_another_failure_keeps_its_own_words(run, monkeypatch):
     def fail(*_):
         raise SafetensorError("I/O error: Input/output error (os error 5)")
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
         run.save_checkpoint(state(0, 2))
     assert caught.value.errno == errno.EIO

@@ -14,9 +14,10 @@ from tripletmas.models.embedding import embed
 from tripletmas.runs import imagined
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment, load_trained
-from tripletmas.runs.forecast import allowed_scale, forecast_of, shares_of
+from tripletmas.runs.forecast import allowed_scale, forecast_of
 from tripletmas.runs.galleries import Galleries
 from tripletmas.runs.imagined import parts_of_run
+from tripletmas.runs.moves import shares_of
 
 SMALL = ("--data.tasks", "[2,2,6]", "--model.hidden", "[16]", "--model.dim", "8", "--training.epochs", "2")
 

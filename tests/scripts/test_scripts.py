@@ -59,3 +59,24 @@ def test_bench_checkpoint(tmp_path: Path):
     assert [len(found[key]) for key in ("with", "without")] == [2, 2]
     assert min(found["with"] + found["without"]) > 0
     assert ran.stdout.startswith("fastest ")
+
+
+@pytest.mark.slow
+def test_bench_startup(tmp_path: Path):
+    small = ["--rounds", "1", "--only", "version", "index info"]
+    ran = run("bench_startup.py", *small, "--json", str(tmp_path / "x.json"))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert list(found) == ["python alone", "import torch", "version", "index info"]
+    assert all(row["processor"] > 0 for row in found.values())
+    assert "| torch |" not in ran.stdout  # neither command needs it
+
+
+@pytest.mark.slow
+def test_bench_many_tasks(tmp_path: Path):
+    ran = run("bench_many_tasks.py", "--tasks", "3", "--strategies", "gram", "--json", str(tmp_path / "x.json"))
+    assert ran.returncode == 0, ran.stderr
+    (rows,) = json.loads((tmp_path / "x.json").read_text()).values()
+    assert len(rows) == 3
+    assert all(row["checkpoint bytes"] > 0 and row["training"] > 0 for row in rows)
+    assert "| scores of all tasks (grows) |" in ran.stdout

@@ -15,20 +15,19 @@ import json
 import math
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from tripletmas.basics.mapped import blocks, mapped_tensors, tensors_of
+from tripletmas.basics.disk import flush, flush_folder, remove
+
+if TYPE_CHECKING:  # it is imported where tensors are read and written: JSON needs none, nor does `index.glance`
+    from torch import Tensor
 
 SEAL = "seal"
 ABOUT = "tripletmas"  # the one entry in the header of a safetensors file: the order of several is left to chance there
@@ -74,16 +73,16 @@ def atomic_write(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
     aside = final.with_name(final.name + ".part")
     if aside.is_dir() and not folder:
         raise IsADirectoryError(errno.EISDIR, f"{aside} is a folder and in the way of what is written: move it away")
-    _remove(aside)
+    remove(aside)
     try:
         aside.mkdir() if folder else aside.touch(0o666)
         mode = (final if final.is_file() else aside).stat().st_mode & 0o666
         yield aside
-        _flush(aside, mode)
+        flush(aside, mode)
         os.replace(aside, final)
         flush_folder(final.parent)
     except BaseException as error:
-        _remove(aside)
+        remove(aside)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, f"no space left to write {final}; what was saved before is whole") from None
         raise
@@ -193,6 +192,8 @@ def write_tensors(
     Raises:
         OSError: if it cannot be written.
     """
+    from safetensors.torch import save_file
+
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     about = {"checksums": BLANK, "order": list(tensors), "header": dict(header or {}), "place": place}
     try:
@@ -233,9 +234,11 @@ def read_tensors(
     Raises:
         ValueError: if the file is missing, damaged or another one.
     """
+    from tripletmas.basics.mapped import mapped_tensors, tensors_of
+
     try:
         texts, tensors = (mapped_tensors if large else tensors_of)(path)
-        about = json.loads(texts[ABOUT]) if ABOUT in texts else _about_of_earlier(texts)
+        about = about_of(texts)
         names = sorted(tensors) if about["order"] is None else about["order"]
         tensors = {name: tensors[name] for name in names}
         _check_sums(about, tensors, verify=verify)
@@ -255,8 +258,10 @@ def edition_of(path: str | Path) -> int | None:
         return None
 
 
-def _about_of_earlier(texts: Mapping[str, str]) -> dict[str, Any]:
-    """What the header of a file of an earlier version, or of another program, says."""
+def about_of(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What a header says, also that of a file of an earlier version, or of another program."""
+    if ABOUT in texts:
+        return json.loads(texts[ABOUT])
     order = json.loads(texts["order"]) if "order" in texts else None
     header = {name: json.loads(text) for name, text in texts.items() if name not in ("order", "format")}
     return {"checksums": None, "order": order, "header": header, "place": None}
@@ -273,6 +278,10 @@ def _check_sums(about: Mapping[str, Any], tensors: Mapping[str, Tensor], *, veri
 
 
 def _content_checksum(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    from tripletmas.basics.mapped import blocks
+
     found = 0
     for value in tensors.values():
         for block in blocks(value.contiguous().reshape(-1)):
@@ -318,31 +327,3 @@ def append_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     if is_new:
         flush_folder(path.parent)
-
-
-def flush_folder(path: Path) -> None:
-    """Have new names on the disk, where the system can say so; they are there already for every other program."""
-    with suppress(OSError):  # Windows opens no folders, some file systems flush none
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _flush(path: Path, mode: int) -> None:
-    """Have a file, or a folder of files, on the disk, with these permissions: safetensors leaves them owner-only."""
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
-        with suppress(OSError):  # some file systems have no permissions
-            file.chmod(mode)
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    if path.is_dir():
-        flush_folder(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

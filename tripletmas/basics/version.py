@@ -10,10 +10,14 @@ __version__ = "0.2.0"
 
 def versions() -> dict[str, str]:
     """The versions that a run's numbers may depend on, "missing" for a package that is not installed."""
+    packages = ("torch", "torchvision", "faiss-cpu", "pytorch-metric-learning", "numpy")
     found = {"tripletmas": __version__, "python": platform.python_version()}
-    for package in ("torch", "torchvision", "faiss-cpu", "pytorch-metric-learning", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+    return found | {package: version_of(package) for package in packages}
+
+
+def version_of(package: str) -> str:
+    """The version of a package that is installed, else "missing"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 from rich.box import SIMPLE_HEAD
@@ -15,8 +15,9 @@ from rich.segment import Segment
 from rich.table import Table
 
 from tripletmas.cli.terminal import visible
-from tripletmas.runs import configuration, trust
-from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
+
+if TYPE_CHECKING:  # torch comes with runs: what asks for none need not wait for it
+    from tripletmas.runs.directory import RunDirectory
 
 # options that mean the same wherever they are
 _SHARED: dict[str, dict[str, Any]] = {
@@ -49,6 +50,9 @@ def make_parser(command: str, description: str | None, *shared: str) -> jsonargp
 
 def open_run(path: str | Path, *, trust_code: bool) -> RunDirectory:
     """The run in a directory; its code, where it has any, is trusted from now on if that is asked for."""
+    from tripletmas.runs import trust
+    from tripletmas.runs.directory import RunDirectory
+
     run = RunDirectory.open(path)
     if trust_code:
         trust.accept(run.config().get("code"), unseen=True)
@@ -57,6 +61,9 @@ def open_run(path: str | Path, *, trust_code: bool) -> RunDirectory:
 
 def know_kinds(directories: Iterable[Path], *, trust_code: bool) -> None:
     """Have the kinds of task of these runs, or folders of seeds, known to reports, also those of one's own."""
+    from tripletmas.runs import configuration
+    from tripletmas.runs.directory import is_run, seed_directories
+
     for directory in directories:
         for each in filter(is_run, seed_directories(directory) or [directory]):
             configuration.admit_objective(open_run(each, trust_code=trust_code).config())

@@ -15,10 +15,11 @@ from tripletmas.cli.outputs import check_output
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.forecast import GALLERIES, Forecast, forecast_of, shares_of
+from tripletmas.runs.forecast import GALLERIES, Forecast, forecast_of
 from tripletmas.runs.imagined import parts_of_index, parts_of_run
 from tripletmas.runs.indexed import map_for, task_of_part
 from tripletmas.runs.models import weight_hashes
+from tripletmas.runs.moves import shares_of
 
 _SEARCHED = {"stale": "as it is stored", "compensated": "moved by the map", "fresh": "embedded again"}
 

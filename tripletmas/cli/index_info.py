@@ -1,46 +1,85 @@
-"""The command that shows what is in an index, and what of it is stale."""
+"""The command that shows what is in an index, and what of it is stale. It reads both without torch where it can."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
+from tripletmas.basics.arrays import Unclear
 from tripletmas.cli.console import console, make_parser, make_table
-from tripletmas.index.images import ImageIndex, Reading, Transform
-from tripletmas.runs.indexed import how_far, run_of, ways_out
-from tripletmas.runs.models import prepared_by, weight_hashes
+from tripletmas.data.preparation import Preparation
+from tripletmas.index.glance import Glance, read_glance
+from tripletmas.index.settings import Reading, Transform
+from tripletmas.runs.glance import read_run_glance
+from tripletmas.runs.moves import how_far, ways_out
 
 _SHOWN = 12  # digits of a hash
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What there is to show.
+
+    Attributes:
+        hashes: of the model of the run after each task; () where they are not known.
+        missing: why they are not.
+        far: how far stale vectors have moved at most, a part of a sentence.
+    """
+
+    index: Glance
+    hashes: Sequence[str]
+    missing: str = ""
+    far: str = ""
 
 
 def info(arguments: Sequence[str]) -> None:
     """Show what is in an index, and which of its vectors are stale: of another model than the run's present one."""
     options = make_parser("index info", info.__doc__, "index", "--run").parse_args(arguments)
-    index = ImageIndex.open(options.index)
     try:
-        run = run_of(index, options.run)
-        hashes, missing, far = weight_hashes(run), "", how_far(run, run.task_done(None))
-    except ValueError as error:
-        if options.run:
-            raise
-        hashes, missing, far = (), str(error), ""
-    present = hashes[-1] if hashes else None
+        told = _glanced(options.index, options.run)
+    except Unclear:
+        told = _opened(options.index, options.run)
+    index, hashes = told.index, told.hashes
     shown = console()
     shown.print(_summary(options.index, index, options.run or index.run, hashes))
     shown.print(_parts(index, hashes))
-    if missing:
-        print(f"which vectors are stale cannot be told: {missing}")
-    elif present and (stale := index.stale(present)):
-        print(f"{len(index.of_parts(stale))} of {len(index)} vectors are stale{far}: {ways_out(options.index)}")
+    if told.missing:
+        print(f"which vectors are stale cannot be told: {told.missing}")
+    elif hashes and (stale := index.num_stale(hashes[-1])):
+        print(f"{stale} of {index.count} vectors are stale{told.far}: {ways_out(options.index)}")
         of = options.run or index.run
         print(f"how far they moved, and what searching them costs: tripletmas forecast {of} --index {options.index}")
     else:
         print("all vectors are current")
 
 
-def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> Table:
+def _glanced(path: str, given: str | None) -> _Told:
+    """Without torch; what is not as this version writes it is `Unclear`."""
+    index = read_glance(path)
+    run = read_run_glance(given or index.run)
+    return _Told(index, run.hashes, far=how_far(run, len(run.hashes) - 1))
+
+
+def _opened(path: str, given: str | None) -> _Told:
+    """The same of any index and run, or a ValueError that says what is wrong with the index, or with a run given."""
+    from tripletmas.index.images import ImageIndex
+    from tripletmas.runs.indexed import run_of
+    from tripletmas.runs.models import weight_hashes
+
+    opened = ImageIndex.open(path)
+    try:
+        run = run_of(opened, given)
+        return _Told(opened.glance(), weight_hashes(run), far=how_far(run, run.task_done(None)))
+    except ValueError as error:
+        if given:
+            raise
+        return _Told(opened.glance(), (), missing=str(error))
+
+
+def _summary(path: str, index: Glance, run: str, hashes: Sequence[str]) -> Table:
     settings = index.settings
     kind = settings.kind
     for name, value in (("nprobe", settings.nprobe), ("ef_search", settings.ef_search)):
@@ -49,13 +88,13 @@ def _summary(path: str, index: ImageIndex, run: str, hashes: Sequence[str]) -> T
     rows = {
         "run": run,
         "present model": f"{hashes[-1][:_SHOWN]}, after task {len(hashes) - 1}" if hashes else "unknown",
-        "vectors": str(len(index)),
+        "vectors": str(index.count),
         "dim": str(settings.dim),
         "metric": settings.metric,
         "normalised": "yes" if settings.normalize else "no",
         "kind": kind,
-        "texts" if index.texts else "images": _shown(settings.transform),
-        "labels": f"{len(index.labels[index.labels >= 0].unique())} classes, {int((index.labels < 0).sum())} without",
+        "texts" if index.holds_texts else "images": _shown(settings.transform),
+        "labels": f"{index.num_classes} classes, {index.num_unlabelled} without",
         "roots": ", ".join(index.roots),
         "file": f"{Path(path).stat().st_size / 2**20:.2f} MiB",
     }
@@ -69,19 +108,19 @@ def _shown(transform: Transform | Reading) -> str:
     """How an image or a text becomes what the model is shown, in words."""
     if isinstance(transform, Reading):
         return f"at most {transform.max_length} tokens, by the tokenizer {transform.tokenizer[:_SHOWN]}"
-    words = [str(prepared_by(transform))]
+    words = [str(Preparation(transform.size, transform.channels, transform.interpolation, transform.crop))]  # pyright: ignore[reportArgumentType] - checked when it was built
     if transform.mean is not None and transform.deviation is not None:
         pairs = zip(transform.mean, transform.deviation, strict=True)
         words.append("normalised by " + " ".join(f"{mean:.3g}/{deviation:.3g}" for mean, deviation in pairs))
     return ", ".join([*words, *(["inverted"] if transform.invert else [])])
 
 
-def _parts(index: ImageIndex, hashes: Sequence[str]) -> Table:
+def _parts(index: Glance, hashes: Sequence[str]) -> Table:
     table = make_table("parts", ">vectors", "embedded by", "after task", "moved to", "by the maps", "state")
-    for number, part in enumerate(index.parts):
+    for count, part in zip(index.of_parts, index.parts, strict=True):
         state = "unknown" if not hashes else "current" if part.moved_to == hashes[-1] else "stale"
         table.add_row(
-            str(len(index.of_parts([number]))),
+            str(count),
             part.model[:_SHOWN],
             str(part.after_task) if not hashes or part.model in hashes else f"{part.after_task} of another run",
             "" if part.moved_to == part.model else part.moved_to[:_SHOWN],

@@ -6,13 +6,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-import torchvision
-
 from tripletmas.basics.sentences import suggestion
 from tripletmas.cli.console import make_parser
-from tripletmas.models.making import MODELS
-from tripletmas.objectives.kinds import KINDS, kind_with
-from tripletmas.runs import catalog, plugins
 
 _LISTED = {"strategies": "strategy", "losses": "loss", "models": "model", "data": "data", "objectives": "objective"}
 
@@ -24,6 +19,8 @@ def print_list(arguments: Sequence[str]) -> None:
     what = parser.parse_args(arguments).what
     if what not in _LISTED:
         raise ValueError(f"there is no list of {what!r}{suggestion(what, _LISTED)}")
+    from tripletmas.runs import plugins  # here and below: a word that is missing or wrong is told at once
+
     part = _LISTED[what]
     lines = dict(_built_in(part)) | plugins.registered(part)
     width = max(map(len, lines))
@@ -33,10 +30,15 @@ def print_list(arguments: Sequence[str]) -> None:
 
 def _built_in(part: str) -> Iterator[tuple[str, str]]:
     """(name, what it is) of each; those of installed packages are not imported to say more than where they are from."""
+    from tripletmas.models import from_torchvision
+    from tripletmas.models.making import MODELS
+    from tripletmas.objectives.kinds import KINDS, kind_with
+    from tripletmas.runs import catalog
+
     if part == "objective":
-        yield from ((name, kind.says) for name, kind in KINDS.items() if name in catalog.BUILT_IN[part])
+        yield from ((name, kind.says) for name, kind in KINDS.items() if name in catalog.built_in(part))
         return
-    for name in filter(catalog.BUILT_IN[part].__contains__, catalog.names(part)):
+    for name in filter(catalog.built_in(part).__contains__, catalog.names(part)):
         kind = kind_with(part, name)
         if part == "strategy":
             yield name, _first_line(catalog.STRATEGIES[name])
@@ -45,7 +47,7 @@ def _built_in(part: str) -> Iterator[tuple[str, str]]:
         elif part == "loss":
             yield name, kind.says_of(name)
         else:
-            yield name, _first_line(MODELS.get(name) or torchvision.models.get_model_builder(name))
+            yield name, _first_line(MODELS.get(name) or from_torchvision.builder(name))
 
 
 def _first_line(constructor: Callable[..., object]) -> str:

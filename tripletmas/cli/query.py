@@ -23,8 +23,9 @@ from tripletmas.index.images import ImageIndex, Reading
 from tripletmas.objectives.facts import asking
 from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.indexed import model_of, moves_back, refuse_collapsed, stale_vectors, ways_out
+from tripletmas.runs.indexed import model_of, moves_back, refuse_collapsed, stale_vectors
 from tripletmas.runs.models import RunModel, embed_images, embed_texts
+from tripletmas.runs.moves import ways_out
 from tripletmas.stores.place import is_store
 
 _OF_RUN = "run"  # --move-queries without the name of a map

@@ -157,11 +157,20 @@ def _run(
             return
         print_comparison([out])
         if write_report:
-            from tripletmas.report import page  # it draws, and that takes a while to import
-
-            print(f"report: {page.write_report(out)}")
+            print(f"report: {_report(out)}")
     for message in warned:
         print(f"warned of before: {message}", file=sys.stderr)
+
+
+def _report(out: Path) -> Path:
+    """The page of a run; of one that had ended before, with which nothing has happened since, as it is."""
+    from tripletmas.report.kept import kept_page
+
+    if kept := kept_page(out):
+        return kept
+    from tripletmas.report import page  # it draws, and that takes a while to import
+
+    return page.write_report(out)
 
 
 def _train(config: dict[str, Any], out: Path, logger: str | None, go_on: str | None, live: LivePage | None) -> None:

@@ -11,10 +11,12 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 # torchvision and scikit-learn take seconds to import: each reader imports only its own.
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +34,25 @@ _DIGIT_NAMES = tuple("0123456789")
 
 def digits() -> Source:
     """The 1,797 handwritten digits bundled with scikit-learn, 1 x 8 x 8; no download, no test part."""
+    rows = _bundled_digits()
+    samples = rows[:, :-1].float().reshape(-1, 1, 8, 8) / 16  # grey levels 0..16
+    return Source(LabelledDataset(samples, rows[:, -1].long(), _DIGIT_NAMES))
+
+
+def _bundled_digits() -> Tensor:
+    """(1797, 65) float64: 64 grey levels and the digit.
+
+    They are read from the file that scikit-learn keeps them in; by itself, where that is no longer at this place.
+    """
+    library = find_spec("sklearn")  # which looks for it and does not import it
+    for folder in (library and library.submodule_search_locations) or ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return torch.from_numpy(np.loadtxt(file, delimiter=","))
     from sklearn.datasets import load_digits
 
     bundled: Any = load_digits()
-    samples = torch.from_numpy(bundled.images).float().unsqueeze(1) / 16  # grey levels 0..16
-    return Source(LabelledDataset(samples, torch.from_numpy(bundled.target), _DIGIT_NAMES))
+    return torch.from_numpy(np.column_stack([bundled.data, bundled.target]))
 
 
 def omniglot(*, root: str = "data", size: int = 28, download: bool = False) -> Source:

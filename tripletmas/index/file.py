@@ -34,10 +34,9 @@ from tripletmas.basics.mapped import BLOCK
 from tripletmas.basics.progress import told
 from tripletmas.basics.tensor_stream import Filled, Room, stream_tensors
 from tripletmas.basics.weights import Params
+from tripletmas.index.glance import FORMAT, HEADER
 
-FORMAT = 1
 ON_DISK = "1, with lists on the disk"  # which earlier versions must not take for an index without any
-_HEADER = "tripletmas index"
 _REMEDY = "restore it from a copy, or build it anew"
 _DTYPES = {"vectors": torch.float32, "ids": torch.int64, "part": torch.int32, "labels": torch.int64}
 
@@ -81,7 +80,7 @@ def write_index_file(
         OSError: if it cannot be written, as when the disk is full; the old file is untouched.
     """
     content = {**tensors, "paths": strings_as_tensor(paths)}
-    about = {_HEADER: {"format": FORMAT, **header}}
+    about = {HEADER: {"format": FORMAT, **header}}
     whole = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if len(whole) == len(content) and sum(value.nbytes for value in whole.values()) <= BLOCK:
         save_tensors(path, whole, about)
@@ -127,7 +126,7 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
     """
     if not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
-    tensors, header = read_tensors(path, _REMEDY, header=_HEADER, verify=verify, large=True)
+    tensors, header = read_tensors(path, _REMEDY, header=HEADER, verify=verify, large=True)
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")
     try:

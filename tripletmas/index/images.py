@@ -23,7 +23,6 @@ from tripletmas.basics.version import __version__
 from tripletmas.index.base import Index
 from tripletmas.index.exact import ExactIndex
 from tripletmas.index.file import (
-    FORMAT,
     ON_DISK,
     read_index_file,
     read_strings,
@@ -31,6 +30,7 @@ from tripletmas.index.file import (
     strings_as_tensor,
     write_index_file,
 )
+from tripletmas.index.glance import FORMAT, Glance
 from tripletmas.index.lists import InMemory
 from tripletmas.index.settings import Part, Reading, Settings, Transform
 
@@ -176,6 +176,19 @@ class ImageIndex:
             raise ValueError("its lists are missing, or of another number of vectors")
 
     # --- what is asked of it
+
+    def glance(self) -> Glance:
+        """What is told of it without its vectors."""
+        return Glance(
+            self.settings,
+            len(self),
+            self.parts,
+            tuple(len(self.of_parts([number])) for number in range(len(self.parts))),
+            len(self.labels[self.labels >= 0].unique()),
+            int((self.labels < 0).sum()),
+            self.roots,
+            self.run,
+        )
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k vectors of largest score for each query (q, dim), best first, whatever space each vector lies in.

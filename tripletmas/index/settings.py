@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # what searches is imported where it is made: who asks what a file holds needs no torch
+    from torch import Tensor
 
-from tripletmas.index.base import Index
-from tripletmas.index.lists import Listing, MappedLists
-from tripletmas.index.making import make_index
+    from tripletmas.index.base import Index
+    from tripletmas.index.lists import Listing, MappedLists
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Settings:
         """An empty index, or the one that serialized to these data."""
         if self.on_disk:
             return self.mapped_lists(None, None, None)
+        from tripletmas.index.making import make_index
+
         return make_index(
             self.dim,
             kind=self.kind,
@@ -99,6 +101,8 @@ class Settings:
         """An index over these lists, which lie in a file; see `lists`."""
         if self.ef_search is not None:
             raise ValueError(f"an index on the disk has lists and no ef_search, got {self.ef_search}; leave it out")
+        from tripletmas.index.lists import MappedLists
+
         return MappedLists(
             self.dim,
             kind=self.kind,
@@ -112,6 +116,8 @@ class Settings:
 
     def listing(self, blocks: Callable[[], Iterator[Tensor]], count: int, trained: Tensor | None) -> Listing:
         """What makes lists in a file of so many vectors; see `lists`."""
+        from tripletmas.index.lists import Listing
+
         return Listing.of(self.dim, self.kind, self.metric, blocks=blocks, count=count, trained=trained)
 
 

@@ -1,11 +1,15 @@
-"""torchvision's classification models as networks that give raw embeddings (batch, dim)."""
+"""torchvision's classification models as networks that give raw embeddings (batch, dim).
+
+It is imported where one of them is meant: that takes as long as torch itself, and no other model needs it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from tripletmas.models.networks import check_output, image_shape
@@ -14,9 +18,24 @@ _MOMENTUM = 0.1  # of PyTorch's batch norm
 INCEPTIONS = ("googlenet", "inception_v3")  # auxiliary heads, and an input normalisation of their own
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The names that torchvision has for classification models."""
-    return torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    return tuple(models.list_models(module=models))
+
+
+def has(name: str) -> bool:
+    """Whether torchvision has a classification model of this name; of what can be none it is not asked."""
+    return name.isidentifier() and name in names()
+
+
+def builder(name: str) -> Callable[..., nn.Module]:
+    """What torchvision itself makes a model by."""
+    from torchvision import models
+
+    return models.get_model_builder(name)
 
 
 def backbone(sample_shape: tuple[int, ...], *, name: str, dim: int = 128, pretrained: bool = False) -> nn.Module:
@@ -45,7 +64,9 @@ def backbone(sample_shape: tuple[int, ...], *, name: str, dim: int = 128, pretra
 
 def made_for(name: str) -> dict[str, Any]:
     """How images are prepared for torchvision's default weights of a model; nothing is downloaded."""
-    preset = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
+    from torchvision import models
+
+    preset = models.get_model_weights(name)["DEFAULT"].transforms()
     normalised = {"mean": [0.5] * 3, "deviation": [0.5] * 3}
     if name not in INCEPTIONS:
         normalised = {"mean": list(preset.mean), "deviation": list(preset.std)}
@@ -54,6 +75,8 @@ def made_for(name: str) -> dict[str, Any]:
 
 
 def _build(name: str, height: int, breadth: int, pretrained: bool) -> nn.Module:
+    from torchvision import models
+
     options = {}
     if name in INCEPTIONS and not pretrained:
         # Without init_weights torchvision warns of a future change; False is PyTorch's own initialisation.
@@ -61,7 +84,7 @@ def _build(name: str, height: int, breadth: int, pretrained: bool) -> nn.Module:
     if name.startswith("vit_"):
         options = {"image_size": _vit_image_size(name, height, breadth, pretrained)}
     try:
-        network: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+        network: Any = models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
     except OSError as error:
         advice = "connect to the internet once, or set pretrained to false"
         raise ValueError(f"cannot download the pretrained weights of '{name}' ({error}): {advice}") from None
@@ -129,7 +152,9 @@ def _vit_image_size(name: str, height: int, breadth: int, pretrained: bool) -> i
     if height != breadth or height % patch:
         raise ValueError(f"{name} takes square images whose side is a multiple of {patch}, got {height}x{breadth}")
     if pretrained:
-        expected = torchvision.models.get_model_weights(name)["DEFAULT"].meta["min_size"][0]
+        from torchvision import models
+
+        expected = models.get_model_weights(name)["DEFAULT"].meta["min_size"][0]
         if height != expected:
             raise ValueError(f"the pretrained {name} takes images of {expected}x{expected}, got {height}x{breadth}")
     return height

@@ -150,7 +150,7 @@ def made_for(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return beside
     if name.startswith(from_timm.PREFIX):
         return from_timm.made_for(name)
-    if name in from_torchvision.names():
+    if name not in MODELS and from_torchvision.has(name):
         return from_torchvision.made_for(name) if given.get("pretrained") or given.get("weights") else {}
     said = getattr(MODELS.get(name), "preparation", {})
     unknown = sorted(set(said) - {*PREPARED, *NORMALISED})
@@ -166,7 +166,7 @@ def model_names() -> tuple[str, ...]:
 
 def is_built_in(name: str) -> bool:
     """Whether a name is that of a model of our own, of torchvision or of one of LIBRARIES."""
-    return name in _OURS or name in from_torchvision.names() or name.startswith(tuple(LIBRARIES))
+    return name in _OURS or name.startswith(tuple(LIBRARIES)) or from_torchvision.has(name)
 
 
 def constructor_for(name: str) -> Callable[..., nn.Module]:
@@ -179,7 +179,7 @@ def constructor_for(name: str) -> Callable[..., nn.Module]:
     for prefix, constructor in LIBRARIES.items():
         if name.startswith(prefix):
             return partial(constructor, name=name)
-    if name not in model_names():
+    if not from_torchvision.has(name):
         raise unknown_model(name)
     return partial(from_torchvision.backbone, name=name)
 

@@ -10,8 +10,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -141,6 +139,9 @@ def _two_dimensions(vectors: np.ndarray) -> tuple[np.ndarray, str]:
     n, dim = vectors.shape
     if n < 3 or dim < 2 or np.ptp(vectors, axis=0).max() < 1e-6:  # nothing to lay out: one dimension, or one point
         return np.pad(vectors, ((0, 0), (0, 2)))[:, :2], "PCA"
+    from sklearn.decomposition import PCA  # here, since it takes a second
+    from sklearn.manifold import TSNE
+
     if n < _MIN_POINTS or dim == 2:
         return PCA(2, random_state=0).fit_transform(vectors), "PCA"
     return TSNE(2, perplexity=30 if n > 120 else n / 4, init="pca", random_state=0).fit_transform(vectors), "t-SNE"

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from tripletmas.objectives.scores import average
 from tripletmas.report.numbers import number
-from tripletmas.report.plots import Line, draw_lines
 from tripletmas.report.read import Run
-from tripletmas.report.style import Theme
+
+if TYPE_CHECKING:  # they draw, and take a while to import
+    from matplotlib.figure import Figure
+
+    from tripletmas.report.style import Theme
 
 KINDS = {"fresh": "", "stale": "_stale", "compensated": "_compensated"}  # kind -> how its galleries' names end
 SCOPES = {"seen": "everything seen", "task": "the task's own"}
@@ -108,6 +111,8 @@ def draw_galleries(
     names: Sequence[str] = (),
 ) -> None:
     """A line for each kind of gallery over the tasks; kinds have one colour in all plots."""
+    from tripletmas.report.plots import Line, draw_lines
+
     styles = zip(KINDS, theme.series, ("o", "s", "^"), strict=False)
     lines = [Line(curves[kind], kind, colour, style={"marker": m}) for kind, colour, m in styles if kind in curves]
     draw_lines(figure, theme, lines, label, low, names)

@@ -6,9 +6,11 @@ import base64
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,7 +21,7 @@ from PIL import Image
 from tripletmas.report import texts
 from tripletmas.report.numbers import begun, end_cut, middle_cut, number
 from tripletmas.report.spots import Spot, spots_of
-from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, canvas, save_svg
+from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, picture, save_png, save_svg
 from tripletmas.report.values import Values
 
 
@@ -36,7 +38,7 @@ class Plot:
     Attributes:
         text: what it shows, for a reader who knows none of the terms.
         alt: what one sees in it, for a reader who sees no pictures.
-        image, dark_image: the picture of each theme as a data URI: lossless WebP, half as large as the PNG.
+        images: what becomes the picture of each theme as a data URI: lossless WebP, half as large as the PNG.
         width, height: in CSS pixels, half as many as the picture has, so that it is sharp on every screen.
         wide: whether it takes the whole width of the page.
         values: what it shows as a table; None where there is none.
@@ -47,8 +49,7 @@ class Plot:
     title: str
     text: str
     alt: str
-    image: str
-    dark_image: str
+    images: tuple[Future[str], Future[str]]
     width: int
     height: int
     wide: bool
@@ -56,27 +57,31 @@ class Plot:
     spots: Sequence[Spot] = ()
     svg: Callable[[], None] | None = None
 
+    @property
+    def image(self) -> str:
+        """The light one, once it is there; an OSError where its file could not be written."""
+        return self.images[0].result()
+
+    @property
+    def dark_image(self) -> str:
+        """The dark one."""
+        return self.images[1].result()
+
 
 def make_plot(
     path: Path, title: str, text: str, draw: Draw, *, alt: str = "", wide: bool = False, values: Values | None = None
 ) -> Plot:
-    """Draw `<path>` and, for dark pages, `<stem>-dark.png` beside it.
+    """Draw `<path>` and, for dark pages, `<stem>-dark.png` beside it; they are written while the next one is drawn.
 
     Args:
         alt: what one sees; without it, that it is the plot of this title.
     """
-    sources, spots, width, height = [], [], 0, 0
-    for place, theme in ((path, LIGHT), (path.with_name(f"{path.stem}-dark{path.suffix}"), DARK)):
-        with canvas(place, theme) as figure:
-            draw(figure, theme)
-        spots = spots or spots_of(figure)
-        content = io.BytesIO()
-        with Image.open(place) as image:
-            width, height = image.width // 2, image.height // 2
-            image.convert("RGB").save(content, "webp", lossless=True)
-        sources.append(data_uri(content.getvalue(), "webp"))
+    light, figure = picture(draw, LIGHT)
+    dark, _ = picture(draw, DARK)
+    images = _written(light, path), _written(dark, path.with_name(f"{path.stem}-dark{path.suffix}"))
+    width, height, alt = light.width // 2, light.height // 2, alt or f"Plot: {title}."
     svg = partial(save_svg, draw, path.with_suffix(".svg"))
-    return Plot(title, text, alt or f"Plot: {title}.", sources[0], sources[1], width, height, wide, values, spots, svg)
+    return Plot(title, text, alt, images, width, height, wide, values, spots_of(figure), svg)
 
 
 def write_svg(plots: Iterable[Plot]) -> None:
@@ -84,6 +89,28 @@ def write_svg(plots: Iterable[Plot]) -> None:
     for plot in plots:
         if plot.svg is not None:
             plot.svg()
+
+
+def _written(image: Image.Image, path: Path) -> Future[str]:
+    """A picture as PNG in its file, and as a data URI, once that has been done beside."""
+    writer, waiting = _writer()
+    waiting.acquire()  # a few at most: each takes megabytes until it is written
+    written = writer.submit(_encoded, image, path)
+    written.add_done_callback(lambda _: waiting.release())
+    return written
+
+
+def _encoded(image: Image.Image, path: Path) -> str:
+    save_png(image, path)
+    content = io.BytesIO()
+    image.convert("RGB").save(content, "webp", lossless=True)
+    return data_uri(content.getvalue(), "webp")
+
+
+@cache
+def _writer() -> tuple[ThreadPoolExecutor, BoundedSemaphore]:
+    """What encodes pictures, which needs no lock of Python's, and how many may wait for it."""
+    return ThreadPoolExecutor(1), BoundedSemaphore(8)
 
 
 def render(template: str, values: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tripletmas.basics.files import save_text
 from tripletmas.objectives.grid import Grid, read_grid
-from tripletmas.report import collapse, rows, search, tables, texts
+from tripletmas.report import collapse, kept, rows, search, tables, texts
 from tripletmas.report.best import verdict
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.comparison_plots import draw_average, draw_embeddings, draw_forgetting, draw_per_task
@@ -80,7 +80,10 @@ def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = 
         "searches": search.search_rows(run.searches, limit=60),
         "versions": run.section("version"),
     }
-    return _write(out / "report.html", "run.html.j2", values)
+    page = _write(out / "report.html", "run.html.j2", values)
+    if not brief:
+        kept.note(directory)
+    return page
 
 
 def _clear(out: Path) -> None:

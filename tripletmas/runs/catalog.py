@@ -76,7 +76,8 @@ def names(part: str) -> tuple[str, ...]:
 
 def is_known(part: str, name: str) -> bool:
     """Whether there is a part of this name: a built-in one, or one of one's own that was admitted."""
-    return name in names(part) or name in OWN.get(part, ()) or is_built_in(part, name)
+    own = MODELS if part == "model" else OWN.get(part, ())  # before the rest, for which torchvision is asked
+    return name in own or is_built_in(part, name) or name in names(part)
 
 
 def options(part: str, name: str, kind: Kind | None = None) -> dict[str, Option]:
@@ -135,7 +136,7 @@ def build_model(
     Args:
         start: give it the weights that it starts from; where they are loaded from a run, none are read.
     """
-    if not sample_shape and name in BUILT_IN["model"]:
+    if not sample_shape and ":" not in name and is_built_in("model", name):
         raise ValueError(f"the data are texts, and model {name!r} reads none: choose --model {PREFIX}NAME_OR_FOLDER")
     given = given if start else without_start(name, given)
     made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
@@ -213,12 +214,17 @@ def _unknown(part: str, name: str) -> ValueError:
 # --- parts of one's own
 
 
-BUILT_IN = {**{part: frozenset(names(part)) for part in PARTS}, "objective": frozenset(KINDS)}
+_BUILT_IN = {**{part: frozenset(names(part)) for part in PARTS if part != "model"}, "objective": frozenset(KINDS)}
+
+
+def built_in(part: str) -> frozenset[str]:
+    """The names of what comes with the package; of models those that need no file and no further package."""
+    return frozenset(filter(making.is_built_in, model_names())) if part == "model" else _BUILT_IN[part]
 
 
 def is_built_in(part: str, name: str) -> bool:
     """Whether a part of this name comes with the package, and is nobody's own code."""
-    return name in BUILT_IN[part] or (part == "model" and making.is_built_in(name))
+    return making.is_built_in(name) if part == "model" else name in _BUILT_IN[part]
 
 
 def admit(code: Code) -> None:
@@ -233,7 +239,7 @@ def admit(code: Code) -> None:
         kind = made() if inspect.isclass(made) and issubclass(made, Kind) else made
         if not isinstance(kind, Kind):
             raise ValueError(f"{what} is of type {type(kind).__name__}, not a tripletmas Kind")
-        if kind.name in BUILT_IN["objective"]:
+        if kind.name in _BUILT_IN["objective"]:
             raise ValueError(f"{what} calls itself {kind.name!r}, which is built in: give it another name")
         KINDS[code.name] = kind
         return

@@ -9,10 +9,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.serialization import get_crc32_options, set_crc32_options
+from typing import TYPE_CHECKING, Any
 
 from tripletmas.basics.files import (
     Place,
@@ -25,7 +22,9 @@ from tripletmas.basics.files import (
     write_tensors,
 )
 from tripletmas.basics.shape import check_shape
-from tripletmas.basics.weights import Params
+
+if TYPE_CHECKING:  # torch is imported where a state is saved and read: who asks what a run is needs none
+    from tripletmas.basics.weights import Params
 
 REMEDY = "restore it from a copy, or train anew"
 _PARTS = ("model", "strategy", "objective")
@@ -123,6 +122,9 @@ def _saved(content: Any) -> memoryview:
 
     Without checksums of its own, which torch does not compare when it loads: that pays for a part of ours.
     """
+    import torch
+    from torch.serialization import get_crc32_options, set_crc32_options
+
     buffer, before = io.BytesIO(), get_crc32_options()
     set_crc32_options(False)
     try:
@@ -161,6 +163,8 @@ def _load_plain(path: Path, expected: str | None) -> Any:
     Args:
         expected: its checksum; None where that is not known.
     """
+    import torch
+
     try:
         content = path.read_bytes()
         if expected is not None and checksum(content) != expected:

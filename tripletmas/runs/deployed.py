@@ -114,7 +114,7 @@ def _refuse(given: Mapping[str, bool], option: str, why: str) -> None:
 
 
 def _is_of_library(name: str) -> bool:
-    return name.startswith(TIMM) or name.partition("?")[0] in from_torchvision.names()
+    return name.startswith(TIMM) or from_torchvision.has(name.partition("?")[0])
 
 
 def _parts(name: str, weights: str | Path | None, size: Size | None) -> tuple[str, str | Path | None, Size | None]:

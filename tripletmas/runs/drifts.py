@@ -12,7 +12,8 @@ from tripletmas.index.choice import AUTO, Choice, choose_drift
 from tripletmas.index.drift import DriftMap, fit_drift
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import config_of
-from tripletmas.runs.forecast import limit_of, shares_of
+from tripletmas.runs.forecast import limit_of
+from tripletmas.runs.moves import shares_of
 
 
 def default_map(run: RunDirectory) -> str:

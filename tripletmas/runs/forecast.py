@@ -26,14 +26,13 @@ from tripletmas.index.base import unit
 from tripletmas.index.choice import Limit
 from tripletmas.index.drift import fit_drift
 from tripletmas.index.exact import ExactIndex
-from tripletmas.runs.directory import RunDirectory
+from tripletmas.runs.moves import allowed_move
 
 FRESH, STALE, COMPENSATED = "fresh", "stale", "compensated"
 GALLERIES = (STALE, COMPENSATED, FRESH)
 _STEPS, _RATE = 30, 0.05  # of the search for an image; in units of the range of its values
 _BATCH = 64
 _SCALES = (0.8, 1.0, 1.25)  # how far vectors may have moved, where an imagined image moved by 1
-_PER_SHARE = 10.0  # 1 - cosine for each unit of the sum of the layers' shares; 0.1 to 12 were seen
 _ENOUGH = 10  # queries of each class that stand for the class
 # gallery -> (what is added, how far the ends of the interval lie off): scripts/reproduce_forecast.py chose them on runs
 # of seed 0, so that nine of ten measurements lie inside, and judges them on others
@@ -163,16 +162,6 @@ def forecast_of(
         num_vectors=sum(len(part.vectors) for part in old),
         num_imagined=sum(len(part.rows) for part in old),
     )
-
-
-def shares_of(run: RunDirectory, after: int) -> dict[str, float]:
-    """How far the update moved the responses of each layer to old inputs, where a protection knew; else {}."""
-    return next((each.get("changed_responses", {}) for each in run.records("task") if each["task"] == after), {})
-
-
-def allowed_move(shares: Mapping[str, float]) -> float | None:
-    """How far stored vectors can have moved at most, as a mean of 1 - cosine; None where no layer tells."""
-    return _PER_SHARE * sum(shares.values()) if shares else None
 
 
 def limit_of(shares: Mapping[str, float], stored: Sequence[Tensor]) -> Limit | None:

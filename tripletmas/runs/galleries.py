@@ -29,7 +29,8 @@ from tripletmas.models.embedding import Embedder, Embeddings
 from tripletmas.objectives.embedded import EmbeddedTasks, asked_by_part
 from tripletmas.objectives.objective import gallery_of
 from tripletmas.runs.directory import RunDirectory
-from tripletmas.runs.forecast import limit_of, shares_of
+from tripletmas.runs.forecast import limit_of
+from tripletmas.runs.moves import shares_of
 
 STALE, COMPENSATED = "stale", "compensated"
 

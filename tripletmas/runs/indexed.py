@@ -16,7 +16,6 @@ from tripletmas.runs import trust
 from tripletmas.runs.collapsed import refuse_collapse
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.drifts import default_map, drifts_between
-from tripletmas.runs.forecast import allowed_move, shares_of
 from tripletmas.runs.models import (
     OtherImages,
     RunModel,
@@ -25,6 +24,7 @@ from tripletmas.runs.models import (
     transform_of,
     weight_hashes,
 )
+from tripletmas.runs.moves import how_far
 
 _SHOWN = 12  # digits of a hash
 
@@ -133,20 +133,6 @@ def map_for(index: ImageIndex, run: RunDirectory, given: str | None) -> str:
             "vectors: use linear or mlp"
         )
     return kind
-
-
-def how_far(run: RunDirectory, after: int) -> str:
-    """How far stored vectors have moved at most, where a protection knows: a part of a sentence, else nothing."""
-    most = allowed_move(shares_of(run, after))
-    return "" if most is None else f" (to a mean cosine of {1 - most:.3f} at least, since the layers were held)"
-
-
-def ways_out(path: str) -> str:
-    """What to do about stale vectors."""
-    return (
-        f"tripletmas index refresh {path} --compensate moves them and reads no image, "
-        f"tripletmas index refresh {path} --reembed embeds their images again"
-    )
 
 
 def moves_back(

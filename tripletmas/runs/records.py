@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tripletmas.basics.distributed import on_main
 from tripletmas.basics.files import SEAL, Place, append_text, checksum, damaged, without_nan
 from tripletmas.basics.shape import check_shape
 from tripletmas.runs.checkpoint import REMEDY, Checkpoint
@@ -28,6 +28,7 @@ class Records:
 
     def __init__(self, path: Path, run: str):
         self.path, self.run = path, run
+        self._summed = (0, 0)  # so many bytes, and their CRC-32
 
     @property
     def size(self) -> int:
@@ -48,9 +49,10 @@ class Records:
         listing = (number for number, names in enumerate(self.editions) if name in names)
         return Place(self.run, name, max(listing, default=0)) if self.run else None
 
-    @on_main
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record, nan as null."""
+        """Add a record, nan as null; the main process does."""
+        if not _is_main():
+            return
         editions = self.editions if "files" in record else []
         plain = without_nan(record)
         sealed = {**plain, SEAL: self._seal(plain)} if self.run else plain
@@ -75,8 +77,11 @@ class Records:
         return found
 
     def checksum(self, size: int) -> str:
-        """Of the first bytes."""
-        return checksum(self._bytes(size))
+        """Of the first bytes, for a checkpoint: those that were summed for an earlier one are not read again."""
+        start, found = self._summed if self._summed[0] <= size else (0, 0)
+        found = zlib.crc32(self._bytes(size, start), found)
+        self._summed = (size, found)
+        return f"{found:08x}"
 
     def check(self, state: Checkpoint | None) -> None:
         """Whether the records are there that there were when a checkpoint was written, and fit its place.
@@ -92,7 +97,7 @@ class Records:
             return
         if self.size < state.record_bytes:
             raise damaged(self.path, f"{self.size} bytes of {state.record_bytes}", REMEDY)
-        if state.record_sum is not None and self.checksum(state.record_bytes) != state.record_sum:
+        if state.record_sum is not None and checksum(self._bytes(state.record_bytes)) != state.record_sum:
             raise damaged(self.path, "it is not what it was when the latest checkpoint was written", REMEDY)
         found = self.read(state.record_bytes)
         last = next((each for each in reversed(found) if each.get("kind") in ("epoch", "task")), {})
@@ -106,25 +111,28 @@ class Records:
         if len(steps) > 1 or any(each.get("task") or each.get("epoch") for each in steps):
             raise damaged(self.path.parent / "checkpoint", f"{self.path} tells of {len(steps)} steps", REMEDY)
 
-    @on_main
     def cut(self, size: int) -> None:
         """Remove what follows the first bytes.
 
         Raises:
             ValueError: if there are fewer.
         """
+        if not _is_main():
+            return
         if self.size < size:
             raise damaged(self.path, f"{self.size} bytes of {size}", REMEDY)
         if self.size > size:
             with open(self.path, "rb+") as file:
                 file.truncate(size)
             self.__dict__.pop("editions", None)
+            self._summed = (0, 0)
 
-    def _bytes(self, size: int | None) -> bytes:
+    def _bytes(self, size: int | None, start: int = 0) -> bytes:
         if not self.path.exists():
             return b""
         with open(self.path, "rb") as file:
-            return file.read(-1 if size is None else size)
+            file.seek(start)
+            return file.read(-1 if size is None else size - start)
 
     def _record(self, line: bytes) -> Record:
         found = dict(json.loads(line.decode("utf-8")))
@@ -147,3 +155,9 @@ class Records:
         except (ValueError, RecursionError):
             return False
         return isinstance(found, dict) and SEAL in found and end < len(text)
+
+
+def _is_main() -> bool:
+    from tripletmas.basics.distributed import is_main  # here: who only reads records need not wait for torch
+
+    return is_main()

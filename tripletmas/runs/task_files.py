@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tripletmas.basics.weights import Params
+if TYPE_CHECKING:
+    from tripletmas.basics.weights import Params
 
 
 class Folder(Protocol):
@@ -38,10 +39,7 @@ class TaskFiles:
 
     def numbers(self) -> list[int]:
         """The tasks that have a file, ascending."""
-        name = self.run.path / self.name
-        pattern = re.compile(rf"{re.escape(name.name)}(\d+){self.suffix}\.safetensors")
-        found = (pattern.fullmatch(path.name) for path in name.parent.glob("*.safetensors"))
-        return sorted(int(match[1]) for match in found if match)
+        return numbered(self.run.path / self.name, self.suffix)
 
     def read(self, number: int) -> Params:
         """The tensors of a task.
@@ -58,3 +56,10 @@ class TaskFiles:
     def write(self, number: int, tensors: Params) -> None:
         """Keep the tensors of a task, aside and renamed."""
         self.run.write_tensors(self.file(number), tensors)
+
+
+def numbered(name: Path, suffix: str = "") -> list[int]:
+    """The tasks of which there is a file <name>00<suffix>.safetensors, <name>01, ..., ascending."""
+    pattern = re.compile(rf"{re.escape(name.name)}(\d+){suffix}\.safetensors")
+    found = (pattern.fullmatch(path.name) for path in name.parent.glob("*.safetensors"))
+    return sorted(int(match[1]) for match in found if match)

@@ -17,8 +17,9 @@ from tripletmas.basics.sentences import suggestion
 from tripletmas.index.base import Index, unit
 from tripletmas.index.exact import ExactIndex
 from tripletmas.index.images import ImageIndex, Transform
-from tripletmas.runs.indexed import model_of, moves_back, refuse_collapsed, stale_vectors, ways_out
+from tripletmas.runs.indexed import model_of, moves_back, refuse_collapsed, stale_vectors
 from tripletmas.runs.models import RunModel
+from tripletmas.runs.moves import ways_out
 from tripletmas.serve.encoder import Encoder
 from tripletmas.serve.gallery import SOME, Facts, Item, Neighbour, Refusal, Wanted
 

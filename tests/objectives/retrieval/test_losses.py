@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import metadata
 from itertools import product
 
 import pytest
@@ -10,7 +11,16 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from tripletmas.objectives.retrieval.losses import LOSSES, MININGS, MinedLoss, default_mining, loss_options, make_loss
+from tripletmas.objectives.retrieval import library
+from tripletmas.objectives.retrieval.losses import (
+    LOSSES,
+    MININGS,
+    MinedLoss,
+    default_mining,
+    loss_options,
+    make_loss,
+    read_defaults,
+)
 
 CLASSES, DIM = 5, 8
 WITH_CLASS_VECTORS = [name for name in LOSSES if list(make_loss(name, dim=DIM, num_classes=CLASSES).parameters())]
@@ -263,3 +273,13 @@ def test_losses_on_a_gpu(name: str, mining: str):
     assert value.isfinite()
     if mining != "distance_weighted":  # drawn from another generator
         torch.testing.assert_close(value.cpu(), seeded(name, mining=mining)(embeddings, labels), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_options_that_are_written_down_are_those_of_the_library(name, monkeypatch):
+    entry = LOSSES[name]
+    if metadata.version("pytorch-metric-learning") == library.VERSION:
+        assert library.DEFAULTS[entry.name] == read_defaults(entry)
+    written = loss_options(name)
+    monkeypatch.setattr(library, "VERSION", "of another library")  # what the installed one says itself then counts
+    assert loss_options(name) == written

@@ -9,8 +9,6 @@ Shapes: b images of a batch, f facts, dim of one part.
 from __future__ import annotations
 
 import torch
-from pytorch_metric_learning.distances import DotProductSimilarity
-from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor, nn
 
 from tripletmas.objectives.facts.fact import PARTS
@@ -99,6 +97,9 @@ class FactContrastive(FactLoss):
     def __init__(self, language: LanguageView, *, temperature: float = 0.1):
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
+        from pytorch_metric_learning.distances import DotProductSimilarity  # here, since it takes a second
+        from pytorch_metric_learning.losses import SupConLoss
+
         super().__init__(language)
         similarity = DotProductSimilarity(normalize_embeddings=False)
         self.contrast = SupConLoss(temperature=temperature, distance=similarity)

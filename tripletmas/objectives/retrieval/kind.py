@@ -63,12 +63,12 @@ class RetrievalKind(Kind):
         return class_data(source, given)
 
     def says_of(self, loss: str) -> str:
-        return f"{losses.LOSSES[loss].constructor.__name__} of pytorch-metric-learning"
+        return f"{losses.LOSSES[loss].name} of pytorch-metric-learning"
 
     def loss_options(self, name: str) -> dict[str, Option]:
         mining = Option(Literal[losses.MININGS], losses.default_mining(name), "which pairs or triplets the loss sees")
         return {"mining": mining} | {
-            option: Option(parameter.annotation, parameter.default, f"as in {losses.LOSSES[name].constructor.__name__}")
+            option: Option(parameter.annotation, parameter.default, f"as in {losses.LOSSES[name].name}")
             for option, parameter in losses.loss_options(name).items()
         }
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, Literal
 
 import torch
-from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
 from tripletmas.basics.sentences import suggestion
+from tripletmas.objectives.retrieval import library
 
 # What a miner may leave to the loss: see make_loss.
 MININGS = ("none", "all", "semihard", "hard", "batch_hard", "multi_similarity", "distance_weighted")
@@ -28,45 +29,52 @@ LARGEST_BATCH_OF_ALL_TRIPLETS = 1024
 
 @dataclass(frozen=True)
 class LossEntry:
-    """One row of the table: the class, the mining that its paper uses, and our defaults where they depart from it.
+    """One row of the table: the class's name, the mining that its paper uses, our defaults where they depart from it.
 
     `minable` is false where samples are compared with the loss's own class vectors, or where the loss ranks the whole
     batch: there are no pairs or triplets to choose among.
     """
 
-    constructor: type[nn.Module]
+    name: str
     mining: str = "none"
     minable: bool = True
     defaults: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def constructor(self) -> type[nn.Module]:
+        """The class itself."""
+        from pytorch_metric_learning import losses  # here and below: most commands make no loss, and it takes a second
+
+        return getattr(losses, self.name)
 
 
 # Left out: losses that keep state outside their state dict (dynamic soft margin), give nan or inf on batches that may
 # occur (NCA, P2SGrad), demand even batches (smooth AP), use deprecated calls (histogram, large-margin softmax,
 # SphereFace), or compare other things than labelled embeddings (instance, manifold, VICReg).
 LOSSES: dict[str, LossEntry] = {
-    "triplet": LossEntry(losses.TripletMarginLoss, "batch_hard", defaults={"margin": 0.2}),
-    "contrastive": LossEntry(losses.ContrastiveLoss),
-    "multi_similarity": LossEntry(losses.MultiSimilarityLoss, "multi_similarity"),
-    "ntxent": LossEntry(losses.NTXentLoss),
-    "supcon": LossEntry(losses.SupConLoss),
-    "circle": LossEntry(losses.CircleLoss),
-    "margin": LossEntry(losses.MarginLoss, "distance_weighted"),
-    "lifted_structure": LossEntry(losses.LiftedStructureLoss),
-    "generalized_lifted_structure": LossEntry(losses.GeneralizedLiftedStructureLoss),
-    "angular": LossEntry(losses.AngularLoss),
-    "n_pairs": LossEntry(losses.NPairsLoss),
-    "tuplet_margin": LossEntry(losses.TupletMarginLoss),
-    "intra_pair_variance": LossEntry(losses.IntraPairVarianceLoss),
-    "signal_to_noise_ratio": LossEntry(losses.SignalToNoiseRatioContrastiveLoss),
-    "fast_ap": LossEntry(losses.FastAPLoss, minable=False),
-    "pnp": LossEntry(losses.PNPLoss, minable=False),
-    "proxy_anchor": LossEntry(losses.ProxyAnchorLoss, minable=False),
-    "proxy_nca": LossEntry(losses.ProxyNCALoss, minable=False),
-    "normalized_softmax": LossEntry(losses.NormalizedSoftmaxLoss, minable=False),
-    "arcface": LossEntry(losses.ArcFaceLoss, minable=False),
-    "subcenter_arcface": LossEntry(losses.SubCenterArcFaceLoss, minable=False),
-    "cosface": LossEntry(losses.CosFaceLoss, minable=False),
-    "soft_triple": LossEntry(losses.SoftTripleLoss, minable=False),
+    "triplet": LossEntry("TripletMarginLoss", "batch_hard", defaults={"margin": 0.2}),
+    "contrastive": LossEntry("ContrastiveLoss"),
+    "multi_similarity": LossEntry("MultiSimilarityLoss", "multi_similarity"),
+    "ntxent": LossEntry("NTXentLoss"),
+    "supcon": LossEntry("SupConLoss"),
+    "circle": LossEntry("CircleLoss"),
+    "margin": LossEntry("MarginLoss", "distance_weighted"),
+    "lifted_structure": LossEntry("LiftedStructureLoss"),
+    "generalized_lifted_structure": LossEntry("GeneralizedLiftedStructureLoss"),
+    "angular": LossEntry("AngularLoss"),
+    "n_pairs": LossEntry("NPairsLoss"),
+    "tuplet_margin": LossEntry("TupletMarginLoss"),
+    "intra_pair_variance": LossEntry("IntraPairVarianceLoss"),
+    "signal_to_noise_ratio": LossEntry("SignalToNoiseRatioContrastiveLoss"),
+    "fast_ap": LossEntry("FastAPLoss", minable=False),
+    "pnp": LossEntry("PNPLoss", minable=False),
+    "proxy_anchor": LossEntry("ProxyAnchorLoss", minable=False),
+    "proxy_nca": LossEntry("ProxyNCALoss", minable=False),
+    "normalized_softmax": LossEntry("NormalizedSoftmaxLoss", minable=False),
+    "arcface": LossEntry("ArcFaceLoss", minable=False),
+    "subcenter_arcface": LossEntry("SubCenterArcFaceLoss", minable=False),
+    "cosface": LossEntry("CosFaceLoss", minable=False),
+    "soft_triple": LossEntry("SoftTripleLoss", minable=False),
 }
 
 # Options that count something; the library writes the defaults of many real-valued options as integers, too.
@@ -113,16 +121,11 @@ def make_loss(
 
 
 def loss_options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of loss `name` by name, with default and type; those that are numbers, truth values or strings.
-
-    They are read from the constructors along the class's bases, because the library passes options up as `**kwargs`.
-    """
+    """The options of loss `name` by name, with default and type; those that are numbers, truth values or strings."""
     entry = _entry(name)
     options: dict[str, inspect.Parameter] = {}
-    for option, parameter in _parameters(entry.constructor).items():
-        default = entry.defaults.get(option, parameter.default)
-        if option in _WITHOUT_EFFECT or not isinstance(default, (bool, int, float, str)):
-            continue
+    for option, of_library in _defaults(entry).items():
+        default = entry.defaults.get(option, of_library)
         annotation: object = type(default)
         if option == "triplets_per_anchor":
             annotation = int | Literal["all"]
@@ -130,12 +133,34 @@ def loss_options(name: str) -> dict[str, inspect.Parameter]:
             annotation = Literal[_CHOICES[option]]
         elif isinstance(default, int) and not isinstance(default, bool) and option not in _COUNTS:
             annotation, default = float, float(default)
-        options[option] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        options[option] = inspect.Parameter(option, kind, default=default, annotation=annotation)
     return options
+
+
+def _defaults(entry: LossEntry) -> Mapping[str, object]:
+    """What `read_defaults` gives; the library is imported for it where another version of it is installed."""
+    is_known = metadata.version("pytorch-metric-learning") == library.VERSION
+    return library.DEFAULTS[entry.name] if is_known else read_defaults(entry)
+
+
+def read_defaults(entry: LossEntry) -> dict[str, object]:
+    """The options of the class of a loss with the library's defaults.
+
+    They are read from the constructors along the class's bases, because the library passes options up as `**kwargs`.
+    """
+    defaults = {option: parameter.default for option, parameter in _parameters(entry.constructor).items()}
+    return {
+        option: default
+        for option, default in defaults.items()
+        if option not in _WITHOUT_EFFECT and isinstance(default, (bool, int, float, str))
+    }
 
 
 def margin_of(loss: object) -> float | None:
     """The margin of a triplet loss of unit vectors, which is its value where all are equal; None for other losses."""
+    from pytorch_metric_learning import losses
+
     inner = loss.loss if isinstance(loss, MinedLoss) else loss
     if type(inner) is not losses.TripletMarginLoss or inner.smooth_loss:
         return None
@@ -176,6 +201,8 @@ class MinedLoss(nn.Module):
         Of vectors that are nearly one, the farthest positive is farther than the nearest negative almost surely, so
         that the hardest triplets draw all of them together further. Over all triplets both are as far on average.
         """
+        from pytorch_metric_learning import miners
+
         softened, self.softened = self.softened, isinstance(self.miner, miners.BatchHardMiner)
         return self.softened and not softened
 
@@ -200,6 +227,8 @@ def _make_miner(mining: str, margin: float, distance: nn.Module) -> nn.Module | 
     # The miner measures with the loss's own distance, so that both mean the same by near and by a margin.
     if mining == "none":
         return None
+    from pytorch_metric_learning import miners
+
     if mining == "batch_hard":
         return miners.BatchHardMiner(distance=distance)
     if mining == "multi_similarity":
