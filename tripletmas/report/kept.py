@@ -16,9 +16,10 @@ _APART = ("checkpoint", "log", "report")  # of a run; what it holds besides, its
 _DRAW = ("matplotlib", "jinja2", "scikit-learn", "pillow")
 
 
-def note(run: Path) -> None:
-    """Note what the report of a run, which was just written, was made of."""
-    save_json(run / "report" / _NOTE, _made_of(run))
+def note(run: Path, *, is_whole: bool = True) -> None:
+    """Note what the report of a run, which was just written, was made of; of one that is not whole nothing."""
+    if is_whole:
+        save_json(run / "report" / _NOTE, _made_of(run))
 
 
 def kept_page(run: Path) -> Path | None:

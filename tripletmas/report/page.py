@@ -81,8 +81,7 @@ def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = 
         "versions": run.section("version"),
     }
     page = _write(out / "report.html", "run.html.j2", values)
-    if not brief:
-        kept.note(directory)
+    kept.note(directory, is_whole=not brief)
     return page
 
 
