@@ -29,6 +29,7 @@ from tripletmas.objectives.retrieval.losses import LOSSES, make_loss
 from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.objectives.scores import Scores
 from tripletmas.protection.guard import Guard
+from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.protection import MAS, LocalMAS, Protection
 from tripletmas.protection.structured.gram import Gram
 from tripletmas.protection.structured.moments import input_importance
@@ -222,6 +223,23 @@ def test_a_step_waits_no_more_than_one_of_finetune(name: str, objective: str):
     if "gram" in name:
         expected["to the cpu"] = expected.get("to the cpu", 0) + 1
     assert waits(name, objective) == expected
+
+
+@pytest.mark.parametrize("num_layers", [2, 5])
+def test_importance_waits_no_more_for_more_layers(num_layers: int):
+    """A batch: whether all layers, and then the output, gave its last sample what it gets alone; whether the output is
+    finite; how long it is. A call: whether the first batch's gradients are right, two sizes of each, whether the sums
+    are finite, whether anything is above zero, what buffers held."""
+    layers = [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(4)) for _ in range(num_layers)]
+    found = []
+    with other_device() as device:
+        model, x = nn.Sequential(*layers, nn.Flatten()).to(NAME), torch.randn(5, 4, 3).to(NAME)
+        for num_batches in (1, 2, 3):
+            device.reads.clear()
+            mas_importance(model, [x] * num_batches)
+            found.append(Counter(device.reads))
+    assert found[2] - found[1] == found[1] - found[0] == {"item": 2, "to the cpu": 2}
+    assert found[0] == {"item": 2 + 2, "to the cpu": 2 + 4}
 
 
 # --- importance and guards

@@ -8,7 +8,7 @@ that is really called `module`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from tripletmas.basics.distributed import reshard
+from tripletmas.basics.distributed import reshard, whole
 from tripletmas.basics.sentences import listed
 
 Params = dict[str, Tensor]
@@ -89,6 +89,12 @@ def differing_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU for a model without one."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def read_off(numbers: Sequence[Tensor]) -> list[Any]:
+    """The values of tensors of one number each, all at once: a GPU is waited for once."""
+    found = [whole(each) for each in numbers]
+    return torch.stack([each.to(found[0].device) for each in found]).tolist() if found else []
 
 
 @contextmanager

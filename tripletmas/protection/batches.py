@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from tripletmas.basics.distributed import is_spread
 from tripletmas.basics.sentences import listed, with_article
-from tripletmas.basics.weights import device_of, trainable
+from tripletmas.basics.weights import device_of, read_off, trainable
 from tripletmas.protection.outputs import REMEDY
 from tripletmas.protection.shards import PlacesOf, places_of
 
@@ -82,13 +82,15 @@ def measuring(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
     """
     refuse_inference_mode()
     device, halves = device_of(model), _half_precision(model)
+    kept: list[tuple[Tensor, Tensor]] = []  # buffers, and what they held
     with ExitStack() as undone:
+        undone.callback(_put_back, kept)
         for module in model.modules():
             undone.callback(setattr, module, "training", module.training)
             for name, value in dict(module._buffers).items():
                 undone.callback(module._buffers.__setitem__, name, value)
                 if value is not None:
-                    undone.callback(_put_back, value, value.clone())
+                    kept.append((value, value.clone()))
         for tensor in halves:
             undone.callback(setattr, tensor, "data", tensor.data)
             tensor.data = tensor.data.float()
@@ -117,9 +119,11 @@ def _half_precision(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in half]
 
 
-def _put_back(value: Tensor, before: Tensor) -> None:
-    if not torch.isclose(value, before, rtol=0, atol=0, equal_nan=True).all():
-        value.copy_(before)
+def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    same = [torch.isclose(value, before, rtol=0, atol=0, equal_nan=True).all() for value, before in buffers]
+    for (value, before), is_same in zip(buffers, read_off(same), strict=True):
+        if not is_same:
+            value.copy_(before)
 
 
 # --- what is in a batch

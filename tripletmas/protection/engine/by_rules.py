@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tripletmas.basics.weights import Params, device_of
+from tripletmas.basics.weights import Params, device_of, read_off
 from tripletmas.protection.batches import Forward, chosen, num_samples, rows
 from tripletmas.protection.engine.blocks import Blocks
 from tripletmas.protection.engine.rule import Rule, is_near, magnitude_
@@ -91,7 +91,7 @@ class ByRules:
             output = self._watched(trace, inputs)
             if output is None:
                 return None
-            alone = n == 1 or is_near(output[-1:].detach(), self._alone)
+            alone = n == 1 or bool(is_near(output[-1:].detach(), self._alone))
             if not alone and bool(torch.isfinite(output).all()):
                 return self._give_up("the samples of a batch influence each other")
             scalars = self._scalar(output) if self._scalar is not None else self._squared_lengths(trace, blocks)
@@ -203,11 +203,11 @@ class ByRules:
             truth |= {
                 name: each.to_dense() for name, each in zip(parameters, gradients, strict=True) if each is not None
             }
-        largest = max((float(value.norm()) for value in truth.values()), default=0.0)
-        for name, value in truth.items():
+        sizes = read_off([value.norm() for value in truth.values()])
+        errors = read_off([(found.get(name, 0) - value).norm() for name, value in truth.items()])
+        for value, size, error in zip(truth.values(), sizes, errors, strict=True):
             near, noise = _GRADIENT_TOLERANCE.get(value.dtype, _GRADIENT_TOLERANCE[torch.float32])
-            error = float((found.get(name, 0) - value).norm())
-            if not error <= near * float(value.norm()) + noise * largest:  # nan is not right either
+            if not error <= near * size + noise * max(sizes):  # nan is not right either
                 return False
         return True
 

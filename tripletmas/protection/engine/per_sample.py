@@ -15,6 +15,7 @@ Shapes: n samples in a batch; the model's output is (n, ...).
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from tripletmas.basics.distributed import gather_objects, sum_numbers, sum_over_ranks, together
 from tripletmas.basics.sentences import listed
-from tripletmas.basics.weights import Params, unwrap
+from tripletmas.basics.weights import Params, read_off, unwrap
 from tripletmas.protection.batches import (
     Forward,
     each_batch,
@@ -142,9 +143,9 @@ class PerSampleGradients:
         if not count:
             raise ValueError("importance needs at least one sample, and the batches were empty")
         sums = sum_over_ranks(self._sums)
-        for name, total in sums.items():
-            # the sum, one pass without a tensor of its own, tells almost always
-            if not torch.isfinite(total.sum()) and not torch.isfinite(total).all():
+        # the sum, one pass without a tensor of its own, tells almost always
+        for (name, total), whole in zip(sums.items(), read_off([each.sum() for each in sums.values()]), strict=True):
+            if not math.isfinite(whole) and not torch.isfinite(total).all():
                 raise ValueError(f"the gradient of parameter {name!r} is not finite, although the model's output is")
         lengths: dict[frozenset[str], float] = {}
         for of_rank in gather_objects(self._by_rules.lengths):

@@ -111,12 +111,12 @@ def layouts_by_shape(alone: torch.Size, batched: torch.Size, num_samples: int) -
     return [Layout(dim)] if alone[dim] == 1 else [Layout(dim), Layout(dim, minor=True)]
 
 
-def is_near(found: Tensor, alone: Tensor) -> bool:
-    """Whether these are the values that the sample has alone, up to rounding."""
+def is_near(found: Tensor, alone: Tensor) -> Tensor:
+    """Whether these are the values that the sample has alone, up to rounding; to look at it, a GPU is waited for."""
     if not alone.is_floating_point():
-        return torch.equal(found, alone)
+        return (found == alone).all()
     tolerance = _TOLERANCE.get(alone.dtype, _TOLERANCE[torch.float32])
-    return bool((found - alone).norm() <= tolerance * alone.norm())
+    return (found - alone).norm() <= tolerance * alone.norm()
 
 
 # --- sums over samples of |gradient|^power, without ever holding the gradients of all samples

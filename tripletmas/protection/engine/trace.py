@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tripletmas.basics.weights import read_off
 from tripletmas.protection.engine.blocks import Blocks
 from tripletmas.protection.engine.rule import Layout, Rule, is_near, layouts_by_shape
 from tripletmas.protection.engine.rules import RULES, Copies
@@ -72,6 +73,8 @@ class Trace(Watch):
         # were handed to a rule where it was made
         self._made: dict[int, Tensor] = {}
         self._alone: Tensor | None = None  # what the present call returned for the last sample alone
+        # whether a call returned that in the batch, too, and names of its parameters: looked at in the end, all at once
+        self._near: list[tuple[Tensor, tuple[str, ...]]] = []
         self._as_expected = True
         self._anchor: Tensor | None = None  # a zero on which everything watched depends, so that its graph has a leaf
         self._handles: list[RemovableHandle] = []
@@ -115,6 +118,8 @@ class Trace(Watch):
             self._blocks.passed(function, args, output)
 
     def ended(self) -> None:
+        for is_right, (_, names) in zip(read_off([each for each, _ in self._near]), self._near, strict=True):
+            self.without_rule.update(() if is_right else names)
         used = [each for use in self.uses.values() for each in use.versions]
         if any(tensor._version != version for tensor, version in used):
             self.not_by_rules = "an input or weight is changed in place after a layer used it"
@@ -127,7 +132,7 @@ class Trace(Watch):
         """Let go of the graph: its hooks know this trace, which knows the graph; nobody else ends that circle."""
         for handle in self._handles:
             handle.remove()
-        self.uses, self.arrived, self._blocks = {}, None, None
+        self.uses, self.arrived, self._blocks, self._near = {}, None, None, []
         self._weights, self._constants, self._made = {}, {}, {}
 
     # --- a call with weights: what it returns with its weights detached, and a rule to get the gradient; None without
@@ -217,8 +222,12 @@ class Trace(Watch):
         samples have no influence on the last; None if nowhere, or if two orders are possible."""
         candidates, alone, n = self._layouts(output.shape), self._alone, self.num_samples
         if alone is not None:
-            found = ((each, each.by_sample(output.detach(), n)[-1]) for each in candidates)
-            candidates = [each for each, last in found if is_near(last, alone.movedim(each.dim, 0))]
+            found = [each.by_sample(output.detach(), n)[-1] for each in candidates]
+            near = [is_near(last, alone.movedim(each.dim, 0)) for each, last in zip(candidates, found, strict=True)]
+            if len(candidates) == 1 and self._blocks is None:
+                self._near.append((near[0], self.calls[-1].parameters))
+            else:
+                candidates = [each for each, is_it in zip(candidates, near, strict=True) if is_it]
         return candidates[0] if len(candidates) == 1 else None
 
     def _layouts(self, shape: torch.Size) -> list[Layout]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.distributed import gather_objects
-from tripletmas.basics.weights import Params, differing_names
+from tripletmas.basics.weights import Params, differing_names, read_off
 from tripletmas.protection.batches import Forward
 from tripletmas.protection.engine.per_sample import PerSampleGradients
 
@@ -30,8 +30,9 @@ class _Lengths:
     def note(self, scalars: Tensor) -> None:
         """Those of more samples, each the sum of its numbers, (n, m)."""
         lengths = scalars.double().sum(1)
-        self.total += float(lengths.sum())
-        self.least, self.largest = min(self.least, float(lengths.min())), max(self.largest, float(lengths.max()))
+        total, least, largest = read_off([lengths.sum(), lengths.min(), lengths.max()])
+        self.total += total
+        self.least, self.largest = min(self.least, least), max(self.largest, largest)
 
     def of_all(self) -> _Lengths:
         """Those of the samples of all processes."""
