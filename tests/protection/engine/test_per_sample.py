@@ -137,3 +137,24 @@ def test_nothing_is_kept_alive(name: str):
         assert not [each for each in gc.get_objects() if type(each) in kept]
     finally:
         gc.enable()
+
+
+class HiddenInfluence(nn.Module):
+    """Samples influence each other in what one layer returns, and by nothing in the output: only gradients show it."""
+
+    def __init__(self):
+        super().__init__()
+        self.centred, self.own = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.centred(x - x.mean(0))
+        return self.own(x) + hidden - hidden.detach()
+
+
+def test_a_layer_in_which_samples_influence_each_other_is_measured_alone_and_it_only(caplog: pytest.LogCaptureFixture):
+    torch.manual_seed(0)
+    model, x = HiddenInfluence().double(), torch.randn(6, 5, dtype=torch.float64)
+    expected = oracles.mas_importance(model, x.split(1))
+    with caplog.at_level(logging.INFO, "tripletmas"):
+        assert_same(mas_importance(model, [x]), expected)
+    assert f"importance of centred (2 of 4 parameters): {SLOW}" in caplog.text
