@@ -197,12 +197,7 @@ class ByRules:
         """Whether these are the gradients that a sample has by itself, in a pass that nobody watches."""
         assert self._scalar is not None
         scalar = self._scalar(self._call(self._model, last)).sum()
-        truth = {name: torch.zeros_like(value) for name, value in parameters.items()}
-        if parameters and scalar.requires_grad:
-            gradients = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
-            truth |= {
-                name: each.to_dense() for name, each in zip(parameters, gradients, strict=True) if each is not None
-            }
+        truth = _gradients(scalar, parameters)
         sizes = read_off([value.norm() for value in truth.values()])
         errors = read_off([(found.get(name, 0) - value).norm() for name, value in truth.items()])
         for value, size, error in zip(truth.values(), sizes, errors, strict=True):
@@ -210,6 +205,15 @@ class ByRules:
             if not error <= near * size + noise * max(sizes):  # nan is not right either
                 return False
         return True
+
+
+def _gradients(scalar: Tensor, parameters: dict[str, nn.Parameter]) -> Params:
+    """Of a scalar by each of the parameters, dense; zeros where it does not depend on one."""
+    found = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    if parameters and scalar.requires_grad:
+        gradients = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
+        found |= {name: each.to_dense() for name, each in zip(parameters, gradients, strict=True) if each is not None}
+    return found
 
 
 class Backward:

@@ -118,8 +118,7 @@ class Trace(Watch):
             self._blocks.passed(function, args, output)
 
     def ended(self) -> None:
-        for is_right, (_, names) in zip(read_off([each for each, _ in self._near]), self._near, strict=True):
-            self.without_rule.update(() if is_right else names)
+        self._read_near()
         used = [each for use in self.uses.values() for each in use.versions]
         if any(tensor._version != version for tensor, version in used):
             self.not_by_rules = "an input or weight is changed in place after a layer used it"
@@ -127,6 +126,11 @@ class Trace(Watch):
             self.not_by_rules = "the model reads values off its data that are others for a sample alone"
         elif self.num_samples > 1 and not (self._as_expected and len(self.calls) == len(self._expected)):
             self.not_by_rules = "a batch is processed by other calls than a sample alone"
+
+    def _read_near(self) -> None:
+        """Take out what was not near to what it must be; all of it is waited for at once."""
+        for is_right, (_, names) in zip(read_off([each for each, _ in self._near]), self._near, strict=True):
+            self.without_rule.update(() if is_right else names)
 
     def close(self) -> None:
         """Let go of the graph: its hooks know this trace, which knows the graph; nobody else ends that circle."""
