@@ -46,6 +46,7 @@ LINES = [
     "search --config RUN/config.yaml --out again",
     "example shop --out RUN",
     "list strategies",
+    "completion bash",
     "doctor",
 ]
 PARTS = {  # what runs of parts of one's own name; each leaves a trace as soon as it is executed

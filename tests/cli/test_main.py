@@ -292,7 +292,7 @@ def test_ctrl_c_says_how_to_go_on(call, tmp_path, trained, monkeypatch):
 
 
 def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -309,7 +309,7 @@ def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, mon
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=4)  # the three tasks of the first seed, and one of the second
         assert call("train", "--out", out, "--seeds", "0,1", "--report", "false", *SMALL)[0] == 130
-        patch.setattr("tripletmas.report.page.write_report", lambda path: f"{path}/report.html")
+        patch.setattr("tripletmas.report.page.write_report", lambda path, **_: f"{path}/report.html")
         patch.setattr(task_training, "_train_epoch", real)
         status, text, _ = call("resume", out)
     assert status == 0
@@ -577,14 +577,14 @@ def test_compare_prints_a_table_and_writes_a_page(call, runs):
 def test_compare_writes_where_it_is_told(call, runs, tmp_path, monkeypatch):
     asked = []
 
-    def write_comparison(directories, out, *, seeds=None):
-        asked.append((directories, out, seeds))
+    def write_comparison(directories, out, *, seeds=None, svg=False):
+        asked.append((directories, out, seeds, svg))
         return out / "page.html"
 
     monkeypatch.setattr("tripletmas.report.page.write_comparison", write_comparison)
     status, text, _ = call("compare", runs / "seeds", "--out", tmp_path / "elsewhere", "--seeds", "0,1")
     assert status == 0
-    assert asked == [([runs / "seeds"], tmp_path / "elsewhere", [0, 1])]
+    assert asked == [([runs / "seeds"], tmp_path / "elsewhere", [0, 1], False)]
     assert text.endswith(f"page: {tmp_path / 'elsewhere' / 'page.html'}\n")
 
 
