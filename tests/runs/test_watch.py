@@ -24,6 +24,7 @@ from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.runs.watch import News, Watch
 from tripletmas.strategies.finetune import Finetune
+from tripletmas.strategies.imm import IMM
 
 LABELS = torch.arange(12) % 3
 
@@ -270,6 +271,14 @@ def test_a_stuck_task_whose_batch_norm_stands_still_begins_again(whole_with_stil
 def test_without_a_run_it_begins_again_from_the_same(whole_with_still_norms):
     model, _ = trained_with_still_norms()
     assert all(torch.equal(one, state_of(model)[name]) for name, one in state_of(whole_with_still_norms[0]).items())
+
+
+@pytest.mark.slow
+def test_nothing_begins_again_where_another_model_is_deployed_than_is_trained(tmp_path, caplog):
+    """The run has kept the merged model of imm, from which its tasks do not begin."""
+    run = RunDirectory.create(tmp_path / "run", {"name": "a run"})
+    train_stream(Normalising(), stream(3), IMM(), objective(), STANDS_STILL, run)
+    assert {each["rate"] for each in run.records("epoch") if each["task"] == 2} == {1e-5}
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def _note(num_runs: int, seeds: Sequence[int | None], joint: Mapping[int | None,
     """What was left out of a row whose finished runs have these seeds, and why."""
     lost, alone = num_runs - len(seeds), [seed for seed in seeds if joint and seed not in joint]
     notes = {
-        f"{lost} of {num_runs} runs did not finish and are left out": lost,
+        f"{lost} of {num_runs} runs did not finish and are left out of the means": lost,
         f"intransigence of {len(alone)} of {len(seeds)} runs is against the mean of joint's seeds": alone,
     }
     return "; ".join(note for note, applies in notes.items() if applies)

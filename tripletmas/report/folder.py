@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from tripletmas.basics.files import save_text
 from tripletmas.report import collapse, tables
@@ -17,6 +19,8 @@ from tripletmas.report.page import write_report
 from tripletmas.report.read import Run, read_group
 from tripletmas.report.streams import check_comparable, of_stream
 from tripletmas.runs.directory import is_run, seed_directories
+
+logger = logging.getLogger(__name__)
 
 _DEEP = 3  # folders below one another: sweeps lie in folders, too
 _PAGE = Path("report") / "report.html"
@@ -51,7 +55,9 @@ def runs_in(folder: Path, deep: int = _DEEP) -> list[Path]:
 
 
 def _runs_in(folder: Path, deep: int) -> Iterator[Path]:
-    for each in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    """Links are not followed: what they lead to is told where it lies."""
+    inside = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    for each in sorted(path for path in inside if not path.name.startswith(".")):
         if is_run(each) or seed_directories(each):
             yield each
         elif deep > 1:
@@ -78,6 +84,7 @@ def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
         try:
             runs = _written(path, svg=svg)
         except ValueError as error:
+            logger.warning("left out of the page: %s", error)
             rows.append(Row(path.relative_to(folder).as_posix(), "", "–", "–", "–", f"Left out: {error}."))
             continue
         groups.append((path, runs))
@@ -88,7 +95,7 @@ def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
         write_svg(plot for stream in streams for plot in stream.plots)
     values = {
         "title": f"Runs in {folder.resolve().name}",
-        "about": [f"{len(found)} runs or folders of seeds"],
+        "about": [f"{len(found)} runs, or folders of seeds" if len(found) > 1 else "one run, or folder of seeds"],
         "rows": rows,
         "streams": streams,
         "tables": tables,
@@ -123,7 +130,7 @@ def _row(path: Path, runs: Sequence[Run], folder: Path) -> Row:
     said = [collapse.note(runs), "" if all(each.finished for each in runs) else "not finished: the numbers are so far"]
     return Row(
         name=path.relative_to(folder).as_posix(),
-        href=f"../{path.relative_to(folder).as_posix()}/{_PAGE.as_posix()}",
+        href=quote(f"../{path.relative_to(folder).as_posix()}/{_PAGE.as_posix()}"),
         strategy=run.strategy + (f", {len(runs)} seeds" if len(runs) > 1 else ""),
         data=f"{run.called('data')}, {run.called('model')}",
         done=", ".join(dict.fromkeys(done)),

@@ -218,13 +218,15 @@ def _listen(learner: Learner, after: AfterTask, signs: Mapping[str, str], record
 def _weights_before(learner: Learner, run: RunDirectory | None, number: int) -> Callable[[], Params] | None:
     """What gives the weights that a task begins with, where it may have to begin again; None where it may not.
 
-    That is where batch norm stands still: then a step that is too long draws all embeddings together for good.
+    That is where batch norm stands still: then a step that is too long draws all embeddings together for good. What a
+    run has kept is the model that is deployed: where another is trained (imm), these weights are not at hand.
     """
-    if not (freezes_batchnorm(learner, number) and batch_norms(learner.model)):
+    is_trained = learner.strategy.deployed(learner.model) is learner.model
+    if not (is_trained and freezes_batchnorm(learner, number) and batch_norms(learner.model)):
         return None
     if run:
         return lambda: run.weights.read(number - 1) if number else run.start_weights()
-    before = {name: value.clone() for name, value in state_of(learner.strategy.deployed(learner.model)).items()}
+    before = {name: value.clone() for name, value in state_of(learner.model).items()}
     return lambda: before
 
 
