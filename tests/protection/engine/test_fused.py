@@ -382,13 +382,21 @@ def test_a_layer_without_gradients_proves_a_kernel_and_nan_does_not(proving: lis
 
 @pytest.fixture
 def settings() -> Iterator[tuple[Any, Any]]:
-    """Torch's, of linear maps and of convolutions; afterwards what they were."""
+    """Torch's, of linear maps and of convolutions; afterwards all are what they were.
+
+    So are those of CPUs, which the older names set, too.
+    """
     both: tuple[Any, Any] = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None))
     if both[1] is None:
         pytest.skip("this version of torch has them elsewhere")
-    before = [each.fp32_precision for each in both]
+    of_cpus = (getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv"))
+    everything = [*both, *(each for each in of_cpus if each is not None)]
+    before = [each.fp32_precision for each in everything]
+    older = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
     yield both
-    for each, value in zip(both, before, strict=True):
+    torch.set_float32_matmul_precision(older[0])
+    torch.backends.cudnn.allow_tf32 = older[1]
+    for each, value in zip(everything, before, strict=True):
         each.fp32_precision = value
 
 
