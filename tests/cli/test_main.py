@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -298,6 +299,7 @@ def test_ctrl_c_elsewhere_is_quiet(call, runs, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("tripletmas.runs.catalog.build_data", interrupt)
         assert call("train", "--out", tmp_path / "new", *SMALL) == (130, "", "\ninterrupted\n")
+    importlib.import_module("tripletmas.report.folder")  # first imported now, it would keep what is put there
     monkeypatch.setattr("tripletmas.report.page.write_report", interrupt)
     assert call("report", runs / "mas") == (130, "", "\ninterrupted\n")
 

@@ -221,8 +221,9 @@ def _weights_before(learner: Learner, run: RunDirectory | None, number: int) -> 
     That is where batch norm stands still: then a step that is too long draws all embeddings together for good. What a
     run has kept is the model that is deployed: where another is trained (imm), these weights are not at hand.
     """
-    is_trained = learner.strategy.deployed(learner.model) is learner.model
-    if not (is_trained and freezes_batchnorm(learner, number) and batch_norms(learner.model)):
+    if not (freezes_batchnorm(learner, number) and batch_norms(learner.model)):
+        return None
+    if learner.strategy.deployed(learner.model) is not learner.model:
         return None
     if run:
         return lambda: run.weights.read(number - 1) if number else run.start_weights()
