@@ -64,6 +64,7 @@ def run(tmp_path_factory) -> Path:
     """Digits, which are white on black."""
     folder = tmp_path_factory.mktemp("run") / "run"
     few = ["--data.tasks", "2", "--data.per_class", "4", "--training.epochs", "1", "--report", "false"]
+    few += ["--training.eval_batch_size", "2"]
     assert main(["train", "--data", "digits", "--strategy", "mas", "--out", str(folder), *few]) == 0
     return folder
 
@@ -89,3 +90,10 @@ def test_commands_tell_it(options, is_told, run, scans, caplog, tmp_path_factory
         caplog.clear()
         assert main(line) == 0
         assert ("mostly light" in caplog.text) == is_told, line
+
+
+def test_a_build_in_parts_tells_it_once(run, scans, caplog, monkeypatch, tmp_path_factory):
+    monkeypatch.setattr("tripletmas.runs.embedded_parts.PART", 2)
+    out = str(tmp_path_factory.mktemp("out") / "a.index")
+    assert main(["index", "build", str(run), "--images", str(scans), "--out", out, "--force"]) == 0
+    assert caplog.text.count("mostly light") == 1

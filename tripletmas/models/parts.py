@@ -55,17 +55,17 @@ def freeze(model: nn.Module, patterns: str) -> None:
         parameter.requires_grad_(False)
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """All of them, of whatever dimension, in the order of the model."""
-    return [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """All of them, of whatever dimension, by name, in the order of the model."""
+    named = model.named_modules()
+    return {name: each for name, each in named if isinstance(each, nn.modules.batchnorm._BatchNorm)}
 
 
 def still_norms(model: nn.Module) -> list[nn.Module]:
     """The batch norms that stand still in training: those whose weights are frozen, or, without weights, all beside
     them."""
-    modules = dict(model.named_modules())
-    norms = {name: each for name, each in modules.items() if isinstance(each, nn.modules.batchnorm._BatchNorm)}
-    return [norm for name, norm in norms.items() if _is_frozen(norm) or _is_frozen(_first_with_weights(name, modules))]
+    modules, norms = dict(model.named_modules()), batch_norms(model).items()
+    return [norm for name, norm in norms if _is_frozen(norm) or _is_frozen(_first_with_weights(name, modules))]
 
 
 def _stages(model: nn.Module) -> dict[str, list[str]]:

@@ -25,10 +25,14 @@ def brightness_of(images: LabelledDataset) -> float | None:
     """The mean of the pixels of some of the images, in [0, 1], as a model is shown them; None for other samples."""
     if images.texts or not len(images) or len(images.sample_shape) != 3:
         return None
-    chosen = range(0, len(images), -(-len(images) // _LOOKED_AT))
-    means = torch.stack([images[position][0].double().mean() for position in chosen])
+    means = torch.stack([images[position][0].double().mean() for position in looked_at(len(images))])
     inside = bool(((means >= 0) & (means <= 1)).all())  # others are no pixels: they have been normalised
     return float(means.mean()) if inside else None
+
+
+def looked_at(count: int) -> range:
+    """The positions, of so many images, of those that are looked at."""
+    return range(0, count, -(-count // _LOOKED_AT))
 
 
 def brightness_learned(run: RunDirectory) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from tripletmas.basics.files import read_tensors, save_tensors
 from tripletmas.basics.progress import told
 from tripletmas.data.images import ImageFiles
 from tripletmas.data.vector_parts import identity_of
-from tripletmas.runs.models import RunModel, embed_readable, embed_texts, kept_of
+from tripletmas.runs.models import RunModel, embed_readable, embed_texts, kept_of, tell_negatives
 
 PART = (
     2048  # items of one, as nearly as whole batches give it: with other batches, vectors would differ in their last bit
@@ -107,7 +107,10 @@ def embed_in_parts(
         unreadable |= {start + position: sentence for position, sentence in noted.items()}
     if there and distributed.is_main():
         print(f"{folder}: {there} of {len(files)} parts were embedded already")
-    return EmbeddedParts(folder, tuple(files), kept_of(count, unreadable))
+    kept = kept_of(count, unreadable)
+    if isinstance(items, ImageFiles):
+        tell_negatives(model, items, kept, invert=invert)
+    return EmbeddedParts(folder, tuple(files), kept)
 
 
 def _subset(items: ImageFiles | Sequence[str], positions: range) -> ImageFiles | Sequence[str]:

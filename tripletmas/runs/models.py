@@ -23,7 +23,7 @@ from tripletmas.models.embedding import embed_shared
 from tripletmas.models.networks import embedding_dim
 from tripletmas.models.text import text_encoder_of
 from tripletmas.objectives.kinds import kind_of
-from tripletmas.runs.brightness import brightness_learned, warn_of_negatives
+from tripletmas.runs.brightness import brightness_learned, looked_at, warn_of_negatives
 from tripletmas.runs.catalog import build_model
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import choose_device, config_of, load_trained
@@ -248,6 +248,7 @@ def embed_images(
     """
     vectors, noted = embed_readable(model, images, invert=invert, skip_unreadable=skip_unreadable, option=option)
     kept = kept_of(len(images), noted)
+    tell_negatives(model, images, kept, invert=invert)
     return vectors[kept] if noted else vectors, kept
 
 
@@ -259,16 +260,27 @@ def embed_readable(
     shown = _Shown(images, model.prepared.shape, hint=None if skip_unreadable else hint)
     dataset = LabelledDataset(shown, torch.zeros(len(images)), ["unlabelled"], paths=images.paths)
     if invert:
-        dataset = dataset.with_transform(lambda image: 1 - image)
+        dataset = dataset.with_transform(_negative)
     workers = 0 if skip_unreadable else model.num_workers  # what a worker notes is lost
     vectors = embed_shared(
         model.model, dataset, batch_size=model.batch_size, num_workers=workers, progress=True
     ).vectors
     for noted in distributed.gather_objects(shown.unreadable):
         shown.unreadable |= noted
-    readable = [position for position in range(len(images)) if position not in shown.unreadable]
-    warn_of_negatives(dataset.subset(readable), model.brightness, of=model.run, inverted=invert)
     return vectors, shown.unreadable
+
+
+def tell_negatives(model: RunModel, images: ImageFiles, kept: Sequence[int], *, invert: bool) -> None:
+    """Warn where images, of which these can be read, are shown as negatives of those that the model learned from."""
+    some = images.subset([kept[position] for position in looked_at(len(kept))])
+    dataset = LabelledDataset(some, torch.zeros(len(some)), ["unlabelled"])
+    if invert:
+        dataset = dataset.with_transform(_negative)
+    warn_of_negatives(dataset, model.brightness, of=model.run, inverted=invert)
+
+
+def _negative(image: Tensor) -> Tensor:
+    return 1 - image
 
 
 def kept_of(count: int, unreadable: Mapping[int, str]) -> list[int]:

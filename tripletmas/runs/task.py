@@ -239,7 +239,7 @@ def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
     for module in still_norms(model):
         module.eval()
     if freeze_batchnorm:
-        for module in batch_norms(model):
+        for module in batch_norms(model).values():
             module.eval()
 
 
