@@ -13,7 +13,7 @@ from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.local_map import local_map, totals
-from tripletmas.protection.structured.quadratic import Quadratic
+from tripletmas.protection.structured.quadratic import Quadratic, way_back
 
 TOLERANCE = 0.001  # of a share
 
@@ -80,10 +80,12 @@ def bring_back(
     for each, held in maps.items():
         here = local_map(each, current)
         change = here.change(current, reference)
-        if float(held.form.of(change, here)[0] / held.form.tasks) <= most * (1 + TOLERANCE):
+        total, half = held.form.of(change, here)
+        value, tasks = float(total), held.form.tasks
+        if value <= most * tasks * (1 + TOLERANCE):
             continue
         found = True
-        for name, part in here.spread(held.nearest(change, most, here) - change, current):
+        for name, part in here.spread(way_back(value, half, most * tasks, held.spectrum, here), current):
             for weights in [current[name].detach(), *beside(current[name])] if name in moved else []:
-                here.rows(weights).add_(part)
+                here.rows(weights).sub_(part)
     return found

@@ -28,7 +28,8 @@ GramMatrix = Tensor | LowRank
 def times(matrices: Tensor, gram: GramMatrix) -> Tensor:
     """matrices @ Gram; one of one column is a number for each group."""
     if isinstance(gram, LowRank):
-        return matrices @ gram.factor @ gram.factor.transpose(1, 2) + matrices * gram.rest.view(-1, 1, 1)
+        product = matrices @ gram.factor @ gram.factor.transpose(1, 2)
+        return product.addcmul_(matrices, gram.rest.view(-1, 1, 1))
     return matrices * gram if gram.shape[-1] == 1 else matrices @ gram
 
 

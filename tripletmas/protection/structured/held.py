@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tripletmas.protection.structured.budget import START
 from tripletmas.protection.structured.gram_matrix import Spectrum, largest_curvature, spectrum
-from tripletmas.protection.structured.local_map import LocalMap
 from tripletmas.protection.structured.quadratic import Quadratic
 
 
@@ -33,7 +32,3 @@ class Held:
     def spectrum(self) -> Spectrum:
         """Of the Gram; kept, since a map that has gone too far once may do so again."""
         return spectrum(self.form.gram)
-
-    def nearest(self, change: Tensor, share: float, here: LocalMap) -> Tensor:
-        """The nearest change at which the share, on the average over tasks, is at most so much."""
-        return self.form.nearest(change, share * self.form.tasks, self.spectrum, here)

@@ -42,10 +42,11 @@ class Quadratic(NamedTuple):
         Args:
             here: what this process has of the map, whose part of the sum it is then; None for all of it.
         """
-        product = times(change, self.gram if here is None else of_groups(self.gram, here.groups))
+        half = times(change, self.gram if here is None else of_groups(self.gram, here.groups))
         if self.offset is None:
-            return (change * product).sum(), product
-        return (change * (product + 2 * self.offset)).sum(), product + self.offset
+            return _inner(change, half), half
+        half = half.add_(self.offset)  # in place here and in `times`: at a large layer new memory costs more than sums
+        return _inner(change, half) + _inner(change, self.offset), half
 
     def of(self, change: Tensor, here: LocalMap | None = None) -> tuple[Tensor, Tensor]:
         """(the form, a scalar; half its gradient, like `change`) at a change D of the weights."""
@@ -54,23 +55,9 @@ class Quadratic(NamedTuple):
 
     def nearest(self, change: Tensor, most: float, spectrum: Spectrum, here: LocalMap | None = None) -> Tensor:
         """The change that is nearest to this one and at which the form is at most so much; where it is so nowhere, one
-        at which it is about least. The spectrum is that of the Gram.
-
-        It is D - m H (I + m A)^-1 with H = D A + C half the gradient, and the form there is less by
-        sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2, q_j and l_j eigenvectors and eigenvalues of A: m is searched.
-        """
+        at which it is about least. The spectrum is that of the Gram."""
         value, half = self.of(change, here)
-        groups = slice(None) if here is None else here.groups
-        vectors, large, little = (each[groups] for each in spectrum)
-        turned = half @ vectors
-        slopes = turned.square().sum(1)
-        other = (half.square().sum((1, 2)) - slopes.sum(1)).clamp_min(0) * (little > 0)
-        if here is not None:
-            slopes, other = (here.total_of_groups(each, len(spectrum.little)) for each in (slopes, other))
-        high = _multiplier(float(value), most, slopes, other, spectrum)
-        everywhere = (high * (little > 0) / (1 + high * little)).view(-1, 1, 1)
-        back = half * everywhere + turned * ((high / (1 + high * large)).unsqueeze(1) - everywhere) @ vectors.mT
-        return change - back
+        return change - way_back(float(value), half, most, spectrum, here)
 
     def anchored(self, change: Tensor, here: LocalMap | None = None, *, own: bool) -> Quadratic:
         """The same form around the weights after a change D; unless `own`, every task has its reference there."""
@@ -90,8 +77,33 @@ def first_task(gram: GramMatrix, weight: float = 1.0) -> Quadratic:
     return Quadratic(gram, None, diagonal(gram).new_zeros(()), weight)
 
 
+def way_back(value: float, half: Tensor, most: float, spectrum: Spectrum, here: LocalMap | None = None) -> Tensor:
+    """What a change D, at which the form is `value` and half its gradient H = D A + C, is beyond the nearest change at
+    which the form is `most`.
+
+    It is m H (I + m A)^-1, and the form there is less by sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2, q_j and l_j
+    eigenvectors and eigenvalues of A: m is searched.
+    """
+    groups = slice(None) if here is None else here.groups
+    vectors, large, little = (each[groups] for each in spectrum)
+    turned = half @ vectors
+    slopes = turned.square().sum(1)
+    other = (half.square().sum((1, 2)) - slopes.sum(1)).clamp_min(0) * (little > 0)
+    if here is not None:
+        slopes, other = (here.total_of_groups(each, len(spectrum.little)) for each in (slopes, other))
+    high = _multiplier(value, most, slopes, other, spectrum)
+    everywhere = (high * (little > 0) / (1 + high * little)).view(-1, 1, 1)
+    along = turned.mul_((high / (1 + high * large)).unsqueeze(1) - everywhere) @ vectors.mT
+    return along.addcmul_(half, everywhere)
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of their products, a scalar, without a third tensor of their size."""
+    return torch.dot(one.reshape(-1), other.reshape(-1))
+
+
 def _multiplier(value: float, most: float, slopes: Tensor, other: Tensor, spectrum: Spectrum) -> float:
-    """The m at which a form of this value is `most`, as `Quadratic.nearest` has it.
+    """The m at which a form of this value is `most`, as `way_back` has it.
 
     Args:
         slopes, other: |H q_j|^2 over all rows: (groups, n) in the directions of the spectrum, (groups,) in all others.
