@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -107,12 +107,75 @@ class Words(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, cells: type[nn.Module]):
+    """What it says at every step, and what it remembers in the end, matter."""
+
+    def __init__(self, cells: type[nn.Module], **options: Any):
         super().__init__()
-        self.enter, self.cells, self.head = nn.Linear(3, 3), cells(3, 4, batch_first=True), nn.Linear(4, 3)
+        self.enter, self.cells = nn.Linear(3, 3), cells(3, 4, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.cells(self.enter(x))[0][:, -1])
+        x = self.enter(x)
+        steps = x if self.cells.batch_first else x.transpose(0, 1)
+        outputs, end = self.cells(steps)
+        outputs = outputs if self.cells.batch_first else outputs.transpose(0, 1)
+        ends = end if isinstance(end, tuple) else (end,)
+        return torch.cat([outputs.sum(1), outputs[:, 1], *(each[0] for each in ends), *(each[-1] for each in ends)], 1)
+
+
+class FirstState(nn.Module):
+    """What an LSTM remembers at first is learned, or comes from the sample; its steps are those of the samples' own."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.state = nn.LSTM(3, 4), nn.Parameter(torch.randn(1, 1, 4))
+        self.enter = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.state.expand(-1, len(x), -1).contiguous(), self.enter(x[:, 0]).unsqueeze(0)
+        return self.cells(x.transpose(0, 1), state)[0][-1]
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.GRU(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, [x.shape[1]] * len(x), batch_first=True)
+        return self.head(self.cells(packed)[1][0])
+
+
+class Cells(nn.Module):
+    """Step by step, by hand: the steps that there are for one sample are there for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru, self.plain = nn.LSTMCell(3, 4), nn.GRUCell(4, 3), nn.RNNCell(3, 3, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = None, None, None
+        for step in x.unbind(1):
+            first = self.lstm(step, first)
+            second = self.gru(first[0], second)
+            third = self.plain(second, third)
+        assert first is not None
+        return torch.cat([first[1], second, third], 1)  # pyright: ignore[reportArgumentType] - tensors by now
+
+
+class SharedBlock(nn.Module):
+    """As ALBERT does: one block of layers of every kind, several times."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm = nn.Embedding(9, 4), nn.LayerNorm(4)
+        self.layer, self.mix, self.scale = nn.Linear(4, 4), nn.Conv1d(4, 4, 3, padding=1), nn.Parameter(torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.words(x)
+        for _ in range(3):
+            y = y + self.scale * self.layer(self.norm(y)).tanh() + self.words(x.flip(1))
+            y = y + self.mix(y.transpose(1, 2)).transpose(1, 2)
+        return y.flatten(1)
 
 
 class Attention(nn.Module):
@@ -413,6 +476,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "conv2d channels last, few positions": Architecture(
         lambda: convolution("Conv2d", 2, 3, 3).to(memory_format=torch.channels_last), randn(2, 4, 4)
     ),
+    "conv2d and samples channels last": Architecture(
+        lambda: convolution("Conv2d", 2, 3, 3, padding=1).to(memory_format=torch.channels_last),
+        lambda n: torch.randn(n, 2, 5, 5).to(memory_format=torch.channels_last),
+    ),
+    "conv2d grouped, channels last": Architecture(
+        lambda: convolution("Conv2d", 4, 6, 3, groups=2, padding=1).to(memory_format=torch.channels_last),
+        lambda n: torch.randn(n, 4, 5, 5).to(memory_format=torch.channels_last),
+    ),
+    "conv2d depthwise, channels last": Architecture(
+        lambda: convolution("Conv2d", 3, 6, 3, groups=3, padding=1).to(memory_format=torch.channels_last),
+        lambda n: torch.randn(n, 3, 5, 5).to(memory_format=torch.channels_last),
+    ),
+    "conv2d grouped, samples in channels last": Architecture(
+        lambda: convolution("Conv2d", 4, 4, 3, groups=2, stride=2, padding=1),
+        lambda n: torch.randn(n, 4, 5, 5).to(memory_format=torch.channels_last),
+    ),
+    "transposed conv2d grouped, channels last": Architecture(
+        lambda: convolution("ConvTranspose2d", 4, 6, 3, stride=2, groups=2).to(memory_format=torch.channels_last),
+        lambda n: torch.randn(n, 4, 3, 3).to(memory_format=torch.channels_last),
+    ),
     "conv2d, two by two": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding=1), randn(2, 2, 2)),
     "conv2d, corners": Architecture(lambda: convolution("Conv2d", 2, 3, (3, 2), padding=(1, 1)), randn(2, 1, 2)),
     "conv2d, one by one": Architecture(lambda: convolution("Conv2d", 2, 3, 3, padding=1), randn(2, 1, 1)),
@@ -449,8 +532,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "transformer layer": Architecture(encoder, randn(3, 4)),
     "vit": Architecture(vit, randn(3, 8, 8)),
     "swin": Architecture(swin, randn(3, 16, 16)),
-    "lstm": Architecture(lambda: Recurrent(nn.LSTM), randn(5, 3), slow="cells", one_by_one=True),
-    "gru": Architecture(lambda: Recurrent(nn.GRU), randn(5, 3), slow="cells", one_by_one=True),
+    "lstm": Architecture(lambda: Recurrent(nn.LSTM, batch_first=True), randn(5, 3)),
+    "lstm, both ways, two layers": Architecture(
+        lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True, dropout=0.5), randn(7, 3)
+    ),
+    "lstm with a projection": Architecture(
+        lambda: Recurrent(nn.LSTM, proj_size=2, num_layers=2, bidirectional=True, batch_first=True), randn(4, 3)
+    ),
+    "lstm with a projection, no bias": Architecture(
+        lambda: Recurrent(nn.LSTM, proj_size=2, bias=False, num_layers=2), randn(4, 3)
+    ),
+    "gru": Architecture(lambda: Recurrent(nn.GRU, batch_first=True), randn(5, 3)),
+    "gru, both ways, no bias": Architecture(lambda: Recurrent(nn.GRU, bidirectional=True, bias=False), randn(5, 3)),
+    "rnn": Architecture(lambda: Recurrent(nn.RNN, num_layers=2), randn(5, 3)),
+    "rnn with relu": Architecture(
+        lambda: Recurrent(nn.RNN, nonlinearity="relu", batch_first=True, bidirectional=True), randn(5, 3)
+    ),
+    "lstm with a first state": Architecture(FirstState, randn(4, 3)),
+    "cells of recurrent layers": Architecture(Cells, randn(3, 3)),
+    "packed sequences": Architecture(Packed, randn(4, 3), slow="cells", one_by_one=True),
+    "one block several times": Architecture(SharedBlock, lambda n: torch.randint(9, (n, 5))),
     # parametrisations and adapters
     "weight norm": Architecture(lambda: parametrizations.weight_norm(nn.Linear(6, 4)), randn(6)),
     "weight norm, convolution": Architecture(lambda: flat(parametrizations.weight_norm(nn.Conv2d(2, 3, 3))), images),

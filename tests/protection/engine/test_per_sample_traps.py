@@ -147,9 +147,8 @@ NO_RULE, OTHER_GRADIENTS = "no rule for how it is used", "a sample has other gra
 READS_DATA = "the model reads values off its data"
 TRAPS: dict[str, Trap] = {
     "a slow layer first": Trap(
-        lambda s, x: s.b(s.a(x)[0][:, -1]),
-        lambda: square(a=nn.LSTM(3, 4, batch_first=True)),
-        lambda: torch.randn(6, 5, 3),
+        lambda s, x: s.b(s.a(x, x)),
+        lambda: square(a=nn.Bilinear(4, 4, 4)),
         says=NO_RULE,
     ),
     "a bag of words first": Trap(
@@ -266,11 +265,17 @@ def without_a_rule_for_long_ones(s: Any, x: Tensor) -> Tensor:
     return s.a(x) * s.b.bias if x.shape[1] <= 2 else torch.einsum("nlw,w->nlw", s.a(x), s.b.bias)
 
 
+def coupled_in_the_gradient_of_long_ones(s: Any, x: Tensor) -> Tensor:
+    x = s.a(x)
+    return s.b(x - x.mean(0).detach() + x.mean(0) if x.shape[1] > 2 else x).sum(1)
+
+
 LATER = {  # -> whether it takes the slow path
     merged: False,
     reads_long_ones: False,
     one_layer_more_for_long_ones: False,
     without_a_rule_for_long_ones: True,
+    coupled_in_the_gradient_of_long_ones: True,
 }
 
 

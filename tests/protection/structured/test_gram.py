@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ ALONE = {
 NOT_BY_MODULES = (
     *("tied, transposed", "layer called twice", "tied weights", "attention", "attention, positions first"),
     *("transformer layer", "vit", "swin", "cross attention", "spectral norm", "samples influence each other"),
-    *("lstm", "gru", "rows of vectors", "words with padding", "prelu", "prelu of channels"),
+    *(name for name in ARCHITECTURES if re.match("lstm|gru|rnn|cells|packed|one block", name)),
+    *("rows of vectors", "words with padding", "prelu", "prelu of channels"),
 )
 ZEROS = {
     "tokens, positions, scales": "log_gain",

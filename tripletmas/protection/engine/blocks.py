@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tripletmas.protection.engine.convolution import Convolution
+from tripletmas.protection.engine.kinds import Linear
 from tripletmas.protection.engine.rule import Layout, Rule
-from tripletmas.protection.engine.rules import Convolution, Linear
 
 _NAMES = (
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"),

@@ -1,7 +1,8 @@
 """The gradients of all samples of a batch at once, for weights with rules: watched, differentiated, checked.
 
 The last sample of every batch is passed alone before the batch, to learn in which layout each layer sees the samples.
-In the first batch its gradients are compared with those of a pass that nobody watches.
+The first time that samples of a size, type and layout take a way through the model, and whenever one of these differs,
+its gradients are compared with those of a pass that nobody watches.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tripletmas.basics.weights import Params, device_of, read_off
-from tripletmas.protection.batches import Forward, chosen, num_samples, rows
+from tripletmas.protection.batches import Forward, apply, chosen, num_samples, rows
 from tripletmas.protection.engine.blocks import Blocks
+from tripletmas.protection.engine.kinds import Several
 from tripletmas.protection.engine.rule import Rule, is_near, magnitude_
 from tripletmas.protection.engine.trace import Trace
 from tripletmas.protection.engine.watch import Call, Enough, Probe, Watch, Weight
@@ -60,7 +62,7 @@ class ByRules:
         self._model, self._call, self._scalar, self._power = model, call, scalar, power
         self._parameters = parameters
         self._read: list[bool | int | float] = []  # off the sample that was passed alone last
-        self._checked: set[tuple[bool | int | float, ...]] = set()  # what was read where gradients were found right
+        self._checked: set[tuple] = set()  # ways through the model on which gradients were found right
 
     def is_no_use(self) -> bool:
         return len(self.without_rule) == len(self._parameters)
@@ -119,12 +121,15 @@ class ByRules:
         """The calls that are given weights when this sample is passed alone; none if rules are no use."""
         if self.is_no_use():
             return []
-        probe = Probe(self._model, self._parameters)
+        probe = self._probe()
         output = self._watched(probe, rows(inputs, sample, sample + 1))
         if output is None:
             return []
         self._alone, self._read = output.detach(), probe.read
         return probe.calls
+
+    def _probe(self, stop_after: int | None = None) -> Probe:
+        return Probe(self._model, self._parameters, unrolls=self._scalar is not None, stop_after=stop_after)
 
     def _reads_the_same(self, inputs: Any, sample: int, known: dict[int, list]) -> bool:
         """Whether the model reads the same values off a sample as off the one that was passed alone last.
@@ -134,7 +139,7 @@ class ByRules:
         """
         count = len(self._read)
         if len(known.setdefault(sample, [])) < count:
-            probe = Probe(self._model, self._parameters, stop_after=count)
+            probe = self._probe(stop_after=count)
             with suppress(Enough):
                 self._watched(probe, rows(inputs, sample, sample + 1))
             known[sample] = probe.read
@@ -170,7 +175,8 @@ class ByRules:
         leaves = _leaves_reached(scalars)
         self._note_without_rule(trace, {id(leaf) for leaf in leaves})
         ruled = {name: value for name, value in self._parameters.items() if name not in self.without_rule}
-        if self._is_checked(trace):
+        way = (trace.way(), _form(last))
+        if self._scalar is None or trace.num_samples == 1 or way in self._checked:
             Backward(trace, ruled, totals, self._power).run(scalars, leaves)
             return scalars.detach()
         # the first time on this way, into sums of its own: where the gradients are not right, nothing is added
@@ -179,14 +185,10 @@ class ByRules:
         backward.run(scalars, leaves)
         if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.last, ruled, last):
             return self._give_up("a sample has other gradients in a batch than alone")
-        self._checked.add(tuple(trace.read))
+        self._checked.add(way)
         for name, value in own.items():
             totals[name] += value
         return scalars.detach()
-
-    def _is_checked(self, trace: Trace) -> bool:
-        """Whether gradients on this way through the model were found right, or there is no need to compare them."""
-        return self._scalar is None or trace.num_samples == 1 or tuple(trace.read) in self._checked
 
     def _note_without_rule(self, trace: Trace, reached: set[int]) -> None:
         for name, value in self._parameters.items():
@@ -274,9 +276,23 @@ class Backward:
         """Weights that are used twice, or computed from parameters: sample by sample, the gradients of all uses are
         summed before the magnitude is taken."""
         waiting, self._waiting = self._waiting, []
-        if not waiting:
+        computed = {name for weight, _, _ in waiting if not weight.is_parameter for name in weight.parameters}
+        uses: dict[str, list[tuple[Rule, str]]] = {}
+        for weight, rule, role in waiting:
+            if computed.isdisjoint(weight.parameters):
+                uses.setdefault(weight.parameters[0], []).append((rule, role))
+        for name, calls in uses.items():
+            several = Several(calls, self._trace.num_samples)
+            if self._keeps_last:
+                self._add_to_last(name, several.of_sample("", self._trace.num_samples - 1))
+            several.add("", self._totals[name], self._power)
+        self._add_computed([each for each in waiting if not computed.isdisjoint(each[0].parameters)], computed)
+
+    def _add_computed(self, waiting: list[tuple[Weight, Rule, str]], names: set[str]) -> None:
+        """Parameters from which weights are computed: through what is computed, one sample after the other."""
+        own = {name: torch.zeros_like(self._totals[name]) for name in self._parameters if name in names}
+        if not own:
             return
-        own = {name: torch.zeros_like(self._totals[name]) for name in self._parameters if name in self._several}
         for sample in range(self._trace.num_samples):
             self._add_uses(own, [(weight, rule.of_sample(role, sample)) for weight, rule, role in waiting])
             for name, gradient in own.items():
@@ -305,6 +321,13 @@ class Backward:
 
     def _add_to_last(self, name: str, gradient: Tensor) -> None:
         self.last[name] = self.last[name] + gradient if name in self.last else gradient.clone()
+
+
+def _form(sample: Any) -> tuple:
+    """Of what a model is given for one sample: the sizes, types and layouts of its tensors."""
+    found: list[tuple] = []
+    apply(lambda tensor: found.append((tensor.shape, tensor.dtype, tensor.stride()[1:])) or tensor, sample)
+    return tuple(found)
 
 
 def _leaves_reached(scalars: Tensor) -> list[Tensor]:

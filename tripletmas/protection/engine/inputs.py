@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from tripletmas.protection.engine.convolution import Convolution
+from tripletmas.protection.engine.kinds import Embedding, Linear, Scale
 from tripletmas.protection.engine.rule import Rule
-from tripletmas.protection.engine.rules import RULES, Convolution, Embedding, Linear, Scale
+from tripletmas.protection.engine.rules import RULES
 from tripletmas.protection.engine.second_moments import second_moment
 from tripletmas.protection.engine.watch import Call, Watch, Weight, tensors_in
 from tripletmas.protection.structured.linear_map import Kind, LinearMap
@@ -36,7 +38,7 @@ class LayerInputs(Watch):
         draw: Callable[[LinearMap, int, int], Tensor | None],
         take: Callable[[LinearMap, Tensor, int], None],
     ):
-        super().__init__(model, parameters)
+        super().__init__(model, parameters, unrolls=False)
         self._parameters, self._wanted, self._draw, self._take = dict(parameters), wanted, draw, take
 
     def counts(self) -> bool:

@@ -47,9 +47,18 @@ class Rule:
         """The gradient of one sample, in the shape of the weight."""
         raise NotImplementedError
 
+    def gradients(self, role: str, start: int, stop: int) -> Tensor:
+        """Of the samples [start, stop): (samples, *weight.shape)."""
+        return torch.stack([self.of_sample(role, sample) for sample in range(start, stop)])
+
     def add(self, role: str, total: Tensor, power: int) -> None:
         """total += sum_k |gradient_k|^power; `of_sample` is no longer right after it."""
         raise NotImplementedError
+
+
+def present(weight: Tensor | None, bias: Tensor | None) -> dict[str, Tensor]:
+    """The weights that a call has, by role."""
+    return {role: each for role, each in (("weight", weight), ("bias", bias)) if each is not None}
 
 
 class SmallWeights(Rule):
@@ -58,10 +67,6 @@ class SmallWeights(Rule):
     def backward(self, grad: Tensor, layout: Layout, num_samples: int) -> None:
         self._grad = layout.by_sample(grad, num_samples)
         self._input = layout.by_sample(self.input, num_samples)
-
-    def gradients(self, role: str, start: int, stop: int) -> Tensor:
-        """Of the samples [start, stop): (samples, *weight.shape)."""
-        raise NotImplementedError
 
     def of_sample(self, role: str, sample: int) -> Tensor:
         return self.gradients(role, sample, sample + 1)[0]

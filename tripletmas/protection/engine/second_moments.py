@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tripletmas.protection.engine.convolution import Convolution
+from tripletmas.protection.engine.kinds import Embedding, Linear, Scale
 from tripletmas.protection.engine.rule import Rule, buffer_size
-from tripletmas.protection.engine.rules import Convolution, Embedding, Linear, Scale
 
 # (columns, rows of a pass) -> the rows that count, as their numbers; None for all
 Draw = Callable[[int, int], Tensor | None]

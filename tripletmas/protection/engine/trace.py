@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tripletmas.basics.weights import read_off
 from tripletmas.protection.engine.blocks import Blocks
+from tripletmas.protection.engine.kinds import Copies
 from tripletmas.protection.engine.rule import Layout, Rule, is_near, layouts_by_shape
-from tripletmas.protection.engine.rules import RULES, Copies
+from tripletmas.protection.engine.rules import RULES
 from tripletmas.protection.engine.watch import EXPANDING, Call, Watch, Weight, tensors_in
 
 _ELEMENTWISE = ("add", "sub", "mul", "div", "true_divide", "maximum", "minimum", "where", "addcmul", "lerp", "pow")
@@ -64,7 +65,7 @@ class Trace(Watch):
         read: Sequence[bool | int | float],
         blocks: Blocks | None,
     ):
-        super().__init__(model, parameters)
+        super().__init__(model, parameters, unrolls=blocks is None)
         self.num_samples, self._expected, self._expected_read, self._blocks = num_samples, expected, read, blocks
         self.uses: dict[int, Use] = {}
         self.without_rule: set[str] = set()
@@ -126,6 +127,11 @@ class Trace(Watch):
             self.not_by_rules = "the model reads values off its data that are others for a sample alone"
         elif self.num_samples > 1 and not (self._as_expected and len(self.calls) == len(self._expected)):
             self.not_by_rules = "a batch is processed by other calls than a sample alone"
+
+    def way(self) -> tuple:
+        """Of this pass: what was read, what was called with which weights, and where the samples were."""
+        calls = tuple(call[:2] for call in self.calls)
+        return tuple(self.read), calls, tuple(use.layout for use in self.uses.values())
 
     def _read_near(self) -> None:
         """Take out what was not near to what it must be; all of it is waited for at once."""

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tripletmas.protection.engine.recurrence import unrolled
+
 EXPANDING = {Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.repeat}
 # One Python value read off a tensor: what the model does next may depend on which samples are in the batch.
 _READING = {
@@ -59,6 +61,7 @@ class Watch(TorchFunctionMode):
 
     Args:
         parameters: those of the model's that are measured, by name.
+        unrolls: whether recurrent layers are seen as the linear maps that they are made of.
 
     Attributes:
         calls: so far, in order.
@@ -66,8 +69,9 @@ class Watch(TorchFunctionMode):
         not_by_rules: why no weight of this model can be measured by rules, if so.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]):
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], *, unrolls: bool):
         super().__init__()
+        self._unrolls = unrolls
         self.calls: list[Call] = []
         self.read: list[bool | int | float] = []
         self.not_by_rules: str | None = None
@@ -85,6 +89,10 @@ class Watch(TorchFunctionMode):
         weights = [self._weights[id(each)] for each in tensors if id(each) in self._weights]
         constant = all(id(each) in self._weights or self._is_constant(each) for each in tensors)
         is_weighted = bool(weights) and self.counts()
+        instead = unrolled(func, args, kwargs) if is_weighted and self._unrolls else None
+        if instead is not None:
+            with self:
+                return instead(*args)
         self.not_by_rules = self._trouble(func, args, tensors, is_weighted, constant) or self.not_by_rules
         if is_weighted:
             call = Call(func, tuple(sorted({name for each in weights for name in each.parameters})))
@@ -165,8 +173,10 @@ class Probe(Watch):
         stop_after: raise `Enough` as soon as so many values have been read.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], *, stop_after: int | None = None):
-        super().__init__(model, parameters)
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, Tensor], *, unrolls: bool, stop_after: int | None = None
+    ):
+        super().__init__(model, parameters, unrolls=unrolls)
         self._stop_after = stop_after
 
     def passed(self, function: Callable, args: tuple, output: Any) -> None:
