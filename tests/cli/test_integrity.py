@@ -141,6 +141,27 @@ def test_scores_that_say_something_else_than_the_records_are_told(place, call):
     assert re.search(r"PROBLEM +run/scores\.json +it says something else than metrics", call("doctor", "run")[1])
 
 
+@pytest.mark.parametrize(
+    "line", ["report run", "compare run run", "evaluate run", "export run --embeddings x.npz", "doctor run"]
+)
+@pytest.mark.parametrize("damage", [lambda lines: lines[1:], lambda lines: [*lines[1:2], lines[0], *lines[2:]]])
+def test_records_that_are_whole_but_not_those_of_the_checkpoint_are_refused(damage, line, place, call):
+    """Each line has its own checksum; that one is gone, or two are swapped, the checkpoint alone can tell."""
+    path = Path("run/metrics.jsonl")
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    status, printed, complaint = call(*line.split())
+    assert status
+    assert re.search(r"run/metrics\.jsonl\W+.*(bytes of|it is not what it was)", printed + complaint)
+
+
+def test_a_run_without_its_records_or_its_checkpoint_is_read(place, call):
+    for name in ("metrics.jsonl", "checkpoint"):
+        Path("run", name).rename(name)
+        for line in ("report run", "evaluate run"):
+            assert call(*line.split())[0] == 0
+        Path(name).rename(Path("run", name))
+
+
 # --- outputs
 
 

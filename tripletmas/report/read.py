@@ -196,6 +196,7 @@ def read_run(path: Path | str) -> Run:
         what = "lacks config.yaml" if path.is_dir() else "does not exist"
         raise ValueError(f"no run directory: {path} {what}; give the directory that `tripletmas train --out` wrote")
     directory = RunDirectory(path)
+    directory.check_record_sum()
     own, records, classes = path.resolve(), directory.records(), directory.classes() or {}
     tasks = _latest(records, "task", "task")
     run = Run(

@@ -96,14 +96,8 @@ def load_checkpoint(root: Path, run: str = "") -> Checkpoint | None:
     if not (folders := _folders(root)):
         return None
     folder = folders[-1]
-    place = {part: _place(run, folder.name, part) if run else None for part in ("place", *_PARTS)}
-    where = read_json(folder / "place.json", REMEDY, place["place"])
-    try:
-        check_shape(where, _WHERE)
-        if (where["task"], where["epoch"]) != _numbers(folder)[:2]:
-            raise ValueError(f"task {where['task']}, epoch {where['epoch']} is not where {folder.name} was written")
-    except ValueError as error:
-        raise damaged(folder / "place.json", error, REMEDY) from None
+    place = {part: _place(run, folder.name, part) if run else None for part in _PARTS}
+    where = _where(folder, run)
     parts: dict[str, Any] = {
         part: read_tensors(folder / f"{part}.safetensors", REMEDY, place=place[part])[0] for part in _PARTS
     }
@@ -115,6 +109,35 @@ def load_checkpoint(root: Path, run: str = "") -> Checkpoint | None:
         record_sum=where.get("record_sum"),
         **parts,
     )
+
+
+def counted_records(root: Path, run: str = "") -> tuple[int, str | None] | None:
+    """How long metrics.jsonl was at the latest checkpoint in `root`, and its checksum; None if there is none yet.
+
+    Raises:
+        ValueError: if it cannot be read there; errors as `load_checkpoint`.
+    """
+    while folders := _folders(root):
+        try:
+            where = _where(folders[-1], run)
+        except ValueError:
+            if _folders(root)[-1:] != folders[-1:]:
+                continue  # the run has gone on meanwhile, and that one is gone
+            raise
+        return where["record_bytes"], where.get("record_sum")
+    return None
+
+
+def _where(folder: Path, run: str) -> dict[str, Any]:
+    """The place in the run that a checkpoint tells."""
+    where = read_json(folder / "place.json", REMEDY, _place(run, folder.name, "place") if run else None)
+    try:
+        check_shape(where, _WHERE)
+        if (where["task"], where["epoch"]) != _numbers(folder)[:2]:
+            raise ValueError(f"task {where['task']}, epoch {where['epoch']} is not where {folder.name} was written")
+    except ValueError as error:
+        raise damaged(folder / "place.json", error, REMEDY) from None
+    return where
 
 
 def _saved(content: Any) -> memoryview:

@@ -95,11 +95,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """The run that is in a folder.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """The run that is in a folder; ValueError if there is none."""
         run = cls(path)
         if not is_run(run.path):
             several = [each.name for each in seed_directories(run.path)]
@@ -313,6 +309,10 @@ class RunDirectory:
             ValueError: if some are missing or others, or if they tell of more than a run has without a checkpoint.
         """
         self._records.check(state)
+
+    def check_record_sum(self) -> None:
+        """As `check_records`, of their sum alone: for who only reads a run. It may lack records or a checkpoint."""
+        self._records.check_sum()
 
     def rewind(self, state: Checkpoint | None) -> None:
         """Cut off the records that were written after this checkpoint, all for None: that part will be run again.

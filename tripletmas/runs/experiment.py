@@ -197,10 +197,11 @@ def load_trained(run: RunDirectory, after: int | None = None, *, device: str | N
         device: another one than that of the run's configuration.
 
     Raises:
-        ValueError: if that task is not done yet, the weights do not fit, or facts or their vectors have changed. Other
-            data that have changed since are warned of.
+        ValueError: if that task is not done yet, the weights do not fit, records are not those of the checkpoint, or
+            facts or their vectors have changed. Other data that have changed since are warned of.
     """
     number = run.task_done(after)
+    run.check_record_sum()
     with errors_only("tripletmas"):  # training has told of the data, and that they have changed is told besides
         experiment = build(config_of(run) | ({"device": device} if device else {}), start=False)
     check_identities(run, experiment.objective, experiment.stream)

@@ -41,6 +41,7 @@ def read_run_glance(path: str | Path) -> RunGlance:
         numbers = numbered(folder / "weights" / "task")
         if not records.run or not numbers or numbers != list(range(len(numbers))):
             raise Unclear(f"{path} has no finished task, or no identity")
+        records.check_sum()
         hashes = tuple(_hash(folder, f"weights/task{number:02d}.safetensors", records) for number in numbers)
         return RunGlance(hashes, records.read())
     except (ValueError, OSError) as error:

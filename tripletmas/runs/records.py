@@ -11,7 +11,7 @@ from typing import Any
 
 from tripletmas.basics.files import SEAL, Place, append_text, checksum, damaged, without_nan
 from tripletmas.basics.shape import check_shape
-from tripletmas.runs.checkpoint import REMEDY, Checkpoint
+from tripletmas.runs.checkpoint import REMEDY, Checkpoint, counted_records
 from tripletmas.runs.shapes import RECORDS
 
 Record = dict[str, Any]
@@ -95,16 +95,28 @@ class Records:
         if state is None:
             self._check_start()
             return
-        if self.size < state.record_bytes:
-            raise damaged(self.path, f"{self.size} bytes of {state.record_bytes}", REMEDY)
-        if state.record_sum is not None and checksum(self._bytes(state.record_bytes)) != state.record_sum:
-            raise damaged(self.path, "it is not what it was when the latest checkpoint was written", REMEDY)
+        self._check_sum(state.record_bytes, state.record_sum)
         found = self.read(state.record_bytes)
         last = next((each for each in reversed(found) if each.get("kind") in ("epoch", "task")), {})
         now = (last.get("kind"), last.get("task"), last.get("epoch"))
         expected = ("epoch", state.task, state.epoch - 1) if state.epoch else ("task", state.task - 1, None)
         if now != expected:
             raise damaged(self.path, f"the latest checkpoint, {state.place}, does not follow its last record", REMEDY)
+
+    def check_sum(self) -> None:
+        """As `check`, of the latest checkpoint's sum alone: little is read. A run may lack its records or a checkpoint.
+
+        Raises:
+            ValueError: if records are missing or others, or if that checkpoint does not tell.
+        """
+        if self.path.exists() and (counted := counted_records(self.path.parent / "checkpoint", self.run)):
+            self._check_sum(*counted)
+
+    def _check_sum(self, size: int, expected: str | None) -> None:
+        if self.size < size:
+            raise damaged(self.path, f"{self.size} bytes of {size}", REMEDY)
+        if expected is not None and checksum(self._bytes(size)) != expected:
+            raise damaged(self.path, "it is not what it was when the latest checkpoint was written", REMEDY)
 
     def _check_start(self) -> None:
         steps = [each for each in self.read() if each.get("kind") in ("epoch", "task")]
