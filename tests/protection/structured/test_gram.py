@@ -549,6 +549,101 @@ def test_the_multipliers_are_resumed():
     assert all(torch.equal(a, taken.state_dict()[name]) for name, a in gram.state_dict().items())
 
 
+# --- large layers
+
+
+def large(seed: int = 0) -> nn.Module:
+    """Two layers of 2^17 weights, and a small one."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(128, 1024, bias=False), nn.Tanh(), nn.Linear(1024, 128, bias=False), nn.Linear(128, 3)
+    )
+
+
+def held_large(**options: Any) -> tuple[nn.Module, Gram]:
+    model = large()
+    gram = Gram(model, strength=1.0, **options)
+    gram.consolidate([torch.randn(16, 128, generator=torch.Generator().manual_seed(1))])
+    return move(model, by=0.01), gram
+
+
+def gradients(model: nn.Module, optimizer: SGD) -> list[Tensor]:
+    """What a step of rate 0 adds to the gradients; zeros where nothing."""
+    optimizer.zero_grad()
+    optimizer.step()
+    return [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in model.parameters()]
+
+
+def test_large_layers_take_turns_of_twice_the_pull():
+    model, gram = held_large()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    gram.attach(optimizer)
+    expected = torch.autograd.grad(gram.value(), list(model.parameters()))
+    steps = [gradients(model, optimizer) for _ in range(4)]
+    for step, (first, second, *small_ones) in enumerate(steps):
+        pulled, rests = (first, second) if step % 2 == 0 else (second, first)
+        assert torch.allclose(pulled, 2 * expected[step % 2], rtol=1e-4, atol=1e-7)
+        assert not rests.any()
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(small_ones, expected[2:], strict=True))
+
+
+def test_exact_pulls_large_layers_at_every_step():
+    model, gram = held_large(exact=True)
+    optimizer = SGD(model.parameters(), lr=0.0)
+    gram.attach(optimizer)
+    expected = torch.autograd.grad(gram.value(), list(model.parameters()))
+    for _ in range(2):
+        found = gradients(model, optimizer)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found, expected, strict=True))
+
+
+def test_turns_go_on_where_they_were():
+    model, gram = held_large()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    gram.attach(optimizer)
+    gradients(model, optimizer)
+    other = copy.deepcopy(model)
+    taken = Gram(other, strength=1.0)
+    taken.load_state_dict(gram.state_dict())
+    again = SGD(other.parameters(), lr=0.0)
+    taken.attach(again)
+    for _ in range(2):
+        expected = gradients(model, optimizer)
+        assert all(torch.equal(a, b) for a, b in zip(gradients(other, again), expected, strict=True))
+
+
+def test_who_steps_a_part_of_a_large_layer_pulls_it_at_every_step():
+    """Two optimizers that share a layer's turns would leave the second one's part without any."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 1024))
+    gram = Gram(model, strength=1.0)
+    gram.consolidate([torch.randn(16, 128, generator=torch.Generator().manual_seed(1))])
+    move(model, by=0.01)
+    weight, bias = model.parameters()
+    optimizers = [SGD([weight], lr=0.0), SGD([bias], lr=0.0)]
+    for each in optimizers:
+        gram.attach(each)
+    expected = torch.autograd.grad(gram.value(), [weight, bias])
+    for _ in range(2):
+        for each, parameter, wanted in zip(optimizers, (weight, bias), expected, strict=True):
+            each.zero_grad()
+            each.step()
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_closure_that_is_called_twice_in_a_step_is_one_turn():
+    model, gram = held_large()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    gram.attach(optimizer)
+    seen = []
+    for _ in range(2):
+        gram._add_gradients(optimizer, first=True)
+        gram._add_gradients(optimizer, first=False)
+        seen.append([held.rests for held in gram._held.values()])
+    assert seen == [[False, True, None], [True, False, None]]
+
+
 # --- files
 
 

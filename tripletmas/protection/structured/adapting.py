@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -10,7 +12,7 @@ from tripletmas.protection.structured.budget import most_for_sgd, next_multiplie
 from tripletmas.protection.structured.held import Held
 
 
-def adapt(here: list[Held], budget: float, most: Tensor | None) -> None:
+def adapt(here: Collection[Held], budget: float, most: Tensor | None) -> None:
     """Set the multipliers of these after a step, up to `most` (maps,) of them."""
     before, shares = (torch.stack(each) for each in zip(*((h.multiplier, h.found) for h in here), strict=True))
     after = next_multipliers(before, shares, budget, most)
@@ -18,7 +20,7 @@ def adapt(here: list[Held], budget: float, most: Tensor | None) -> None:
         held.multiplier = multiplier
 
 
-def most_stable(optimizer: Optimizer, here: list[Held], *, averaged: bool) -> Tensor | None:
+def most_stable(optimizer: Optimizer, here: Collection[Held], *, averaged: bool) -> Tensor | None:
     """The multipliers, or strengths, (maps,) up to which plain gradient steps converge; None for other optimizers.
 
     Args:
@@ -27,5 +29,5 @@ def most_stable(optimizer: Optimizer, here: list[Held], *, averaged: bool) -> Te
     if not isinstance(optimizer, SGD):
         return None
     rate = max(float(group["lr"]) for group in optimizer.param_groups)
-    curvatures = [held.curvature / (held.form.tasks if averaged else 1.0) for held in here]
+    curvatures = [held.steps * held.curvature / (held.form.tasks if averaged else 1.0) for held in here]
     return most_for_sgd(torch.stack(curvatures), rate)

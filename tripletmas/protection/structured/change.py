@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
@@ -44,7 +45,7 @@ def pull(
     maps: Maps,
     current: Mapping[str, nn.Parameter],
     reference: Mapping[str, Tensor],
-    weight: Callable[[Held], Tensor | float],
+    weights: Mapping[LinearMap, Tensor | float],
     signs: Mapping[str, float],
 ) -> None:
     """Add the gradient of every form, times its weight, to those of the parameters that have a sign; and keep the share
@@ -53,7 +54,7 @@ def pull(
     for each, held in zip(here, maps.values(), strict=True):
         value, half = held.form.moved(each.change(current, reference), each)
         moved.append(value)
-        half.mul_(2 * weight(held))
+        half.mul_(2 * weights[each.map])
         for name, part in each.spread(half, current):
             if name in signs:
                 gradient = gradient_to_add_to(current[name], instead)
@@ -61,6 +62,17 @@ def pull(
     give_back(instead)
     for held, total in zip(maps.values(), totals(here, moved), strict=True):
         held.found = (total + held.form.value) / held.form.tasks
+
+
+def found_far(maps: Maps, most: float) -> Maps:
+    """Those of which a larger share had changed when they were last pulled: what that says is known without waiting for
+    this step. One that was brought back then is found at the edge, on a side that is rounding's: it is among them."""
+    if not maps:
+        return {}
+    found = torch.stack([held.found for held in maps.values()]).tolist()
+    return {
+        each: held for (each, held), share in zip(maps.items(), found, strict=True) if share > most * (1 - TOLERANCE)
+    }
 
 
 def bring_back(

@@ -67,7 +67,8 @@ def _moved(held: Held, parameter: nn.Parameter) -> Held:
 
     gram = LowRank(*map(to, form.gram)) if isinstance(form.gram, LowRank) else to(form.gram)
     offset = None if form.offset is None else to(form.offset)
-    return Held(Quadratic(gram, offset, to(form.value), form.tasks), to(held.multiplier), to(held.found))
+    moved = Quadratic(gram, offset, to(form.value), form.tasks)
+    return Held(moved, to(held.multiplier), to(held.found), rests=held.rests)
 
 
 def _grown_places(gone: Mapping[str, Place], kept: Kept, places: Mapping[str, Place]) -> dict[str, Place]:

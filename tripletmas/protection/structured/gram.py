@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from tripletmas.protection.structured.budget import (
     default_budget,
     warn_if_unstable,
 )
-from tripletmas.protection.structured.change import TOLERANCE, anchored, bring_back, pull, values_of
+from tripletmas.protection.structured.change import anchored, bring_back, found_far, pull, values_of
 from tripletmas.protection.structured.following import Kept, followed
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
@@ -41,6 +42,7 @@ from tripletmas.protection.structured.moments import (
 )
 from tripletmas.protection.structured.quadratic import first_task
 from tripletmas.protection.structured.state import from_tensors, to_tensors
+from tripletmas.protection.structured.turns import LARGE, take_turns, turns
 
 # Of bringing weights back, which takes more than one where maps share them, or where biases are frozen.
 _ROUNDS = 10
@@ -69,7 +71,8 @@ class Gram(Guard):
         strength: weight of the penalty in place of a budget.
         reference: own, each task is held to the weights that it was learned with; last, all to the last task's.
         decay: what is left of earlier tasks when a task is added; 1 keeps all.
-        exact: count every position of the inputs (see `relative_grams`).
+        exact: count every position of the inputs (see `relative_grams`), and pull every layer at every step; else one
+            of 2^17 weights or more is pulled at every second step, twice as strongly.
         forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
 
     Raises:
@@ -156,21 +159,22 @@ class Gram(Guard):
     def _add_gradients(self, optimizer: Optimizer, *, first: bool = True) -> list[nn.Parameter]:
         parameters = named_parameters(self.model)
         stepped = self._stepped_by(optimizer, parameters)
-        here = {
-            each: held for each, held in self._present().items() if any(name in stepped for name in each.parameters)
-        }
+        here = {each: held for each, held in self._present().items() if not stepped.keys().isdisjoint(each.parameters)}
         if not here:
             return []
-        searches = isinstance(optimizer, LBFGS)
         if optimizer not in self._loop.checked_rates:
             warn_of_moving_statistics(self.model)
-        if self._has_budget and not searches:  # a line search wants the weights left alone
-            self._bring_back_far_ones(here, parameters, stepped)
-        if searches and first and optimizer in self._loop.checked_rates:
-            self._adapt(optimizer, list(here.values()))  # to the last step's shares: within a step nothing may change
-        pull(here, parameters, self._reference, partial(self._pull_of, gradient_scale(optimizer)), stepped)
-        if not searches:
-            self._adapt(optimizer, list(here.values()))
+        if isinstance(optimizer, LBFGS):  # a line search wants the weights left alone, and nothing changed in a step
+            if first and optimizer in self._loop.checked_rates:
+                self._adapt(optimizer, here.values())
+            pull(here, parameters, self._reference, self._pulls(optimizer, here), stepped)
+        else:
+            pulled = turns(here, stepped, begins=first)
+            if self._has_budget:
+                most = (FURTHEST * self._budget_now()) ** 2
+                bring_back(found_far(pulled, most), most, parameters, self._reference, stepped, self._loop.beside)
+            pull(pulled, parameters, self._reference, self._pulls(optimizer, pulled), stepped)
+            self._adapt(optimizer, here.values())
         self._loop.checked_rates.add(optimizer)
         return [parameters[name] for name in stepped]
 
@@ -187,16 +191,6 @@ class Gram(Guard):
                     break
             self._note_weights()  # these changes are its own
 
-    def _bring_back_far_ones(
-        self, here: Mapping[LinearMap, Held], parameters: Mapping[str, nn.Parameter], moved: Collection[str]
-    ) -> None:
-        """Those that were found too far at the step before: what that says is known without waiting for this one. One
-        that was brought back then is found at the edge, on a side that is rounding's: it is looked at again."""
-        most = (FURTHEST * self._budget_now()) ** 2
-        found = torch.stack([held.found for held in here.values()]).tolist()
-        far = {each: here[each] for each, share in zip(here, found, strict=True) if share > most * (1 - TOLERANCE)}
-        bring_back(far, most, parameters, self._reference, moved, self._loop.beside)
-
     def _stepped_by(self, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
         """The parameters that are held and that this optimizer steps, with their signs; without those frozen since:
         with a gradient, weight decay and momentum would move them."""
@@ -204,7 +198,7 @@ class Gram(Guard):
         known = {name: parameters[name] for name in self._reference if name in parameters}
         return {name: sign[id(each)] for name, each in known.items() if each.requires_grad and id(each) in sign}
 
-    def _adapt(self, optimizer: Optimizer, here: list[Held]) -> None:
+    def _adapt(self, optimizer: Optimizer, here: Collection[Held]) -> None:
         """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
         most = most_stable(optimizer, here, averaged=self._has_budget)
         if self._has_budget:
@@ -242,7 +236,10 @@ class Gram(Guard):
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
         multipliers = {each: held.multiplier for each, held in before.items()}
-        self._hold({each: Held(form, multipliers.get(each)) for each, form in forms.items()})
+        held = {each: Held(form, multipliers.get(each)) for each, form in forms.items()}
+        if not self.exact:
+            take_turns(of for each, of in held.items() if math.prod(each.shape(current)) >= LARGE)
+        self._hold(held)
         self._reference = snapshot({name: place.parameter for name, place in self._places.items()})
         self._note_measured(left_out=True)
 
@@ -318,8 +315,10 @@ class Gram(Guard):
         """What the form of a map is multiplied with in the penalty."""
         return held.multiplier / held.form.tasks if self._has_budget else self.strength
 
-    def _pull_of(self, scale: Tensor | float, held: Held) -> Tensor | float:
-        return self._weight(held) * scale
+    def _pulls(self, optimizer: Optimizer, pulled: Mapping[LinearMap, Held]) -> dict[LinearMap, Tensor | float]:
+        """The same at a step."""
+        scale, searches = gradient_scale(optimizer), isinstance(optimizer, LBFGS)
+        return {each: self._weight(held) * scale * (1 if searches else held.steps) for each, held in pulled.items()}
 
     def _present(self) -> dict[LinearMap, Held]:
         """Without maps of which the model has replaced a parameter."""

@@ -15,13 +15,27 @@ class Held:
     """Attributes:
     form: how much of the map's response a change of its weights is, summed over tasks.
     multiplier: of a budget, a scalar.
-    found: the share at the last step, a scalar.
+    found: the share when it was last pulled, a scalar.
+    rests: whether it is not pulled at this step; None where it is pulled at every step.
     """
 
-    def __init__(self, form: Quadratic, multiplier: Tensor | None = None, found: Tensor | None = None):
+    def __init__(
+        self,
+        form: Quadratic,
+        multiplier: Tensor | None = None,
+        found: Tensor | None = None,
+        *,
+        rests: bool | None = None,
+    ):
         self.form = form
         self.multiplier = form.value.new_tensor(START) if multiplier is None else multiplier
         self.found = form.value.new_zeros(()) if found is None else found
+        self.rests = rests
+
+    @property
+    def steps(self) -> int:
+        """For how many steps one pull is."""
+        return 1 if self.rests is None else 2
 
     @cached_property
     def curvature(self) -> Tensor:

@@ -1,8 +1,9 @@
 """What a Gram holds, as tensors by name: for files and checkpoints.
 
 Of each map `gram/KEY`, or `factor/KEY` and `rest/KEY` where it is of low rank, `offset/KEY` and `scalars/KEY` (value,
-tasks, multiplier, share at the last step); and `reference/NAME` of the parameters. Of weights that are spread over
-processes the references are, too, and all else is whole.
+tasks, multiplier, share when it was last pulled, and of one that takes turns whether it rested at the last step); and
+`reference/NAME` of the parameters. Of weights that are spread over processes the references are, too, and all else is
+whole.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def to_tensors(held: Mapping[LinearMap, Held], reference: Params, model: nn.Modu
             whole = local_map(each, current).whole_of(form.offset, current)
             state[f"offset/{each.key}"] = whole.contiguous()
         scalars = [form.value, torch.full_like(form.value, form.tasks, dtype=torch.float64), of.multiplier, of.found]
+        scalars += [] if of.rests is None else [form.value.new_tensor(of.rests)]
         state[f"scalars/{each.key}"] = torch.stack([one.double() for one in scalars])
     return state | {f"reference/{name}": value for name, value in reference.items()}
 
@@ -66,13 +68,13 @@ def _held_of(each: LinearMap, parts: dict[str, dict[str, Tensor]], current: Mapp
     device, scalars = current[each.parameters[0]].device, parts["scalars"][each.key]
     kept = {kind: parts[kind][each.key].to(device) for kind in _FORM if each.key in parts[kind]}
     gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], kept["rest"])
-    value, _, multiplier, found = scalars.to(next(iter(kept.values()))).unbind()
+    value, _, multiplier, found, *rests = scalars.to(next(iter(kept.values()))).unbind()
     form = Quadratic(gram, kept.get("offset"), value, float(scalars[1]))
     if not _fits(form, each.shape(current)):
         raise ValueError(f"saved for another model: what is held of {each.name} has another shape")
     if form.offset is not None:
         form = form._replace(offset=local_map(each, current).part_of(form.offset))
-    return Held(form, multiplier, found)
+    return Held(form, multiplier, found, rests=bool(rests[0]) if rests else None)
 
 
 def _fits(form: Quadratic, matrices: tuple[int, int, int]) -> bool:
