@@ -179,16 +179,19 @@ class ByRules:
         if self._scalar is None or trace.num_samples == 1 or way in self._checked:
             Backward(trace, ruled, totals, self._power).run(scalars, leaves)
             return scalars.detach()
-        # the first time on this way, into sums of its own: where the gradients are not right, nothing is added
         own = {name: torch.zeros_like(totals[name]) for name in ruled}
         backward = Backward(trace, ruled, own, self._power, keep_last=True)
         backward.run(scalars, leaves)
-        if bool(torch.isfinite(scalars).all()) and not self._is_right(backward.last, ruled, last):
+        if not self._may_be_added(scalars, backward.last, ruled, last):
             return self._give_up("a sample has other gradients in a batch than alone")
         self._checked.add(way)
         for name, value in own.items():
             totals[name] += value
         return scalars.detach()
+
+    def _may_be_added(self, scalars: Tensor, found: Params, ruled: dict[str, nn.Parameter], last: Any) -> bool:
+        """The first time on this way: where gradients are not right, nothing may be added."""
+        return not bool(torch.isfinite(scalars).all()) or self._is_right(found, ruled, last)
 
     def _note_without_rule(self, trace: Trace, reached: set[int]) -> None:
         for name, value in self._parameters.items():
