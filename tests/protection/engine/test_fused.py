@@ -248,6 +248,7 @@ MODELS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) 
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_models_are_measured_as_by_a_loop(name: str, ran: list[str]):
     """In float32, up to its rounding, which is all there is where gradients are none."""
     model, x = made(name, count=5)

@@ -46,7 +46,7 @@ class Quadratic(NamedTuple):
         if self.offset is None:
             return _inner(change, half), half
         half = half.add_(self.offset)  # in place here and in `times`: at a large layer new memory costs more than sums
-        return _inner(change, half) + _inner(change, self.offset), half
+        return _inner(change, half + self.offset), half
 
     def of(self, change: Tensor, here: LocalMap | None = None) -> tuple[Tensor, Tensor]:
         """(the form, a scalar; half its gradient, like `change`) at a change D of the weights."""
@@ -98,8 +98,9 @@ def way_back(value: float, half: Tensor, most: float, spectrum: Spectrum, here: 
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
-    """The sum of their products, a scalar, without a third tensor of their size."""
-    return torch.dot(one.reshape(-1), other.reshape(-1))
+    """The sum of their products, a scalar. Not by `torch.dot`: its last bit depends on where the numbers lie in memory,
+    and a resumed run must end as one that was not interrupted."""
+    return (one * other).sum()
 
 
 def _multiplier(value: float, most: float, slopes: Tensor, other: Tensor, spectrum: Spectrum) -> float:
