@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -674,9 +675,53 @@ def test_importance_of_images_that_were_added_before_is_not_added_again(call, ru
     Image.new("L", (8, 8), 99).save(copies / "new.png")
     status, text, _ = call("importance", runs / "mas", "--images", copies)
     assert "9 of 10 images were added before" in text
-    assert "importance of 1 images added" in text
+    assert "importance of 1 image added" in text
     records = RunDirectory.open(runs / "mas").records("importance")
     assert [record["samples"] for record in records] == [9, 1]
+
+
+def test_importance_is_taken_back_to_the_bit(call, runs, photos, tmp_path):
+    """The last addition alone, and not twice; afterwards its images count as new."""
+    run = runs / "mas"
+    failed(call("importance", run, "--undo"), "there is nothing to take back")
+    assert call("importance", run, "--images", photos)[0] == 0
+    once, file = checkpoint_of(run), run / "importance" / "task02.safetensors"
+    kept = {name: value.clone() for name, value in RunDirectory.open(run).importance().read(2).items()}
+    more = tmp_path / "more"
+    more.mkdir()
+    Image.new("L", (8, 8), 99).save(more / "new.png")
+    assert call("importance", run, "--images", more, "--weight", "0.3")[0] == 0
+    assert not all(torch.equal(value, once.strategy[name]) for name, value in checkpoint_of(run).strategy.items())
+    assert len(list(file.parent.glob("before*"))) == 1
+    status, text, _ = call("importance", run, "--undo")
+    assert (status, f"importance of 1 image of {more} (weight 0.3) taken back" in text) == (0, True)
+    after = checkpoint_of(run)
+    assert after.strategy.keys() == once.strategy.keys()
+    assert all(torch.equal(value, once.strategy[name]) for name, value in after.strategy.items())
+    assert all(torch.equal(value, kept[name]) for name, value in RunDirectory.open(run).importance().read(2).items())
+    assert not list(file.parent.glob("before*"))
+    failed(
+        call("importance", run, "--undo"), rf"9 images of {photos} \(weight 1\) cannot be taken back: a run keeps what"
+    )
+    assert "importance of 1 image added" in call("importance", run, "--images", more)[1]
+    assert call("doctor", run)[0] == 0
+
+
+def test_importance_that_a_task_was_learned_with_stays(call, tmp_path, photos):
+    out = tmp_path / "run"
+    options = ["--report", "false", *SMALL]
+    assert call("train", "--out", out, *options)[0] == 0
+    assert call("importance", out, "--images", photos)[0] == 0
+    run, state = RunDirectory.open(out), checkpoint_of(out)
+    run.append({"kind": "task", "task": 3, "name": "later"})
+    run.save_checkpoint(replace(state, task=4))
+    run.weights.write(3, run.weights.read(2))
+    failed(call("importance", out, "--undo"), "were added before the last task was learned, which they held: they stay")
+
+
+def test_importance_wants_images_or_undo(call, runs, photos):
+    for options in ([], ["--undo", "--images", photos]):
+        failed(call("importance", runs / "mas", *options), "give --images FOLDER, to add what they need, or --undo")
 
 
 def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):

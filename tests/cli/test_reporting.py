@@ -38,7 +38,7 @@ def test_compare_prints_what_is_asked_for_and_writes_no_page(call, two: list[Pat
 def test_compare_takes_one_form_at_a_time(call, two: list[Path], tmp_path: Path):
     for options, message in (
         (["--csv", "--json"], "give --csv or --json, not both"),
-        (["--latex", "--quiet"], "give --latex or --quiet, not both"),
+        (["--latex", "--csv"], "give --latex or --csv, not both"),
         (["--csv", "--out", tmp_path], "--csv writes no page: leave --out out"),
     ):
         status, text, complaint = call("compare", *two, *options)

@@ -20,6 +20,11 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(count: int, what: str) -> str:
+    """ "1 epoch", "12 epochs"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def with_article(name: str) -> str:
     """A name, as of a class, after "a" or "an", as it is said: letters by themselves where they make no syllable.
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.main import COMMANDS, main
+from tripletmas.cli.telling import OPTIONS
 from tripletmas.objectives.kinds import KINDS
 from tripletmas.runs import catalog
 
@@ -62,7 +63,7 @@ def _words() -> dict[str, list[str]]:
 def _options(*command: str) -> list[str]:
     """The options that a command's help names."""
     options = re.findall(r"^ +(?:-\w, )?(--[a-z][\w.-]*)", _help(*command), flags=re.M)
-    return list(dict.fromkeys([*options, "--help"]))
+    return list(dict.fromkeys([*options, *OPTIONS, "--help"]))
 
 
 def _help(*command: str) -> str:

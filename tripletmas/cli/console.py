@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 from rich.table import Table
 
+from tripletmas.cli.telling import ALSO
 from tripletmas.cli.terminal import visible
 
 if TYPE_CHECKING:  # torch comes with runs: what asks for none need not wait for it
@@ -42,7 +43,9 @@ _SHARED: dict[str, dict[str, Any]] = {
 
 def make_parser(command: str, description: str | None, *shared: str) -> jsonargparse.ArgumentParser:
     """A parser of a command's options, with those of the `shared` ones that it names."""
-    parser = jsonargparse.ArgumentParser(prog=f"tripletmas {command}", description=description, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"tripletmas {command}", description=description, exit_on_error=False, epilog=ALSO
+    )
     for name in shared:
         parser.add_argument(name, **_SHARED[name])
     return parser
@@ -104,11 +107,15 @@ def make_table(title: str, *columns: str, show_header: bool = True) -> Table:
     return table
 
 
-def print_comparison(directories: Sequence[Path]) -> None:
+def print_comparison(directories: Sequence[Path]) -> dict[str, Any]:
+    """Print a table of runs; its numbers as JSON has them."""
     from tripletmas.report.compare import comparison  # a report draws, and that takes a while to import
+    from tripletmas.report.formats import comparison_json
     from tripletmas.report.tables import comparison_table
 
-    console().print(comparison_table(comparison(directories)))
+    found = comparison(directories)
+    console().print(comparison_table(found))
+    return comparison_json(found)
 
 
 def numbers(text: str, option: str) -> list[int]:

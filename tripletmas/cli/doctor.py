@@ -11,9 +11,10 @@ import importlib
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tripletmas.basics.version import versions
+from tripletmas.cli.telling import ALSO, ProblemsFound
 
 # What cannot be done without each package.
 FEATURES = {
@@ -38,9 +39,9 @@ class Finding(NamedTuple):
     text: str
 
 
-def doctor(arguments: Sequence[str]) -> None:
+def doctor(arguments: Sequence[str]) -> dict[str, Any]:
     """The command: print every finding; of a run or an index, that it has problems is an error."""
-    parser = argparse.ArgumentParser(prog="tripletmas doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tripletmas doctor", description=__doc__, epilog=ALSO)
     parser.add_argument("path", nargs="?", help="a run directory or an index: verify all its files instead")
     parser.add_argument("--repair", action="store_true", help="derive anew what can be: scores, importance, report")
     options, unknown = parser.parse_known_args(arguments)
@@ -49,24 +50,28 @@ def doctor(arguments: Sequence[str]) -> None:
     if options.path is None:
         if options.repair:
             raise ValueError("--repair is for a run: name its directory")
-        _print(findings())
-        return
+        return {"found": _print(findings())}
     from tripletmas.cli import integrity  # it imports what a broken installation cannot
 
+    repaired = []
     for sentence in integrity.repair(options.path) if options.repair else ():
         print(f"repaired {sentence}")
-    if problems := _print(Finding(*each) for each in integrity.check(options.path)):
-        raise ValueError(f"{options.path}: {problems} of its files are not as they were written")
+        repaired.append(sentence)
+    found = _print(Finding(*each) for each in integrity.check(options.path))
+    content = {"path": options.path, "repaired": repaired, "found": found}
+    if problems := sum(each["good"] is False for each in found):
+        raise ProblemsFound(f"{options.path}: {problems} of its files are not as they were written", content)
+    return content
 
 
-def _print(found: Iterable[Finding]) -> int:
-    """Print findings; how many are problems."""
-    problems = 0
+def _print(found: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Print findings, each when it is found; all of them as JSON has them."""
+    told = []
     for finding in found:
         mark = {True: "ok", False: "PROBLEM", None: "note"}[finding.good]
         print(f"{mark:8} {finding.what:24} {finding.text}")
-        problems += finding.good is False
-    return problems
+        told.append(finding._asdict())
+    return told
 
 
 def findings() -> Iterator[Finding]:

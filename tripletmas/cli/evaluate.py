@@ -32,7 +32,7 @@ from tripletmas.runs.experiment import Experiment, load_trained
 from tripletmas.runs.watch import judged, score_of
 
 
-def evaluate(arguments: Sequence[str]) -> None:
+def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
     parser = make_parser("evaluate", evaluate.__doc__, "run", "--after", "--trust-code")
     parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
@@ -85,6 +85,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(f"{left_out} {experiment.kind.wording.left_out}")
     if options.json and is_main():
         save_json(options.json, content)
+    return content
 
 
 def _tell_collapse(

@@ -7,6 +7,7 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.outputs import check_place
@@ -20,7 +21,7 @@ next:
 """
 
 
-def example(arguments: Sequence[str]) -> None:
+def example(arguments: Sequence[str]) -> dict[str, Any]:
     """Draw pictures to try on: three months of a small shop, four products in each; the mug is in all of them."""
     parser = make_parser("example", example.__doc__)
     parser.add_argument("what", choices=["shop"], help="what to draw: shop, 240 pictures of 10 products")
@@ -47,3 +48,4 @@ def example(arguments: Sequence[str]) -> None:
         "month": root / "month4",
     }
     print(_NEXT.format(**{name: shlex.quote(str(value)) for name, value in named.items()}), end="")
+    return {"folder": str(root), "pictures": count}

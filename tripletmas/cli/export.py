@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
 
+from tripletmas.basics.sentences import counted
 from tripletmas.basics.version import __version__
 from tripletmas.basics.weights import state_of, weight_hash
 from tripletmas.cli.console import make_parser, open_run
@@ -28,7 +30,7 @@ from tripletmas.runs.pretrained import save_pretrained
 _PARTS = ("train", "query", "gallery")
 
 
-def export(arguments: Sequence[str]) -> None:
+def export(arguments: Sequence[str]) -> dict[str, Any]:
     """Write for other programs: the embeddings of a run's samples, with labels, tasks and files; or its model."""
     parser = make_parser("export", export.__doc__, "run", "--after", "--trust-code")
     parser.add_argument("--embeddings", type=str, metavar="FILE", help="a .parquet or .npz file to write")
@@ -46,10 +48,10 @@ def export(arguments: Sequence[str]) -> None:
     run = open_run(options.run, trust_code=options.trust_code)
     if options.onnx:
         return _file(run, options.onnx, options.after)
-    _folder(run, options.pretrained, options.after)
+    return _folder(run, options.pretrained, options.after)
 
 
-def _embeddings(options: Namespace) -> None:
+def _embeddings(options: Namespace) -> dict[str, Any]:
     check_ending(options.embeddings)
     check_output("--embeddings", options.embeddings, Path(options.embeddings).suffix.lower())
     if options.part not in (*_PARTS, "all"):
@@ -75,7 +77,8 @@ def _embeddings(options: Namespace) -> None:
     }
     write_table(options.embeddings, torch.cat(vectors), columns, about)
     count, dim = len(columns["label"]), vectors[0].shape[1]
-    print(f"{options.embeddings}: {count} vectors of dim {dim} by {run.path} after task {after}")
+    print(f"{options.embeddings}: {counted(count, 'vector')} of dim {dim} by {run.path} after task {after}")
+    return {"file": options.embeddings, "vectors": count, "dim": dim, "run": str(run.path), "after": after}
 
 
 def _names(dataset: LabelledDataset) -> list[str]:
@@ -93,7 +96,7 @@ def _chosen(stream: Stream, part: str) -> Iterator[tuple[str, str, LabelledDatas
                 yield task.name, name, dataset.plain()
 
 
-def _folder(run: RunDirectory, folder: str, after: int | None) -> None:
+def _folder(run: RunDirectory, folder: str, after: int | None) -> dict[str, Any]:
     """Write the model as a folder, and say how to go on."""
     check_place("--pretrained", folder)
     model = save_pretrained(run, folder, after=after)
@@ -101,17 +104,16 @@ def _folder(run: RunDirectory, folder: str, after: int | None) -> None:
         f"{folder}: the model of {run.path} after task {model.after_task}, dim {model.dim}, with a card of its scores"
     )
     if isinstance(model.shown, Tokenizer):
-        print(
-            f"go on from it: tripletmas train --model {PREFIX}{folder} ...; in Python: SentenceTransformer({folder!r})"
-        )
-        return
-    if not is_built_in(name := config_of(run)["model"]["name"]):
-        print(f"go on from it: tripletmas train --model {name} --model.weights {Path(folder) / WEIGHTS} ...")
-        return
-    print(f"go on from it: tripletmas train --model {folder} ...; in Python: tripletmas.from_pretrained({folder!r})")
+        how = f"tripletmas train --model {PREFIX}{folder} ...; in Python: SentenceTransformer({folder!r})"
+    elif not is_built_in(name := config_of(run)["model"]["name"]):
+        how = f"tripletmas train --model {name} --model.weights {Path(folder) / WEIGHTS} ..."
+    else:
+        how = f"tripletmas train --model {folder} ...; in Python: tripletmas.from_pretrained({folder!r})"
+    print(f"go on from it: {how}")
+    return {"folder": folder, "dim": model.dim, "run": str(run.path), "after": model.after_task}
 
 
-def _file(run: RunDirectory, file: str, after: int | None) -> None:
+def _file(run: RunDirectory, file: str, after: int | None) -> dict[str, Any]:
     """Write the model as ONNX, and say what its input is."""
     if Path(file).suffix.lower() != ".onnx":
         raise ValueError(f"--onnx {file} must end in .onnx")
@@ -125,3 +127,5 @@ def _file(run: RunDirectory, file: str, after: int | None) -> None:
         f"{file}: the model of {run.path} after task {model.after_task}, {given} to embeddings (n, {model.dim}); under "
         f"onnxruntime they differ by at most {furthest:.1e} of their length"
     )
+    about = {"file": file, "dim": model.dim, "run": str(run.path), "after": model.after_task}
+    return {**about, "furthest": float(furthest)}

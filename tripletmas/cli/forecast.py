@@ -24,7 +24,7 @@ from tripletmas.runs.moves import shares_of
 _SEARCHED = {"stale": "as it is stored", "compensated": "moved by the map", "fresh": "embedded again"}
 
 
-def forecast(arguments: Sequence[str]) -> None:
+def forecast(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Tell how far an update moved stored vectors and what searching them will cost, without any old image; what is
     told of a run's own galleries is kept for its report."""
     parser = make_parser("forecast", forecast.__doc__, "run", "--after", "--device", "--trust-code")
@@ -49,6 +49,7 @@ def forecast(arguments: Sequence[str]) -> None:
         records = [_of_run(run, after, device) for after in (range(1, last + 1) if options.all and last else [last])]
     if options.json:
         save_json(options.json, records)
+    return records
 
 
 def _of_run(run: RunDirectory, after: int, device: str | None) -> dict[str, Any]:

@@ -17,22 +17,23 @@ from tripletmas.cli.console import console
 from tripletmas.objectives.grid import Grid, Hit, Row
 
 
-def tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, measure: str) -> None:
-    """Print what was found, and write it where the options say."""
+def tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, measure: str) -> dict[str, Any]:
+    """Print what was found, and write it where the options say; as JSON it is what this returns."""
     for row in found.rows if options.jsonl != "-" else ():
         console().print(_table(row, found.texts))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if options.jsonl:
         _write_lines(options.jsonl, found)
+    content = {"index": options.index, "queries": [_plain(row, found.texts) for row in found.rows]}
     if options.json:
-        content = {"index": options.index, "queries": [_plain(row, found.texts) for row in found.rows]}
         _write(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if options.html:
         from tripletmas.report.grid import QUERY_PIXELS, query_page  # it takes a while, and few want a page
 
         _write(options.html, query_page(found.with_files(QUERY_PIXELS), about=about, notes=notes, measure=measure))
         print(f"page: {options.html}", file=besides(options))
+    return content
 
 
 def _write_lines(path: str, found: Grid) -> None:

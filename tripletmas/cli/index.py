@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
 from tripletmas.basics.sentences import suggestion
 
@@ -35,7 +36,7 @@ _HELP = """usage: tripletmas index build|add|remove|info|refresh|push|pull ...
 """
 
 
-def index(arguments: Sequence[str]) -> None:
+def index(arguments: Sequence[str]) -> Any:
     """Keep an index of images, or of texts: a file of their vectors, which knows the model that made each."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_HELP.format(text=index.__doc__), end="")
@@ -45,4 +46,4 @@ def index(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     if name not in ACTIONS:
         raise ValueError(f"unknown command 'index {name}'{suggestion(name, ACTIONS)}; see: tripletmas index --help")
-    getattr(importlib.import_module(f"tripletmas.cli.{ACTIONS[name]}"), name)(rest)
+    return getattr(importlib.import_module(f"tripletmas.cli.{ACTIONS[name]}"), name)(rest)

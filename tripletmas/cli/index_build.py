@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
 from tripletmas.basics import distributed, mapped
-from tripletmas.basics.sentences import listed
+from tripletmas.basics.sentences import counted, listed
 from tripletmas.cli.console import make_parser, open_run
 from tripletmas.cli.items import JUDGED, Items, add_options, embedded, how_shown, items_of, new_items
 from tripletmas.cli.outputs import check_place
@@ -33,7 +34,7 @@ from tripletmas.runs.models import NoneReadable, RunModel, load_model, weight_ha
 from tripletmas.runs.moves import ways_out
 
 
-def build(arguments: Sequence[str]) -> None:
+def build(arguments: Sequence[str]) -> dict[str, Any]:
     """Embed all images of a folder, or texts of a CSV file, by the model of a run, and write an index of them.
 
     An image's label is the name of the folder that it lies in, below the one that is given: month1/mug, or mug where
@@ -74,15 +75,18 @@ def build(arguments: Sequence[str]) -> None:
         empty = ImageIndex.empty(settings, os.path.abspath(options.run))
         built = _with_items(empty, model, items, options)
         if built is None:
-            return
+            return {}
         built.save(options.out)
         shutil.rmtree(_parts_of(options), ignore_errors=True)
-    print(f"{options.out}: {len(built)} vectors of dim {model.dim} by {model.run} after task {model.after_task}")
+    count = counted(len(built), "vector")
+    print(f"{options.out}: {count} of dim {model.dim} by {model.run} after task {model.after_task}")
     if options.after is not None and built.stale(weight_hashes(RunDirectory(options.run))[-1]):
         print(f"{model.run} has a later model: query with --after {options.after}, or {ways_out(options.out)}")
+    about = {"index": options.out, "vectors": len(built), "dim": model.dim}
+    return {**about, "run": str(model.run), "after": model.after_task}
 
 
-def add(arguments: Sequence[str]) -> None:
+def add(arguments: Sequence[str]) -> dict[str, Any]:
     """Add images, or texts, to an index, embedded by the present model of its run; those it has already stay.
 
     An image's label is the name of the folder that it lies in, below the one that is given.
@@ -99,7 +103,7 @@ def add(arguments: Sequence[str]) -> None:
             what = "texts" if found.texts else "images"
             print(f"{options.index}: {known} of {len(found.names)} {what} are in it already and stay")
         if not items.names:
-            return
+            return {"index": options.index, "added": 0, "vectors": len(before)}
         model = model_of(before, options.run, device=options.device, trust_code=options.trust_code)
         items.check_model(model, invert=False)
         present = replace(before, run=os.path.abspath(model.run))
@@ -107,15 +111,17 @@ def add(arguments: Sequence[str]) -> None:
             after = _with_items(present, model, items, options)
         except NoneReadable as error:  # one broken file a night is no failure
             print(f"{options.index}: nothing added: {error}")
-            return
+            return {"index": options.index, "added": 0, "vectors": len(before)}
         if after is None:
-            return
+            return {}
         after.save(options.index)
         shutil.rmtree(_parts_of(options), ignore_errors=True)
-    print(f"{options.index}: {len(after) - len(before)} vectors added by {model.run} after task {model.after_task}")
+    count = counted(len(after) - len(before), "vector")
+    print(f"{options.index}: {count} added by {model.run} after task {model.after_task}")
     known = after.about if isinstance(after, streamed.Streamed) else after
     if known.stale(model.hash):
         print(f"{stale_vectors(known, model)}; {ways_out(options.index)}")
+    return {"index": options.index, "added": len(after) - len(before), "vectors": len(after)}
 
 
 def _say_that_it_exists(out: str, options: Namespace) -> None:
@@ -131,7 +137,7 @@ def _say_that_it_exists(out: str, options: Namespace) -> None:
     )
 
 
-def remove(arguments: Sequence[str]) -> None:
+def remove(arguments: Sequence[str]) -> dict[str, Any]:
     """Remove images, or texts, from an index by their paths, or images that have vanished."""
     parser = make_parser("index remove", remove.__doc__, "index")
     parser.add_argument(
@@ -154,6 +160,7 @@ def remove(arguments: Sequence[str]) -> None:
             drop(before, torch.tensor(sorted(rows))).save(options.index)
     removed = listed((before.paths[row] for row in sorted(rows)), most=3)
     print(f"{options.index}: {len(rows)} of {len(before)} vectors removed{f': {removed}' if rows else ''}")
+    return {"index": options.index, "removed": len(rows), "vectors": len(before) - len(rows)}
 
 
 def _vanished(index: ImageIndex, file: str) -> set[int]:

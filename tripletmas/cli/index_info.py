@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -35,7 +36,7 @@ class _Told:
     far: str = ""
 
 
-def info(arguments: Sequence[str]) -> None:
+def info(arguments: Sequence[str]) -> dict[str, Any]:
     """Show what is in an index, and which of its vectors are stale: of another model than the run's present one."""
     options = make_parser("index info", info.__doc__, "index", "--run").parse_args(arguments)
     try:
@@ -54,6 +55,32 @@ def info(arguments: Sequence[str]) -> None:
         print(f"how far they moved, and what searching them costs: tripletmas forecast {of} --index {options.index}")
     else:
         print("all vectors are current")
+    return _content(options.index, index, options.run or index.run, told)
+
+
+def _content(path: str, index: Glance, run: str, told: _Told) -> dict[str, Any]:
+    """What `_summary` and `_parts` show, as JSON has it; what is stale is null where that cannot be told."""
+    hashes, settings = told.hashes, index.settings
+    return {
+        "index": path,
+        "run": run,
+        "model": hashes[-1] if hashes else None,
+        "vectors": index.count,
+        "stale": index.num_stale(hashes[-1]) if hashes else None,
+        "dim": settings.dim,
+        "metric": settings.metric,
+        "normalised": settings.normalize,
+        "kind": settings.kind,
+        "holds": "texts" if index.holds_texts else "images",
+        "classes": index.num_classes,
+        "unlabelled": index.num_unlabelled,
+        "roots": list(index.roots),
+        "bytes": Path(path).stat().st_size,
+        "parts": [
+            {"vectors": count, "model": part.model, "after": part.after_task, "moved_to": part.moved_to}
+            for count, part in zip(index.of_parts, index.parts, strict=True)
+        ],
+    }
 
 
 def _glanced(path: str, given: str | None) -> _Told:

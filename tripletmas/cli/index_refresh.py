@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -28,7 +29,7 @@ from tripletmas.runs.models import RunModel, weight_hashes
 _OF_RUN = "run"  # --compensate without the name of a map
 
 
-def refresh(arguments: Sequence[str]) -> None:
+def refresh(arguments: Sequence[str]) -> dict[str, Any]:
     """Make stale vectors current: move them by the estimated drift, reading no image, or embed their images again."""
     parser = make_parser("index refresh", refresh.__doc__, "index", "--run", "--force", "--trust-code")
     parser.add_argument(
@@ -72,6 +73,7 @@ def refresh(arguments: Sequence[str]) -> None:
         if changed is not index:
             changed.save(options.index)
     print(f"{options.index}: {done}")
+    return {"index": options.index, "vectors": len(changed), "changed": changed is not index, "done": done}
 
 
 def _compensated(index: ImageIndex, given: str | None, kind: str | None) -> tuple[ImageIndex | Streamed, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tripletmas.cli.console import make_parser
 from tripletmas.cli.outputs import check_place
@@ -17,7 +18,7 @@ from tripletmas.stores.transfer import VECTOR, columns_of_index, field_for, iden
 _STORE = "the store: SCHEME://WHERE#COLLECTION (docs/stores.md)"
 
 
-def push(arguments: Sequence[str]) -> None:
+def push(arguments: Sequence[str]) -> dict[str, Any]:
     """Put the vectors of an index into a vector store, with their paths and labels and with what made them.
 
     A collection that is not there is made; points with the same ids are replaced, others stay.
@@ -35,9 +36,10 @@ def push(arguments: Sequence[str]) -> None:
             put, others = push_points(index, store, identity)
     rest = f"; {others} other points were there and stay" if others else ""
     print(f"{place}: {put} points of {options.index} are in it{rest}")
+    return {"store": str(place), "index": options.index, "points": put, "others": others}
 
 
-def pull(arguments: Sequence[str]) -> None:
+def pull(arguments: Sequence[str]) -> dict[str, Any]:
     """Take the points of a vector store into an index file, which searches exactly, or as --kind says."""
     parser = make_parser("index pull", pull.__doc__)
     parser.add_argument("store", type=str, help=_STORE)
@@ -54,6 +56,7 @@ def pull(arguments: Sequence[str]) -> None:
         index.save(options.index)
     rest = f"; {count - len(index)} points have no vector" if count > len(index) else ""
     print(f"{options.index}: {len(index)} points of {place}{rest}")
+    return {"store": str(place), "index": options.index, "vectors": len(index), "without": count - len(index)}
 
 
 def _store_of(text: str) -> Place:

@@ -12,7 +12,7 @@ from tripletmas.cli.console import make_parser
 _LISTED = {"strategies": "strategy", "losses": "loss", "models": "model", "data": "data", "objectives": "objective"}
 
 
-def print_list(arguments: Sequence[str]) -> None:
+def print_list(arguments: Sequence[str]) -> dict[str, str]:
     """List what --strategy, --loss, --model, --data or --objective can be, those of installed packages, too."""
     parser = make_parser("list", print_list.__doc__)
     parser.add_argument("what", type=str, help=", ".join(_LISTED))
@@ -26,6 +26,7 @@ def print_list(arguments: Sequence[str]) -> None:
     width = max(map(len, lines))
     for name, text in lines.items():
         print(f"{name:{width}}  {text}")
+    return lines
 
 
 def _built_in(part: str) -> Iterator[tuple[str, str]]:

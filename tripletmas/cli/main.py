@@ -10,7 +10,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tripletmas.basics import progress
 from tripletmas.basics.sentences import refused, suggestion
 from tripletmas.basics.version import __version__
 from tripletmas.cli.processes import sharing
+from tripletmas.cli.telling import OPTIONS, ProblemsFound, taken
 from tripletmas.cli.terminal import guarded
 
 # command -> (the module and the function that it is, what it does)
@@ -55,8 +56,11 @@ commands:
 {commands}
 
   tripletmas COMMAND --help     the options of a command
-  tripletmas COMMAND --debug    with an error, where in the program it happened
   tripletmas --version
+
+every command takes:
+{every}
+  --debug     with an error, where in the program it happened
 
 start here:
   tripletmas train --data digits --strategy mas --out runs/mas
@@ -107,19 +111,30 @@ def _main(name: str, arguments: Sequence[str]) -> int:
     if name in ("-V", "--version"):
         print(f"tripletmas {__version__}")
     elif name in ("", "-h", "--help", "help"):
-        print(_HELP.format(commands="\n".join(f"  {name:11} {text}" for name, (_, text) in COMMANDS.items())), end="")
+        commands = _table({name: text for name, (_, text) in COMMANDS.items()})
+        print(_HELP.format(commands=commands, every=_table(OPTIONS)), end="")
     else:
         return _failed(f"unknown command {name!r}{suggestion(name, COMMANDS)}; see: tripletmas --help")
     return 0 if name else 2
 
 
+def _table(lines: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:11} {text}" for name, text in lines.items())
+
+
 def _run(name: str, arguments: Sequence[str]) -> int:
     module, _, function = COMMANDS[name][0].partition(".")
+    telling, arguments = taken(name, arguments)
     try:
         with sharing(name, arguments) as works:
             if works:
-                # imported one by one: doctor is for installations in which torch or faiss cannot be imported
-                getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
+                with telling.heard(name, arguments):
+                    # imported one by one: doctor is for installations in which torch or faiss cannot be imported
+                    content = getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
+                telling.tell(content)
+    except ProblemsFound as error:
+        telling.tell(error.content)
+        raise
     except argparse.ArgumentError as error:
         command = " ".join([name, *arguments[:1]]) if name == "index" else name
         return _failed(f"{refused(error, hyphens=True)}; see: tripletmas {command} --help")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from torch import Tensor
@@ -32,7 +33,7 @@ _OF_RUN = "run"  # --move-queries without the name of a map
 _OF_INDEX = ("run", "allow-stale", "move-queries", "force", "csv", "min-score", "skip-unreadable")  # alone
 
 
-def query(arguments: Sequence[str]) -> None:
+def query(arguments: Sequence[str]) -> dict[str, Any]:
     """Find the images, or the texts, of an index that are nearest to others, as the model of its run sees them.
 
     In place of the index, a run on facts finds the images of a fact, and the facts of an image.
@@ -106,11 +107,10 @@ def query(arguments: Sequence[str]) -> None:
     if is_store(options.index):
         from tripletmas.cli.query_store import search_store  # and with it what loads models of all kinds
 
-        search_store(options)
-        return
+        return search_store(options)
     if options.assume:
         raise ValueError("--assume is for a store that notes nothing of its vectors: an index knows what made its own")
-    (_ask if Path(options.index).is_dir() else _search)(options)
+    return (_ask if Path(options.index).is_dir() else _search)(options)
 
 
 def _check_outputs(options: Namespace, images: Sequence[str] = ()) -> None:
@@ -122,7 +122,7 @@ def _check_outputs(options: Namespace, images: Sequence[str] = ()) -> None:
         read += [options[name]] if options[name] else []
 
 
-def _search(options: Namespace) -> None:
+def _search(options: Namespace) -> dict[str, Any]:
     """Search an index."""
     if not Path(options.index).exists():
         raise ValueError(f"no such index file: {options.index}, and no run on facts, which can be asked as well")
@@ -155,7 +155,7 @@ def _search(options: Namespace) -> None:
         rows = rows.masked_fill(scores < options.min_score, -1)
     what = "texts" if index.texts else "images"
     about = f"{options.index}: {len(index)} {what}, {model.run} after task {model.after_task}"
-    tell(options, neighbours(index, names, scores, rows), notes, about=about, measure=_measure(index))
+    return tell(options, neighbours(index, names, scores, rows), notes, about=about, measure=_measure(index))
 
 
 def _of_stale(index: ImageIndex, model: RunModel, options: Namespace) -> str:
@@ -209,7 +209,7 @@ def _check_question(options: Namespace) -> None:
         raise ValueError("--gallery is for --fact: an image chooses among the facts of the run")
 
 
-def _ask(options: Namespace) -> None:
+def _ask(options: Namespace) -> dict[str, Any]:
     """Ask a run on facts."""
     _check_question(options)
     run = open_run(options.index, trust_code=options.trust_code)
@@ -227,7 +227,7 @@ def _ask(options: Namespace) -> None:
         about += f": {len(gallery.names)} images"
     else:
         found = asking.facts_for(language, embedded, learned, options.images, options.k)
-    tell(options, found, notes, about=about, measure="mean cosine of the fact's parts")
+    return tell(options, found, notes, about=about, measure="mean cosine of the fact's parts")
 
 
 def neighbours(index: ImageIndex, queries: Sequence[str], scores: Tensor, rows: Tensor) -> Grid:

@@ -28,7 +28,7 @@ _NOT_FOR_STORES = ("fact", "gallery", "after", "allow_stale", "move_queries", "f
 _MEASURES = {"cosine": "cosine", "inner_product": "inner product", "l2": "negative squared distance"}
 
 
-def search_store(options: Namespace) -> None:
+def search_store(options: Namespace) -> dict[str, Any]:
     """Search a store."""
     for name in _NOT_FOR_STORES:
         if options[name] not in (None, False, []):
@@ -45,7 +45,7 @@ def search_store(options: Namespace) -> None:
             notes.append(f"the store holds {len(store)} points, fewer than the {options.k} that are asked for")
         grid = _grid(names, _above(found, options.min_score), columns, isinstance(identity.shown, Reading))
         about = f"{store.place}: {len(store)} points, {model.run}"
-    tell(options, grid, notes, about=about, measure=_MEASURES[identity.compared_by])
+    return tell(options, grid, notes, about=about, measure=_MEASURES[identity.compared_by])
 
 
 def _made_by(store: Store, options: Namespace) -> tuple[str, Identity, RunModel]:

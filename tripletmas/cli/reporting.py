@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tripletmas.cli.console import console, know_kinds, make_parser, numbers
 from tripletmas.cli.outputs import check_place
@@ -15,12 +15,12 @@ _FORMATS = {
     "markdown": "print the tables as Markdown, write no page",
     "latex": "print the tables for LaTeX (booktabs), write no page",
     "csv": "print a row for each method, numbers as they are, write no page",
-    "json": "print each number of each seed as JSON, write no page",
+    "json": "each number of each seed, and no page",
 }
 _SVG = "write the plots as SVG, too, beside the page: for print"
 
 
-def compare(arguments: Sequence[str]) -> None:
+def compare(arguments: Sequence[str]) -> dict[str, Any]:
     """Put runs, or folders of seeds, side by side: those that learned the same stream, whoever made them."""
     parser = make_parser("compare", compare.__doc__, "--trust-code")
     parser.add_argument("runs", nargs="+", help="run directories")
@@ -28,69 +28,61 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
     for name, text in _FORMATS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    parser.add_argument("--quiet", action="store_true", help="write the page, print nothing")
     parser.add_argument("--svg", action="store_true", help=_SVG)
     options = parser.parse_args(arguments)
-    form = _form([name for name in (*_FORMATS, "quiet") if options[name]], options.out)
+    form = _form([name for name in _FORMATS if options[name]], options.out)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
     directories = [Path(run) for run in options.runs]
     know_kinds(directories, trust_code=options.trust_code)
     if form:
-        _print_as(form, directories, seeds)
-        return
+        return _print_as(form, directories, seeds)
     out = Path(options.out) if options.out else directories[0].parent / "comparison"
     check_place("--out", str(out))
     from tripletmas.report.page import write_comparison  # it draws, and that takes a while to import
 
-    if not options.quiet:
-        _print_as("", directories, seeds)
+    content = _print_as("", directories, seeds)
     page = write_comparison(directories, out, seeds=seeds, svg=options.svg)
-    if not options.quiet:
-        print(f"page: {page}")
+    print(f"page: {page}")
+    return content
 
 
 def _form(asked: Sequence[str], out: str | None) -> str:
     """What is printed in place of a page; "" for none."""
     if len(asked) > 1:
         raise ValueError(f"give --{asked[0]} or --{asked[1]}, not both: one prints what the other does not")
-    form = "".join(asked).removesuffix("quiet")
+    form = "".join(asked)
     if out and form:
         raise ValueError(f"--{form} writes no page: leave --out out")
     return form
 
 
-def _print_as(form: str, directories: Sequence[Path], seeds: Sequence[int] | None) -> None:
+def _print_as(form: str, directories: Sequence[Path], seeds: Sequence[int] | None) -> dict[str, Any]:
+    """Print a comparison; as JSON it is what this returns."""
     from tripletmas.report import formats, tables  # a report draws, and that takes a while to import
     from tripletmas.report.compare import comparison
 
     found = comparison(directories, seeds=seeds)
     if not form:
         console().print(tables.comparison_table(found))
-    elif form == "json":
-        print(json.dumps(formats.comparison_json(found), indent=2, ensure_ascii=False))
-    else:
+    elif form != "json":
         written = {
             "markdown": tables.comparison_markdown,
             "latex": formats.comparison_latex,
             "csv": formats.comparison_csv,
         }[form]
         print(written(found), end="" if form == "csv" else "\n")
+    return formats.comparison_json(found)
 
 
-def report(arguments: Sequence[str]) -> None:
+def report(arguments: Sequence[str]) -> dict[str, Any]:
     """Write the report of a run again, from its directory alone; of a folder of runs a page over all of them."""
     parser = make_parser("report", report.__doc__, "--trust-code")
     parser.add_argument("run", type=str, help="the run directory, or a folder of runs")
-    parser.add_argument("--json", action="store_true", help="print where the page is as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print nothing")
     parser.add_argument("--svg", action="store_true", help=_SVG)
     options = parser.parse_args(arguments)
-    form = _form([name for name in ("json", "quiet") if options[name]], None)
     page = _report(Path(options.run), trust_code=options.trust_code, svg=options.svg)
-    if form:
-        print(json.dumps({"report": str(page)}))
-    elif not options.quiet:
-        print(f"report: {page}")
+    print(f"report: {page}")
+    return {"report": str(page)}
 
 
 def _report(path: Path, *, trust_code: bool, svg: bool) -> Path:

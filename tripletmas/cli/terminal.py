@@ -35,15 +35,26 @@ class Terminal:
     Characters that the stream's encoding lacks are written out, too. How a progress bar goes back and up is let
     through: a carriage return as first or last character of what is written, and moves up that stand alone.
 
+    Args:
+        has_bars: whether it may seem to be a terminal, on which progress bars are drawn.
+
     Attributes:
         stream: the stream itself.
     """
 
-    def __init__(self, stream: TextIO):
-        self.stream = stream
+    def __init__(self, stream: TextIO, *, has_bars: bool = True):
+        self.stream, self._has_bars = stream, has_bars
+
+    def isatty(self) -> bool:
+        """Whether a progress bar can be drawn."""
+        return self._has_bars and self.stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+    def flush(self) -> None:
+        """Errors as the stream."""
+        self.stream.flush()
 
     def write(self, text: str) -> int:
         """Write a text; errors as the stream."""

@@ -28,7 +28,7 @@ _GIBIBYTE = 2**30
 _SECONDS_BETWEEN = 10  # lines about epochs in a log
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(arguments: Sequence[str]) -> dict[str, Any]:
     """Learn a stream of tasks; one run, or one for each seed."""
     extra = jsonargparse.ArgumentParser(add_help=False)
     extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/STRATEGY)")
@@ -54,7 +54,7 @@ def train(arguments: Sequence[str]) -> None:
     config, own = configuration.parse(arguments, extra=extra)
     if asked:
         print(yaml.safe_dump(config, sort_keys=False), end="")
-        return
+        return config
     if own["logger"] is not None:
         log.check_logger(own["logger"])
     out = _out(own["out"] or f"runs/{short(config['strategy']['name'])}", config)
@@ -64,20 +64,17 @@ def train(arguments: Sequence[str]) -> None:
         given = [*arguments, *(f"--{option}={value}" for option, value in values.items())]
         return configuration.parse(given, extra=extra)[0]
 
-    def run(config: dict[str, Any], folder: Path) -> None:
-        _run_seeds(config, folder, seeds, own["logger"], write_report=own["report"], is_single=not own["sweep"])
+    def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+        return _run_seeds(config, folder, seeds, own["logger"], write_report=own["report"], is_single=not own["sweep"])
 
     if own["trials"] is not None:
         if distributed.is_on():
             raise ValueError("--trials chooses values one after the other in one process: start it without torchrun")
-        _guided(own["sweep"] or [], own["trials"], out, with_values, run)
-    elif own["sweep"]:
-        _sweep(own["sweep"], out, with_values, run)
-    else:
-        run(config, out)
+        return _guided(own["sweep"] or [], own["trials"], out, with_values, run)
+    return _sweep(own["sweep"], out, with_values, run) if own["sweep"] else run(config, out)
 
 
-def search(arguments: Sequence[str]) -> None:
+def search(arguments: Sequence[str]) -> dict[str, Any]:
     """Learn a stream with a strength that is searched for each task on that task's data alone; show the search."""
     extra = jsonargparse.ArgumentParser(add_help=False)
     extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/search)")
@@ -93,23 +90,27 @@ def search(arguments: Sequence[str]) -> None:
         config, own = configuration.parse([*arguments, "--strategy.strength=auto"], extra=extra)
     out = _out(own["out"] or "runs/search", config)
     _trust(config)
-    _run(config, out)
+    content = _run(config, out)
     if not distributed.is_main():
-        return
+        return content
     from tripletmas.report.read import read_run  # a report draws, and that takes a while to import
     from tripletmas.report.search import search_table
 
-    console().print(search_table(read_run(out).searches))
+    searches = read_run(out).searches
+    console().print(search_table(searches))
+    return {**content, "searches": searches}
 
 
-def resume(arguments: Sequence[str]) -> None:
+def resume(arguments: Sequence[str]) -> dict[str, Any]:
     """Go on with a run, or with all runs of a folder of seeds."""
     options = make_parser("resume", resume.__doc__, "run", "--trust-code").parse_args(arguments)
     path = Path(options.run)
+    found = []
     for each in seed_directories(path) or [path]:
         run = open_run(each, trust_code=options.trust_code)
         config_of(run)  # or it is told what it lacks
-        _run({key: value for key, value in run.config().items() if key != "version"}, each)
+        found.append(_run({key: value for key, value in run.config().items() if key != "version"}, each))
+    return found[0] if len(found) == 1 else {"seeds": found}
 
 
 def _out(path: str, config: dict[str, Any]) -> Path:
@@ -143,8 +144,8 @@ def _run(
     *,
     write_report: bool = True,
     go_on: str | None = None,
-) -> None:
-    """Train, print the scores, write the report; Ctrl-C says how to go on."""
+) -> dict[str, Any]:
+    """Train, print the scores, write the report; Ctrl-C says how to go on. Gives the scores, and the report's place."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_Seldom())
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
@@ -154,12 +155,14 @@ def _run(
     with _kept_warnings() as warned:
         _train(config, out, logger, go_on, LivePage(out) if write_report else None)
         if not distributed.is_main():
-            return
-        print_comparison([out])
+            return {}
+        content = print_comparison([out])
         if write_report:
-            print(f"report: {_report(out)}")
+            content["report"] = str(_report(out))
+            print(f"report: {content['report']}")
     for message in warned:
         print(f"warned of before: {message}", file=sys.stderr)
+    return content
 
 
 def _report(out: Path) -> Path:
@@ -191,19 +194,17 @@ def _run_seeds(
     *,
     write_report: bool,
     is_single: bool,
-) -> None:
+) -> dict[str, Any]:
     """One run, or one for each seed; the code that its configuration names is trusted from now on."""
     _trust(config)
     again = "the same command, which goes on where it stopped"
     if seeds is None:
-        _run(config, out, logger, write_report=write_report, go_on=None if is_single else again)
-        return
+        return _run(config, out, logger, write_report=write_report, go_on=None if is_single else again)
     if is_run(out):
         raise ValueError(f"{out} holds a single run: choose another --out for several seeds")
     for seed in seeds:
         _run({**config, "seed": seed}, out / f"seed{seed}", logger, write_report=write_report, go_on=again)
-    if distributed.is_main():
-        print_comparison([out])
+    return print_comparison([out]) if distributed.is_main() else {}
 
 
 @contextmanager
@@ -241,10 +242,10 @@ class _Seldom(logging.Filter):
 
 
 _Configured = Callable[[sweeps.Chosen], dict[str, Any]]  # the configuration with these values
-_Runner = Callable[[dict[str, Any], Path], None]
+_Runner = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 
-def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runner) -> None:
+def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runner) -> dict[str, Any]:
     """A run for every combination of values; all are checked before the first begins."""
     runs = {out / sweeps.folder_of(values): configured(values) for values in sweeps.combinations(texts)}
     _say_what_chooses(next(iter(runs.values())))
@@ -254,13 +255,14 @@ def _sweep(texts: Sequence[str], out: Path, configured: _Configured, run: _Runne
             run(config, folder)
         except FloatingPointError as error:  # a value that is too large must not keep the others from their turn
             failed[folder] = str(error)
-    if len(failed) < len(runs) and distributed.is_main():
-        print_comparison([folder for folder in runs if folder not in failed])
+    whole = [folder for folder in runs if folder not in failed]
+    content = print_comparison(whole) if whole and distributed.is_main() else {}
     for folder, message in failed.items():
         print(f"{folder} failed: {message}", file=sys.stderr)
+    return {**content, "failed": {str(folder): message for folder, message in failed.items()}}
 
 
-def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configured, run: _Runner) -> None:
+def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configured, run: _Runner) -> dict[str, Any]:
     """Runs with the values that optuna chooses."""
     from tripletmas.report.compare import comparison  # a report draws, and that takes a while to import
 
@@ -278,8 +280,9 @@ def _guided(texts: Sequence[str], trials: int, out: Path, configured: _Configure
 
     best, value = sweeps.guided(texts, trials, score)
     folders = [out / f"trial{number:03d}" for number in range(trials)]
-    print_comparison([folder for folder in folders if RunDirectory(folder).num_done])
+    content = print_comparison([folder for folder in folders if RunDirectory(folder).num_done])
     print(f"best of {trials}: {', '.join(f'{name}={chosen}' for name, chosen in best.items())} ({value:.3f})")
+    return {**content, "best": {"options": best, "score": value}}
 
 
 def _say_what_chooses(config: dict[str, Any]) -> None:

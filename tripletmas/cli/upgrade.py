@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
@@ -28,7 +29,7 @@ from tripletmas.stores.store import field_of
 STEPS = ("apply", "reembed", "switch", "rollback", "drop_old")
 
 
-def upgrade(arguments: Sequence[str]) -> None:
+def upgrade(arguments: Sequence[str]) -> dict[str, Any]:
     """Bring a store from one model to another, reading few of its pictures or none. Without a step, tell what that
     keeps and costs, by a sample that both models embed: nothing in the store is changed, and the map is kept in a
     folder. Then --apply, --reembed SHARE, --switch, and --drop-old; until then --rollback."""
@@ -40,11 +41,12 @@ def upgrade(arguments: Sequence[str]) -> None:
     add_steps(parser)
     options = parser.parse_args(arguments)
     _check_steps(options)
-    folder = plan_of(options)[1] if _wants_plan(options) else None
+    plan, folder = plan_of(options) if _wants_plan(options) else (None, None)
     if is_step(options):
         from tripletmas.cli.upgrade_steps import take_steps  # with what embeds anew, which a plan does not need
 
-        take_steps(options, folder, model_of)
+        return take_steps(options, folder, model_of)
+    return {**plan.to_json(), "folder": str(folder)} if plan else {}
 
 
 def _check_steps(options: Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -31,32 +32,33 @@ from tripletmas.stores.upgrading import (
 ModelOf = Callable[[Namespace, str], RunModel]  # the options, "old" or "new" -> the model that is named
 
 
-def take_steps(options: Namespace, folder: Path | None, model_of: ModelOf) -> None:
-    """Do what the options ask for.
+def take_steps(options: Namespace, folder: Path | None, model_of: ModelOf) -> dict[str, Any]:
+    """Do what the options ask for; what was done, step by step.
 
     Args:
         folder: of a plan that was just made; None: the one that --out names, or that has begun.
         model_of: what loads the model that --old or --new names.
     """
-    share = _share(options.reembed)
+    share, did = _share(options.reembed), {}
     with opened(options.store) as store:
         is_new, folder = folder is not None, _folder(store, folder, options)
         with changing(store, folder):
             if options.rollback or options.drop_old:
-                _back(store, options)
-                return
+                return {"store": str(store.place), **_back(store, options)}
             if not is_new and (options.old or options.new):
                 _check_models(Plan.open(folder), folder, options, model_of)
             if options.apply:
-                _apply(store, Plan.open(folder), folder, options)
+                did["apply"] = _apply(store, Plan.open(folder), folder, options)
             if share is not None:
-                _reembed(store, share, options)
+                did["reembed"] = _reembed(store, share, options)
             if options.switch:
                 done = switch(store)
+                did["switch"] = {"active": done.active, "kept": done.kept}
                 print(
                     f"{store.place}: the new vectors are {done.active!r} now, the old ones are kept as {done.kept!r}: "
                     "--rollback goes back, --drop-old lets them go"
                 )
+            return {"store": str(store.place), **did}
 
 
 def _folder(store: Store, planned: Path | None, options: Namespace) -> Path:
@@ -81,7 +83,7 @@ def _check_models(plan: Plan, folder: Path, options: Namespace, model_of: ModelO
             )
 
 
-def _apply(store: Store, plan: Plan, folder: Path, options: Namespace) -> None:
+def _apply(store: Store, plan: Plan, folder: Path, options: Namespace) -> dict[str, Any]:
     if plan.place != str(store.place):
         raise ValueError(f"the plan in {folder} is of {plan.place}, not of {store.place}")
     becomes = replace(plan.becomes, embedded_by=plan.was.model)
@@ -95,9 +97,10 @@ def _apply(store: Store, plan: Plan, folder: Path, options: Namespace) -> None:
         f"{store.place}: {done.points} points have their new vector {upgrade.new!r} ({', '.join(parts)}; "
         f"{done.seconds:.1f} s, {rate:,.0f} a second); --switch lets them be found, --rollback takes them back"
     )
+    return {"points": done.points, "written": done.written, "without": bare, "field": upgrade.new}
 
 
-def _reembed(store: Store, share: float, options: Namespace) -> None:
+def _reembed(store: Store, share: float, options: Namespace) -> dict[str, Any]:
     _, upgrade = upgrade_of(store)
     if upgrade.stage != APPLIED:
         stage = f"the upgrade of {store.place} is {upgrade.stage}"
@@ -112,6 +115,7 @@ def _reembed(store: Store, share: float, options: Namespace) -> None:
     there = len(embedded_anew(upgrade))
     gone = f"; {missing} could not be read and stay as they were moved" if missing else ""
     print(f"{store.place}: {there} of {len(store)} points are embedded anew, {done} now{gone}")
+    return {"embedded_anew": there, "now": done, "missing": missing}
 
 
 def _directory(upgrade: Upgrade, options: Namespace) -> Path:
@@ -131,13 +135,14 @@ def _after(plan: Plan, options: Namespace) -> int | None:
     return plan.becomes.after_task if plan.becomes.after_task >= 0 else None
 
 
-def _back(store: Store, options: Namespace) -> None:
+def _back(store: Store, options: Namespace) -> dict[str, Any]:
     if options.drop_old:
         gone = drop_old(store)
         print(f"{store.place}: the old vectors {gone.kept!r} are gone, and {gone.active!r} are those of the new model")
-        return
+        return {"drop_old": {"active": gone.active, "gone": gone.kept}}
     lost = rollback(store, force=options.force)
     print(f"{store.place} is as it was before{f'; {lost} points have no old vector' if lost else ''}")
+    return {"rollback": {"without_old": lost}}
 
 
 def _share(text: str | None) -> float | None:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tripletmas.basics.sentences import counted
 from tripletmas.report.numbers import averages, lower_end, number, short_names, upper_end
 from tripletmas.report.style import Theme, label_line_ends, score_axis, task_axis
 
@@ -134,11 +135,6 @@ def _name_tasks(axes: Axes, edges: Sequence[int], tasks: Sequence[int], task_nam
     axes.set_xticks(centres, [name if fits else str(task + 1) for task, name, _ in shown])
     lengths = {end - start for start, end in pairwise(edges)}
     axes.set_xlabel("task" if len(lengths) > 1 else f"task, {counted(lengths.pop(), 'epoch')} each")
-
-
-def counted(count: int, what: str) -> str:
-    """ "1 epoch", "12 epochs"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _values(records: Sequence[dict[str, Any]], key: str) -> list[float]:

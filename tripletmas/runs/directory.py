@@ -5,7 +5,7 @@ metrics.jsonl        one record a line, appended: an epoch, a task
 scores.json          the score matrices
 checkpoint/          the latest state
 weights/             the model at the start and after each task
-importance/          the importance that is protected after each task; task00-1 is that of a second protection
+importance/          what is protected after each task; task00-1 of a second protection, before00 what was before images
 objective/           what the objective has learned after each task: heads, class means, proxies
 gallery/             the stored gallery of each task, the drift it brought, and queries that a report follows
 shown/               what a report shows of searches

@@ -45,5 +45,6 @@ RECORDS: dict[str, Any] = {
         "strength": (float, int),
         "trials": [{"strength": (float, int), "score": NUMBER}],
     },
-    "importance": {},
+    "importance": {"samples?": int, "weight?": (float, int)},
+    "undone": {},
 }

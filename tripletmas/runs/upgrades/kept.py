@@ -96,9 +96,13 @@ class Plan:
         make_folder(Path(folder))
         self.fitted.map.save(Path(folder) / MAP)
         save_tensors(Path(folder) / PAIRS, {"old": self.fitted.old, "missed": self.fitted.missed})
+        save_json(Path(folder) / UPGRADE, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known, without the map itself."""
         choice = self.fitted.choice
         about = {key: value for key, value in vars(self).items() if key not in ("was", "becomes", "fitted", "ways")}
-        content = {
+        return {
             "version": __version__,
             **about,
             "was": self.was.to_json(),
@@ -107,7 +111,6 @@ class Plan:
             "choice": {"scores": choice.scores, "num_pairs": choice.num_pairs},
             "ways": [asdict(way) for way in self.ways],
         }
-        save_json(Path(folder) / UPGRADE, content)
 
     @classmethod
     def open(cls, folder: str | Path) -> Plan:

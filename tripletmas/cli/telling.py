@@ -1,0 +1,142 @@
+"""How much a command says: `--quiet`, `--verbose` and `--json`, which all of them take, are defined here alone.
+
+What a command prints is its result, as of `query`, or what it did, as of `train`, whose result is a folder. Quiet
+leaves the result. As JSON it is what the command's function returns: one document on standard output and no more.
+Warnings and errors go to standard error in any case, and the exit status is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+from tripletmas.cli.terminal import Terminal
+
+OPTIONS = {
+    "--quiet": "print the result alone, and warnings: nothing of what is done",
+    "--verbose": "tell each step, with its time",
+    "--json": "print the result as one JSON document, and nothing else on standard output",
+}
+ALSO = "also --quiet, --verbose, --json and --debug, as of every command: tripletmas --help"
+
+_TAKE_FILE = {"evaluate", "forecast", "query"}  # --json FILE of these writes the document there, and prints as ever
+_OWN_JSON = {"compare"}  # it makes another thing then
+_WITHOUT_JSON = {"serve": "goes on until it is ended", "completion": "prints what a shell reads"}
+# what prints what it did: of it quiet leaves nothing, but where one of these words asks for a result
+_DOES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("search", "resume", "report", "importance", "export", "example"), ()),
+    "train": ("--print_config",),
+    "compare": ("--markdown", "--latex", "--csv"),
+}
+_STEPS = ("--apply", "--reembed", "--switch", "--rollback", "--drop-old")  # of upgrade: without, it prints a plan
+
+
+class ProblemsFound(ValueError):
+    """What was looked at is not in order: the result is told, and is an error.
+
+    Attributes:
+        content: the result.
+    """
+
+    def __init__(self, message: str, content: Mapping[str, Any]):
+        super().__init__(message)
+        self.content = content
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What is asked for, of a command."""
+
+    quiet: bool = False
+    verbose: bool = False
+    json: bool = False
+
+    @contextmanager
+    def heard(self, command: str, arguments: Sequence[str]) -> Iterator[None]:
+        """Inside, as much is said as is asked for."""
+        asks_for_help = bool({"--help", "-h"} & set(arguments))
+        with ExitStack() as stack:
+            if (self.json or (self.quiet and _does(command, arguments))) and not asks_for_help:
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+            if self.quiet:
+                stack.enter_context(_without_progress())
+            if self.verbose:
+                stack.enter_context(_steps(command))
+            yield
+
+    def tell(self, content: Any) -> None:
+        """Print what a command returned, if it is asked for."""
+        if self.json:
+            from tripletmas.basics.files import without_nan  # with what reads tensors, which `--help` need not wait for
+
+            print(json.dumps(without_nan(content), indent=2).replace("\x7f", r"\u007f"))
+
+
+def taken(command: str, arguments: Sequence[str]) -> tuple[Telling, list[str]]:
+    """(what of this is among the arguments of a command, the other arguments).
+
+    Raises:
+        ValueError: where both, or what the command cannot do, is asked for.
+    """
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    found, rest = set(), []
+    for position, each in enumerate(arguments):
+        following = arguments[position + 1] if position + 1 < len(arguments) else "-"
+        names_file = each == "--json" and command in _TAKE_FILE and not following.startswith("-")
+        if each not in OPTIONS or names_file or position > end:
+            rest.append(each)
+            continue
+        found.add(each)
+        if each == "--json" and command in _OWN_JSON:
+            rest.append(each)
+    if {"--quiet", "--verbose"} <= found:
+        raise ValueError("give --quiet or --verbose, not both")
+    if "--json" in found and command in _WITHOUT_JSON:
+        raise ValueError(f"{command} {_WITHOUT_JSON[command]}: leave --json out")
+    return Telling(*(option in found for option in OPTIONS)), rest
+
+
+def _does(command: str, arguments: Sequence[str]) -> bool:
+    """Whether a command prints what it did, and not what was asked for."""
+    given = {each.partition("=")[0] for each in arguments}
+    if command == "index":
+        return "info" not in arguments[:1]
+    if command == "upgrade":
+        return bool(given.intersection(_STEPS))
+    return command in _DOES and not given.intersection(_DOES[command])
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Inside, only warnings are logged, and no bar is drawn."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        with redirect_stderr(Terminal(getattr(sys.stderr, "stream", sys.stderr), has_bars=False)):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _steps(command: str) -> Iterator[None]:
+    """Inside, all that the package logs is shown, a line each with its time; at the end, how long it took."""
+    logger, handler, start = logging.getLogger("tripletmas"), logging.StreamHandler(sys.stderr), time.monotonic()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield
+        logger.info("%s took %.1f s", command, time.monotonic() - start)
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
