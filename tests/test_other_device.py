@@ -245,8 +245,8 @@ def test_importance_waits_no_more_for_more_layers(num_layers: int):
 # --- importance and guards
 
 MEASURES = ESTIMATORS | {"gram": input_importance}
-# The first two make a tensor on the CPU themselves (torch wants the lengths of packed sequences there); moved, the ties of
-# the others are two parameters.
+# The first two make a tensor on the CPU themselves (where torch wants the lengths of packed sequences); moved, the ties
+# of the others are two parameters.
 UNFIT = ("data written into a constant", "packed sequences", "layer called twice", "tied weights")
 
 

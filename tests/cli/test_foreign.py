@@ -148,13 +148,12 @@ def test_nothing_is_unpickled(place, call, tmp_path):
         "importance/task01.safetensors",
     ]
     names += [str(path.relative_to("other")) for path in sorted(Path("other/checkpoint").glob("*/*"))]
-    for name in names:
-        copy = Path(shutil.copytree("other", tmp_path / "run"))
+    for number, name in enumerate(names):
+        copy = Path(shutil.copytree("other", tmp_path / f"run{number}"))
         (copy / name).write_bytes(bad)
         for line in (f"resume {copy}", f"evaluate {copy}", f"report {copy}", f"importance {copy} --images photos"):
             assert "Traceback" not in call(*line.split())[2]
             assert not Path("unpickled").exists(), name
-        shutil.rmtree(copy)
 
 
 @pytest.mark.parametrize("name", ["words.kv", "words.txt", "words.bin", "words.vec.gz"])

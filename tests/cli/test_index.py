@@ -354,7 +354,7 @@ def test_add_of_a_folder_that_has_grown_adds_what_is_new(place, call):
     status, text, complaint = call("index", "add", "old.index", "--images", "images/a", "--run", "run")
     assert (status, complaint) == (0, "")
     assert "12 of 13 images are in it already and stay" in text
-    assert "1 vectors added" in text
+    assert "1 vector added" in text
     new = ImageIndex.open("old.index")
     assert new.paths == (*old.paths, str(place / "images/a/x/new.png"))
     assert torch.equal(new.vectors[:12], old.vectors)

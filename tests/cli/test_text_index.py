@@ -71,7 +71,7 @@ def test_what_is_in_it_stays_and_new_texts_come(index, answers, call):
     with open(answers, "a") as file:
         file.write("where is my pin,card\n")
     status, printed, _ = call("index", "add", index, "--csv", answers, "--text", "answer")
-    assert "1 vectors added" in printed
+    assert "1 vector added" in printed
     assert ImageIndex.open(index).texts[-1] == "where is my pin"
     answers.write_text(answers.read_text().replace("that is lost", "that is stolen"))
     other = call("index", "add", index, "--csv", answers, "--text", "answer")

@@ -86,21 +86,25 @@ def taken(command: str, arguments: Sequence[str]) -> tuple[Telling, list[str]]:
         ValueError: where both, or what the command cannot do, is asked for.
     """
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    found, rest = set(), []
-    for position, each in enumerate(arguments):
-        following = arguments[position + 1] if position + 1 < len(arguments) else "-"
-        names_file = each == "--json" and command in _TAKE_FILE and not following.startswith("-")
-        if each not in OPTIONS or names_file or position > end:
-            rest.append(each)
-            continue
-        found.add(each)
-        if each == "--json" and command in _OWN_JSON:
-            rest.append(each)
+    found = {each for place, each in enumerate(arguments[:end]) if _is_asked(command, arguments, place)}
+    kept = found & {"--json"} if command in _OWN_JSON else set()
+    rest = [
+        each
+        for place, each in enumerate(arguments)
+        if place >= end or each in kept or not _is_asked(command, arguments, place)
+    ]
     if {"--quiet", "--verbose"} <= found:
         raise ValueError("give --quiet or --verbose, not both")
     if "--json" in found and command in _WITHOUT_JSON:
         raise ValueError(f"{command} {_WITHOUT_JSON[command]}: leave --json out")
     return Telling(*(option in found for option in OPTIONS)), rest
+
+
+def _is_asked(command: str, arguments: Sequence[str], place: int) -> bool:
+    """Whether at this place stands one of the options, and not `--json FILE` of a command that takes one."""
+    following = arguments[place + 1] if place + 1 < len(arguments) else "-"
+    names_file = arguments[place] == "--json" and command in _TAKE_FILE and not following.startswith("-")
+    return arguments[place] in OPTIONS and not names_file
 
 
 def _does(command: str, arguments: Sequence[str]) -> bool:
