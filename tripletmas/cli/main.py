@@ -18,7 +18,7 @@ from tripletmas.basics import progress
 from tripletmas.basics.sentences import refused, suggestion
 from tripletmas.basics.version import __version__
 from tripletmas.cli.processes import sharing
-from tripletmas.cli.telling import OPTIONS, ProblemsFound, taken
+from tripletmas.cli.telling import OPTIONS, ProblemsFound, logged, taken
 from tripletmas.cli.terminal import guarded
 
 # command -> (the module and the function that it is, what it does)
@@ -93,16 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextmanager
 def _progress() -> Iterator[None]:
     """Inside, the log says how far long work is, though nothing else of a log may be shown."""
-    logger, handler = logging.getLogger(progress.__name__), logging.StreamHandler(sys.stderr)
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
+    with logged(progress.__name__, logging.INFO):
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
 
 
 def _main(name: str, arguments: Sequence[str]) -> int:

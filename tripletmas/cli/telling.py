@@ -132,15 +132,23 @@ def _without_progress() -> Iterator[None]:
 @contextmanager
 def _steps(command: str) -> Iterator[None]:
     """Inside, all that the package logs is shown, a line each with its time; at the end, how long it took."""
-    logger, handler, start = logging.getLogger("tripletmas"), logging.StreamHandler(sys.stderr), time.monotonic()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    try:
+    start = time.monotonic()
+    with logged("tripletmas", logging.DEBUG, logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")) as logger:
         yield
         logger.info("%s took %.1f s", command, time.monotonic() - start)
+
+
+@contextmanager
+def logged(name: str, level: int, form: logging.Formatter | None = None) -> Iterator[logging.Logger]:
+    """Inside, what this logger is told from a level on is shown on standard error, and by no other handler."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(form)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    try:
+        yield logger
     finally:
         logger.removeHandler(handler)
         logger.level, logger.propagate = before
