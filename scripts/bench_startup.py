@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -96,11 +96,16 @@ def once(words: list[str], folder: Path) -> dict[str, Any]:
 
 def bare(program: str) -> dict[str, Any]:
     """The same of Python without us."""
-    began, before = time.perf_counter(), os.times()
+    began, before = time.perf_counter(), processor_of_children()
     subprocess.run([sys.executable, "-c", program], check=True)
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"seconds": time.perf_counter() - began, "processor": spent, "before": float("nan"), "modules": []}
+    seconds, spent = time.perf_counter() - began, processor_of_children() - before
+    return {"seconds": seconds, "processor": spent, "before": float("nan"), "modules": []}
+
+
+def processor_of_children() -> float:
+    """Seconds of processes that have ended; `os.times` counts in hundredths, which Python alone may not fill."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def measure(folder: Path, rounds: int, only: list[str]) -> dict[str, dict[str, Any]]:
