@@ -1,26 +1,22 @@
 """Readers of other people's files, given damaged ones: each is read, or refused in one sentence that names it.
 
-By default a few hundred files a reader; under `long` as many as the environment variable TRIPLETMAS_FUZZ says, 20,000
-if it is not set.
+By default a few hundred files a reader; under `long` as many as `fuzzing.asked_for` says.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import os
-import resource
-import signal
+import json
+import random
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from fuzzing import Reader, asked_for, bytes_damaged, fuzz, fuzz_quickly, json_damaged, lines_damaged
 from PIL import Image
 
 from tripletmas.basics.yaml_files import read_mapping
@@ -31,20 +27,6 @@ from tripletmas.data.text_tables import jsonl
 from tripletmas.objectives.facts.listed import facts
 from tripletmas.objectives.facts.words import read_word_vectors
 from tripletmas.runs.configuration import parse
-
-SECONDS = 5  # more than this is a hang
-MEMORY = 2 * 2**30  # bytes that a reader may add to what the process takes
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How a file is read, what whole ones look like, and what its format gives meaning to."""
-
-    file: str
-    read: Callable[[Path], object]
-    seeds: Sequence[bytes]
-    tokens: Sequence[bytes] = (b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0")
-    named: bool = True
 
 
 def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
@@ -72,6 +54,38 @@ def packed(**files: bytes) -> bytes:
         for name, content in files.items():
             archive.writestr(name.replace("__", "/") + ".png", content)
     return stream.getvalue()
+
+
+def header_damaged(chosen: random.Random, whole: bytes) -> bytes:
+    """Numbers of one, two or four bytes in the first hundred say something else: sizes, depths, offsets, lengths."""
+    content = bytearray(whole)
+    for _ in range(chosen.randint(1, 3)):
+        size = chosen.choice((1, 2, 4))
+        at = chosen.randint(0, min(100, len(content) - size))
+        value = chosen.choice(
+            (0, 1, 2, 7, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, chosen.randint(0, 2**32))
+        )
+        content[at : at + size] = (value % 256**size).to_bytes(size, chosen.choice(("big", "little")))
+    if content[:4] == b"\x89PNG" and chosen.randint(0, 1):  # else that checksum alone is seen
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def inside_gzip(chosen: random.Random, whole: bytes) -> bytes:
+    return gzip.compress(WORDED(chosen, gzip.decompress(whole)), 1, mtime=0)
+
+
+def yaml_damaged(chosen: random.Random, whole: bytes) -> bytes:
+    """JSON is YAML."""
+    content = {
+        "strategy": {"name": "mas", "strength": 0.3},
+        "data": {"name": "digits", "tasks": [2, 2]},
+        "seed": 3,
+        "training": {"lr": 1e-3, "epochs": 2},
+        "model": {"name": "mlp", "hidden": [8]},
+        "loss": {"name": "triplet"},
+    }
+    return json_damaged(chosen, json.dumps(content).encode())
 
 
 def decode(path: Path) -> None:
@@ -105,93 +119,51 @@ YAML = (
 )
 MARKUP = (b"*t", b"&u ", b"- ", b": ", b"{", b"}", b"[", b"]", b"!!set ", b"!!binary ", b"<<: ", b"? ", b"|\n", b"'")
 TABLE = (b",", b'"', b"\n", b"\r", b'""', b" ", b"\0", b"\xff", b"\xef\xbb\xbf", b"../", b"/", b"train", b"x" * 200_000)
+LETTERS = bytes_damaged(*TABLE, b"{", b"null", b"[" * 5000)
+CELLS, WORDED = bytes_damaged(*TABLE), bytes_damaged(b" ", b"\n", b"nan", b"9" * 5000)
 READERS = {
-    "image": Reader("a.img.png", decode, IMAGES),
-    "zip": Reader("a.zip", unpack, [packed(a__0=PNG, b__1=PNG, b__2=encoded("JPEG"))]),
-    "csv": Reader("a.csv", lambda path: csv(path=str(path), size=4), [ROWS], TABLE),
-    "texts": Reader("a.csv", lambda path: csv(path=str(path), text="text"), [TEXTS], TABLE),
-    "pairs": Reader("a.csv", lambda path: csv(path=str(path), text="text", positive="label"), [TEXTS], TABLE),
-    "jsonl": Reader("a.jsonl", lambda path: jsonl(path=str(path)), [LINES], (*TABLE, b"{", b"null", b"[" * 5000)),
-    "facts": Reader("a.csv", lambda path: facts(csv=str(path), size=4), [FACTS], (*TABLE, b"*", b"circle")),
-    "words": Reader("a.txt", read_word_vectors, [WORDS, b"3 3\n" + WORDS, BINARY], (b" ", b"\n", b"nan", b"9" * 5000)),
-    "words.gz": Reader("a.gz", read_word_vectors, [gzip.compress(each, mtime=0) for each in (WORDS, BINARY)]),
-    "yaml": Reader("a.yaml", read_mapping, [YAML], MARKUP, named=False),
-    "configuration": Reader("b.yaml", lambda path: parse(["--config", str(path)]), [YAML], MARKUP, named=False),
+    "image": Reader("a.img.png", decode, IMAGES, [bytes_damaged(), header_damaged]),
+    "zip": Reader("a.zip", unpack, [packed(a__0=PNG, b__1=PNG, b__2=encoded("JPEG"))], [bytes_damaged()]),
+    "csv": Reader("a.csv", lambda path: csv(path=str(path), size=4), [ROWS], [CELLS]),
+    "texts": Reader("a.csv", lambda path: csv(path=str(path), text="text"), [TEXTS], [CELLS]),
+    "pairs": Reader("a.csv", lambda path: csv(path=str(path), text="text", positive="label"), [TEXTS], [CELLS]),
+    "jsonl": Reader("a.jsonl", lambda path: jsonl(path=str(path)), [LINES], [LETTERS, lines_damaged]),
+    "facts": Reader(
+        "a.csv", lambda path: facts(csv=str(path), size=4), [FACTS], [bytes_damaged(*TABLE, b"*", b"circle")]
+    ),
+    "words": Reader("a.txt", read_word_vectors, [WORDS, b"3 3\n" + WORDS, BINARY], [WORDED]),
+    "words.gz": Reader(
+        "a.gz",
+        read_word_vectors,
+        [gzip.compress(each, mtime=0) for each in (WORDS, BINARY)],
+        [bytes_damaged(), inside_gzip],
+    ),
+    "yaml": Reader("a.yaml", read_mapping, [YAML], [bytes_damaged(*MARKUP)], named=False),
+    "configuration": Reader(
+        "b.yaml",
+        lambda path: parse(["--config", str(path)]),
+        [YAML],
+        [bytes_damaged(*MARKUP), yaml_damaged],
+        named=False,
+    ),
 }
 
 
-@st.composite
-def damaged(draw: st.DrawFn, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
-    """A whole file with a few changes, most of them where a header is."""
-    content = bytearray(draw(st.sampled_from(seeds)))
-    for _ in range(draw(st.integers(1, 5))):
-        at = draw(st.integers(0, len(content)) | st.integers(0, min(64, len(content))))
-        match draw(st.sampled_from(("change", "insert", "token", "cut", "remove", "repeat"))):
-            case "change":
-                content[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
-            case "insert":
-                content[at:at] = draw(st.binary(max_size=8))
-            case "token":
-                content[at:at] = draw(st.sampled_from(tokens))
-            case "cut":
-                del content[at:]
-            case "remove":
-                del content[at : at + draw(st.integers(1, 16))]
-            case "repeat":
-                content[at:at] = content[max(0, at - draw(st.integers(1, 40))) : at]
-    return bytes(content)
-
-
-class Hung(BaseException):
-    """No `except Exception` takes it for an error of the file."""
-
-
-def hung(*_: object) -> None:
-    raise Hung(f"not read within {SECONDS} s")
-
-
-def fuzz(reader: Reader, place: Path, count: int) -> None:
-    path = place / reader.file
+def place_of(folder: Path) -> Path:
+    """With images that tables may name."""
     for name in "abc":
-        Image.new("L", (6, 6), 99).save(place / f"{name}.png")
-
-    @settings(
-        max_examples=count,
-        database=None,
-        suppress_health_check=[*HealthCheck],  # pyright: ignore[reportArgumentType]
-        phases=[Phase.generate, Phase.shrink],
-    )
-    @given(content=damaged(reader.seeds, reader.tokens))
-    def read(content: bytes) -> None:
-        path.write_bytes(content)
-        message = ""
-        signal.alarm(SECONDS)
-        try:
-            reader.read(path)
-        except ValueError as error:
-            message = str(error) or "empty\n"
-        finally:
-            signal.alarm(0)
-        assert not message or place.name in message or not reader.named, f"names no file: {message}"
-        assert "\n" not in message
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    handler = signal.signal(signal.SIGALRM, hung)
-    try:
-        read()
-    finally:
-        signal.signal(signal.SIGALRM, handler)
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+        Image.new("L", (6, 6), 99).save(folder / f"{name}.png")
+    return folder
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it reads all the same
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_refused(name, tmp_path):
-    fuzz(READERS[name], tmp_path, 40 if name == "configuration" else 200)
+    fuzz(READERS[name], place_of(tmp_path), 40 if name == "configuration" else 200)
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_many_damaged_files_are_read_or_refused(name, tmp_path):
-    fuzz(READERS[name], tmp_path, int(os.environ.get("TRIPLETMAS_FUZZ", "20000")))
+    fuzz_quickly(READERS[name], place_of(tmp_path), asked_for())
