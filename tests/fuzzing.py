@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
 import resource
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ def fuzz(reader: Reader, place: Path, count: int) -> None:
 
     @settings(
         max_examples=count,
+        derandomize=True,  # the same ones each time: new ones are for the long tests, which tell their numbers
         database=None,
         suppress_health_check=[*HealthCheck],  # pyright: ignore[reportArgumentType]
         phases=[Phase.generate, Phase.shrink],
@@ -64,15 +67,23 @@ def asked_for() -> range:
 
 
 def fuzz_quickly(reader: Reader, place: Path, numbers: range) -> None:
-    """Read the damaged files of these numbers; which one failed is told, and `fuzz_quickly` of it alone repeats it."""
+    """Read the damaged files of these numbers; which one failed is told, and `fuzz_quickly` of it alone repeats it.
+
+    What it took is printed."""
+    begun, slowest, memory = time.process_time(), 0.0, peak()
     with _limits():
         for number in numbers:
             content = _damaged(reader, random.Random(number))
+            before = time.process_time()
             try:
                 _read(reader, place, content)
             except BaseException as error:
                 shown = content if len(content) < 2000 else content[:2000] + b"..."
                 raise AssertionError(f"file {number}: {shown!r}: {type(error).__name__}: {error}") from error
+            slowest = max(slowest, time.process_time() - before)
+    seconds = time.process_time() - begun
+    more = (peak() - memory) / 2**20
+    print(f"{len(numbers)} files, {seconds:.0f} s of CPU, the slowest {slowest:.2f} s, {more:.0f} MiB more at the peak")
 
 
 def _damaged(reader: Reader, chosen: random.Random) -> bytes:
@@ -107,13 +118,18 @@ def _limits() -> Iterator[None]:
     def hung(*_: object) -> None:
         raise Hung(f"not read within {SECONDS} s")
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     handler = signal.signal(signal.SIGPROF, hung)
     try:
         yield
     finally:
         signal.signal(signal.SIGPROF, handler)
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+    assert peak() - before < MEMORY
+
+
+def peak() -> int:
+    """Bytes that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # --- damage of bytes
@@ -180,7 +196,7 @@ def values_damaged(chosen: random.Random, content: Any) -> Any:
         inside, key = chosen.choice(places)
         match chosen.choice(("value", "value", "near", "gone", "copy", "name", "deep")):
             case "value":
-                inside[key] = chosen.choice(_VALUES)
+                inside[key] = copy.deepcopy(chosen.choice(_VALUES))  # what is put there may be changed next
             case "near" if isinstance(inside[key], (int, float)):
                 inside[key] = inside[key] + chosen.choice((-8, -4, -1, 1, 4, 8, 2**31))
             case "gone":
@@ -191,7 +207,7 @@ def values_damaged(chosen: random.Random, content: Any) -> Any:
             case "name" if isinstance(inside, dict):
                 inside[chosen.choice((*_WORDS, *inside))] = inside.pop(key)
             case "deep":
-                for _ in range(chosen.choice((1, 3, 400))):
+                for _ in range(chosen.choice((1, 3, 150))):  # JSON of other depths is made of tokens
                     inside[key] = [inside[key]]
     return content
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -34,14 +35,15 @@ _READS = {
 _COPIES = (_OPS.copy_.default, _OPS._foreach_copy_.default)
 _INDEXES = (_OPS.index.Tensor, _OPS.index_put_.default, _OPS.index_put.default, _OPS._index_put_impl_.default)
 _UNWRITTEN = (_OPS.empty.memory_format, _OPS.empty_like.default, _OPS.new_empty.default, _OPS.empty_strided.default)
+_PRODUCTS = {"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "conv1d", "conv2d"}
 _JOINS = (_OPS.cat.default, _OPS.stack.default)
 
 
 @contextmanager
 def other_device() -> Iterator[OtherDevice]:
     """Inside it there is the device."""
-    with pytest.MonkeyPatch.context() as patch, OtherDevice() as device:
-        patch.setattr(torch, "autocast", _autocast)
+    with pytest.MonkeyPatch.context() as patch, OtherDevice() as device, Autocast() as autocast:
+        patch.setattr(torch, "autocast", autocast.entered)
         patch.setattr(torch, "tensor", _tensor)
         yield device
 
@@ -67,6 +69,39 @@ class OtherDevice(TorchDispatchMode):
         if func is _OPS._to_copy.default and isinstance(args[0], OnDevice) and _device(kwargs) == "cpu":
             self.reads["to the cpu"] += 1
         return _run(func, args, kwargs)
+
+
+class Autocast(TorchFunctionMode):
+    """torch's autocast on the device, which torch does not know by name: products are in the short type."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes: list[torch.dtype | None] = []  # of the regions that this is in; None where it is off
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        dtype = self.dtypes[-1] if self.dtypes else None
+        if dtype is None or getattr(func, "__name__", "") not in _PRODUCTS:
+            return func(*args, **kwargs)
+
+        def short(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, OnDevice) and value.dtype == torch.float32 else value
+
+        return func(*tree_map(short, args), **tree_map(short, kwargs))
+
+    @contextmanager
+    def entered(
+        self, device: str, dtype: torch.dtype = torch.bfloat16, enabled: bool = True, **options: Any
+    ) -> Iterator[None]:
+        if device != NAME:
+            with _AUTOCAST(device, dtype, enabled, **options):
+                yield
+            return
+        self.dtypes.append(dtype if enabled else None)
+        try:
+            yield
+        finally:
+            self.dtypes.pop()
 
 
 class OnDevice(Tensor):
@@ -160,11 +195,6 @@ def _refuse_mixing(func: Any, there: list[OnDevice], here: list[Tensor], kwargs:
 
 def _is_composed(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-
-
-def _autocast(device: str, *args: Any, **kwargs: Any) -> Any:
-    """There is none of the device: torch knows but some of them by name."""
-    return nullcontext() if device == NAME else _AUTOCAST(device, *args, **kwargs)
 
 
 def _tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:

@@ -38,6 +38,7 @@ from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import build as build_experiment
 from tripletmas.runs.forecast import imagine
 from tripletmas.runs.loop import train_stream
+from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.base import Strategy
 
 SHORT = replace(CONFIG, epochs=1)
@@ -94,11 +95,13 @@ def test_it_has_values_and_refuses_those_of_the_cpu():
 # --- runs
 
 
-def trained(name: str, objective: str, device: str, run: RunDirectory | None = None) -> tuple[Params, Params, Scores]:
+def trained(
+    name: str, objective: str, device: str, run: RunDirectory | None = None, *, config: TrainConfig = SHORT
+) -> tuple[Params, Params, Scores]:
     """Weights of what is deployed, the strategy's state, scores."""
     model, strategy = make_model().to(device), build(name, objective)
     loss = make_objective(objective).to(device)
-    scores = train_stream(model, make_stream(2), strategy, loss, SHORT, run)
+    scores = train_stream(model, make_stream(2), strategy, loss, config, run)
     return state_of(strategy.deployed(model)), strategy.state_dict(), scores
 
 
@@ -112,6 +115,23 @@ def test_every_strategy_learns_there_as_on_the_cpu(name: str, objective: str, tm
     assert_equal(weights, expected[0])
     assert_equal(state, expected[1])
     assert repr(scores.to_json()) == repr(expected[2].to_json())  # nan is nan
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", quick(("mas", "gram", "si", "distill", "ewc", "mas+distill"), "mas", "gram"))
+def test_short_types_are_there_as_on_the_cpu(name: str, precision: Any, tmp_path: Path):
+    """Products under autocast, for fp16 with a GradScaler, which the strategies' steps and pulls go through; importance
+    in float32."""
+    config = replace(SHORT, precision=precision, epochs=2)
+    expected, plain = trained(name, "metric", "cpu", config=config), trained(name, "metric", "cpu")
+    with other_device():
+        run = RunDirectory.create(tmp_path, {})
+        weights, state, scores = trained(name, "metric", NAME, run, config=config)
+    assert_equal(weights, expected[0])
+    assert_equal(state, expected[1])
+    assert repr(scores.to_json()) == repr(expected[2].to_json())
+    assert all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())
+    assert any(not torch.equal(value, plain[0][name]) for name, value in expected[0].items())
 
 
 @pytest.mark.parametrize("name", quick(("mas", "gram", "si", "distill", "ebll"), "gram", "si"))
@@ -323,6 +343,42 @@ def test_a_guard_is_there_as_on_the_cpu(make: Callable[..., Guard], optimizer: s
     expected = guarded(make, optimizer, "cpu", tmp_path / "held.safetensors")
     with other_device():
         assert_equal(guarded(make, optimizer, NAME, tmp_path / "other.safetensors"), expected)
+
+
+def scaled(make: Callable[..., Guard], clip: Any, device: str) -> tuple[Params, float]:
+    """Steps under autocast in float16 whose gradients a GradScaler scales, the first of them too far; what was left of
+    the scale."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).to(device)
+    guard = make(model)
+    samples = torch.randn(6, 16, 8, generator=torch.Generator().manual_seed(1)).to(device)
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**20, growth_interval=3)
+    for task in range(2):
+        guard.attach(stepping := SGD(model.parameters(), lr=0.01), clip=clip)
+        for batch in samples[1:]:
+            stepping.zero_grad()
+            with torch.autocast(device, torch.float16):
+                loss = (model(batch) - task).square().mean()
+            scaler.scale(loss).backward()
+            scaler.unscale_(stepping)
+            if clip == "before":
+                guard.add_gradients(stepping)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(stepping)
+            scaler.update()
+        guard.consolidate([samples[0]])
+    return guard.state_dict() | state_of(model), scaler.get_scale()
+
+
+@pytest.mark.parametrize("clip", ["after", "before"])
+@pytest.mark.parametrize("make", GUARDS.values(), ids=GUARDS)
+def test_a_guard_goes_through_a_gradient_scaler_there_as_on_the_cpu(make: Callable[..., Guard], clip: str):
+    expected, scale = scaled(make, clip, "cpu")
+    assert scale != 2.0**20  # a step was left out, or the scale has grown
+    with other_device():
+        found, same = scaled(make, clip, NAME)
+        assert same == scale
+        assert_equal(found, expected)
 
 
 def test_images_are_imagined_there_as_on_the_cpu():

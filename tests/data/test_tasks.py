@@ -464,3 +464,11 @@ def test_a_class_with_too_few_samples_in_a_month_is_named_with_it():
         split(Source(train, whole))
     with pytest.raises(ValueError, match="one group for each sample, and take the place of groups"):
         LabelledDataset(torch.zeros(2, 1), torch.zeros(2), ["a"], groups=["x"], sample_groups=["x", "y"])
+
+
+@pytest.mark.parametrize("part", ["test", "gallery"])
+def test_what_is_learned_and_what_is_asked_for_have_the_same_classes(part: str):
+    train, other = make([4, 4]), make([4, 4], names=["c0", "other"])
+    parts = {"test": make([4, 4]), "gallery": make([4, 4])} | {part: other}
+    with pytest.raises(ValueError, match=f"train and {part} must have the same class names"):
+        split(Source(train, **parts), tasks=1)

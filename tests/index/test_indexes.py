@@ -103,6 +103,14 @@ def test_exact_search_equals_the_twin(name: str, metric: str, normalize: bool):
         assert_equals_the_twin(gallery, queries, k, metric, normalize)
 
 
+@pytest.mark.parametrize("num_better", [1, 4])
+def test_the_last_rank_may_be_unsure_where_those_before_it_are_not(num_better: int):
+    """A few long vectors, and as the last rank one of 300 that float32 cannot tell apart."""
+    better = (2 + torch.arange(num_better))[:, None] * random(1, 6, seed=3)
+    gallery = torch.cat([nearly_equal(300, 6, 0), better])
+    assert_equals_the_twin(gallery, nearly_equal(3, 6, 1), num_better + 1, "inner_product", normalize=False)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(GALLERIES)),

@@ -307,7 +307,8 @@ def checksum(content: bytes | memoryview) -> str:
 def damaged(path: str | Path, error: Exception | str, remedy: str) -> ValueError:
     """The error of a file that cannot be read, with what to do."""
     what = "it is missing, changed, cut short or another kind of file"
-    return ValueError(f"{path} cannot be read ({error}): {what}; {remedy}")
+    reason = str(error).partition("\n")[0]  # after that torch and faiss tell of their own code
+    return ValueError(f"{path} cannot be read ({reason}): {what}; {remedy}")
 
 
 def make_folder(path: Path) -> None:

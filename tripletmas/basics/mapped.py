@@ -102,7 +102,7 @@ def _place(name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> 
     if dtype not in DTYPES:
         raise ValueError(f"{name} is of type {dtype}")
     begin, end = data_offsets
-    if not all(isinstance(each, int) and each >= 0 for each in (*shape, begin, end)):
+    if not all(isinstance(each, int) and 0 <= each < 2**63 for each in (*shape, begin, end)):
         raise ValueError(f"{name} has a shape or a place that is none")
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{name} has {end - begin} bytes, which do not fit its shape {shape}")

@@ -240,7 +240,7 @@ def clean_errors(problem: str) -> Iterator[None]:
     """Errors of faiss as one ValueError: the problem, and what faiss says without its C++ function and file."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         lines = str(error).strip().splitlines()
         reason = lines[-1].rsplit(": ", 1)[-1] if lines else "no reason given"
         raise ValueError(f"{problem} ({reason})") from error

@@ -9,7 +9,7 @@ Shapes: n vectors, q queries, k ranks, dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from tripletmas.basics import mapped
+from tripletmas.basics.shape import check_shape
 from tripletmas.basics.tensor_stream import Filled, Room
 from tripletmas.basics.version import __version__
-from tripletmas.index.base import Index
+from tripletmas.index.base import Index, import_faiss
 from tripletmas.index.exact import ExactIndex
 from tripletmas.index.file import (
     ON_DISK,
@@ -36,6 +37,8 @@ from tripletmas.index.settings import Part, Reading, Settings, Transform
 
 NO_LABEL = -1
 _TENSORS = ("vectors", "ids", "part", "labels")
+_SETTINGS = {"dim": int, "metric?": str, "normalize?": bool, "kind?": str, "on_disk?": bool}
+_SETTINGS |= {"nprobe?": (int, None), "ef_search?": (int, None)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,7 @@ class ImageIndex:
         next_id: what the next image gets; ids are not used again after a removal.
         serialized: what faiss holds, of an index that is not exact; of one on the disk what it has learned alone.
         list_sizes, lists: of an index on the disk, see `index.lists`; None where they are made when it is saved.
+        file: from which it was read, for errors that are seen when it is searched.
     """
 
     settings: Settings
@@ -71,6 +75,7 @@ class ImageIndex:
     texts: tuple[str, ...] = ()
     list_sizes: Tensor | None = field(default=None, repr=False)
     lists: Tensor | None = field(default=None, repr=False)
+    file: str = field(default="", repr=False)
 
     @classmethod
     def empty(cls, settings: Settings, run: str = "") -> ImageIndex:
@@ -95,6 +100,7 @@ class ImageIndex:
         """
         tensors, paths, header = read_index_file(path, verify=verify)
         try:
+            check_shape(header["settings"], _SETTINGS, "its settings")
             shown = header["settings"].pop("transform")
             transform = Reading(**shown) if "tokenizer" in shown else Transform(**shown)
             texts = read_strings(tensors["texts"]) if "texts" in tensors else ()
@@ -114,10 +120,12 @@ class ImageIndex:
                 list_sizes=tensors.get("list_sizes"),
                 lists=tensors.get("lists"),
             )
+            if index.settings.dim != header["dim"]:
+                raise ValueError(f"vectors of dim {header['dim']}, and settings of {index.settings.dim}")
             index._check_lists()
         except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}): restore it from a copy, or build it anew") from None
-        return index
+            raise _damaged(path, error) from None
+        return replace(index, file=str(path))
 
     def save(self, path: str | Path, *, blocks: Callable[[], Iterator[Tensor]] | None = None) -> None:
         """Write the index to a file; until it is whole, the file that was there stays. `locked` keeps others away.
@@ -249,7 +257,21 @@ class ImageIndex:
         return self.searchable()
 
     def searchable(self) -> Index:
-        """A new index over the vectors, by ids; over those of an exact one where they lie."""
+        """A new index over the vectors, by ids; over those of an exact one where they lie.
+
+        Raises:
+            ValueError: if what it holds cannot be read, naming the file that it is of.
+        """
+        if self.settings.kind != "exact":
+            import_faiss(f"an index of kind {self.settings.kind!r}")  # where it is missing, nothing is damaged
+        try:
+            return self._made()
+        except ValueError as error:
+            if not self.file:
+                raise
+            raise _damaged(self.file, error) from None
+
+    def _made(self) -> Index:
         s = self.settings
         if s.kind == "exact":
             return ExactIndex.over(self.vectors, ids=self.ids, metric=s.metric, normalize=s.normalize)
@@ -263,6 +285,11 @@ class ImageIndex:
 
     def _blocks(self) -> Iterator[Tensor]:
         return mapped.blocks(self.vectors)
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0]
+    return ValueError(f"{path} is damaged ({reason}): restore it from a copy, or build it anew")
 
 
 def prefix(root: str) -> str:
