@@ -108,7 +108,7 @@ class ImageIndex:
                 raise ValueError(f"{len(texts)} texts of {len(paths)} vectors")
             index = cls(
                 Settings(**header["settings"], transform=transform),
-                **{name: tensors[name] for name in _TENSORS},
+                *(tensors[name] for name in _TENSORS),
                 paths=paths,
                 parts=tuple(Part(**{**part, "maps": tuple(part["maps"])}) for part in header["parts"]),
                 class_names=tuple(header["class_names"]),
