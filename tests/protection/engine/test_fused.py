@@ -45,9 +45,8 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 # samples, positions, rows, columns
 PRODUCTS = {
     "odd": (3, 5, 7, 9),
-    "one of all": (1, 1, 1, 1),
+    "one number": (1, 2, 1, 1),
     "one sample": (1, 6, 4, 5),
-    "one position": (4, 1, 6, 20),
     "one row": (3, 20, 1, 40),
     "one column": (3, 20, 40, 1),
     "a tile and one more": (2, 33, 65, 17),
@@ -296,6 +295,14 @@ def test_what_32_bits_cannot_count_goes_to_the_twin(ran: list[str], monkeypatch:
         fused.add_products(total, left, right, 1, otherwise=called.append)
         assert len(called) == twins
     assert len(ran) == 1
+
+
+def test_at_one_position_it_is_the_twin(ran: list[str]):
+    """No gradient of a sample is needed there; of windows as elsewhere, a kernel."""
+    left, right, total = products(3, 1, 5, 6)
+    called: list[Tensor] = []
+    fused.add_products(total, left, right, 1, otherwise=called.append)
+    assert (len(called), ran) == (1, [])
 
 
 def test_on_a_cpu_it_is_the_twin():

@@ -14,7 +14,7 @@ from architectures import ARCHITECTURES, made
 from importance_cases import SLOW, assert_same
 from torch import Tensor, nn
 
-from tripletmas.protection.engine import by_rules, rule
+from tripletmas.protection.engine import by_rules, convolution, rule
 from tripletmas.protection.engine.by_rules import Backward
 from tripletmas.protection.engine.per_sample import PerSampleGradients
 from tripletmas.protection.engine.rules import Convolution, Linear
@@ -79,6 +79,27 @@ def test_small_buffers_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch)
     expected = oracles.mas_importance(model, x.split(1))
     monkeypatch.setitem(rule._BUFFER, "cpu", 30)
     assert_same(mas_importance(model, [x]), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1, "bias": False}, {"dilation": 2, "padding": 2}])
+@pytest.mark.parametrize("channels", [1, 16])
+def test_samples_as_groups_of_one_convolution(channels: int, options: dict, monkeypatch: pytest.MonkeyPatch):
+    """In float32, with few weights; the twin is a call for each sample, and the truth the loop in float64."""
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(channels, 6, 3, **options), torch.randn(35, channels, 11, 10)
+    calls: list[int] = []
+    as_groups = Convolution._add_as_groups
+    monkeypatch.setattr(
+        Convolution, "_add_as_groups", lambda *args, **kwargs: calls.append(1) or as_groups(*args, **kwargs)
+    )
+    found = [mas_importance(model, [x]), mas_importance(model, [x.to(memory_format=torch.channels_last)])]
+    assert len(calls) == 2
+    monkeypatch.setattr(convolution, "_FEW_WEIGHTS", 0)
+    found.append(mas_importance(model, [x]))
+    assert len(calls) == 2
+    expected = oracles.mas_importance(model.double(), x.double().split(1))
+    for each in found:
+        assert_same({name: value.double() for name, value in each.items()}, expected, rtol=1e-5)
 
 
 def test_batches_of_other_shapes_than_the_first():

@@ -6,7 +6,6 @@ weight's row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,9 @@ from tripletmas.protection.engine.rule import (
 
 # From this many positions on, a convolution's own backward pass for one sample beats unfolding its input.
 _MANY_POSITIONS = 16
+# Up to so many weights, so many samples at once as groups of one call beat a call for each (measured on x86, oneDNN).
+_FEW_WEIGHTS = 2**16
+_SAMPLES_AS_GROUPS = 16
 
 
 class Convolution(Rule):
@@ -70,7 +72,7 @@ class Convolution(Rule):
         if role == "bias":
             total.add_(magnitude_(self._grad.flatten(3).sum((1, 3)), power).sum(0))
         elif self._is_pointwise:
-            self._add_products(total, power, _add_products)
+            self._add_products(total, power)
         else:
             grad, images = (self._input, self._grad) if self.transposed else (self._grad, self._input)
             geometry = fused.Geometry(self.stride, self.padding, self.dilation, self.groups)
@@ -81,7 +83,9 @@ class Convolution(Rule):
         if self.groups > 1 and self._weight.shape[1] == 1 and self._grad.shape[1] == 1 and not self.transposed:
             self._add_as_groups(total, power)
         elif self._has_few_positions():
-            self._add_products(total, power, add_products)
+            self._add_products(total, power)
+        elif self._is_small():
+            self._add_as_groups(total, power, at_once=_SAMPLES_AS_GROUPS)
         else:
             for sample in range(len(self._grad)):
                 total.add_(magnitude_(self.of_sample("weight", sample), power))
@@ -97,9 +101,18 @@ class Convolution(Rule):
         which = [False, True, False]
         return torch.ops.aten.convolution_backward(grad, images, weight, None, *geometry, groups, which)[1]
 
-    def _add_as_groups(self, total: Tensor, power: int) -> None:
+    def _is_small(self) -> bool:
+        """Whether one call with samples as groups is faster than a call for each; in float64, which oneDNN does not
+        know, it never is."""
+        fits = self._weight.numel() <= _FEW_WEIGHTS and (self._weight.shape[1] == 1 or self._weight.shape[1] >= 16)
+        is_fast = (
+            self._weight.dtype == torch.float32 and not self._weight.is_cuda and torch.backends.mkldnn.is_available()
+        )
+        return self._is_plain and self._grad.ndim == 5 and self._grad.shape[1] == 1 and fits and is_fast
+
+    def _add_as_groups(self, total: Tensor, power: int, at_once: int | None = None) -> None:
         """Samples, in chunks, as groups of a convolution on one image with the channels of all."""
-        step = max(1, buffer_size(self._weight) // self._weight.numel())
+        step = min(max(1, buffer_size(self._weight) // self._weight.numel()), at_once or len(self._grad))
         for start in range(0, len(self._grad), step):
             grad, images = self._grad[start : start + step], self._input[start : start + step]
             n = len(grad)
@@ -112,7 +125,7 @@ class Convolution(Rule):
         positions = self._grad.shape[1] * self._grad.shape[3:].numel()
         return self._is_plain and self._grad.ndim == 5 and (positions < _MANY_POSITIONS or self._grad.is_cuda)
 
-    def _add_products(self, total: Tensor, power: int, add: Callable[[Tensor, Tensor, Tensor, int], None]) -> None:
+    def _add_products(self, total: Tensor, power: int) -> None:
         """The convolution as a linear map of the unfolded input, (columns, positions) for each image."""
         rows, columns = len(self._weight), self._weight[0].numel()
         step = max(1, 4 * buffer_size(total) // (columns * self._grad.shape[1] * self._grad.shape[3:].numel()))
@@ -122,7 +135,11 @@ class Convolution(Rule):
             left = self._grad[start : start + step].flatten(3)
             right = self._unfolded(self._input[start : start + step])
             left, right = (each.transpose(2, 3).flatten(1, 2) for each in (left, right))
-            add(matrix, left, right, power)
+            twin = partial(add_products, left=left, right=right, power=power)
+            if self._is_pointwise:
+                fused.add_products(matrix, left, right, power, otherwise=twin)
+            else:  # which is itself the twin of a kernel
+                twin(matrix)
         if not total.is_contiguous():
             total.add_(matrix.view(total.shape))
 
@@ -152,12 +169,3 @@ def _inputs_of(tensor: Tensor, sample: int) -> Tensor:
     gradients of grouped weights in channels_last.
     """
     return tensor.squeeze(1)[sample : sample + 1] if tensor.shape[1] == 1 else tensor[sample]
-
-
-def _add_products(total: Tensor, left: Tensor, right: Tensor, power: int) -> None:
-    """As `add_products`, on a GPU by a kernel; at one position there is no gradient of a sample to take together."""
-    twin = partial(add_products, left=left, right=right, power=power)
-    if left.shape[1] == 1:
-        twin(total)
-    else:
-        fused.add_products(total, left, right, power, otherwise=twin)

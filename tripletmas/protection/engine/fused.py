@@ -114,8 +114,12 @@ def used(when: Use) -> Iterator[None]:
 
 
 def add_products(total: Tensor, left: Tensor, right: Tensor, power: int, *, otherwise: Twin) -> None:
-    """total += sum_k |left_k^T right_k|^power: left (n, p, rows), right (n, p, columns), total (rows, columns)."""
-    _add(total, products(left, right, power) if _applies(total, left, right) else None, otherwise)
+    """total += sum_k |left_k^T right_k|^power: left (n, p, rows), right (n, p, columns), total (rows, columns).
+
+    At one position it is the twin: that is one product of matrices, without a gradient of a single sample.
+    """
+    applies = left.shape[1] > 1 and _applies(total, left, right)
+    _add(total, products(left, right, power) if applies else None, otherwise)
 
 
 def add_windows(

@@ -50,7 +50,8 @@ class Linear(Rule):
         if role == "bias":
             total.add_(magnitude_(self._grad.sum(1), power).sum(0))
         else:
-            _add_products(total, self._left, self._right, power)
+            twin = partial(add_products, left=self._left, right=self._right, power=power)
+            fused.add_products(total, self._left, self._right, power, otherwise=twin)
 
     def of_sample(self, role: str, sample: int) -> Tensor:
         return self._grad[sample].sum(0) if role == "bias" else self._left[sample].t() @ self._right[sample]
@@ -175,21 +176,13 @@ class Several(Rule):
         factors = [rule.factors() for rule, own in self._uses if isinstance(rule, Linear) and own == "weight"]
         if len(factors) == len(self._uses):  # as if each had more positions
             left, right = (torch.cat(each, 1) for each in zip(*factors, strict=True))
-            _add_products(total, left, right, power)
+            twin = partial(add_products, left=left, right=right, power=power)
+            fused.add_products(total, left, right, power, otherwise=twin)
             return
         step = min(_MOST_AT_ONCE, max(1, buffer_size(total) // total.numel()))
         for start in range(0, self._num_samples, step):
             gradients = self.gradients(role, start, min(start + step, self._num_samples))
             total.add_(magnitude_(gradients, power).sum(0))
-
-
-def _add_products(total: Tensor, left: Tensor, right: Tensor, power: int) -> None:
-    """As `add_products`, on a GPU by a kernel; at one position there is no gradient of a sample to take together."""
-    twin = partial(add_products, left=left, right=right, power=power)
-    if left.shape[1] == 1:
-        twin(total)
-    else:
-        fused.add_products(total, left, right, power, otherwise=twin)
 
 
 def _positions_and_channels(tensor: Tensor) -> Tensor:
