@@ -11,6 +11,7 @@ and prints the table of what is there.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tripletmas import report
+from tripletmas.report.formats import comparison_json
 from tripletmas.runs.directory import RunDirectory, is_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--variants", help="some of them only: such as digits-slow, omniglot-free")
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are done")
+    parser.add_argument("--json", type=Path, help="a folder: of each variant FOLDER/VARIANT.json, for fill_tables.py")
     options = parser.parse_args()
 
     variants = options.variants.split(",") if options.variants else list(VARIANTS[options.data])
@@ -75,7 +78,12 @@ def main() -> None:
         methods = [options.out / variant / method for method in METHODS]
         done = [method for method in methods if any(map(is_done, sorted(method.glob("seed*"))))]
         if done:
-            print(f"\n{variant}\n\n{report.comparison_markdown(report.comparison(done))}")
+            compared = report.comparison(done)
+            print(f"\n{variant}\n\n{report.comparison_markdown(compared)}")
+            if options.json:
+                options.json.mkdir(parents=True, exist_ok=True)
+                content = {**comparison_json(compared), "versions": compared.methods[0].runs[0].section("version")}
+                (options.json / f"{variant}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def train(options: argparse.Namespace, out: Path, variant: str, method: str, seed: str) -> str:

@@ -59,6 +59,8 @@ def test_all_updates_are_told_and_the_report_shows_them(digits, call, tmp_path, 
     assert call("forecast", run, "--after", "2")[0] == 0
     assert call("forecast", run, "--all")[0] == 0
     assert [each["after"] for each in RunDirectory(run).forecasts()] == [1, 2]
+    status, text, _ = call("forecast", run, "--all", "--json")
+    assert (status, json.loads(text)) == (0, RunDirectory(run).forecasts())
     assert call("report", run)[0] == 0
     assert "What updates were expected to do to stored vectors" in (run / "report" / "report.html").read_text()
 

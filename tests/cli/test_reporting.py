@@ -93,6 +93,15 @@ def test_a_folder_of_runs_has_a_page(call, two: list[Path], tmp_path: Path, undr
     assert (status, "does not exist" in complaint) == (2, True)
 
 
+def test_a_run_that_is_called_report_stays_what_it_is(call, tmp_path: Path, undrawn):
+    for name in ("report", "other"):
+        write_run(tmp_path / name)
+    assert json.loads(call("report", tmp_path, "--json")[1]) == {"report": f"{tmp_path}/report-of-all/report.html"}
+    found = Page(tmp_path / "report-of-all" / "report.html")
+    assert "../report/report/report.html" in found.sources
+    assert not (tmp_path / "report" / "report.html").exists()
+
+
 def test_a_run_that_is_learning_can_be_looked_at(call, tmp_path: Path, undrawn, monkeypatch):
     """After each task but the last the page is written with what there is, at the end with all."""
     pages = []

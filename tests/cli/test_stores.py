@@ -53,6 +53,17 @@ def refused(result: tuple[int, str, str]) -> str:
     return error
 
 
+def test_as_json_each_is_one_document(place, call):
+    told = [
+        json.loads(call("index", "push", "shop.index", STORE, "--json")[1]),
+        json.loads(call("index", "pull", STORE, "own.index", "--json")[1]),
+    ]
+    assert told == [
+        {"store": STORE, "index": "shop.index", "points": 24, "others": 0},
+        {"store": STORE, "index": "own.index", "vectors": 24, "without": 0},
+    ]
+
+
 def forget():
     with opened(STORE) as store:
         write_notes(store, Notes({}))

@@ -18,7 +18,12 @@ TRAIN = ("train", "--report", "false", *SMALL)
 # the command -> (whether it prints what it did, some keys of its JSON)
 LINES: dict[tuple[str, ...], tuple[bool, set[str]]] = {
     (*TRAIN, "--out", "NEW"): (True, {"methods", "tasks", "stream"}),
+    (*TRAIN, "--sweep", "strategy.strength=0.1,1", "--data.validation", "true", "--out", "NEW"): (
+        True,
+        {"methods", "failed"},
+    ),
     (*TRAIN, "--print_config"): (False, {"data", "strategy", "training"}),
+    ("search", *SMALL, "--search.most", "1", "--out", "NEW"): (True, {"methods", "report", "searches"}),
     ("resume", "RUN"): (True, {"methods", "report"}),
     ("evaluate", "RUN"): (False, {"tasks", "after", "seen"}),
     ("compare", "RUN"): (True, {"methods"}),
@@ -85,8 +90,8 @@ def test_quiet_leaves_the_result(line, call, words, undrawn):
 
 
 def test_every_command_is_in_the_table():
-    """But for those that want a store, a server, a stream of facts; `search` trains for long."""
-    assert {line[0] for line in LINES} >= COMMANDS.keys() - {"search", "forecast", "serve", "upgrade", "completion"}
+    """But for those whose own tests have what they want: several updates, a store."""
+    assert {line[0] for line in LINES} >= COMMANDS.keys() - {"forecast", "serve", "upgrade", "completion"}
 
 
 def test_verbose_tells_each_step_and_how_long_it_took(call, tmp_path: Path, caplog):
@@ -107,14 +112,34 @@ def test_the_status_is_the_same_and_problems_are_told(call, made: Path, tmp_path
     assert call("evaluate", tmp_path / "none", "--json")[:2] == (2, "")
 
 
-def test_help_is_heard_in_any_case(call):
+@pytest.mark.parametrize("command", ["report", "train", "search"])
+def test_help_is_heard_in_any_case_and_names_them(capsys, command):
     with pytest.raises(SystemExit):
-        call("report", "--json", "--help")
+        main([command, "--json", "--help"])
+    assert "also --quiet, --verbose, --json and --debug" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_says_what_json_is_without_a_file(capsys):
+    for command in ("query", "evaluate", "forecast"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "without FILE" in " ".join(capsys.readouterr().out.split())
+
+
+def test_quiet_says_nothing_of_a_page(call, made: Path, tmp_path: Path):
+    page = tmp_path / "page.html"
+    line = ("query", made / "own.index", made / "photos" / "1.png", "-k", "1", "--html", page, "--jsonl", "-")
+    status, text, complaint = call(*line, "--quiet")
+    assert (status, len(text.splitlines()), complaint) == (0, 1, "")
+    assert page.is_file()
+    assert call(*line)[2] == f"page: {page}\n"
 
 
 def test_what_makes_no_sense_is_refused(call):
     failed(call("serve", "x.index", "--json"), "serve goes on until it is ended: leave --json out")
     failed(call("report", "x", "--quiet", "--verbose"), "give --quiet or --verbose, not both")
+    for lines in (["--jsonl", "-"], ["--jsonl=-"]):
+        failed(call("query", "x", "a.png", "--json", *lines), "give --json or --jsonl -, not both")
 
 
 def test_a_file_for_the_document_is_none_for_standard_output():

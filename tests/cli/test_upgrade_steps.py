@@ -90,6 +90,19 @@ def test_apply_switch_and_drop(store, call):
         assert (identity.model, identity.embedded_by) == (plan.becomes.model, plan.was.model)
 
 
+def test_as_json_each_step_is_one_document(store, call):
+    def told(*options: str) -> dict:
+        status, printed, _ = call("upgrade", store, *options, "--json")
+        assert status == 0
+        return json.loads(printed)
+
+    assert told(*MODELS)["folder"] == "plan"
+    for step in ("--apply", "--switch", "--rollback"):
+        assert told(*(MODELS if step == "--apply" else ()), step)["store"], step
+    assert told(*MODELS, "--apply", "--switch")
+    assert told("--drop-old")["store"]
+
+
 def test_some_are_embedded_anew(store, call):
     assert call("upgrade", store, *MODELS, "--apply", "--reembed", "25%")[0] == 0
     assert call("upgrade", store, "--reembed", "25")[1].strip().endswith("24 of 96 points are embedded anew, 0 now")

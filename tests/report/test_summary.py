@@ -11,6 +11,7 @@ import torch
 from report_pages import MATRIX
 from synthetic_runs import write_run
 
+from tripletmas.report.compare import comparison
 from tripletmas.report.made import made_by
 from tripletmas.report.numbers import scale_of, upper_end
 from tripletmas.report.plots import draw_over_tasks
@@ -18,6 +19,7 @@ from tripletmas.report.read import read_run
 from tripletmas.report.spots import spots_of
 from tripletmas.report.style import LIGHT, canvas
 from tripletmas.report.summary import said
+from tripletmas.report.summary_of_seeds import said_of_seeds
 from tripletmas.report.values import of_curves, of_epochs, of_matrix
 
 
@@ -47,6 +49,31 @@ def test_the_head_says_what_can_be_known(tmp_path: Path):
     assert one["Learned"].startswith("1 of 4 tasks so far. Right after it was learned, a task had recall@1 0.900.")
     assert one["Forgotten"] == "Nothing yet: a single task is done."
     assert "The old index" not in one
+
+
+def test_the_head_of_several_seeds_says_it_of_all(tmp_path: Path):
+    """At the end 0.75 and 0.85, so 0.8 ± 0.1 / sqrt(2); the first task fell by 0.3 and 0.1, the second by 0.1 and 0.
+
+    Student's t of one degree is 12.7 at 97.5 %: 0.8 - 12.7 x 0.0707 / sqrt(2) = 0.165, and no score is above 1.
+    """
+    better = [MATRIX[0], MATRIX[1], [0.8, 0.8, 0.95]]
+    for seed, matrix in enumerate((MATRIX, better)):
+        write_run(tmp_path / "mas" / f"seed{seed}", seed=seed, matrix=matrix, galleries=True)
+    texts = {each.title: each.text for each in said_of_seeds(comparison([tmp_path / "mas"]).methods[0])}
+    assert texts["Learned"].startswith("All 2 seeds have learned all 3 tasks. Right after it was learned, a task had")
+    assert "recall@1 is 0.800 ± 0.071, a mean over the tasks." in texts["Forgotten"]
+    assert "fell by 0.125 ± 0.106 from their best; most task 1 (" in texts["Forgotten"]
+    assert texts["Forgotten"].endswith("by 0.200 on average.")
+    assert "70\N{NO-BREAK SPACE}% of it is left. It has lost much" in texts["The old index"]
+    assert "90\N{NO-BREAK SPACE}%." in texts["The old index"]
+    assert (
+        "2 seeds end between 0.750 and 0.850. They leave the mean open from 0.165 to 1.000" in texts["How sure this is"]
+    )
+    write_run(tmp_path / "mas" / "seed2", seed=2, done=1)
+    texts = {each.title: each.text for each in said_of_seeds(comparison([tmp_path / "mas"]).methods[0])}
+    assert texts["Learned"].startswith("2 of 3 seeds have learned")
+    write_run(tmp_path / "none" / "seed0", done=1)
+    assert said_of_seeds(comparison([tmp_path / "none"]).methods[0]) == []
 
 
 def test_a_run_that_learned_nothing_forgot_nothing(tmp_path: Path):

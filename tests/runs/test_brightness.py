@@ -16,16 +16,26 @@ from tripletmas.runs.directory import RunDirectory
 
 
 def images(*values: float, size: int = 4) -> LabelledDataset:
-    """Of one grey each."""
-    samples = torch.tensor(values).reshape(-1, 1, 1, 1).expand(-1, 1, size, size)
-    return LabelledDataset(samples.clone(), torch.zeros(len(values)), ["unlabelled"])
+    """Of two greys each, about these."""
+    halves = torch.tensor([0.05, -0.05]).repeat(size, size // 2)
+    return LabelledDataset(torch.tensor(values).reshape(-1, 1, 1, 1) + halves, torch.zeros(len(values)), ["unlabelled"])
 
 
 def test_brightness_is_the_mean_of_pixels():
     assert brightness_of(images(0.25, 0.75, 0.5)) == pytest.approx(0.5)
     assert brightness_of(images(*[0.0] * 50, *[1.0] * 50)) == pytest.approx(0.5, abs=0.05)  # of every fourth
-    bytes_ = LabelledDataset(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8), torch.zeros(2), ["unlabelled"])
-    assert brightness_of(bytes_) == pytest.approx(0.2)
+    pixels = torch.tensor([[0, 102], [102, 0]], dtype=torch.uint8).expand(2, 3, 2, 2)
+    assert brightness_of(LabelledDataset(pixels.clone(), torch.zeros(2), ["unlabelled"])) == pytest.approx(0.2)
+
+
+def test_images_of_one_colour_do_not_count(caplog):
+    """Empty pages are no negatives of digits."""
+    white = LabelledDataset(torch.ones(5, 1, 4, 4), torch.zeros(5), ["unlabelled"])
+    assert brightness_of(white) is None
+    warn_of_negatives(white, [0.1], of="runs/x", inverted=False)
+    assert not caplog.text
+    mixed = LabelledDataset(torch.cat([white.samples, images(0.25).samples]), torch.zeros(6), ["unlabelled"])
+    assert brightness_of(mixed) == pytest.approx(0.25)
 
 
 def test_what_is_no_image_has_none():
@@ -73,7 +83,9 @@ def run(tmp_path_factory) -> Path:
 def scans(tmp_path) -> Path:
     """Six that are black on white."""
     for number in range(6):
-        Image.new("L", (8, 8), 250 - number).save(tmp_path / f"{number}.png")
+        page = Image.new("L", (8, 8), 250 - number)
+        page.paste(40, (3, 2, 5, 5))
+        page.save(tmp_path / f"{number}.png")
     return tmp_path
 
 

@@ -36,7 +36,13 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
     parser = make_parser("evaluate", evaluate.__doc__, "run", "--after", "--trust-code")
     parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the scores there")
+    parser.add_argument(
+        "--json",
+        type=str,
+        default=None,
+        metavar="FILE",
+        help="also write the scores there; without FILE they alone are printed",
+    )
     parser.add_argument(
         "--gallery",
         type=str,

@@ -33,7 +33,13 @@ def forecast(arguments: Sequence[str]) -> list[dict[str, Any]]:
     parser.add_argument(
         "--map", type=str, default=None, help="that would move the index (default: that of index refresh)"
     )
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write what is expected there")
+    parser.add_argument(
+        "--json",
+        type=str,
+        default=None,
+        metavar="FILE",
+        help="also write what is expected there; without FILE that alone is printed",
+    )
     options = parser.parse_args(arguments)
     if options.index and (options.all or options.after is not None):
         raise ValueError("an index is compared with the present model: leave --all and --after out")

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from jsonargparse import Namespace
 from rich.box import SIMPLE_HEAD
@@ -32,7 +32,7 @@ def tell(options: Namespace, found: Grid, notes: Sequence[str], *, about: str, m
         from tripletmas.report.grid import QUERY_PIXELS, query_page  # it takes a while, and few want a page
 
         _write(options.html, query_page(found.with_files(QUERY_PIXELS), about=about, notes=notes, measure=measure))
-        print(f"page: {options.html}", file=besides(options))
+        say(options, f"page: {options.html}")
     return content
 
 
@@ -45,9 +45,10 @@ def _write_lines(path: str, found: Grid) -> None:
         _write(path, "".join(f"{line}\n" for line in lines))
 
 
-def besides(options: Namespace) -> TextIO:
-    """Where what is no result goes."""
-    return sys.stderr if options.jsonl == "-" else sys.stdout
+def say(options: Namespace, text: str) -> None:
+    """Print what is no result, unless the result alone is asked for."""
+    if not options.quiet:
+        print(text, file=sys.stderr if options.jsonl == "-" else sys.stdout)
 
 
 def _plain(row: Row, texts: Mapping[str, str]) -> dict[str, Any]:

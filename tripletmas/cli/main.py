@@ -62,9 +62,13 @@ every command takes:
 {every}
   --debug     with an error, where in the program it happened
 
-start here:
-  tripletmas train --data digits --strategy mas --out runs/mas
-  tripletmas example shop       draws pictures, and says how to learn and search them
+what people do (`tripletmas example shop` draws pictures for it):
+  learn       tripletmas train --data folder --data.root shop --model conv4 --strategy mas --out runs/shop
+  search      tripletmas index build runs/shop --images shop --out shop.index
+              tripletmas query shop.index PHOTO       or, as a page: tripletmas serve shop.index
+  go on       tripletmas resume runs/shop             next month's folder; what was learned is held
+  renew       tripletmas index refresh shop.index --compensate auto       old vectors, the new model, no old picture
+  compare     tripletmas compare runs/mas runs/gram                       by what was learned, forgotten and found
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from tripletmas.basics.sentences import listed
 from tripletmas.cli.asked import asked_images, asked_texts
 from tripletmas.cli.console import make_parser, open_run
-from tripletmas.cli.found import besides, tell
+from tripletmas.cli.found import say, tell
 from tripletmas.cli.outputs import check_output
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import ImageFiles
@@ -89,7 +90,13 @@ def query(arguments: Sequence[str]) -> dict[str, Any]:
         "sentence-transformers:NAME); looked at on some of its pictures or texts, and noted in it",
     )
     parser.add_argument("--html", type=str, default=None, metavar="FILE", help="also write a page with pictures there")
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the neighbours there")
+    parser.add_argument(
+        "--json",
+        type=str,
+        default=None,
+        metavar="FILE",
+        help="also write the neighbours there; without FILE they alone are printed",
+    )
     parser.add_argument(
         "--jsonl",
         type=str,
@@ -98,6 +105,7 @@ def query(arguments: Sequence[str]) -> dict[str, Any]:
         help="also write the neighbours there, a line of JSON for each query; - for standard output, and no tables",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:NUMBER")
+    parser.add_argument("--quiet", action="store_true", help=SUPPRESS)  # told of with the options of every command
     options = parser.parse_args(arguments)
     if options.k < 1:
         raise ValueError(f"-k must be >= 1, got {options.k}")
@@ -194,7 +202,7 @@ def _moved_search(
     kind = None if options.move_queries == _OF_RUN else options.move_queries
     moves, choices = moves_back(index, model, kind, options.index)
     for task, choice in choices.items():
-        print(f"back over task {task}: {choice.sentence()}", file=besides(options))
+        say(options, f"back over task {task}: {choice.sentence()}")
     return index.search_parts({number: move(asked) for number, move in moves.items()}, k)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from tripletmas.cli.asked import asked_images, asked_texts
-from tripletmas.cli.found import tell
+from tripletmas.cli.found import say, tell
 from tripletmas.data.images import ImageFiles
 from tripletmas.data.tokens import Tokenizer
 from tripletmas.index.base import unit
@@ -64,7 +64,7 @@ def _made_by(store: Store, options: Namespace) -> tuple[str, Identity, RunModel]
         model = load_deployed(options.assume, device=options.device)
         identity = assumed(store, name, model)
         write_notes(store, notes.with_identity(name, identity))
-        print(f"{store.place}: {options.assume} made its vectors, as a look at some showed; noted in it")
+        say(options, f"{store.place}: {options.assume} made its vectors, as a look at some showed; noted in it")
         return name, identity, model
     if identity is None:
         raise ValueError(

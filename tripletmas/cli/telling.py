@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tripletmas.cli.terminal import Terminal
@@ -27,7 +28,7 @@ OPTIONS = {
 ALSO = "also --quiet, --verbose, --json and --debug, as of every command: tripletmas --help"
 
 _TAKE_FILE = {"evaluate", "forecast", "query"}  # --json FILE of these writes the document there, and prints as ever
-_OWN_JSON = {"compare"}  # it makes another thing then
+_OWN = {"compare": {"--json"}, "query": {"--quiet"}}  # these look at what is asked for themselves
 _WITHOUT_JSON = {"serve": "goes on until it is ended", "completion": "prints what a shell reads"}
 # what prints what it did: of it quiet leaves nothing, but where one of these words asks for a result
 _DOES: dict[str, tuple[str, ...]] = {
@@ -87,7 +88,7 @@ def taken(command: str, arguments: Sequence[str]) -> tuple[Telling, list[str]]:
     """
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     found = {each for place, each in enumerate(arguments[:end]) if _is_asked(command, arguments, place)}
-    kept = found & {"--json"} if command in _OWN_JSON else set()
+    kept = found & _OWN.get(command, set())
     rest = [
         each
         for place, each in enumerate(arguments)
@@ -97,6 +98,8 @@ def taken(command: str, arguments: Sequence[str]) -> tuple[Telling, list[str]]:
         raise ValueError("give --quiet or --verbose, not both")
     if "--json" in found and command in _WITHOUT_JSON:
         raise ValueError(f"{command} {_WITHOUT_JSON[command]}: leave --json out")
+    if "--json" in found and ("--jsonl=-" in arguments or ("--jsonl", "-") in pairwise(arguments)):
+        raise ValueError("give --json or --jsonl -, not both: each prints what is found, and nothing else")
     return Telling(*(option in found for option in OPTIONS)), rest
 
 

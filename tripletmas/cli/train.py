@@ -19,6 +19,7 @@ from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
 from tripletmas.cli.live_page import LivePage
 from tripletmas.cli.outputs import check_place
+from tripletmas.cli.telling import ALSO
 from tripletmas.runs import configuration, log, loop, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 from tripletmas.runs.experiment import config_of, run_experiment
@@ -30,7 +31,7 @@ _SECONDS_BETWEEN = 10  # lines about epochs in a log
 
 def train(arguments: Sequence[str]) -> dict[str, Any]:
     """Learn a stream of tasks; one run, or one for each seed."""
-    extra = jsonargparse.ArgumentParser(add_help=False)
+    extra = jsonargparse.ArgumentParser(add_help=False, epilog=ALSO)
     extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/STRATEGY)")
     extra.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: one run for each, in OUT/seed0, ...")
     extra.add_argument("--report", type=bool, default=True, help="write a report at the end")
@@ -76,7 +77,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
 
 def search(arguments: Sequence[str]) -> dict[str, Any]:
     """Learn a stream with a strength that is searched for each task on that task's data alone; show the search."""
-    extra = jsonargparse.ArgumentParser(add_help=False)
+    extra = jsonargparse.ArgumentParser(add_help=False, epilog=ALSO)
     extra.add_argument("--out", type=str, default=None, help="the run directory to write (default: runs/search)")
     config, own = configuration.parse(arguments, extra=extra, program="tripletmas search", may_search=True)
     if configuration.searched(config["strategy"]) is None:

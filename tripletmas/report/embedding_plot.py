@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tripletmas.report.numbers import short_names
 from tripletmas.report.read import Run
-from tripletmas.report.style import LIGHT, MARKERS, Theme, series_style, without_scales
+from tripletmas.report.style import LIGHT, MARKERS, Theme, halo, series_style, without_scales
 
 _MAX_POINTS = 600
 _MIN_POINTS = 50  # with fewer points t-SNE shows its own noise: the two principal directions are shown
@@ -121,9 +120,8 @@ def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
         axes.scatter(members[:, 0], members[:, 1], s=16, **mark)
         if groups.by == "class":
             x, y = np.median(members, axis=0)
-            halo = [withStroke(linewidth=3, foreground=theme.background)]
-            place = axes.text(x, y, name, ha="center", va="center", color=theme.ink, path_effects=halo, zorder=5)
-            place.set(fontsize=10, weight="bold")
+            place = axes.text(x, y, name, ha="center", va="center", color=theme.ink, zorder=5)
+            place.set(fontsize=10, weight="bold", path_effects=halo(theme))
     axes.margins(0.03)
 
 

@@ -67,7 +67,8 @@ def _runs_in(folder: Path, deep: int) -> Iterator[Path]:
 def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
     """Write `<folder>/report/report.html`, and the reports of its runs that have none or an older one.
 
-    A run that cannot be read is told, and left out.
+    A run that cannot be read is told, and left out. Where a run of the folder is called report, the page stands in
+    `report-of-all`.
 
     Args:
         svg: write the plots of the page as SVG, too, and those of each run.
@@ -79,7 +80,7 @@ def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
     found = runs_in(folder)
     if not found:
         raise ValueError(f"{folder} holds no run; give the folder that `tripletmas train --out` wrote, or one above it")
-    groups, rows, out = [], [], folder / "report"
+    groups, rows, out = [], [], folder / ("report-of-all" if folder / "report" in found else "report")
     for path in found:
         try:
             runs = _written(path, svg=svg)

@@ -1,14 +1,14 @@
-"""HTML from the templates, and the pictures inside it: a page is one file. Plots are drawn in both themes."""
+"""HTML from the templates, and the pictures inside it: a page is one file. Plots are in both themes."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Protocol
@@ -20,8 +20,9 @@ from PIL import Image
 
 from tripletmas.report import texts
 from tripletmas.report.numbers import begun, end_cut, middle_cut, number
+from tripletmas.report.repaint import repaint
 from tripletmas.report.spots import Spot, spots_of
-from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, picture, save_png, save_svg
+from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, drawn, painted, save_png, save_svg
 from tripletmas.report.values import Values
 
 
@@ -43,19 +44,21 @@ class Plot:
         wide: whether it takes the whole width of the page.
         values: what it shows as a table; None where there is none.
         spots: where its values lie, for the pointer.
-        svg: writes it beside the picture as SVG.
+        draw: draws it on a figure.
+        path: its light picture; that of other kinds stands beside it.
     """
 
     title: str
     text: str
     alt: str
+    draw: Draw
+    path: Path
     images: tuple[Future[str], Future[str]]
     width: int
     height: int
     wide: bool
     values: Values | None = None
     spots: Sequence[Spot] = ()
-    svg: Callable[[], None] | None = None
 
     @property
     def image(self) -> str:
@@ -76,19 +79,19 @@ def make_plot(
     Args:
         alt: what one sees; without it, that it is the plot of this title.
     """
-    light, figure = picture(draw, LIGHT)
-    dark, _ = picture(draw, DARK)
+    figure = drawn(draw, LIGHT)
+    light, spots = painted(figure, LIGHT), spots_of(figure)
+    repaint(figure, LIGHT, DARK)
+    dark = painted(figure, DARK)
     images = _written(light, path), _written(dark, path.with_name(f"{path.stem}-dark{path.suffix}"))
     width, height, alt = light.width // 2, light.height // 2, alt or f"Plot: {title}."
-    svg = partial(save_svg, draw, path.with_suffix(".svg"))
-    return Plot(title, text, alt, images, width, height, wide, values, spots_of(figure), svg)
+    return Plot(title, text, alt, draw, path, images, width, height, wide, values, spots)
 
 
 def write_svg(plots: Iterable[Plot]) -> None:
     """Write plots as SVG, too."""
     for plot in plots:
-        if plot.svg is not None:
-            plot.svg()
+        save_svg(plot.draw, plot.path.with_suffix(".svg"))
 
 
 def _written(image: Image.Image, path: Path) -> Future[str]:

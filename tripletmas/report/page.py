@@ -22,6 +22,7 @@ from tripletmas.report.made import made_by
 from tripletmas.report.read import Run, read_run
 from tripletmas.report.run_plots import map_plot, run_plots
 from tripletmas.report.summary import said
+from tripletmas.report.summary_of_seeds import said_of_seeds
 from tripletmas.runs.directory import is_run, seed_directories
 
 _NO_GRID = Grid((), ())
@@ -124,6 +125,7 @@ def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, 
         "plots": plots,
         "verdict": verdict(compared),
         "links": links,
+        "said": said_of_seeds(compared.methods[0]) if links else [],
         "versions": first.section("version"),
     }
     return _write(page, "comparison.html.j2", values)

@@ -17,7 +17,7 @@ from tripletmas.report.read import Run
 from tripletmas.report.significance import error_of_share
 
 _SHARES = ("recall@", "accuracy", "top")  # metrics that are a share of queries begin so
-_LITTLE = 0.0005  # is shown as 0.000
+LITTLE = 0.0005  # is shown as 0.000
 # from this share of what embedding again finds -> what an index is worth that is left as it is
 _WORTH = {
     0.97: "It can stay as it is.",
@@ -76,7 +76,7 @@ def _forgotten(run: Run, matrix: Tensor) -> str:
         return collapse.VOID
     lost, fell = measures.forgetting(matrix), measures.forgetting_per_task(matrix)[: run.num_done - 1]
     text = f"At the end {run.primary.label} is {number(measures.average(matrix))}, a mean over the tasks. "
-    if lost <= _LITTLE:
+    if lost <= LITTLE:
         text += "The earlier tasks lost nothing on average."
     else:
         worst = int(fell.nan_to_num(-math.inf).argmax())
@@ -89,12 +89,12 @@ def _by_growth(run: Run, lost: float) -> str:
     """How much of it is forgetting alone: on everything seen, scores also fall as the gallery grows."""
     own = run.matrix(gallery="task") if run.primary.gallery == "seen" else None
     alone = math.nan if own is None else measures.forgetting(own)
-    if math.isnan(alone) or lost <= _LITTLE:
+    if math.isnan(alone) or lost <= LITTLE:
         return ""
     text = " On a task's own gallery, where forgetting alone counts, they "
-    if alone <= _LITTLE:
+    if alone <= LITTLE:
         return f"{text}lost nothing: what is more is only what there is to confuse them with."
-    rest = ": the rest is that there is more to confuse them with" if alone < lost - _LITTLE else ""
+    rest = ": the rest is that there is more to confuse them with" if alone < lost - LITTLE else ""
     return f"{text}fell by {number(alone)}{rest}."
 
 
@@ -105,18 +105,23 @@ def _index(run: Run) -> str:
     fresh, stale = means.get("fresh", math.nan), means.get("stale", math.nan)
     if math.isnan(fresh) or math.isnan(stale) or not fresh:
         return "What stored vectors are still worth was not measured."
-    worth = next(words for share, words in _WORTH.items() if stale >= share * fresh)
     text = (
         f"Vectors that were stored when their task was learned have {run.primary.searched_label} {number(stale)}, "
-        f"embedded again they have {number(fresh)}: {_percent(stale, fresh)} of it is left. {worth}"
+        f"embedded again they have {number(fresh)}: {percent(stale, fresh)} of it is left. {worth_of(stale, fresh)}"
     )
     moved = means.get("compensated", math.nan)
     if math.isnan(moved):
         return text
-    return f"{text} Moved by a map, without any old image, they have {number(moved)}, {_percent(moved, fresh)}."
+    return f"{text} Moved by a map, without any old image, they have {number(moved)}, {percent(moved, fresh)}."
 
 
-def _percent(part: float, whole: float) -> str:
+def worth_of(stale: float, fresh: float) -> str:
+    """What an index is worth that is left as it is, by its score and that of one that is embedded again."""
+    return next(words for share, words in _WORTH.items() if stale >= share * fresh)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share of something, in percent."""
     return f"{100 * part / whole:.0f}\N{NO-BREAK SPACE}%"
 
 

@@ -18,14 +18,22 @@ logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 32  # images
 _FAR = 0.25  # of the whole range: means of photographs of the same things differ by less
+_BLANK = 0.01  # the standard deviation of the pixels of what is of one colour, but for noise
 _OF_FEW, _FEW = 0.4, 5  # one photograph alone may well be dark
 
 
 def brightness_of(images: LabelledDataset) -> float | None:
-    """The mean of the pixels of some of the images, in [0, 1], as a model is shown them; None for other samples."""
+    """The mean of the pixels of some of the images, in [0, 1], as a model is shown them; None for other samples.
+
+    Images of one colour do not count: of an empty page there is no negative that would be nearer to anything.
+    """
     if images.texts or not len(images) or len(images.sample_shape) != 3:
         return None
-    means = torch.stack([images[position][0].double().mean() for position in looked_at(len(images))])
+    shown = [images[position][0].double() for position in looked_at(len(images))]
+    drawn = [each for each in shown if float(each.std(correction=0)) > _BLANK]
+    if not drawn:
+        return None
+    means = torch.stack([each.mean() for each in drawn])
     inside = bool(((means >= 0) & (means <= 1)).all())  # others are no pixels: they have been normalised
     return float(means.mean()) if inside else None
 

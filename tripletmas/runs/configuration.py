@@ -190,6 +190,7 @@ def _parser(chosen: Mapping[str, str], kind: Kind, program: str, extra) -> jsona
         parents=[extra] if extra else [],
         description="The options of a part depend on its name: shown are those of the named or default parts. "
         "--print_config prints the whole configuration, which --config reads, and stops.",
+        epilog=extra.epilog if extra else None,
     )
     parser.add_argument(
         "--config",
