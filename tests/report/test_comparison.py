@@ -65,7 +65,7 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path, undraw
     assert row.seconds.text(1) == "5.8 ± 0.0"
     torch.testing.assert_close(row.curves.mean(dim=0), torch.tensor([0.9, 0.7], dtype=torch.float64))
     page = Page(write_report(tmp_path / "mas"))
-    assert page.text.count("0.700 ± 0.100") == 1
+    assert page.text.count("0.700 ± 0.100") == 2  # in words, and in the table
     assert (tmp_path / "mas" / "seed2" / "report" / "report.html").is_file()
     assert "../seed2/report/report.html" in page.sources
 
