@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from tripletmas.basics.distributed import own_part
 from tripletmas.basics.sentences import with_article
 from tripletmas.protection.optimizers import is_schedule_free
 
@@ -20,7 +21,7 @@ class Added(NamedTuple):
 
     parameter: nn.Parameter | None
     gradient: Tensor | None
-    version: int
+    versions: tuple[int, int]
 
     def is_gone(self) -> bool:
         """Whether other gradients have taken the place of those that it was added to."""
@@ -28,14 +29,20 @@ class Added(NamedTuple):
 
     def is_as_it_was(self) -> bool:
         """Whether the gradient is the same, and nothing was written to it since."""
-        return self.gradient is not None and not self.is_gone() and self.gradient._version == self.version
+        return self.gradient is not None and not self.is_gone() and _versions(self.gradient) == self.versions
 
 
 def added_to(parameters: list[nn.Parameter]) -> Added:
     """What was just added to the gradients of these, if to any."""
     parameter = next((each for each in parameters if each.grad is not None), None)
     gradient = None if parameter is None else parameter.grad
-    return Added(parameter, gradient, 0 if gradient is None else gradient._version)
+    return Added(parameter, gradient, (0, 0) if gradient is None else _versions(gradient))
+
+
+def _versions(gradient: Tensor) -> tuple[int, int]:
+    """How often it was written to; of one that is spread over processes (`fully_shard`) as a whole, and this process's
+    part of it by itself, which is where a backward pass adds."""
+    return gradient._version, own_part(gradient)._version
 
 
 class Attachment:
