@@ -24,6 +24,16 @@ def why_not_by_rows(tensor: Any) -> str | None:
     return None if placement == Shard(0) else f"processes as {placement}, not by rows"
 
 
+def is_uneven(tensor: Any) -> bool:
+    """Whether it is a matrix, or has more dimensions, of which processes have parts of different sizes."""
+    if not is_spread(tensor) or tensor.ndim < 2:
+        return False
+    from torch.distributed.tensor import Shard
+
+    cuts = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    return any(isinstance(how, Shard) and tensor.shape[how.dim] % count for how, count in cuts)
+
+
 def own_rows(tensor: Any) -> tuple[int, int]:
     """From where to where this process has a tensor's rows: all of them, if it is not spread.
 

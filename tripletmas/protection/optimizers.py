@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer, SparseAdam
+from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from tripletmas.basics.rows import is_uneven
 from tripletmas.basics.sentences import with_article
 
 _OWN = frozenset({"state", "param_groups", "defaults"})  # of every optimizer: no other one is kept there
@@ -120,10 +121,18 @@ def signs(optimizer: Optimizer) -> dict[int, float]:
 def check_steps(optimizer: Optimizer) -> None:
     """Raise a ValueError for an optimizer that cannot be given a penalty before its steps.
 
-    It was not set up as torch's are, so that hooks never run; or it takes no dense gradient.
+    It was not set up as torch's are, so that hooks never run; or it takes no dense gradient, or no weights that are
+    spread over processes as these are.
     """
     if isinstance(optimizer, SparseAdam):
         raise ValueError("SparseAdam takes sparse gradients only, and a penalty's is dense: use Adam")
+    if isinstance(optimizer, LBFGS) and any(
+        is_uneven(each) for group in optimizer.param_groups for each in group["params"]
+    ):
+        raise ValueError(
+            "LBFGS makes one vector of all weights, and torch makes none of those that are spread over processes in "
+            "parts of different sizes: give matrices a multiple of that many rows, or take another optimizer"
+        )
     if "_optimizer_step_pre_hooks" not in vars(optimizer):
         raise ValueError(
             f"{with_article(type(optimizer).__name__)} has not called torch.optim.Optimizer.__init__, so that no hook "
