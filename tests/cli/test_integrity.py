@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tripletmas.basics.locks import locked
 from tripletmas.basics.weights import snapshot
 from tripletmas.cli.main import main
+from tripletmas.report import kept
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.task_files import TaskFiles
 
@@ -160,6 +161,41 @@ def test_a_run_without_its_records_or_its_checkpoint_is_read(place, call):
         for line in ("report run", "evaluate run"):
             assert call(*line.split())[0] == 0
         Path(name).rename(Path("run", name))
+# --- a run that is gone on with
+
+
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_a_finished_run_that_is_resumed_tells_what_is_damaged(is_noted, place, call):
+    """Also of files that going on has no need of; where a report was written, of those that are others since."""
+    if is_noted:
+        Path("run/report").mkdir()
+        kept.note(Path("run"))
+    for name in ("importance/task00.safetensors", "weights/task01.safetensors", "shown/found00.json"):
+        path = Path("run", name)
+        content = path.read_bytes()
+        path.write_bytes(flipped(content))
+        remedy = "restore it from a copy, or train anew; tripletmas doctor run looks at all files of the run"
+        failed(call("resume", "run"), rf"run/{name} cannot be read \(.*: .*; {remedy}$")
+        path.unlink()
+        failed(
+            call("train", *TRAIN[1:], "--out", "run"), rf"run/{name} cannot be read \(.*: it is missing, .*; {remedy}$"
+        )
+        path.write_bytes(content)
+
+
+def test_scores_that_were_damaged_are_written_anew_and_told(place, call):
+    before = RunDirectory("run").scores()
+    path = Path("run/scores.json")
+    path.write_bytes(flipped(path.read_bytes()))
+    status, _, complaint = call("train", *TRAIN[1:], "--out", "run")
+    assert (status, RunDirectory("run").scores()) == (0, before)
+    assert "run/scores.json was damaged, and is written anew\n" in complaint
+
+
+def flipped(content: bytes) -> bytes:
+    """With one bit in its middle another one."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 # --- outputs

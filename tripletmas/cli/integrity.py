@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tripletmas.basics.files import edition_of
@@ -56,6 +56,29 @@ def repair(path: str | Path) -> Iterator[str]:
         from tripletmas.report.page import write_report  # it draws, and that takes a while to import
 
         yield str(write_report(each))
+
+
+def refuse_damaged(path: Path, names: Iterable[str]) -> None:
+    """Whether these files of a run are as they were written, but for those that are derived anew when it goes on.
+
+    Raises:
+        ValueError: naming those that are not, with what to do; if another process writes to the run.
+    """
+    run = RunDirectory(path)
+    known = {name for record in run.records() for name in record.get("files", ())}
+    with run.locked():
+        for name in names:
+            if name == "scores.json" or not (run.has(name) or name in known):
+                continue
+            if problem := _problem(lambda name=name: _read_whole(run, name)):
+                raise ValueError(f"{problem}; tripletmas doctor {path} looks at all files of the run")
+
+
+def _read_whole(run: RunDirectory, name: str) -> None:
+    if not run.has(name) or (name.endswith(".safetensors") and not run.is_behind(name)):  # else it is mended
+        run.read_tensors(name)
+    elif name.endswith(".json"):
+        _read(run, name)
 
 
 def _of_run(path: Path) -> Iterator[Found]:

@@ -153,6 +153,8 @@ def _run(
     for name in ("faiss", "tensorboard"):  # which build is loaded, where a log's files end: no news
         logging.getLogger(name).setLevel(logging.WARNING)
     keep_freed_memory()
+    with distributed.together("reading the run's files"):
+        _refuse_damaged(out)
     with _kept_warnings() as warned:
         _train(config, out, logger, go_on, LivePage(out) if write_report else None)
         if not distributed.is_main():
@@ -164,6 +166,15 @@ def _run(
     for message in warned:
         print(f"warned of before: {message}", file=sys.stderr)
     return content
+
+
+def _refuse_damaged(out: Path) -> None:
+    """Of a run that is gone on with: whether its files are those that it wrote, as far as they are not known to be."""
+    if is_run(out) and distributed.is_main():
+        from tripletmas.cli.integrity import refuse_damaged  # it imports what a run that begins has no need of
+        from tripletmas.report.kept import changed_files
+
+        refuse_damaged(out, changed_files(out))
 
 
 def _report(out: Path) -> Path:

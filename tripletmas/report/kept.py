@@ -34,6 +34,18 @@ def kept_page(run: Path) -> Path | None:
     return run / "report" / "report.html" if noted == _made_of(run) else None
 
 
+def changed_files(run: Path) -> list[str]:
+    """The files of a run, by name, that its report may show and that are not those that it was made of: written since,
+    changed or gone. All of them where no report was written."""
+    now = _checksums(_shown(run), run)
+    try:
+        noted = read_json(run / "report" / _NOTE, "")
+        before = {str(name): str(each) for name, each in noted["run"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):  # none was written, or it is damaged itself
+        before = {}
+    return sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+
+
 def _made_of(run: Path) -> dict[str, Any]:
     """The checksums of all files that a report is made of, and of itself; the versions of what draws it."""
     written = [each for each in (run / "report").iterdir() if each.name != _NOTE]

@@ -60,13 +60,16 @@ def earlier_scores(run: RunDirectory, stream: Stream, size: int | None = None) -
 
 
 def keep_scores(run: RunDirectory, scores: Scores) -> None:
-    """Keep the scores of a run that is done, unless they are there."""
+    """Keep the scores of a run that is done, unless they are there; what stood in their place is told."""
     content = scores.to_json()
     try:
-        if run.scores() == content:
+        if (found := run.scores()) == content:
             return
-    except ValueError:  # it was damaged
-        pass
+        told = "said something else than metrics.jsonl" if found and found["matrices"] else None
+    except ValueError:
+        told = "was damaged"
+    if told:
+        logger.warning("%s/scores.json %s, and is written anew", run.path, told)
     run.keep_scores(content)
 
 
