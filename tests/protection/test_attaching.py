@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -98,6 +99,63 @@ def test_the_inner_one_of_an_optimizer_of_two_steps_is_attached(make: Callable[.
         learn_in_two_steps(expected[0], SharpnessAware(expected[0].parameters()), expected[1].value)
         for name, value in state_of(model).items():
             torch.testing.assert_close(value, state_of(expected[0])[name], rtol=1e-4, atol=1e-6)
+
+
+class Momentous(SGD):
+    """Does something of its own, and leaves the rest to its base class: torch runs hooks at both steps."""
+
+    def step(self, closure: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        loss = closure() if closure is not None and self.defaults["calls"] else None
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(1.0)  # in place, as clipping does
+        return super().step(None if self.defaults["calls"] else closure) or loss
+
+
+def momentous(model: nn.Module, *, calls: bool) -> Momentous:
+    """Args:
+    calls: a closure is called here, else by the base class.
+    """
+    SGD(model.parameters(), lr=0.01)  # of which one was made before: only then are there hooks at the base class
+    optimizer = Momentous(model.parameters(), lr=0.05)
+    optimizer.defaults["calls"] = calls
+    return optimizer
+
+
+WAYS = ("plain", "before", "protect", "closure", "closure of the base class", "after a failure")
+
+
+@every_guard
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_that_leaves_the_rest_to_its_base_class_is_one_step(make: Callable[..., Guard], way: str):
+    model, guard = guarded(make)
+    expected, its = copy.deepcopy((model, guard))
+    its.attach(simple := SGD(expected.parameters(), lr=0.05))
+    learn(expected, simple)
+    optimizer = momentous(model, calls=way == "closure")
+    if way != "protect":
+        guard.attach(optimizer, clip="before" if way == "before" else "after")
+    if way == "after a failure":
+        with pytest.raises(TypeError):
+            optimizer.step(lambda: 1 + "1")  # type: ignore[operator]
+    with guard.protect() if way == "protect" else nullcontext():
+        for step in range(3):
+
+            def closure(step: int = step) -> Tensor:
+                optimizer.zero_grad(set_to_none=False)
+                loss = model(samples(10 + step)).square().mean()
+                loss.backward()
+                return loss
+
+            if way.startswith("closure"):
+                optimizer.step(closure)
+                continue
+            closure()
+            if way == "before":
+                guard.add_gradients(optimizer)
+            optimizer.step()
+    assert_same(model, expected)
+    assert guard.num_protected_steps == 3
 
 
 class Several(Optimizer):

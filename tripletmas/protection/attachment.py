@@ -69,8 +69,11 @@ class Attachment:
         if self.added is not None and self.added.is_as_it_was():
             raise ValueError("the penalty is in these gradients already: call add_gradients once a step")
 
-    def take(self, optimizer: Optimizer) -> None:
+    def take(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """At a step: from now on the penalty is in no gradient.
+
+        Returns:
+            A parameter to whose gradient it was added, if there is one.
 
         Raises:
             ValueError: if it was not added since the last step, or is not in the gradients that the optimizer uses.
@@ -92,6 +95,7 @@ class Attachment:
                 "add_gradients(optimizer)"
             )
         self.added = None
+        return [] if added.parameter is None else [added.parameter]
 
 
 def check_clip(clip: str, optimizer: Optimizer) -> None:

@@ -253,13 +253,10 @@ class Guard:
         raise NotImplementedError
 
     def _make_hook(self) -> StepHook:
-        def add(optimizer: Optimizer, first: bool) -> None:
+        def add(optimizer: Optimizer, first: bool) -> list[nn.Parameter]:
             self._loop.note_step(optimizer)
             attachment = self._loop.adds_itself(optimizer)
-            if attachment is not None:
-                attachment.take(optimizer)
-            else:
-                self._pull(optimizer, first=first)
+            return self._pull(optimizer, first=first) if attachment is None else attachment.take(optimizer)
 
         return make_step_hook(add, self.value)
 
