@@ -15,6 +15,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, SparseAdam
 
 from tripletmas.basics.weights import state_of
 from tripletmas.protection.guard import Guard
+from tripletmas.protection.optimizers import plain_rate
 from tripletmas.protection.structured.gram import Gram
 
 KINDS: dict[str, Callable[..., Optimizer]] = {
@@ -173,6 +174,38 @@ def test_an_optimizer_that_goes_up_is_pulled_the_right_way(make: Callable[..., G
     free = guarded(make)[0]
     learn(free, kind(free.parameters()))
     assert differ(found[0], free)
+
+
+# --- plain gradient steps
+
+
+class SGDW(SGD):
+    """As timm and others name theirs."""
+
+
+def test_the_rate_of_plain_gradient_steps_is_that_of_the_weights_that_count():
+    (one,), (other,) = (list(nn.Linear(1, 1, bias=False).parameters()) for _ in range(2))
+    groups = [{"params": [one], "lr": 0.1}, {"params": [other], "lr": 7.0}]
+    for kind in (SGD, SGDW, schedulefree.SGDScheduleFree):
+        optimizer = kind(copy.deepcopy(groups))
+        (first, second) = (group["params"][0] for group in optimizer.param_groups)
+        assert plain_rate(optimizer, {id(first)}) == 0.1
+        assert plain_rate(optimizer, {id(first), id(second)}) == 7
+        assert plain_rate(optimizer, set()) is None
+    assert plain_rate(Adam(groups), {id(one)}) is None
+
+
+@every_guard
+def test_the_rate_of_another_models_weights_is_no_matter(make: Callable[..., Guard]):
+    """Neither for what is told, nor for how firmly a budget may hold."""
+    model, guard = guarded(make)
+    twin, its = copy.deepcopy((model, guard))
+    other = nn.Parameter(torch.zeros(2))
+    guard.attach(optimizer := SGD([{"params": model.parameters()}, {"params": [other], "lr": 1e6}], lr=0.01))
+    its.attach(simple := SGD(twin.parameters(), lr=0.01))
+    learn(model, optimizer)
+    learn(twin, simple)
+    assert_same(model, twin)
 
 
 # --- schedule-free

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from tripletmas.basics.distributed import own_part
 from tripletmas.basics.rows import is_uneven
 from tripletmas.basics.sentences import with_article
 
@@ -116,6 +117,30 @@ def signs(optimizer: Optimizer) -> dict[int, float]:
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
+
+
+def plain_rate(optimizer: Optimizer, own: Collection[int]) -> float | None:
+    """The largest rate of plain gradient steps on any of these parameters; None for an optimizer of other steps.
+
+    Args:
+        own: ids of the parameters that count: a group of others may have any rate.
+    """
+    if not any("SGD" in kind.__name__ for kind in type(optimizer).__mro__):  # also schedule-free, of timm
+        return None
+    groups = (group for group in optimizer.param_groups if any(id(each) in own for each in group["params"]))
+    return max((float(group["lr"]) for group in groups), default=None)
+
+
+def warn_if_oscillating(factor: float, importances: Iterable[Tensor]) -> None:
+    """Warn of plain gradient steps that go too far on a penalty: of this rate times strength, on these importances."""
+    parts = (own_part(each) for each in importances)
+    reached = factor * max((float(each.max()) for each in parts if each.numel()), default=0.0)
+    if reached > 0.5:
+        warnings.warn(
+            f"rate * strength * importance reaches {reached:.3g} > 0.5: plain gradient steps on this penalty oscillate "
+            "(above 1 they diverge); lower the strength or the learning rate",
+            stacklevel=3,
+        )
 
 
 def check_steps(optimizer: Optimizer) -> None:

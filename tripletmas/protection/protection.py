@@ -6,7 +6,6 @@ The penalty is `strength * sum importance * (theta - reference)^2`, without a hi
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tripletmas.basics.distributed import own_part
 from tripletmas.basics.weights import Params, differing_names, placed_parameters
 from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage
@@ -26,7 +24,7 @@ from tripletmas.protection.held_weight import HeldWeight
 from tripletmas.protection.importance.local_mas import local_mas_importance
 from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.importance.uniform import uniform_importance
-from tripletmas.protection.optimizers import signs
+from tripletmas.protection.optimizers import plain_rate, signs, warn_if_oscillating
 from tripletmas.protection.penalty import (
     Instead,
     Pulled,
@@ -269,18 +267,13 @@ class Protection(Guard):
         self._loop.checked.clear()
 
     def _warn_if_unstable(self, optimizer: Optimizer) -> None:
-        if not isinstance(optimizer, torch.optim.SGD) or optimizer in self._loop.checked_rates:
+        if optimizer in self._loop.checked_rates:
             return
         self._loop.checked_rates.add(optimizer)
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        importances = (own_part(held.importance) for held in self._held.values())
-        largest = max((float(each.max()) for each in importances if each.numel()), default=0.0)
-        if rate * self.strength * largest > 0.5:
-            warnings.warn(
-                f"rate * strength * importance reaches {rate * self.strength * largest:.3g} > 0.5: plain gradient "
-                "steps on this penalty oscillate (above 1 they diverge); lower the strength or the learning rate",
-                stacklevel=2,
-            )
+        held = self._held.values()
+        rate = plain_rate(optimizer, {id(each.parameter) for each in held})
+        if rate is not None:
+            warn_if_oscillating(rate * self.strength, [each.importance for each in held])
 
 
 def _estimate_of(saved: Mapping[str, Any], forward: Forward | None) -> Estimator:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
 
 from tripletmas.protection.structured.budget import most_for_sgd, next_multipliers
 from tripletmas.protection.structured.held import Held
@@ -20,14 +19,11 @@ def adapt(here: Collection[Held], budget: float, most: Tensor | None) -> None:
         held.multiplier = multiplier
 
 
-def most_stable(optimizer: Optimizer, here: Collection[Held], *, averaged: bool) -> Tensor | None:
-    """The multipliers, or strengths, (maps,) up to which plain gradient steps converge; None for other optimizers.
+def most_stable(rate: float, here: Collection[Held], *, averaged: bool) -> Tensor:
+    """The multipliers, or strengths, (maps,) up to which plain gradient steps of this rate converge.
 
     Args:
         averaged: the form of a map is divided by the number of its tasks.
     """
-    if not isinstance(optimizer, SGD):
-        return None
-    rate = max(float(group["lr"]) for group in optimizer.param_groups)
     curvatures = [held.steps * held.curvature / (held.form.tasks if averaged else 1.0) for held in here]
     return most_for_sgd(torch.stack(curvatures), rate)

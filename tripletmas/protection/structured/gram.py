@@ -16,10 +16,10 @@ from torch.optim import LBFGS, Optimizer
 from tripletmas.basics.weights import Params, Place, named_parameters, placed_parameters, snapshot, trainable
 from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage, warn_of_moving_statistics
-from tripletmas.protection.file import read_protection, write_protection
+from tripletmas.protection.file import described, read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.hooks import gradient_scale
-from tripletmas.protection.optimizers import signs
+from tripletmas.protection.optimizers import plain_rate, signs
 from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
 from tripletmas.protection.structured.adapting import adapt, most_stable
 from tripletmas.protection.structured.budget import (
@@ -162,11 +162,12 @@ class Gram(Guard):
         here = {each: held for each, held in self._present().items() if not stepped.keys().isdisjoint(each.parameters)}
         if not here:
             return []
+        rate = plain_rate(optimizer, {id(parameters[name]) for name in stepped})
         if optimizer not in self._loop.checked_rates:
             warn_of_moving_statistics(self.model)
         if isinstance(optimizer, LBFGS):  # a line search wants the weights left alone, and nothing changed in a step
             if first and optimizer in self._loop.checked_rates:
-                self._adapt(optimizer, here.values())
+                self._adapt(optimizer, here.values(), rate)
             pull(here, parameters, self._reference, self._pulls(optimizer, here), stepped)
         else:
             pulled = turns(here, stepped, begins=first)
@@ -174,7 +175,7 @@ class Gram(Guard):
                 most = (FURTHEST * self._budget_now()) ** 2
                 bring_back(found_far(pulled, most), most, parameters, self._reference, stepped, self._loop.beside)
             pull(pulled, parameters, self._reference, self._pulls(optimizer, pulled), stepped)
-            self._adapt(optimizer, here.values())
+            self._adapt(optimizer, here.values(), rate)
         self._loop.checked_rates.add(optimizer)
         return [parameters[name] for name in stepped]
 
@@ -198,9 +199,9 @@ class Gram(Guard):
         known = {name: parameters[name] for name in self._reference if name in parameters}
         return {name: sign[id(each)] for name, each in known.items() if each.requires_grad and id(each) in sign}
 
-    def _adapt(self, optimizer: Optimizer, here: Collection[Held]) -> None:
-        """Let the multipliers of a budget follow; with plain gradient steps no further than is stable."""
-        most = most_stable(optimizer, here, averaged=self._has_budget)
+    def _adapt(self, optimizer: Optimizer, here: Collection[Held], rate: float | None) -> None:
+        """Let the multipliers of a budget follow; with plain gradient steps of a rate no further than is stable."""
+        most = None if rate is None else most_stable(rate, here, averaged=self._has_budget)
         if self._has_budget:
             adapt(here, self._budget_now(), most)
         elif most is not None and optimizer not in self._loop.checked_rates:
@@ -273,6 +274,7 @@ class Gram(Guard):
             "reference": self.reference,
             "decay": self.decay,
             "exact": self.exact,
+            "estimate": described(self.estimate),
         }
         write_protection(path, self.state_dict(), settings)
 
