@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from tripletmas.protection.importance.fisher import fisher_importance
 from tripletmas.protection.protection import MAS, LocalMAS, Protection
 
 
-def spread_out(model: nn.Module) -> nn.Module:
-    """Layers by themselves and the rest with the whole, as the documentation of torch has it."""
+def spread_out(model: nn.Module, shape: tuple[int, ...] | None = None) -> nn.Module:
+    """Layers by themselves and the rest with the whole, as the documentation of torch has it.
+
+    Args:
+        shape: of the mesh; of one with two dimensions (HSDP) the rows of it are replicas of each other.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (distributed.world_size(),))
+    shape = shape or (distributed.world_size(),)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     fully_shard(model.convolve, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
@@ -39,12 +45,12 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor) -> No
     optimizer.step()
 
 
-def held(folder: str) -> dict[str, Any]:
+def held(folder: str, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
     """Two tasks, the second learned under protection, saved between them; all that can be compared."""
     several = distributed.is_on()
     model = make_net()
     if several:
-        spread_out(model)
+        spread_out(model, shape)
     with torch.no_grad():
         model(torch.ones(2, 1, 4, 4).double())  # after this the root has whole parameters, under other identities
     protection = MAS(model, strength=3.0)
@@ -78,10 +84,10 @@ def held(folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 3])  # the convolution has 3 rows, the scale 4: uneven parts
-def test_a_model_under_fully_shard_is_held_as_one_process_holds_it(n, tmp_path):
+@pytest.mark.parametrize("shape", [(2,), (3,), (2, 2)])  # the convolution has 3 rows, the scale 4: uneven parts
+def test_a_model_under_fully_shard_is_held_as_one_process_holds_it(shape, tmp_path):
     expected = held(str(tmp_path))
-    first, *others = run_in_processes(held, n, str(tmp_path))
+    first, *others = run_in_processes(held, math.prod(shape), str(tmp_path), shape)
     assert all(identical(first, other) for other in others)
     assert identical(first["loaded"], first["as saved"])
     assert torch.equal(first["after loading"][""], first["value"][""])
