@@ -161,6 +161,8 @@ def test_a_run_without_its_records_or_its_checkpoint_is_read(place, call):
         for line in ("report run", "evaluate run"):
             assert call(*line.split())[0] == 0
         Path(name).rename(Path("run", name))
+
+
 # --- a run that is gone on with
 
 

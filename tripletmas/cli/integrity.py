@@ -59,17 +59,16 @@ def repair(path: str | Path) -> Iterator[str]:
 
 
 def refuse_damaged(path: Path, names: Iterable[str]) -> None:
-    """Whether these files of a run are as they were written, but for those that are derived anew when it goes on.
+    """Whether these files of a run are as they were written, but for those that are derived anew when it goes on; and
+    whether all are there that its tasks have written.
 
     Raises:
-        ValueError: naming those that are not, with what to do; if another process writes to the run.
+        ValueError: naming one that is not, with what to do; if another process writes to the run.
     """
     run = RunDirectory(path)
-    known = {name for record in run.records() for name in record.get("files", ())}
     with run.locked():
-        for name in names:
-            if name == "scores.json" or not (run.has(name) or name in known):
-                continue
+        gone = {name for record in run.records("task") for name in record.get("files", ()) if not run.has(name)}
+        for name in sorted(gone | {each for each in names if run.has(each)} - {"scores.json"}):
             if problem := _problem(lambda name=name: _read_whole(run, name)):
                 raise ValueError(f"{problem}; tripletmas doctor {path} looks at all files of the run")
 
