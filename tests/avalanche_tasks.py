@@ -89,10 +89,11 @@ class Kill(SupervisedPlugin):
 
 
 def main(how: str, folder: Path) -> None:
-    """Learn two tasks with checkpoints between them, and keep what was learned in HOW.pt."""
+    """Learn two tasks with checkpoints between them, held by single weights and by Grams, and keep what was learned in
+    HOW.pt."""
     torch.manual_seed(0)
     model = Growing()
-    plugins = [guest.ProtectionPlugin(tm.MAS(model, 0.3))]
+    plugins = [guest.ProtectionPlugin(each) for each in (tm.Gram(model, 0.02), tm.MAS(model, 0.3))]
     strategy = make_strategy(model, plugins)
     checkpoint = folder / f"{'whole' if how == 'whole' else 'broken'}.checkpoint"
     strategy, start = guest.maybe_load_checkpoint(strategy, checkpoint)
@@ -102,11 +103,13 @@ def main(how: str, folder: Path) -> None:
             strategy.plugins.insert(1, Kill(5)) if experience.current_experience else None
         strategy.train(experience)
         guest.save_checkpoint(strategy, checkpoint)
-    (plugin,) = (each for each in strategy.plugins if isinstance(each, guest.ProtectionPlugin))
-    assert plugin.protection.model is strategy.model
-    torch.save(
-        {"model": strategy.model.state_dict(), "protection": plugin.protection.state_dict()}, folder / f"{how}.pt"
-    )
+    guards = [each.protection for each in strategy.plugins if isinstance(each, guest.ProtectionPlugin)]
+    assert len(guards) == 2
+    assert all(each.model is strategy.model for each in guards)
+    held = {
+        f"{number}/{name}": value for number, each in enumerate(guards) for name, value in each.state_dict().items()
+    }
+    torch.save({"model": strategy.model.state_dict(), "protection": held}, folder / f"{how}.pt")
 
 
 def learn_in_one_of_several(rank: int, count: int, folder: str) -> None:

@@ -16,20 +16,26 @@ from guest_tasks import make_net, make_protection, make_task, metric_loss, weigh
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tripletmas.protection.structured.gram import Gram
+
 EPOCHS = 4
 
 
 def run(folder: Path, part: str, count: int = 48) -> dict[str, Tensor]:
-    """Both tasks, `whole`; or `killed` in the third epoch of the second, or from there, `resumed` in a new process."""
+    """Both tasks, `whole`; or `killed` in the third epoch of the second, or from there, `resumed` in a new process.
+
+    Held by single weights and by Grams at once.
+    """
     accelerator = Accelerator(cpu=True)
     net = make_net(seed=1 if part == "resumed" else 0)  # nothing is left but the checkpoint
-    protection = make_protection(net)
-    accelerator.register_for_checkpointing(protection)
+    guards = {"gram": Gram(net, 0.02), "mas": make_protection(net)}
+    accelerator.register_for_checkpointing(*guards.values())
     model = accelerator.prepare(net)
     for number in range(part == "resumed", 2):
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
         optimizer, loader = accelerator.prepare(optimizer, DataLoader(make_task(number, count=count), batch_size=16))
-        protection.attach(optimizer, clip="before")
+        for guard in guards.values():
+            guard.attach(optimizer, clip="before")
         first = 0
         if part == "resumed":
             accelerator.load_state(str(folder / "checkpoint"))
@@ -40,15 +46,18 @@ def run(folder: Path, part: str, count: int = 48) -> dict[str, Tensor]:
                     os.kill(os.getpid(), signal.SIGKILL)
                 optimizer.zero_grad()
                 accelerator.backward(metric_loss(model(inputs), labels))
-                protection.add_gradients(optimizer)
+                for guard in guards.values():
+                    guard.add_gradients(optimizer)
                 accelerator.clip_grad_norm_(model.parameters(), 0.1)
                 optimizer.step()
             if number == 1 and epoch == 1:
                 accelerator.save_state(str(folder / "checkpoint"))
-        protection.consolidate(loader)
+        for guard in guards.values():
+            guard.consolidate(loader)
         accelerator._optimizers.clear()  # of this task: it is in no checkpoint of the next
         accelerator._dataloaders.clear()
-    return weights(net) | {f"protection/{name}": value for name, value in protection.state_dict().items()}
+    held = {f"{kind}/{name}": value for kind, guard in guards.items() for name, value in guard.state_dict().items()}
+    return weights(net) | held
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tripletmas.integrations.transformers import ProtectionCallback
 from tripletmas.protection.protection import MAS
+from tripletmas.protection.structured.gram import Gram
 
 EPOCHS = 4
 
@@ -83,19 +84,23 @@ class Kill(TrainerCallback):
 
 
 def run(folder: Path, part: str) -> dict[str, Tensor]:
-    """Both tasks, `whole`; or `killed` in the third epoch of the second, or from there, `resumed` in a new process."""
+    """Both tasks, `whole`; or `killed` in the third epoch of the second, or from there, `resumed` in a new process.
+
+    Held by single weights and by Grams at once.
+    """
     net = make_net(seed=1 if part == "resumed" else 0)  # nothing is left but the checkpoint
-    protection = ProtectionCallback(make_protection(net))
+    gram = Gram(net, 0.02, forward=lambda net, batch: net(batch["x"]))
+    guards = [ProtectionCallback(gram, name="gram"), ProtectionCallback(make_protection(net))]
     model = Model(net)
     count = 47 if part == "both" else 48
     if part != "resumed":
-        trainer_of(model, folder / "first", rows(0, count=count), protection).train()
-    callbacks = [protection, *([Kill()] if part == "killed" else [])]
+        trainer_of(model, folder / "first", rows(0, count=count), *guards).train()
+    callbacks = [*guards, *([Kill()] if part == "killed" else [])]
     options = {"save_strategy": "epoch", "optim": "adamw_torch_fused", "learning_rate": 0.01}
     trainer = trainer_of(model, folder / "second", rows(1, count=count), *callbacks, **options)
     trainer.train(resume_from_checkpoint=part == "resumed")
-    held = protection.protection.state_dict()
-    return weights(net) | {f"protection/{name}": value for name, value in held.items()}
+    held = {f"{each.name}/{key}": value for each in guards for key, value in each.protection.state_dict().items()}
+    return weights(net) | held
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two tasks in a trainer of pytorch-metric-learning, as one process or one that is killed learns them.
 
-As a program: `metric_learning_tasks.py whole|killed|resumed FOLDER`.
+As a program: `metric_learning_tasks.py whole|killed|resumed FOLDER mas|gram`.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def kill_at(step: int, task: int) -> Callable[[Any], None]:
     return hook
 
 
-def main(how: str, folder: Path) -> None:
+def main(how: str, folder: Path, kind: str) -> None:
     """Learn two tasks, in folders, and keep what was learned in HOW.pt."""
     tasks = Task()
-    hooks = ProtectionHooks(tm.MAS(tasks.both))
+    hooks = ProtectionHooks(tm.MAS(tasks.both) if kind == "mas" else tm.Gram(tasks.both, 0.02))
     of = folder / ("whole" if how == "whole" else "broken")
     for number in range(2):
         options = {"end_of_iteration_hook": kill_at(2, number)} if how == "killed" else {}
@@ -96,4 +96,4 @@ def main(how: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -175,7 +175,7 @@ def test_killed_in_the_middle_of_a_task_and_resumed_in_another_process(tasks, tm
     for part in ("model", "protection"):
         assert whole[part].keys() == resumed[part].keys()
         assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
-    assert whole["protection"]["importance/head.classifier.weight"].shape == (4, 8)
+    assert whole["protection"]["1/importance/head.classifier.weight"].shape == (4, 8)
 
 
 def test_a_checkpoint_without_a_protection(tasks, tmp_path):

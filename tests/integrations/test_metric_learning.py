@@ -160,9 +160,10 @@ def test_what_does_not_fit_is_a_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_a_task_and_resumed_in_another_process(tmp_path):
+@pytest.mark.parametrize("kind", ["mas", pytest.param("gram", marks=pytest.mark.long)])
+def test_killed_in_the_middle_of_a_task_and_resumed_in_another_process(kind, tmp_path):
     for how, status in (("whole", 0), ("killed", -signal.SIGKILL), ("resumed", 0)):
-        program = [sys.executable, str(TESTS / "metric_learning_tasks.py"), how, str(tmp_path)]
+        program = [sys.executable, str(TESTS / "metric_learning_tasks.py"), how, str(tmp_path), kind]
         environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
         result = subprocess.run(program, capture_output=True, text=True, env=environment)
         assert result.returncode == status, result.stderr
