@@ -1,4 +1,4 @@
-"""Protection in the trainers of Sentence Transformers, peft and trl."""
+"""Protection in the trainers of Sentence Transformers and peft."""
 
 from __future__ import annotations
 
@@ -207,37 +207,3 @@ def test_peft_equals_the_penalty_in_the_loss_and_resumes(tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert largest_difference(weights(resumed), weights(found)) == 0
     assert largest_difference(callback.protection.state_dict(), protection.state_dict()) == 0
-
-
-# --- trl
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # trl's, of what it asks of transformers
-def test_trl(tmp_path):
-    """Its trainer for fine-tuning of language models, on two tasks."""
-    trl = pytest.importorskip("trl")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *"abcdefgh"])}
-    tokenizer = Tokenizer(models.WordLevel(words, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[PAD]")
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(words), n_positions=16, n_embd=16, n_layer=1, n_head=2)
-    model = GPT2LMHeadModel(config)
-    protection = MAS(model, 10.0, forward=lambda model, batch: model(batch["input_ids"]).logits[:, -1])
-    callback = ProtectionCallback(protection)
-    for number in range(2):
-        lines = [" ".join("abcdefgh"[(k * (number + 1) + each) % 8] for k in range(6)) for each in range(8)]
-        arguments = trl.SFTConfig(
-            str(tmp_path), use_cpu=True, bf16=False, report_to="none", num_train_epochs=1, disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )  # fmt: skip
-        trainer = trl.SFTTrainer(
-            model, arguments, train_dataset=Dataset.from_dict({"text": lines}), processing_class=tokenizer,
-            callbacks=[callback],
-        )  # fmt: skip
-        trainer.train()
-        assert protection.num_protected_steps == number  # one step a task, and nothing to hold in the first

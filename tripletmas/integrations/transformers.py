@@ -17,7 +17,6 @@ from tripletmas.integrations.guest import (
     check_is_part,
     check_measure,
     let_answer,
-    measure,
     once_each,
 )
 from tripletmas.protection.file import read_protection
@@ -118,8 +117,8 @@ class ProtectionCallback(TrainerCallback):
     def _restore(self, path: Path) -> None:
         if path.exists():
             with read_protection(path, self.protection.model) as (state, settings):
-                # a Gram of an earlier version does not say it
-                check_measure(self.protection, settings.get("estimate", measure(self.protection)), "it")
+                if "estimate" in settings:  # else it is a Gram, which measures in one unit
+                    check_measure(self.protection, settings["estimate"], "it")
                 self.protection.load_state_dict(state)
         elif not self.protection.holds:
             raise ValueError(

@@ -16,7 +16,7 @@ from torch.optim import LBFGS, Optimizer
 from tripletmas.basics.weights import Params, Place, named_parameters, placed_parameters, snapshot, trainable
 from tripletmas.protection.batches import Forward, refuse_inference_mode
 from tripletmas.protection.coverage import Coverage, measure_coverage, warn_of_moving_statistics
-from tripletmas.protection.file import described, read_protection, write_protection
+from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.hooks import gradient_scale
 from tripletmas.protection.optimizers import plain_rate, signs
@@ -274,7 +274,6 @@ class Gram(Guard):
             "reference": self.reference,
             "decay": self.decay,
             "exact": self.exact,
-            "estimate": described(self.estimate),
         }
         write_protection(path, self.state_dict(), settings)
 
