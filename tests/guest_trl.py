@@ -55,7 +55,7 @@ def texts(number: int) -> Dataset:
         return "".join(WORDS[(first + k * by) % 8] + " " for k in range(3))
 
     rows = [(line(at, number + 1), line(at + 3 * (number + 1), number + 1), line(at, 0)) for at in range(8)]
-    return Dataset.from_dict({name: [row[at] for row in rows] for at, name in enumerate(("prompt", "chosen", "rejected"))})
+    return Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows])
 
 
 def trainer_of(

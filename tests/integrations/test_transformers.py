@@ -246,11 +246,22 @@ def test_a_checkpoint_may_have_been_moved(first_task, tmp_path):
     assert largest_difference(protection.state_dict(), held) == 0
 
 
+def by_gram(net: nn.Module) -> Gram:
+    """One that has learned the first task."""
+    gram = Gram(net, 0.02, forward=lambda net, batch: net(batch["x"]))
+    gram.consolidate(batches(0))
+    return gram
+
+
 def test_checkpoints_of_another_model_or_measure_are_errors(first_task, tmp_path):
     net, protection = learned(first_task)
     path = checkpoint(tmp_path / "run", ProtectionCallback(protection), net=net)
     with pytest.raises(ValueError, match=r"protection.safetensors: it holds a protection that measured with"):
         resume(net, tmp_path / "run", Gram(net), path)
+    gram = checkpoint(tmp_path / "gram", ProtectionCallback(by_gram(net), consolidate=False), net=net)
+    with pytest.raises(ValueError, match=r"measured with .*input_importance.*, and this one: .*mas_importance"):
+        resume(net, tmp_path / "gram", make_protection(net), gram)
+    resume(net, tmp_path / "gram", by_gram(net), gram)
     with pytest.raises(ValueError, match=r"protection.safetensors: saved for another model: .*2.bias"):
         resume(net, tmp_path / "run", MAS(net[0], forward=protection.estimate.keywords["forward"]), path)
 

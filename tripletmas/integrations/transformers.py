@@ -17,10 +17,12 @@ from tripletmas.integrations.guest import (
     check_is_part,
     check_measure,
     let_answer,
+    measure,
     once_each,
 )
 from tripletmas.protection.file import read_protection
 from tripletmas.protection.guard import Guard
+from tripletmas.protection.structured.moments import input_importance
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -117,8 +119,8 @@ class ProtectionCallback(TrainerCallback):
     def _restore(self, path: Path) -> None:
         if path.exists():
             with read_protection(path, self.protection.model) as (state, settings):
-                if "estimate" in settings:  # else it is a Gram, which measures in one unit
-                    check_measure(self.protection, settings["estimate"], "it")
+                of_gram = measure(self.protection) | {"function": input_importance.__name__}  # which it does not say
+                check_measure(self.protection, settings.get("estimate", of_gram), "it")
                 self.protection.load_state_dict(state)
         elif not self.protection.holds:
             raise ValueError(
