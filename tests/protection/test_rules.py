@@ -211,12 +211,12 @@ def test_the_rate_of_another_models_weights_is_no_matter(make: Callable[..., Gua
 # --- schedule-free
 
 SCHEDULE_FREE: dict[str, Callable[[Any], Any]] = {
-    "sgd": lambda p: schedulefree.SGDScheduleFree(p, lr=0.1),
+    "sgd": lambda p: schedulefree.SGDScheduleFree(p, lr=0.05),
     "adamw": lambda p: schedulefree.AdamWScheduleFree(p, lr=0.01, weight_decay=0.1),
     "adamw, no foreach": lambda p: schedulefree.AdamWScheduleFree(p, lr=0.01, foreach=False),
     "radam": lambda p: schedulefree.RAdamScheduleFree(p, lr=0.1),
     "reference": lambda p: schedulefree.AdamWScheduleFreeReference(p, lr=0.01),
-    "sgd closure": lambda p: schedulefree.SGDScheduleFreeClosure(p, lr=0.1),
+    "sgd closure": lambda p: schedulefree.SGDScheduleFreeClosure(p, lr=0.05),
     "adamw closure": lambda p: schedulefree.AdamWScheduleFreeClosure(p, lr=0.01),
     "wrapper": lambda p: schedulefree.ScheduleFreeWrapper(SGD(p, lr=0.05), momentum=0.9),
     "wrapper, reference": lambda p: schedulefree.ScheduleFreeWrapperReference(SGD(p, lr=0.05), momentum=0.9),
