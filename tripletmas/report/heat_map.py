@@ -44,7 +44,7 @@ def draw_matrix(
     names = short_names(task_names[:size], 12 if numbered else 9)
     step = max(1, math.ceil(size / 15))
     numbers = [str(i + 1) for i in range(size)]
-    long = max(map(len, names)) * size > 46
+    long = max(map(len, names)) * size > 36
     columns = numbers if long else names
     axes.set_xticks(range(0, size, step), columns[::step])
     axes.set_yticks(range(0, size, step), [f"{numbers[i]}  {names[i]}" for i in range(0, size, step)])

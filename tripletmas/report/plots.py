@@ -129,7 +129,7 @@ def _draw_epochs(
 def _name_tasks(axes: Axes, edges: Sequence[int], tasks: Sequence[int], task_names: Sequence[str]) -> None:
     """On the x axis: the name of each task where it fits, else its number, else every few numbers."""
     names = [task_names[task] if task < len(task_names) else str(task + 1) for task in tasks]
-    fits = max(map(len, names)) * len(tasks) <= 50
+    fits = max(map(len, names)) * len(tasks) <= 40
     shown = list(zip(tasks, names, pairwise(edges), strict=True))[:: math.ceil(len(tasks) / 15)]
     centres = [(start + end + 1) / 2 for _, _, (start, end) in shown]
     axes.set_xticks(centres, [name if fits else str(task + 1) for task, name, _ in shown])
