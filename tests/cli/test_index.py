@@ -341,6 +341,22 @@ def test_add_makes_a_part_of_the_present_model_and_says_what_is_stale(place, cal
     assert torch.allclose(index.vectors[12:], rows_of(index, embedded("run", 1))[12:], atol=1e-6)
 
 
+def test_images_that_a_link_leads_to_are_in_the_index_already(place, call):
+    """Whether the index was made by the link, or is given it."""
+    os.symlink("images", "linked")
+    os.symlink("linked/a", "other")
+    for root in ("linked/a", "other", "images/b/../a"):
+        assert call("index", "add", "old.index", "--images", root) == (
+            0,
+            "old.index: 12 of 12 images are in it already and stay\n",
+            "",
+        )
+    assert call("index", "build", "run", "--images", "other", "--out", "by_link.index")[0] == 0
+    for root in ("images/a", "linked/a"):
+        assert "12 of 12 images are in it already" in call("index", "add", "by_link.index", "--images", root)[1]
+    assert len(ImageIndex.open("by_link.index")) == 12
+
+
 def test_add_of_a_folder_that_has_grown_adds_what_is_new(place, call):
     before = Path("old.index").read_bytes()
     assert call("index", "add", "old.index", "--images", "images/a") == (

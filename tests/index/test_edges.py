@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fuzzing import peak
 from other_device import NAME, other_device
 from torch import Tensor
 
+from tripletmas.basics.arrays import Unclear
 from tripletmas.basics.weights import weight_hash
 from tripletmas.index import drift, ties
 from tripletmas.index.base import unit
@@ -20,6 +26,7 @@ from tripletmas.index.drift import fit_drift, fit_mlp
 from tripletmas.index.exact import ExactIndex
 from tripletmas.index.file import read_index_file
 from tripletmas.index.fitting import fit_map
+from tripletmas.index.glance import read_glance
 from tripletmas.index.images import ImageIndex, Part, Reading, Settings, Transform
 from tripletmas.index.lists import MappedLists
 from tripletmas.index.making import make_index
@@ -232,6 +239,34 @@ def test_lists_of_another_kind_are_refused(other: str):
         MappedLists(3, kind="IVF2,Flat", trained=trained, sizes=sizes, content=torch.zeros(90 * 20, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize(("kind", "effort"), [("HNSW4", "ef_search"), ("IVF2,Flat", "nprobe")])
+def test_numbers_that_faiss_cannot_hold_are_refused(kind: str, effort: str):
+    for value, said in ((0, ">= 1"), (2**31, r"below 2\^31"), (10**18, r"below 2\^31")):
+        with pytest.raises(ValueError, match=f"{effort} must be {said}, got {value}"):
+            make_index(3, kind=kind, **{effort: value})
+    with pytest.raises(ValueError, match=r"dim must be below 2\^31, got 2147483648"):
+        make_index(2**31, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["HNSW4", "IVF2,Flat", "PQ1x4"])
+def test_bytes_that_ask_for_more_than_there_is_are_no_index(kind: str):
+    """Each eight bytes in turn say 2^37: that many numbers would be 128 GiB and more, and are not asked for."""
+    whole = make_index(3, kind=kind)
+    whole.add(random(40, 3))
+    content = whole.serialize()
+    before, said = peak(), []
+    for at in range(0, min(len(content) - 8, 400), 4):
+        damaged = content.clone()
+        damaged[at : at + 8] = torch.tensor([0, 0, 0, 0, 32, 0, 0, 0], dtype=torch.uint8)
+        try:
+            make_index(3, kind=kind, data=damaged)
+        except ValueError as error:
+            said.append(str(error))
+    assert any("deserialization_vector_byte_limit" in each for each in said)
+    assert not any("bad_alloc" in each for each in said)
+    assert peak() - before < 2**29
+
+
 # --- files, and what comes in blocks
 
 
@@ -264,6 +299,41 @@ def told(path: Path) -> dict[str, dict]:
     texts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     header = json.loads(texts["tripletmas"])["header"]
     return {name: json.loads(value) if isinstance(value, str) else value for name, value in header.items()}
+
+
+def test_an_index_whose_settings_are_none_is_damaged(tmp_path: Path):
+    for name, value, said in (
+        ("dim", 2**40, "vectors of dim 3, and settings of 1099511627776"),
+        ("kind", False, "'kind' of its settings is False, not str"),
+        ("kind", "vectors", "got 'vectors'"),
+        ("metric", "cosine", "metric must be one of"),
+    ):
+        index = filled()
+        object.__setattr__(index, "settings", replace(index.settings, **{name: value}))
+        with monkeypatched_header(index, dim=3):
+            index.save(tmp_path / "index")
+        with pytest.raises(ValueError, match=rf"{tmp_path}/index is damaged \(.*{said}"):
+            ImageIndex.open(tmp_path / "index").search(random(1, 3), 1)
+
+
+@contextmanager
+def monkeypatched_header(index: ImageIndex, dim: int) -> Iterator[None]:
+    """Written with the dimension that its vectors have."""
+    header = {**index._header(), "dim": dim}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageIndex, "_header", lambda self: header)
+        yield
+
+
+def test_a_pipe_is_no_index(tmp_path: Path):
+    """It would be waited for."""
+    os.mkfifo(tmp_path / "x.index")
+    with pytest.raises(ValueError, match="no such index file"):
+        ImageIndex.open(tmp_path / "x.index")
+    with pytest.raises(Unclear, match="it is no regular file"):
+        read_glance(tmp_path / "x.index")
+    with pytest.raises(ValueError, match="it is no regular file"):
+        FittedMap.open(tmp_path / "x.index")
 
 
 def test_one_text_is_a_text(tmp_path: Path):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from tripletmas.basics.disk import check_regular
 from tripletmas.basics.files import Place, about_of, header_checksum
 
 # how a type is called in such a file -> (as torch calls it, bytes of an element)
@@ -57,6 +58,7 @@ def read_sealed(
         Unclear: for anything but a whole file as this version writes it.
     """
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             return _read(file, header, place, skip)
     except Exception as error:

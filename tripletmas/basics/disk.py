@@ -8,6 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def check_regular(path: str | Path) -> None:
+    """Raise an OSError for what is no file on a disk, such as a pipe, which would be waited for without an end."""
+    if not os.path.isfile(path):
+        raise OSError("it is no regular file" if os.path.exists(path) else "no such file")
+
+
 def flush_folder(path: Path) -> None:
     """Have new names on the disk, where the system can say so; they are there already for every other program."""
     with suppress(OSError):  # Windows opens no folders, some file systems flush none

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from tripletmas.basics.disk import flush, flush_folder, remove
+from tripletmas.basics.disk import check_regular, flush, flush_folder, remove
 
 if TYPE_CHECKING:  # it is imported where tensors are read and written: JSON needs none, nor does `index.glance`
     from torch import Tensor
@@ -121,6 +121,7 @@ def read_json(path: str | Path, remedy: str, place: Place | None = None) -> Any:
         ValueError: if it is missing, damaged or another file.
     """
     try:
+        check_regular(path)
         return unsealed(json.loads(Path(path).read_text(encoding="utf-8")), place)
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error, remedy) from None
@@ -237,6 +238,7 @@ def read_tensors(
     from tripletmas.basics.mapped import mapped_tensors, tensors_of
 
     try:
+        check_regular(path)
         texts, tensors = (mapped_tensors if large else tensors_of)(path)
         about = about_of(texts)
         names = sorted(tensors) if about["order"] is None else about["order"]

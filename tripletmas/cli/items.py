@@ -142,10 +142,20 @@ def new_items(items: Items, index: ImageIndex, file: str) -> Items:
     if bool(items.texts) != isinstance(index.settings.transform, Reading):
         held, given = ("images", "texts") if items.texts else ("texts", "images")
         raise ValueError(f"{file} is an index of {held}, and {given} do not go into it: build another index")
-    row_of = {path: row for row, path in enumerate(index.paths)}
-    rows = [row_of.get(prefix(os.path.abspath(items.root)) + name) for name in items.names]
+    row_of, roots = _rows(index), [prefix(each(items.root)) for each in (os.path.abspath, os.path.realpath)]
+    rows = [next((row_of[root + name] for root in roots if root + name in row_of), None) for name in items.names]
     _check_texts(items, rows, index, file)
     return items.subset([position for position, row in enumerate(rows) if row is None])
+
+
+def _rows(index: ImageIndex) -> dict[str, int]:
+    """The row of each path, and of what it is where a link is followed on the way to its root."""
+    row_of = {path: row for row, path in enumerate(index.paths)}
+    for root in index.roots:
+        given, real = prefix(root), prefix(os.path.realpath(root))
+        if given != real:
+            row_of |= {real + path[len(given) :]: row for path, row in row_of.items() if path.startswith(given)}
+    return row_of
 
 
 def _check_texts(items: Items, rows: Sequence[int | None], index: ImageIndex, file: str) -> None:

@@ -126,7 +126,7 @@ class FaissIndex:
         faiss = base.import_faiss("an index")
         content = data.numpy()
         reader = getattr(faiss, "ZeroCopyIOReader", None)
-        with clean_errors("the data are no index of faiss"):
+        with limited(content.size), clean_errors("the data are no index of faiss"):
             if reader is None or copy:
                 index = faiss.deserialize_index(content)
             else:
@@ -167,8 +167,8 @@ def set_efforts(index: Any, kind: str, efforts: dict[str, int | None]) -> None:
             continue
         if getattr(owner, field, None) is None:
             raise ValueError(f"kind {kind!r} has no {name}, which belongs to {has}; leave it out")
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+        if not 1 <= value < 2**31:
+            raise ValueError(f"{name} must be {'>= 1' if value < 1 else 'below 2^31'}, got {value}")
         setattr(owner, field, value)
 
 
@@ -233,6 +233,21 @@ def layers(index: Any) -> list[Any]:
             found.append(faiss.downcast_index(outer.base_index))
         else:
             return found
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """While faiss reads so many bytes it makes nothing larger, whatever they say; before faiss 1.14 it may."""
+    faiss = base.import_faiss("an index")
+    names = [f"deserialization_{each}_limit" for each in ("loop", "vector_byte")]
+    before = {name: getattr(faiss, f"get_{name}")() for name in names if hasattr(faiss, f"set_{name}")}
+    try:
+        for name in before:
+            getattr(faiss, f"set_{name}")(size)
+        yield
+    finally:
+        for name, was in before.items():
+            getattr(faiss, f"set_{name}")(was)
 
 
 @contextmanager

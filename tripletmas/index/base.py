@@ -117,8 +117,8 @@ def disagreement(stored: Tensor, made: Tensor) -> float:
 
 
 def check_settings(dim: int, metric: str) -> None:
-    if dim < 1:
-        raise ValueError(f"dim must be >= 1, got {dim}")
+    if not 1 <= dim < 2**31:
+        raise ValueError(f"dim must be >= 1, got {dim}" if dim < 1 else f"dim must be below 2^31, got {dim}")
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
 

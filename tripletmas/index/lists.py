@@ -246,7 +246,7 @@ def _without_lists(kind: str) -> ValueError:
 
 
 def _read(trained: Tensor) -> Any:
-    with approximate.clean_errors("the data are no index of faiss"):
+    with approximate.limited(trained.nbytes), approximate.clean_errors("the data are no index of faiss"):
         return base.import_faiss("an index").deserialize_index(trained.contiguous().numpy())
 
 
