@@ -20,6 +20,7 @@ from tripletmas.basics.files import (
     read_json,
     read_tensors,
     save_json,
+    save_text,
     save_tensors,
 )
 
@@ -208,6 +209,30 @@ def test_tensors_need_not_be_contiguous(tmp_path):
     value = torch.arange(6.0).reshape(2, 3)
     save_tensors(tmp_path / "x.safetensors", {"a": value.T}, {"key": "text"})
     assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], value.T)
+
+
+def test_no_file_takes_the_place_of_a_pipe_or_a_device(tmp_path):
+    """As /dev/null is one, which root can replace."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ValueError, match=f"{name} is no file on a disk, but a device or a pipe: name a file"):
+            save_text(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_a_folder_below_a_file_is_not_made(tmp_path):
+    (tmp_path / "notes").write_text("of mine")
+    with pytest.raises(ValueError, match="notes is a file, and a folder is to be made there: name another place"):
+        save_text(tmp_path / "notes" / "run" / "x", "text")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (lambda: read_json(tmp_path / "pipe", "-"), lambda: read_tensors(tmp_path / "pipe", "-", header="x")):
+        with pytest.raises(ValueError, match=r"pipe cannot be read \(it is no regular file\)"):
+            read()
 
 
 def test_a_link_stays_and_its_file_is_written(tmp_path):

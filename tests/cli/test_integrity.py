@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -210,6 +211,9 @@ def flipped(content: bytes) -> bytes:
         ("evaluate run --json run/report/x.json", "would be written into the run"),
         ("evaluate run --json photos/a/0.png", "is there, and is no JSON: name another file"),
         ("evaluate run --json photos", "--json photos is a folder: name a file"),
+        ("evaluate run --json pipe", "--json pipe is no file on a disk, but a device or a pipe: name a file"),
+        ("query shop.index photos/a/0.png --html pipe", "--html pipe is no file on a disk"),
+        ("train --data digits --out notes.txt/run", "notes.txt is a file, and a folder is to be made there"),
         ("forecast run --json run/scores.json", "would be written into the run"),
         ("forecast run --index shop.index --json shop.index", "would overwrite what is read"),
         ("query own.index photos/a/0.png --html photos/a/1.html", "would lie among the images in .*/photos"),
@@ -234,6 +238,7 @@ def flipped(content: bytes) -> bytes:
 def test_what_is_there_is_not_written_over(line, message, place, call):
     for name in ("notes.txt", "notes.npz"):
         Path(name).write_text("mine")
+    os.mkfifo("pipe")
     if "own.index" in line:
         assert call("index", "build", "run", "--images", "photos", "--out", "own.index")[0] == 0
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}

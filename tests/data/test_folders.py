@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tripletmas.data import tables
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import csv, folder, unlabelled
 from tripletmas.data.preparation import Preparation
 from tripletmas.data.tasks import make_stream
+from tripletmas.data.text_tables import jsonl
 
 
 def tree(root, names) -> None:
@@ -199,6 +201,16 @@ def test_paths_are_relative_to_the_table_or_to_root(tmp_path, caplog):
 def test_a_table_that_is_wrong_names_the_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         csv(path=table(tmp_path, text), size=4)
+
+
+@pytest.mark.parametrize("end", ["csv", "jsonl"])
+def test_a_file_without_line_ends_is_not_read_whole(end, tmp_path, monkeypatch):
+    """It may be gigabytes of something else."""
+    monkeypatch.setattr(tables, "_LONGEST_LINE", 100)
+    content = {"csv": "path,label\n" + "\0" * 101, "jsonl": '{"text": "a", "label": "x"}\n"' + "a" * 101}
+    (tmp_path / f"x.{end}").write_text(content[end])
+    with pytest.raises(ValueError, match=rf"x\.{end}, line 2 has more than 100 characters: is it a text file"):
+        (csv if end == "csv" else jsonl)(path=str(tmp_path / f"x.{end}"))
 
 
 def test_a_file_that_is_listed_again_counts_once_but_may_also_be_in_the_gallery(tmp_path, caplog):

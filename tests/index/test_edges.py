@@ -251,6 +251,8 @@ def test_numbers_that_faiss_cannot_hold_are_refused(kind: str, effort: str):
 @pytest.mark.parametrize("kind", ["HNSW4", "IVF2,Flat", "PQ1x4"])
 def test_bytes_that_ask_for_more_than_there_is_are_no_index(kind: str):
     """Each eight bytes in turn say 2^37: that many numbers would be 128 GiB and more, and are not asked for."""
+    faiss = pytest.importorskip("faiss", "1.14")  # earlier ones have no limit
+    assert faiss.get_deserialization_vector_byte_limit() == 2**40
     whole = make_index(3, kind=kind)
     whole.add(random(40, 3))
     content = whole.serialize()
@@ -264,6 +266,7 @@ def test_bytes_that_ask_for_more_than_there_is_are_no_index(kind: str):
             said.append(str(error))
     assert any("deserialization_vector_byte_limit" in each for each in said)
     assert not any("bad_alloc" in each for each in said)
+    assert faiss.get_deserialization_vector_byte_limit() == 2**40
     assert peak() - before < 2**29
 
 

@@ -67,8 +67,11 @@ def atomic_write(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
 
     Raises:
         OSError: if it cannot be written, as when the disk is full; what was at `path` before is untouched.
+        ValueError: for a device or a pipe, in whose place there would be a file afterwards.
     """
     final = Path(os.path.realpath(path))
+    if final.exists() and not (final.is_file() or final.is_dir()):
+        raise ValueError(f"{path} is no file on a disk, but a device or a pipe: name a file")
     make_folder(final.parent)
     aside = final.with_name(final.name + ".part")
     if aside.is_dir() and not folder:
@@ -316,6 +319,8 @@ def damaged(path: str | Path, error: Exception | str, remedy: str) -> ValueError
 def make_folder(path: Path) -> None:
     """A folder, made with those that it lies in where they are not there, all of them on the disk."""
     if not path.is_dir():
+        if path.exists():
+            raise ValueError(f"{path} is a file, and a folder is to be made there: name another place")
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         flush_folder(path.parent)

@@ -40,6 +40,8 @@ def check_output(
     check_place(option, path, images=images)
     if real.is_dir():
         raise ValueError(f"{option} {path} is a folder: name a file")
+    if real.exists() and not real.is_file():
+        raise ValueError(f"{option} {path} is no file on a disk, but a device or a pipe: name a file")
     if real.exists():
         with open(real, "rb") as file:
             start = file.read(32).lstrip()

@@ -7,11 +7,13 @@ import difflib
 import logging
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import TextIO
 
 from tripletmas.basics.sentences import listed
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_LINE = 2**24  # characters
 _QUOTE = "quote a cell that holds a comma"
 _REASONS = {  # what Python's reader says -> what a user can mend
     "unexpected end of data": "a quote is opened here, and never closed",
@@ -58,7 +60,7 @@ def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
     number = 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
+            rows = csv.reader(lines_of(file, path), strict=True)
             for cells in rows:
                 if cells:
                     yield number, cells
@@ -71,6 +73,18 @@ def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from None
     except csv.Error as error:
         raise ValueError(f"{path}, line {number}: {_REASONS.get(str(error), error)}") from None
+
+
+def lines_of(file: TextIO, path: str) -> Iterator[str]:
+    """The lines of a text file that may be no text at all, but gigabytes without a line end.
+
+    Raises:
+        ValueError: for a line that is longer than any of a table.
+    """
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), ""), start=1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"{path}, line {number} has more than {_LONGEST_LINE:,} characters: is it a text file?")
+        yield line
 
 
 def _check_columns(columns: Sequence[str], needed: Sequence[str], optional: Sequence[str]) -> None:

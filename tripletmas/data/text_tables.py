@@ -15,7 +15,7 @@ from tripletmas.data.names import encode_labels
 from tripletmas.data.pairs import Pair, source_of_pairs
 from tripletmas.data.parts import SPLITS, ClassFrom, check_class_from, class_of, groups_of, parts_of
 from tripletmas.data.source import Source
-from tripletmas.data.tables import read_rows
+from tripletmas.data.tables import lines_of, read_rows
 from tripletmas.data.tokens import Texts
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _json_lines(path: str, needed: Sequence[str], optional: Sequence[str]) -> Ro
     """The lines of a file as rows: of the keys that are known, all values as text without spaces around."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(lines_of(file, path), start=1):
                 if not line.strip():
                     continue
                 try:
