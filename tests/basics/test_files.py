@@ -20,8 +20,8 @@ from tripletmas.basics.files import (
     read_json,
     read_tensors,
     save_json,
-    save_text,
     save_tensors,
+    save_text,
 )
 
 

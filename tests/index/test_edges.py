@@ -164,6 +164,20 @@ def test_small_distances_between_long_vectors_are_exact(backend: str):
     assert scores[0].tolist() == [0.0, -(0.0625**2), -(0.125**2), -(0.1875**2)]
 
 
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_a_small_distance_is_exact_where_all_others_are_far(backend: str):
+    """One vector 1/16 from queries that are 1400 long, the others 50 and more: nothing is near it, and its score is a
+    difference of squares whose rounding is 0.1. Thirty queries: of fewer faiss subtracts the vectors themselves."""
+    gallery = torch.full((200, 2), 1000.0)
+    gallery[:, 1] += 50 * torch.arange(200)
+    gallery[0, 1] += 0.0625
+    index = ExactIndex(2, metric="l2", normalize=False, backend=backend)
+    index.add(gallery)
+    scores, positions = index.search(torch.full((30, 2), 1000.0), 1)
+    assert positions.unique().tolist() == [0]
+    assert scores.unique().tolist() == [-(0.0625**2)]
+
+
 def test_units_of_rounding_are_those_of_the_types():
     assert torch.finfo(torch.float32).eps / 2 == ties.FLOAT32
     assert torch.finfo(torch.float64).eps / 2 == ties.FLOAT64

@@ -105,10 +105,12 @@ def test_exact_search_equals_the_twin(name: str, metric: str, normalize: bool):
 
 @pytest.mark.parametrize("num_better", [1, 4])
 def test_the_last_rank_may_be_unsure_where_those_before_it_are_not(num_better: int):
-    """A few long vectors, and as the last rank one of 300 that float32 cannot tell apart."""
-    better = (2 + torch.arange(num_better))[:, None] * random(1, 6, seed=3)
-    gallery = torch.cat([nearly_equal(300, 6, 0), better])
-    assert_equals_the_twin(gallery, nearly_equal(3, 6, 1), num_better + 1, "inner_product", normalize=False)
+    """A few long vectors, and as the last rank one of 300 whose products cancel to below the rounding of float32."""
+    steps = torch.randint(0, 9, (300, 2), generator=torch.Generator().manual_seed(0))
+    level = torch.tensor([1000.0, -1000.0]) + steps / 2**14
+    better = torch.stack([3000.0 + torch.arange(num_better), torch.zeros(num_better)], dim=1)
+    queries = torch.tensor([1 / 3, 0.7, 0.9])[:, None].expand(3, 2).contiguous()
+    assert_equals_the_twin(torch.cat([level, better]), queries, num_better + 1, "inner_product", normalize=False)
 
 
 @settings(max_examples=60, deadline=None)
