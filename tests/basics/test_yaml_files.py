@@ -17,9 +17,14 @@ def doubled(levels: int, *, merged: bool = False) -> str:
 
 
 def test_plain_values_are_read(tmp_path):
-    text = "a: {b: [1, 2.5, x, true, null], ü: '2026-11-28'}\nc: &c [1]\nd: *c\n"
+    text = "a: {b: [1, 2.5, x, true, null], ü: '2026-11-28'}\nc: &c [1]\nd: *c\ne: ['010', 1e-3, 0, 0x10, 09, a:1]\n"
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-    expected = {"a": {"b": [1, 2.5, "x", True, None], "ü": "2026-11-28"}, "c": [1], "d": [1]}
+    expected = {
+        "a": {"b": [1, 2.5, "x", True, None], "ü": "2026-11-28"},
+        "c": [1],
+        "d": [1],
+        "e": ["010", "1e-3", 0, 16, "09", "a:1"],
+    }
     assert read_mapping(tmp_path / "a.yaml") == expected
 
 
@@ -31,6 +36,9 @@ def test_plain_values_are_read(tmp_path):
         ("a: !!binary aGVsbG8=", "has for a b'hello' of type bytes"),
         ("a: !!set {b, c}", "has for a .* of type set"),
         ("a: !!python/object/apply:os.getcwd []", "is no YAML: could not determine a constructor .*, in line 1"),
+        ("a: 1\nb: [010]", "has 010 in line 2, which YAML takes for 8: write the number that is meant"),
+        ("a: 1:30", "has 1:30 in line 1, which YAML takes for 90"),
+        ("a: -1:30.5", r"has -1:30\.5 in line 1, which YAML takes for -90\.5"),
         ("1: 2", "has the key 1, which is no text"),
         ("a: 1\nb: 2\na: 3", "has the key 'a' twice, again in line 3"),
         ("a: [1\nb: }", "is no YAML: .*, in line 2"),

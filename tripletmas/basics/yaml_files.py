@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 MOST = 10_000  # values in a file, what aliases repeat included
 MOST_BYTES = 10_000_000
+_OTHER_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # of base 8, and of base 60
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -56,8 +58,10 @@ def _checked(node: yaml.Node, sizes: dict[int, int]) -> int:
     """How many values a node holds with its aliases unfolded, at most MOST + 1.
 
     Raises:
-        ValueError: for a key that is there twice.
+        ValueError: for a key that is there twice, or a number that YAML reads as another than people do.
     """
+    if isinstance(node, yaml.ScalarNode):
+        _refuse_other_number(node)
     if id(node) not in sizes:
         sizes[id(node)] = MOST + 1  # of a node within itself
         if isinstance(node, yaml.MappingNode):
@@ -67,6 +71,14 @@ def _checked(node: yaml.Node, sizes: dict[int, int]) -> int:
             inside = node.value if isinstance(node, yaml.SequenceNode) else []
         sizes[id(node)] = min(1 + sum(_checked(part, sizes) for part in inside), MOST + 1)
     return sizes[id(node)]
+
+
+def _refuse_other_number(node: yaml.ScalarNode) -> None:
+    if node.style is None and node.tag.endswith((":int", ":float")) and _OTHER_NUMBER.fullmatch(node.value):
+        read, line = yaml.safe_load(node.value), node.start_mark.line + 1
+        raise ValueError(
+            f"has {node.value} in line {line}, which YAML takes for {read}: write the number that is meant"
+        )
 
 
 def _refuse_twice(keys: list[yaml.ScalarNode]) -> None:
