@@ -18,6 +18,8 @@ from torch import Tensor
 
 from tripletmas.index import base
 
+_TABLES = 2**31  # bytes: faiss computes tables of lists of product codes, of at most so many
+
 
 class FaissIndex:
     """An index of faiss on the CPU. An approximate one can miss items; the order among equal scores is faiss's own.
@@ -126,7 +128,7 @@ class FaissIndex:
         faiss = base.import_faiss("an index")
         content = data.numpy()
         reader = getattr(faiss, "ZeroCopyIOReader", None)
-        with limited(content.size), clean_errors("the data are no index of faiss"):
+        with limited(content.size, self.kind), clean_errors("the data are no index of faiss"):
             if reader is None or copy:
                 index = faiss.deserialize_index(content)
             else:
@@ -236,14 +238,16 @@ def layers(index: Any) -> list[Any]:
 
 
 @contextmanager
-def limited(size: int) -> Iterator[None]:
-    """While faiss reads so many bytes it makes nothing larger, whatever they say; before faiss 1.14 it may."""
+def limited(size: int, kind: str) -> Iterator[None]:
+    """While faiss reads so many bytes of an index of this kind it makes nothing larger, whatever they say; before
+    faiss 1.14 it may."""
     faiss = base.import_faiss("an index")
-    names = [f"deserialization_{each}_limit" for each in ("loop", "vector_byte")]
-    before = {name: getattr(faiss, f"get_{name}")() for name in names if hasattr(faiss, f"set_{name}")}
+    tables = _TABLES if "PQ" in kind else 0
+    limits = {"deserialization_loop_limit": size, "deserialization_vector_byte_limit": size + tables}
+    before = {name: getattr(faiss, f"get_{name}")() for name in limits if hasattr(faiss, f"set_{name}")}
     try:
         for name in before:
-            getattr(faiss, f"set_{name}")(size)
+            getattr(faiss, f"set_{name}")(limits[name])
         yield
     finally:
         for name, was in before.items():

@@ -74,7 +74,7 @@ class MappedLists:
         approximate.set_efforts(empty, kind, {"nprobe": nprobe, "ef_search": None})
         self._size, self._entry = 0, expected.code_size + _IDS
         if trained is not None and sizes is not None and content is not None:
-            self._index, self._sizes, self._content = _read(trained), sizes.contiguous(), content.contiguous()
+            self._index, self._sizes, self._content = _read(trained, kind), sizes.contiguous(), content.contiguous()
             self._take_lists(expected, nprobe)
 
     def _take_lists(self, expected: Any, nprobe: int | None) -> None:
@@ -165,7 +165,7 @@ class Listing:
             most = max(lists, min(_TRAINING * lists, _TRAINING_BYTES // (4 * dim)))
             approximate.train(index, kind, _some(blocks(), count, most).numpy())
             trained = torch.from_numpy(base.import_faiss("an index").serialize_index(index))
-        core = _core_of(_read(trained), kind)
+        core = _core_of(_read(trained, kind), kind)
         return cls(kind, trained, core.nlist, core.code_size, count)
 
     @property
@@ -185,7 +185,7 @@ class Listing:
             blocks: of the vectors: called once to see which list each belongs to, then to put them there.
             ids: (count,), ascending.
         """
-        index = _read(self.trained)
+        index = _read(self.trained, self.kind)
         core = _core_of(index, self.kind)
         list_of, at = np.empty(self.count, np.int32), 0
         for block in _shown(blocks(), "vectors given to lists", self.count):
@@ -245,8 +245,8 @@ def _without_lists(kind: str) -> ValueError:
     )
 
 
-def _read(trained: Tensor) -> Any:
-    with approximate.limited(trained.nbytes), approximate.clean_errors("the data are no index of faiss"):
+def _read(trained: Tensor, kind: str) -> Any:
+    with approximate.limited(trained.nbytes, kind), approximate.clean_errors("the data are no index of faiss"):
         return base.import_faiss("an index").deserialize_index(trained.contiguous().numpy())
 
 
