@@ -64,6 +64,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return _without_tags(_LINK.sub(link, markdown))
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """What the theme leaves out: the keyboard reaches code and tables that scroll, and the search has a name (WCAG)."""
+    output = re.sub(r"<pre>(?=(?:<span></span>)?<code\b)", '<pre tabindex="0">', output)
+    wide = '<div class="wide" tabindex="0" role="group" aria-label="Table">'
+    output = re.sub(r"<table>.*?</table>", lambda table: f"{wide}{table[0]}</div>", output, flags=re.S)
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
 def _without_tags(markdown: str) -> str:
     """<subject, predicate, object> is no tag of HTML: outside of code it is shown as it stands."""
     pieces = re.split(r"(^```.*?^```|`[^`\n]*`)", markdown, flags=re.M | re.S)
