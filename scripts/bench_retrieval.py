@@ -4,6 +4,7 @@
     .venv/bin/python scripts/bench_retrieval.py
     .venv/bin/python scripts/bench_retrieval.py --sizes 12000x12000 250000x10000 --json retrieval.json
     .venv/bin/python scripts/bench_retrieval.py --million
+    .venv/bin/python scripts/bench_retrieval.py --ways bare ours --before OTHER_CHECKOUT
 
 Three ways, one after the other in one process, round by round so that the noise of the machine hits all alike; ratios
 are of medians. `bare` is the search of faiss.IndexFlatIP over the same normalised vectors, as deep as the metrics need,
@@ -12,6 +13,8 @@ equal scores. `peer` is the AccuracyCalculator of pytorch-metric-learning with k
 gallery for every query, is many times slower), for precision@1, R-precision and MAP@R, on vectors that are already
 normalised. What ours and the peer both compute must agree to 1e-5: the peer ranks by squared distances in float32, and
 each pair across rank R that is closer than their rounding moves the mean of 10,000 queries by some 1e-6.
+
+`before` is `evaluate` of another checkout, imported beside this one's.
 
 A size is gallery x queries; where both are equal, the queries are the gallery. Classes have 20 to 60 items, normally
 distributed around centres of their own. The peak of memory is that of a process of its own for each way, above what it
@@ -22,6 +25,7 @@ on a machine that does other things, too, with --threads 1 it tells more.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import statistics
@@ -52,15 +56,20 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--noise", type=float, default=1.6, help="deviation within a class; that of centres is 1")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="whose `evaluate` is timed, too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, help="of torch and faiss; default: as they choose")
     parser.add_argument("--million", action="store_true", help=f"only ours, once, {MILLION}, with a bar of progress")
     parser.add_argument("--json", type=Path, help="also write the results there")
-    parser.add_argument("--peak", choices=list(WAYS), help=argparse.SUPPRESS)  # what a process of its own is asked
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # what a process of its own is asked
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds must be >= 1, got {options.rounds}")
+    if options.before:
+        before = evaluate_of(options.before)
+        WAYS["before"] = lambda data: before(data.queries, data.gallery)
+        options.ways.append("before")
     if options.threads:
         torch.set_num_threads(options.threads)
         faiss.omp_set_num_threads(options.threads)
@@ -155,6 +164,23 @@ def peer(data: Data) -> dict[str, float]:
 WAYS: dict[str, Callable[[Data], Any]] = {"bare": bare, "ours": ours, "peer": peer}
 
 
+def evaluate_of(checkout: Path) -> Callable[..., RetrievalScores]:
+    """`evaluate` of another checkout: its modules are imported under the names that ours have, then put aside."""
+
+    def taken() -> dict[str, Any]:
+        names = [name for name in sys.modules if name.partition(".")[0] == "tripletmas"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    own = taken()
+    sys.path.insert(0, str(checkout))
+    try:
+        return importlib.import_module("tripletmas.objectives.retrieval.evaluate").evaluate
+    finally:
+        sys.path.remove(str(checkout))
+        taken()
+        sys.modules.update(own)
+
+
 # --- measuring
 
 
@@ -198,6 +224,7 @@ def peak(num_gallery: int, num_queries: int, way: str, options: argparse.Namespa
     command = [sys.executable, __file__, "--peak", way, "--sizes", f"{num_gallery}x{num_queries}"]
     command += ["--dim", str(options.dim), "--noise", str(options.noise)]
     command += ["--threads", str(options.threads)] if options.threads else []
+    command += ["--before", str(options.before)] if options.before else []
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 

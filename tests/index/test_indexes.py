@@ -401,3 +401,15 @@ def test_a_model_is_told_from_another_of_its_run_although_all_vectors_lie_close(
     two = torch.tensor([[1.0, 0], [0, 1]])
     assert disagreement(two, two.flip(0)) == pytest.approx(2 / 0.5)
     assert math.isnan(disagreement(two[:1], two[:1]))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 128, 2000])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-18, 1e-9, 1.0, 1e14, 1e30])
+def test_lengths_are_at_least_what_they_are(dim: int, size: float):
+    """Bounds of rounding hang on them; in float32 squares of tiny and huge numbers are 0 and infinite."""
+    rows = torch.randn(500, dim, generator=torch.Generator().manual_seed(0)) * size
+    rows[::7, 0] = 1.0
+    true = torch.tensor([math.fsum(float(x) ** 2 for x in row) ** 0.5 for row in rows[:40].double()]).double()
+    found = ordering._lengths(rows)[:40]
+    assert bool((found >= true * (1 - 1e-15)).all())
+    assert bool((found <= true * (1 + 3e-4)).all())

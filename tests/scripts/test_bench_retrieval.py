@@ -20,13 +20,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_bench_retrieval(tmp_path: Path):
-    ran = run("--sizes", "300x300", "400x50", *SMALL, "--clock", "cpu", "--json", str(tmp_path / "retrieval.json"))
+    given = ["--sizes", "300x300", "400x50", *SMALL, "--clock", "cpu", "--before", str(SCRIPT.parents[1])]
+    ran = run(*given, "--json", str(tmp_path / "retrieval.json"))
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "retrieval.json").read_text())
     assert (found["dim"], found["clock"]) == (8, "cpu")
     assert list(found["results"]) == ["300x300", "400x50"]
     for name, result in found["results"].items():
-        assert set(result["median_seconds"]) == {"bare", "ours", "peer"}
+        assert set(result["median_seconds"]) == {"bare", "ours", "peer", "before"}
         assert result["ratio_to_bare"]["bare"] == 1
         assert all(len(values) == 1 for values in result["all_seconds"].values())
         assert all(math.isnan(value) or value >= 0 for value in result["peak_megabytes"].values())

@@ -98,21 +98,12 @@ class Gallery:
 
     def best(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k <= g best: scores (r, k) float32 and positions (r, k)."""
-        scores = torch.empty(len(queries), k)
-        positions = torch.empty(len(queries), k, dtype=torch.int64)
         lengths = _lengths(queries)
-        bound = self._bound(lengths, _unit_of_rounding())
-        rows = torch.arange(len(queries))
-        depth = k + max(4, k // 8)
-        for m in (depth, _DEEPER * depth):
-            if m * _DENSE < len(self._vectors) and len(rows) and self._fits_float32(lengths[rows]):
-                found, where, settled = self._by_float32(queries[rows], k, m, lengths[rows])
-                scores[rows[settled]], positions[rows[settled]] = found[settled], where[settled]
-                rows = rows[~settled]
+        scores, positions, rows = self._by_float32s(queries, k, lengths)
         if len(rows):
             scores[rows], positions[rows] = self._by_float64(queries[rows], k)
         if self._metric == "l2":  # near vectors cancel: what is small against the rounding is computed again
-            small = scores > -128 * bound[:, None]
+            small = scores > -128 * self._bound(lengths, _unit_of_rounding())[:, None]
             scores[small] = self.exact(queries, small.nonzero()[:, 0], positions[small]).float()
         if self._is_large:
             mapped.release(self._vectors)
@@ -135,6 +126,21 @@ class Gallery:
     def exact(self, queries: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Exact scores (n,) float64 of the pairs (queries[rows[i]], vectors[positions[i]])."""
         return ties.pair_scores(queries, self._vectors, rows, positions, self._metric, exact=True)
+
+    def _by_float32s(self, queries: Tensor, k: int, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scores (r, k), positions (r, k), which rows a search and a deeper one do not settle)."""
+        scores, positions = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)
+        rows, depth = torch.arange(len(queries)), k + max(4, k // 8)
+        for m in (depth, _DEEPER * depth):
+            if m * _DENSE < len(self._vectors) and len(rows) and self._fits_float32(lengths[rows]):
+                asked = queries if len(rows) == len(queries) else queries[rows]
+                found, where, settled = self._by_float32(asked, k, m, lengths[rows])
+                if len(rows) == len(queries):  # most are settled by the first search, and nothing is copied
+                    scores, positions = found, where
+                else:
+                    scores[rows[settled]], positions[rows[settled]] = found[settled], where[settled]
+                rows = rows[~settled]
+        return scores, positions, rows
 
     def _by_float32(self, queries: Tensor, k: int, m: int, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scores (r, k), positions (r, k), whether no vector that was not seen can belong there (r,))."""
@@ -220,7 +226,11 @@ class Gallery:
 
 
 def _lengths(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    """(r,) float64, at least as long as the rows are, and no more than a trifle longer."""
+    lengths = torch.linalg.vector_norm(rows, dim=1).double() * (1 + (rows.shape[1] + 8) * ties.FLOAT32)
+    if bool(((lengths > 1e-10) & (lengths < 1e15)).all()):
+        return lengths
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)  # of which the squares leave float32
 
 
 def _unit_of_rounding() -> float:

@@ -211,7 +211,8 @@ def unanswered(names: Sequence[str], num_queries: int) -> dict[str, Tensor]:
 
 def mean_of_answered(values: Tensor) -> float:
     """The mean over the queries (q,) that have a value; nan if none has."""
-    return float(values[~values.isnan()].mean())
+    unanswered = values.isnan()
+    return float((values[~unanswered] if bool(unanswered.any()) else values).mean())
 
 
 def _first(relevant: Tensor, num_relevant: Tensor, k: int, metric: str) -> Tensor:
@@ -228,7 +229,7 @@ def _within(relevant: Tensor, num_relevant: Tensor, last: Tensor, metric: str) -
 
 def _precision_at_hits(hits: Tensor) -> Tensor:
     """(q,) the sum over the ranks of hits of the precision there."""
-    return (hits.cumsum(dim=1).double() / _ranks(hits)).mul_(hits).sum(dim=1)
+    return hits.cumsum(dim=1, dtype=torch.float64).div_(_ranks(hits)).mul_(hits).sum(dim=1)
 
 
 def _ranks(relevant: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +13,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import ARCHITECTURES, made
 from importance_cases import SLOW, assert_same
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -377,3 +381,75 @@ def test_local_layers_that_differ_from_batch_to_batch():
     found = local_mas_importance(model, [short, long], relative=True)
     only = local_mas_importance(Fn(forward, c=model.c, a=model.a, b=model.b), [long], relative=True)
     torch.testing.assert_close(found["b.weight"], only["b.weight"])  # relative to what it gave itself
+
+
+# --- what a user is told
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "importance.md"
+SAID = re.compile(rf"importance of .+ \((\d+) of (\d+) parameters\): {SLOW}, (.+?) \((.+)\); [\d.]+ of [\d.]+ s")
+
+# The page about importance lists what takes the slow path, in a table that is made here of what the engine says.
+# what a user calls it -> an architecture or a trap, in which it is
+LISTED = {
+    "a free parameter in `einsum`, a concatenation or the like": "free parameters otherwise",
+    "`nn.Bilinear`": "a slow layer first",
+    "`nn.EmbeddingBag`": "a bag of words first",
+    "`nn.Embedding(scale_grad_by_freq=True)`": "clipped words first",
+    "packed sequences in a recurrent layer": "packed sequences",
+    "a `torch.autograd.Function` of your own": "own autograd function",
+    "a convolution whose weight is used elsewhere, too": "convolution used elsewhere",
+    "a weight that is computed, and changed in place later": "a computed weight changed in place",
+    "samples that are merged in an order that cannot be told": "an order that cannot be told",
+    "batch norm without running statistics": "samples influence each other",
+    "samples that influence each other a little": "weakly coupled",
+    "samples that influence each other's gradients alone": "coupled in the gradient only",
+    "the same, of all samples but the last": "coupled but for the last",
+    "the same, in one of two branches": "coupled in one of two ways",
+    "a hook that changes a gradient by those of other samples": "a hook on the gradient",
+    "a forward pass that differentiates": "gradients inside",
+    "activation checkpointing": "activation checkpointing",
+    "unpadding: rows picked by values": "unpadded",
+    "a mixture of experts": "experts",
+    "a branch on values by way of numpy": "a branch by numpy",
+    "a branch that the batch takes, and no sample alone": "a branch that a batch takes and no sample",
+    "a branch on the number of samples": "a branch on the number of samples",
+}
+
+
+def case(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    if name in ARCHITECTURES:
+        return made(name, count=6)
+    trap = TRAPS[name]
+    x = trap.samples()
+    return Fn(trap.forward, **trap.modules()).double(), x.double() if x.is_floating_point() else x
+
+
+def line_of(words: str, said: str) -> str:
+    found = SAID.search(said)
+    assert found, f"{words} takes the fast path: {said}"
+    some, all_of_them, how, why = found.groups()
+    why = why.partition("; ")[0]  # the rest is torch's
+    whose = "the whole model" if some == all_of_them else "these weights"
+    return f"| {words} | {whose} | {how} | {why} |"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_lists_what_takes_the_slow_path(caplog: pytest.LogCaptureFixture):
+    if not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        pytest.skip("this version of torch does not tell of checkpointing")
+    lines = ["| what | for | how | as the log says |", "| --- | --- | --- | --- |"]
+    for words, name in LISTED.items():
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "tripletmas"):
+            model, x = case(name)
+            mas_importance(model, [x])
+        lines.append(line_of(words, caplog.text))
+    table = "\n".join(lines)
+    assert table in PAGE.read_text(encoding="utf-8"), f"docs/importance.md should have:\n\n{table}\n"
+
+
+def test_all_that_is_known_to_be_slow_is_listed():
+    slow = {name for name, each in ARCHITECTURES.items() if each.slow}
+    slow |= {name for name, each in TRAPS.items() if each.says}
+    assert slow == set(LISTED.values())
