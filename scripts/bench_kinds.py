@@ -6,12 +6,12 @@
     .venv/bin/python scripts/bench_kinds.py --clustered 100000 --dim 128   # no embeddings: points around centres
     .venv/bin/python scripts/bench_kinds.py --vectors vectors.npy --kinds SQ8 PQ48 RaBitQ --json kinds.json
 
-All are built of the same unit vectors and asked by the same queries, which are left out of them, in one process with one
-thread, in turns; shown is the median over the rounds. Recall is the share of the exact 10 nearest that is among the 10
-found. A kind that can try harder (graphs: candidates kept; lists: lists looked into) tries as hard as it must for
-`--recall`, in steps of 2, or as hard as it can. Bytes are what is searched, by vector: of ours what faiss serialises,
-ids among it, of the others their file. An index file of ours has the vectors in float32 beside that, which are needed to
-move them to another model. Where hnswlib or usearch is not installed its row is left out, which is said.
+All are built of the same unit vectors and asked by the same queries, which are left out of them, in one process with
+one thread, in turns; shown is the median over the rounds. Recall is the share of the exact 10 nearest that is among the
+10 found. A kind that can try harder (graphs: candidates kept; lists: lists looked into) tries as hard as it must for
+`--recall`, in steps of 2, or as hard as it can. Bytes are of what is searched, a vector: of ours what faiss serialises,
+ids among it, of the others their file. An index file of ours has the vectors in float32 beside that, which are needed
+to move them to another model. Where hnswlib or usearch is not installed its row is left out, which is said.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ OTHERS = {"hnswlib": by_hnswlib, "usearch": by_usearch}
 
 
 def default_kinds(size: int, dim: int) -> list[str]:
-    """Lists of about four times the root of the size; codes of a byte, of two thirds, of half a bit and less a value."""
+    """As many lists as four times the root of the size, about; codes of 8, 4, 2, 1, 1 and 4 bits a value, about."""
     lists = 2 ** round(np.log2(4 * size**0.5))
     finest, coarse = (next(m for m in range(dim // least, 0, -1) if dim % m == 0) for least in (4, 8))
     quantised = ("SQ8", "SQ4", f"PQ{finest}", f"PQ{coarse}", "RaBitQ", "RaBitQ4")

@@ -25,7 +25,7 @@ from tripletmas.index.images import ImageIndex, Part, Settings, Transform
 DIM = 8
 OLD, NEW = Part("a" * 64, 0, "a" * 64), Part("b" * 64, 1, "b" * 64)
 SETTINGS = Settings(DIM, Transform(4, 1))
-KINDS = ["exact", "IVF4,Flat", "HNSW8"]
+KINDS = ["exact", "IVF4,Flat", "HNSW8", "SQ8", "PQ8x6", "RaBitQ4", "IVF4,SQ8"]
 
 
 def drawn(count: int, seed: int = 0) -> torch.Tensor:
@@ -190,7 +190,7 @@ def test_moved_vectors_are_those_that_the_drift_map_gives(map_name, kind):
     if map_name == "linear":  # a rotation is linear: the images are found where the new model would put them
         scores, rows = moved.search(unit(drawn(150)[:5]) @ turn, 1)
         assert rows.flatten().tolist() == [0, 1, 2, 3, 4]
-        assert (scores > 0.99).all()
+        assert (scores > 0.98).all()  # of compressed vectors
     again = move_parts(moved, {0: move, 1: move}, "c" * 64, ("sdc",))
     assert again.parts[0] == Part("a" * 64, 0, "c" * 64, (map_name, "sdc"))
     assert index.parts == (OLD, NEW)  # the old one is as it was

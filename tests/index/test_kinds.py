@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import faiss
 import pytest
 import torch
 from torch import Tensor
@@ -34,11 +35,19 @@ KINDS = {
     "PQ4x4": Kind(0.3),
     "PQ4x5": Kind(0.5),
     "SQ8": Kind(0.95),
+    "SQ4": Kind(0.6),
+    "HNSW16_SQ8": Kind(0.9, removes=False),
+    "RaBitQ": Kind(0.1),
+    "RaBitQ4": Kind(0.3),
+    "RR8,RaBitQ4": Kind(0.3),
+    "IVF8,RaBitQ4": Kind(0.3, settings={"nprobe": 8}),
     "PCA6,Flat": Kind(0.4),
     "OPQ4,PQ4x4": Kind(0.3),
     "OPQ4,IVF8,PQ4x4": Kind(0.3, settings={"nprobe": 8}),
     "IVF8,PQ4x4,RFlat": Kind(0.25, removes=False, settings={"nprobe": 8}),
 }
+if not hasattr(faiss, "IndexRaBitQ"):  # before 1.12
+    KINDS = {name: kind for name, kind in KINDS.items() if "RaBitQ" not in name}
 METRICS = ("inner_product", "l2")
 
 

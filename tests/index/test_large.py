@@ -28,7 +28,7 @@ DIM, COUNT = 16, 500
 OLD, NEW = Part("a" * 64, 0, "a" * 64), Part("b" * 64, 1, "b" * 64)
 LISTS = Settings(DIM, Transform((4, 4), 1), kind="IVF8,Flat", nprobe=2, on_disk=True)
 EXACT = Settings(DIM, Transform((4, 4), 1))
-KINDS = ("IVF8,Flat", "IVF8,SQ8", "IVF8,PQ4x4", "OPQ4,IVF8,PQ4x4", "PCA8,IVF8,Flat", "IVF8_HNSW4,Flat")
+KINDS = ("IVF8,Flat", "IVF8,SQ8", "IVF8,PQ4x4", "OPQ4,IVF8,PQ4x4", "PCA8,IVF8,Flat", "IVF8_HNSW4,Flat", "IVF8,RaBitQ4")
 
 
 def drawn(count: int, seed: int = 0) -> Tensor:

@@ -232,8 +232,8 @@ def _core_of(index: Any, kind: str) -> Any:
     """
     faiss = base.import_faiss("an index")
     *outer, core = approximate.layers(index)
-    plain = type(core) in (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
-    if not plain or not all(isinstance(each, faiss.IndexPreTransform) for each in outer):
+    known = ("IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer", "IndexIVFRaBitQ")
+    if type(core).__name__ not in known or not all(isinstance(each, faiss.IndexPreTransform) for each in outer):
         raise _without_lists(kind)
     return core
 
