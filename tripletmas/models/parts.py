@@ -68,6 +68,13 @@ def still_norms(model: nn.Module) -> list[nn.Module]:
     return [norm for name, norm in norms if _is_frozen(norm) or _is_frozen(_first_with_weights(name, modules))]
 
 
+def set_train(model: nn.Module, *, freeze_batchnorm: bool) -> None:
+    """Training mode, but for batch norms that stand still: all of them, or `still_norms`."""
+    model.train()
+    for module in batch_norms(model).values() if freeze_batchnorm else still_norms(model):
+        module.eval()
+
+
 def _stages(model: nn.Module) -> dict[str, list[str]]:
     """What timm calls the stages of a network of its own in this model -> the parameters in each."""
     found: dict[str, list[str]] = {}

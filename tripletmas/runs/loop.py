@@ -26,6 +26,7 @@ from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.galleries import GalleryConfig, own_images
 from tripletmas.runs.options import TrainConfig
+from tripletmas.runs.precision import settled
 from tripletmas.runs.resume import (
     check_identities,
     check_place,
@@ -118,6 +119,9 @@ def _train(
     after = AfterTask(learner, gallery, unseen, own_images(gallery, stream[0].train))
     start = run.load_checkpoint() if run else None
     scores, news = _begin(learner, after, stream, run, start), News()
+    if start is None or start.task < len(stream):
+        config = settled(learner.config, model, stream[0], run, trains=strategy.trains)
+        learner = replace(learner, config=config)
     distributed.barrier()  # until the first process has written what all read from here on
     for record in run.records("epoch") if run else []:
         _listen(learner, after, news.of(record["task"], record), record)

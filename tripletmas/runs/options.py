@@ -17,6 +17,8 @@ from tripletmas.models.parts import last_layer
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHANNELS_LAST = "+channels_last"  # after a precision: how images and convolutions lie in memory
+AUTO = "auto"  # in place of a precision
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class TrainConfig:
             task's steps, else a number of steps; the cosine begins after them.
         step_at: for step, the share of a task's epochs after which the rate falls, in (0, 1).
         clip: largest norm of the metric loss's gradient; null does not clip.
-        precision: of the forward pass (autocast); weights and importance stay in float32.
+        precision: of the forward pass (autocast); weights and importance stay in float32. With +channels_last
+            convolutions lie so in memory. auto measures which of these, fp16 aside, is fastest here, before the first
+            task, and keeps to it.
         freeze_batchnorm: after the first task, normalise by its running statistics and leave them as they are; always
             does so in the first, too, for a model whose weights come with statistics; null does so after the first
             where the strategy holds what layers answer (gram), which moving statistics would change. A task whose loss
@@ -70,7 +74,7 @@ class TrainConfig:
     warmup: float = 0.0
     step_at: float = 0.54
     clip: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp32+channels_last", "bf16+channels_last", "auto"] = "fp32"
     freeze_batchnorm: bool | Literal["always"] | None = None
     eval_batch_size: int = 256
     num_workers: int = 0
@@ -90,7 +94,7 @@ class TrainConfig:
         for name, table in [
             ("sampler", SAMPLERS),
             ("optimizer", _OPTIMIZERS),
-            ("precision", PRECISIONS),
+            ("precision", (*PRECISIONS, *(f"{each}{CHANNELS_LAST}" for each in ("fp32", "bf16")), AUTO)),
             ("schedule", _SCHEDULES),
         ]:
             if getattr(self, name) not in table:

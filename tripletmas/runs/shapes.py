@@ -45,6 +45,7 @@ RECORDS: dict[str, Any] = {
         "strength": (float, int),
         "trials": [{"strength": (float, int), "score": NUMBER}],
     },
+    "precision": {"precision": str, "seconds?": {str: NUMBER}},
     "importance": {"samples?": int, "weight?": (float, int)},
     "undone": {},
 }

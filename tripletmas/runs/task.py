@@ -22,7 +22,7 @@ from tripletmas.data.batches import draw_batches, own_parts, seed_everything
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Stream, Task
 from tripletmas.models.lora import Factors, factors_of
-from tripletmas.models.parts import batch_norms, still_norms
+from tripletmas.models.parts import set_train
 from tripletmas.objectives.objective import Objective
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.options import PRECISIONS, TrainConfig, make_optimizer, refuse_nothing, set_rate
@@ -158,7 +158,7 @@ def _train_epoch(
         generator=torch.Generator().manual_seed(seed),
     )
     loader = data.loader(batches=own_parts(batches), num_workers=config.num_workers, seed=seed)
-    _set_train(model, freezes_batchnorm(learner, number))
+    set_train(model, freeze_batchnorm=freezes_batchnorm(learner, number))
     device = device_of(model)
     dtype = PRECISIONS[config.precision]
     total, rate, watch = 0.0, config.lr, Watch(len(batches))
@@ -232,15 +232,6 @@ def _losses(learner: Learner, inputs: Tensor, labels: Tensor, embeddings: Tensor
     own = loss / distributed.world_size()
     addition = learner.strategy.loss(learner.model, inputs, embeddings)
     return everything, loss, own if addition is None else own + addition * (len(embeddings) / len(labels))
-
-
-def _set_train(model: nn.Module, freeze_batchnorm: bool) -> None:
-    model.train()
-    for module in still_norms(model):
-        module.eval()
-    if freeze_batchnorm:
-        for module in batch_norms(model).values():
-            module.eval()
 
 
 def _penalty(strategy: Strategy) -> float:
