@@ -130,6 +130,19 @@ def test_what_a_model_cannot_take_is_not_taken(tiny_stream):
     assert settled(AUTO, OnlySingle("bf16"), tiny_stream[0], None).precision == "fp32"
 
 
+def test_the_clock_does_not_choose_where_torch_is_to_be_deterministic(tiny_stream, tmp_path):
+    """A run that has chosen goes on with it."""
+    learned(tiny_stream[:2], AUTO, tmp_path / "run", "bf16")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(ValueError, match="precision auto goes by the clock, .*: name a precision, such as fp32"):
+            learned(tiny_stream, AUTO)
+        model = learned(tiny_stream, AUTO, tmp_path / "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(model, learned(tiny_stream, named("bf16")))
+
+
 def test_where_nothing_is_trained_nothing_is_measured(tiny_stream, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     learned(tiny_stream, AUTO, tmp_path / "run", "bf16", strategy=pretrained())
