@@ -61,19 +61,15 @@ def ours(kind: str, gallery: Tensor) -> Built:
     index = FaissIndex(gallery.shape[1], kind=kind)
     index.add(gallery)
     data = index.serialize()
-    option = "ef_search" if "HNSW" in kind else "nprobe" if "IVF" in kind else None
+    option = "ef_search" if "HNSW" in kind else "nprobe" if "IVF" in kind else ""
 
     def search(queries: Tensor, effort: int | None) -> Tensor:
         options: dict[str, Any] = {option: effort} if option else {}
         return FaissIndex(gallery.shape[1], kind=kind, data=data, **options).search(queries, K)[1]
 
-    least = K if option == "ef_search" else 1
-    most = len(gallery) if option == "ef_search" else _num_lists(kind)
-    return Built(search, len(data), tuple(each for each in EFFORTS if least <= each <= most) if option else ())
-
-
-def _num_lists(kind: str) -> int:
-    return int(next(part for part in kind.split(",") if part.startswith("IVF"))[3:])
+    lists = [int(part[3:]) for part in kind.split(",") if part.startswith("IVF")]
+    efforts = {"ef_search": _of_graph(), "nprobe": tuple(each for each in EFFORTS if each <= max(lists, default=0))}
+    return Built(search, len(data), efforts.get(option, ()))
 
 
 def by_hnswlib(gallery: Tensor) -> Built:

@@ -135,7 +135,7 @@ def test_the_clock_does_not_choose_where_torch_is_to_be_deterministic(tiny_strea
     learned(tiny_stream[:2], AUTO, tmp_path / "run", "bf16")
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(ValueError, match="precision auto goes by the clock, .*: name a precision, such as fp32"):
+        with pytest.raises(ValueError, match=r"precision auto goes by the clock, .*: name a precision, such as fp32"):
             learned(tiny_stream, AUTO)
         model = learned(tiny_stream, AUTO, tmp_path / "run")
     finally:

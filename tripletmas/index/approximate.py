@@ -193,6 +193,8 @@ def train(index: Any, kind: str, rows: np.ndarray) -> None:
                 f"bring at least {count} vectors, better 40 times as many; or choose a kind with fewer"
             )
         settings.min_points_per_centroid = 1  # below 39 faiss prints a warning for every clustering
+    if isinstance(core, faiss.IndexPQ):
+        core.do_polysemous_training = False  # an order of the codes for a search that is never asked for, and slow
     for layer in layers(index):
         if isinstance(layer, faiss.IndexPreTransform):
             _silence_rotations(layer, 8 if quantizer is None else quantizer.nbits)
