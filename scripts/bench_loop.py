@@ -33,10 +33,13 @@ import tripletmas as tm
 from tripletmas.cli.train import keep_freed_memory
 from tripletmas.data.batches import draw_batches
 from tripletmas.objectives.retrieval.objective import Retrieval
+from tripletmas.runs.precision import settled
 from tripletmas.runs.task import Learner, train_task
 from tripletmas.strategies.base import Strategy
 
 DIM, PER_CLASS = 64, 4
+PRECISIONS = {"product": "fp32"} | {each: each for each in ("fp32+channels_last", "bf16", "bf16+channels_last")}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Case(NamedTuple):
@@ -63,7 +66,8 @@ CASES = {
 class Loops:
     """One epoch of a model by each of the loops."""
 
-    def __init__(self, case: Case, steps: int):
+    def __init__(self, case: Case, steps: int, clock: str):
+        self.clock = CLOCKS[clock]
         torch.manual_seed(0)
         samples = torch.randn(steps * case.batch, *case.shape)
         labels = torch.arange(len(samples)) // (2 * PER_CLASS)
@@ -74,15 +78,14 @@ class Loops:
         self.data = TensorDataset(torch.stack(own), self.task.train.labels)
         made = case.make()
         self.batch, self.classes = case.batch, len(names)
-        self.models = {name: copy.deepcopy(made) for name in ("bare", "product", "bf16", "channels last")}
-        self.models["channels last"].to(memory_format=torch.channels_last)
+        self.models = {name: copy.deepcopy(made) for name in ("bare", *PRECISIONS)}
 
     def seconds(self, name: str) -> float:
         """Of an epoch, a step each."""
         loss = tm.make_loss("triplet", dim=DIM, num_classes=self.classes)
-        began = time.perf_counter()
+        began = self.clock()
         steps = self._bare(loss) if name == "bare" else self._product(name, loss)
-        return (time.perf_counter() - began) / steps
+        return (self.clock() - began) / steps
 
     def _bare(self, loss: nn.Module) -> int:
         model = self.models["bare"].train()
@@ -98,7 +101,7 @@ class Loops:
         return len(batches)
 
     def _product(self, name: str, loss: nn.Module) -> int:
-        precision: Any = "bf16" if name == "bf16" else "fp32"
+        precision: Any = PRECISIONS[name]
         config = tm.TrainConfig(
             epochs=1,
             batch_size=self.batch,
@@ -108,6 +111,7 @@ class Loops:
             precision=precision,
         )
         records: list[dict[str, Any]] = []
+        config = settled(config, self.models[name], self.task, None)
         train_task(
             Learner(self.models[name], Retrieval(loss), Strategy(), config),
             self.task,
@@ -127,9 +131,9 @@ class Loops:
         )
 
 
-def measured(case: Case, steps: int, rounds: int) -> dict[str, dict[str, float]]:
+def measured(case: Case, steps: int, rounds: int, clock: str) -> dict[str, dict[str, float]]:
     """For each loop seconds a step, the median, and its ratio to the bare one."""
-    loops = Loops(case, 2 * steps)
+    loops = Loops(case, 2 * steps, clock)
     names = list(loops.models)
     for name in names:
         loops.seconds(name)
@@ -152,6 +156,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--steps", type=int, default=8, help="of an epoch")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     options = parser.parse_args()
@@ -161,7 +166,7 @@ def main() -> None:
     table = Table("model", "batch", "loop", "ms a step", "ratio")
     found = {}
     for model in options.models:
-        found[model] = measured(CASES[model], options.steps, options.rounds)
+        found[model] = measured(CASES[model], options.steps, options.rounds, options.clock)
         for name, row in found[model].items():
             table.add_row(model, str(CASES[model].batch), name, f"{1000 * row['seconds']:.2f}", f"{row['ratio']:.3f}")
     print(f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}, AdamW, a median of {options.rounds}")

@@ -80,3 +80,23 @@ def test_bench_many_tasks(tmp_path: Path):
     assert len(rows) == 3
     assert all(row["checkpoint bytes"] > 0 and row["training"] > 0 for row in rows)
     assert "| scores of all tasks (grows) |" in ran.stdout
+
+
+@pytest.mark.slow
+def test_bench_loop(tmp_path: Path):
+    small = ["--models", "mlp", "--steps", "2", "--rounds", "1", "--threads", "1", "--clock", "cpu"]
+    ran = run("bench_loop.py", *small, "--json", str(tmp_path / "x.json"))
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]["mlp"]
+    assert list(rows) == ["bare", "product", "fp32+channels_last", "bf16", "bf16+channels_last"]
+    assert rows["bare"]["ratio"] == 1
+    assert all(row["seconds"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_bench_memory(tmp_path: Path):
+    ran = run("bench_memory.py", "--models", "mlp", "--batch", "4", "--json", str(tmp_path / "x.json"))
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads((tmp_path / "x.json").read_text())["mlp"]
+    assert list(rows) == ["step", "importance", "gram", "step with MAS", "step with Gram"]
+    assert rows["step with MAS"]["megabytes"] > rows["step"]["megabytes"]
