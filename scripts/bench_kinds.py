@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What kinds of an index find, what a vector costs them, and how fast they are, beside hnswlib and usearch.
+"""What kinds of an index find, what a vector costs them, and how fast they are, beside hnswlib.
 
     tripletmas export RUN --embeddings vectors.npz
     .venv/bin/python scripts/bench_kinds.py --vectors vectors.npz          # or .npy: (n, dim)
@@ -10,8 +10,8 @@ All are built of the same unit vectors and asked by the same queries, which are 
 one thread, in turns; shown is the median over the rounds. Recall is the share of the exact 10 nearest that is among the
 10 found. A kind that can try harder (graphs: candidates kept; lists: lists looked into) tries as hard as it must for
 `--recall`, in steps of 2, or as hard as it can. Bytes are of what is searched, a vector: of ours what faiss serialises,
-ids among it, of the others their file. An index file of ours has the vectors in float32 beside that, which are needed
-to move them to another model. Where hnswlib or usearch is not installed its row is left out, which is said.
+ids among it, of hnswlib its file. An index file of ours has the vectors in float32 beside that, which are needed
+to move them to another model. Where hnswlib is not installed, its row is left out, which is said.
 """
 
 from __future__ import annotations
@@ -87,19 +87,6 @@ def by_hnswlib(gallery: Tensor) -> Built:
     return Built(search, _size(index.save_index), _of_graph())
 
 
-def by_usearch(gallery: Tensor) -> Built:
-    from usearch.index import Index  # pyright: ignore[reportMissingImports]
-
-    index = Index(ndim=gallery.shape[1], metric="ip", dtype="f32", connectivity=LINKS, expansion_add=BUILDING)
-    index.add(np.arange(len(gallery)), gallery.numpy(), threads=1)
-
-    def search(queries: Tensor, effort: int | None) -> Tensor:
-        index.expansion_search = effort
-        return torch.from_numpy(index.search(queries.numpy(), K, threads=1).keys.astype(np.int64))
-
-    return Built(search, _size(index.save), _of_graph())
-
-
 def _of_graph() -> tuple[int, ...]:
     return tuple(each for each in EFFORTS if each >= K)
 
@@ -110,7 +97,7 @@ def _size(save: Callable[[str], object]) -> int:
         return Path(folder, "index").stat().st_size
 
 
-OTHERS = {"hnswlib": by_hnswlib, "usearch": by_usearch}
+OTHERS = {"hnswlib": by_hnswlib}
 
 
 def default_kinds(size: int, dim: int) -> list[str]:

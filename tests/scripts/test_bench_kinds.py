@@ -26,7 +26,7 @@ def test_bench_kinds(tmp_path: Path):
         ran = run(*given, *small, "--json", str(tmp_path / "x.json"))
         assert ran.returncode == 0, ran.stderr
         rows = {row["kind"]: row for row in json.loads((tmp_path / "x.json").read_text())}
-        assert set(kinds) <= set(rows) <= {*kinds, "hnswlib", "usearch"}
+        assert set(kinds) <= set(rows) <= {*kinds, "hnswlib"}
         assert (rows["exact"]["recall"], rows["exact"]["bytes"]) == (1, 32)
         assert rows["IVF8,Flat"]["effort"] == 8  # all of its lists, since 1.5 cannot be reached
         assert rows["IVF8,Flat"]["recall"] == 1
