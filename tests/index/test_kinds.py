@@ -46,9 +46,19 @@ KINDS = {
     "OPQ4,IVF8,PQ4x4": Kind(0.3, settings={"nprobe": 8}),
     "IVF8,PQ4x4,RFlat": Kind(0.25, removes=False, settings={"nprobe": 8}),
 }
-if not hasattr(faiss, "IndexRaBitQ"):  # before 1.12
-    KINDS = {name: kind for name, kind in KINDS.items() if "RaBitQ" not in name}
 METRICS = ("inner_product", "l2")
+
+
+def is_known(kind: str) -> bool:
+    """Older versions of faiss have no RaBitQ."""
+    try:
+        faiss.index_factory(8, kind)
+    except RuntimeError:
+        return False
+    return True
+
+
+KINDS = {name: kind for name, kind in KINDS.items() if "RaBitQ" not in name or is_known(name)}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
