@@ -81,7 +81,7 @@ def by_hnswlib(gallery: Tensor) -> Built:
     index.add_items(gallery.numpy())
 
     def search(queries: Tensor, effort: int | None) -> Tensor:
-        index.set_ef(effort)
+        index.set_ef(effort or K)
         return torch.from_numpy(index.knn_query(queries.numpy(), K, num_threads=1)[0].astype(np.int64))
 
     return Built(search, _size(index.save_index), _of_graph())

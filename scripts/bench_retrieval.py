@@ -67,7 +67,7 @@ def main() -> None:
     if options.rounds < 1:
         parser.error(f"--rounds must be >= 1, got {options.rounds}")
     if options.before:
-        before = evaluate_of(options.before)
+        before: Callable[..., Any] = evaluate_of(options.before)
         WAYS["before"] = lambda data: before(data.queries, data.gallery)
         options.ways.append("before")
     if options.threads:

@@ -184,7 +184,7 @@ def test_codes_are_learned_without_what_faiss_adds_for_another_search():
     long as the codes themselves: what is found is the same."""
     index, rows = serializable("PQ4x5"), unit(GALLERY).numpy()
     index.add(GALLERY)
-    other = faiss.index_factory(8, "PQ4x5", faiss.METRIC_INNER_PRODUCT)
+    other: Any = faiss.index_factory(8, "PQ4x5", faiss.METRIC_INNER_PRODUCT)
     assert other.do_polysemous_training
     other.train(rows)
     other.add(rows)

@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ class Net(nn.Module):
         return self.head(nn.functional.dropout(found, 0.2, self.training))
 
 
-def learned(stream: Stream, config: TrainConfig, path: Path | None = None, fast: str = "fp32", **options) -> nn.Module:
+def learned(stream: Stream, config: TrainConfig, path: Path | None = None, fast: str = "fp32", **options) -> Any:
     model = options.pop("model", None) or Net(fast)
     run = RunDirectory.create(path, {}) if path else None
     strategy = options.pop("strategy", None) or MAS(strength=1.0)
@@ -63,7 +64,11 @@ def learned(stream: Stream, config: TrainConfig, path: Path | None = None, fast:
     return model
 
 
-def named(precision: str) -> TrainConfig:
+def random_of_numpy() -> Any:
+    return np.random.get_state()[1]  # noqa: NPY002  # pyright: ignore[reportArgumentType]
+
+
+def named(precision: Any) -> TrainConfig:
     return TrainConfig(epochs=2, batch_size=8, samples_per_class=2, precision=precision)
 
 
@@ -86,13 +91,13 @@ def test_what_is_fastest_is_taken_and_learns_what_it_does_where_it_is_named(fast
 
 def test_measuring_changes_nothing(tiny_stream):
     model = Net("fp32")
-    before, random_before = snapshot(state_of(model)), (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    before, random_before = snapshot(state_of(model)), (random.getstate(), list(random_of_numpy()))
     drawn = torch.random.get_rng_state()
     assert settled(AUTO, model, tiny_stream[0], None) == named("fp32")
     assert all(torch.equal(value, before[name]) for name, value in state_of(model).items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.random.get_rng_state(), drawn)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == random_before  # noqa: NPY002
+    assert (random.getstate(), list(random_of_numpy())) == random_before
     assert model.training
 
 
