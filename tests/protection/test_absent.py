@@ -12,6 +12,7 @@ import pytest
 import torch
 from guarded import GUARDS, Net, SharpnessAware, every_guard, guarded, learn, pulls, samples
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tripletmas.protection.guard import Guard
@@ -320,6 +321,57 @@ def test_a_layer_that_is_gone_is_told(make: Callable[..., Guard]):
     other.model.head = nn.Identity()
     with pytest.warns(UserWarning, match=r"held of head.bias, head.weight is held no more"):
         other.consolidate([samples()])
+
+
+REPARAMETRISED: dict[str, Callable[[nn.Module], Any]] = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "pruned": lambda layer: l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@every_guard
+@pytest.mark.parametrize("kind", REPARAMETRISED)
+def test_a_layer_whose_weight_is_made_of_others_is_held_by_these(make: Callable[..., Guard], kind: str):
+    """Where it was so when it was measured; where it is so since then, it is told."""
+    model = Net()
+    REPARAMETRISED[kind](model.trunk)
+    guard = make(model)
+    guard.consolidate([samples()])
+    assert guard.coverage().new == ()
+    guard.attach(optimizer := sgd(model))
+    learn(model, optimizer)
+    assert guard.num_protected_steps == 3
+
+    model, guard = guarded(make)
+    REPARAMETRISED[kind](model.trunk)
+    if kind == "weight norm":  # by two parameters, neither of which is what was measured
+        with pytest.warns(UserWarning, match=r"held of trunk.weight is held no more|does not hold, since"):
+            guard.attach(sgd(model))
+    else:
+        with pytest.raises(ValueError, match=r"trunk.weight has become trunk\.\S+ since it was measured"):
+            guard.attach(sgd(model))
+
+
+@every_guard
+@pytest.mark.parametrize("way", ["swap", "overwrite"])
+def test_conversions_that_put_others_in_place_of_parameters(make: Callable[..., Guard], way: str):
+    """torch swaps what a parameter is, which stays the same one, or has another one in its place, which is told."""
+    switch = getattr(torch.__future__, f"set_{way}_module_params_on_conversion")
+    model, guard = guarded(make)
+    switch(True)
+    try:
+        model.double()
+    finally:
+        switch(False)
+    if way == "overwrite":
+        with pytest.raises(ValueError, match=r"trunk.weight is another parameter than the one that was measured"):
+            guard.attach(sgd(model))
+        return
+    guard.attach(optimizer := sgd(model))
+    model(samples().double()).sum().backward()
+    optimizer.step()
+    assert guard.num_protected_steps == 1
 
 
 # --- the model elsewhere
