@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from synthetic_runs import write_run
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -100,3 +101,11 @@ def test_bench_memory(tmp_path: Path):
     rows = json.loads((tmp_path / "x.json").read_text())["mlp"]
     assert list(rows) == ["step", "importance", "gram", "step with MAS", "step with Gram"]
     assert rows["step with MAS"]["megabytes"] > rows["step"]["megabytes"]
+
+
+@pytest.mark.slow
+def test_bench_report(tmp_path: Path):
+    """In two tasks without stored galleries; painted pictures are those that are drawn."""
+    ran = run("bench_report.py", str(write_run(tmp_path / "run", num_tasks=2)), "--rounds", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert "; 0 whose dark picture is another" in ran.stdout
