@@ -6,7 +6,7 @@
     .venv/bin/python scripts/reproduce_forecast.py --table --figure docs/forecast.png
 
 Each run is a run directory below --out, with its forecasts beside it; runs that are done are not repeated, so that the
-script goes on where it stopped. The constants in `tripletmas/runs/forecast.py` (CALIBRATION) are chosen on the runs of
+script goes on where it stopped. The constants in `tripletmas/runs/forecast.py` (CHANGES) are chosen on the runs of
 seed 0 (--calibrate prints them) and judged on those of seed 1.
 """
 
@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from best_strengths import placed
 from reproduce_rivals import SETTINGS
 from side_by_side import run_side_by_side
+
+if TYPE_CHECKING:
+    from tripletmas.runs.forecast import Change
 
 Config = dict[str, Any]
 DATA = ("digits", "omniglot-5", "fashion-mnist", "clothing")
@@ -32,7 +37,8 @@ STRATEGIES: dict[str, Config] = {
 }
 GALLERIES = ("stale", "compensated", "fresh")
 CHOSEN_ON, JUDGED_ON = 0, 1
-INSIDE, WIDEST = 0.92, 0.10  # a little more than nine in ten of the runs on which constants are chosen
+INSIDE = 0.92  # a little more than nine in ten of the runs on which constants are chosen
+LEAST = 3  # pairs to fit a line
 
 
 def run_one(job: tuple[str, str, int, dict[str, str], Path]) -> str:
@@ -47,76 +53,100 @@ def run_one(job: tuple[str, str, int, dict[str, str], Path]) -> str:
         aside.write_text(json.dumps(told(out)), encoding="utf-8")
         aside.rename(result)
     steps = json.loads(result.read_text(encoding="utf-8"))
-    last = ", ".join(f"{g} {steps[-1]['told'][g][1]:.2f} ({steps[-1]['measured'][g]:.2f})" for g in GALLERIES)
+    last = ", ".join(f"{g} {interval(steps[-1], g)[1]:.2f} ({fmean(steps[-1]['measured'][g]):.2f})" for g in GALLERIES)
     return f"{data} {strategy} seed {seed}: after the last task {last}"
 
 
 def told(out: Path) -> list[Config]:
-    """For each update: recall@1 on each gallery as it was told, before it is calibrated, and as it was measured."""
+    """For each update: what imagined images find after it and before it, and what was measured."""
     from tripletmas.objectives.scores import Scores
     from tripletmas.runs.directory import RunDirectory
     from tripletmas.runs.experiment import load_trained
-    from tripletmas.runs.forecast import forecast_of
+    from tripletmas.runs.forecast import allowed_scale, forecast_of, measured_of, simulated_before
     from tripletmas.runs.imagined import parts_of_run
     from tripletmas.runs.moves import shares_of
+    from tripletmas.runs.simulated import simulated
 
     run = RunDirectory.open(out)
     experiment, last = load_trained(run)
     scores = Scores.from_json(run.scores())
+    matrices = {g: scores.matrix("recall@1", "seen" if g == "fresh" else f"seen_{g}") for g in GALLERIES}
     steps = []
     for after in range(1, last + 1):
-        parts = parts_of_run(run, experiment, after)
-        raw: dict[str, tuple[float, float]] = dict.fromkeys(GALLERIES, (0.0, 0.0))
-        found = forecast_of(parts, shares=shares_of(run, after), calibration=raw)
-        matrices = {g: scores.matrix("recall@1", "seen" if g == "fresh" else f"seen_{g}") for g in GALLERIES}
+        parts, shares, measured = parts_of_run(run, experiment, after), shares_of(run, after), measured_of(run, after)
+        scale = allowed_scale([part for part in parts if not part.is_current], shares)
         drift = next(each["drift"] for each in run.records("task") if each["task"] == after)
         steps.append(
             {
                 "after": after,
-                "told": {name: list(found.recall[name]) for name in GALLERIES},
-                "measured": {name: float(matrix[after, : after + 1].mean()) for name, matrix in matrices.items()},
-                "cosine": [found.cosine, 1 - fmean(fmean(classes) for classes in drift)],
+                "now": simulated(parts, scale),
+                "was": simulated_before(parts, measured),
+                "before": measured.before,
+                "new": measured.new,
+                "measured": {name: matrix[after, : after + 1].tolist() for name, matrix in matrices.items()},
+                "cosine": [forecast_of(parts, shares=shares).cosine, 1 - fmean(fmean(each) for each in drift)],
             }
         )
     return steps
 
 
-# --- what was told, calibrated, against what was measured
+# --- what was told against what was measured
 
 
-def interval(step: Config, gallery: str, constants: tuple[float, float]) -> tuple[float, float, float]:
-    """(low, middle, high) with these constants: what is added, and how much wider it is at each end."""
-    (low, middle, high), (shift, margin) = step["told"][gallery], constants
-    ends = (low + shift - margin, middle + shift, high + shift + margin)
-    low, middle, high = (min(max(each, 0.0), 1.0) for each in ends)
-    return low, middle, high
+def interval(step: Config, gallery: str, constants: Change | None = None) -> tuple[float, float, float]:
+    """(low, middle, high) with these constants, those of the package if there are none."""
+    from tripletmas.runs.forecast import CHANGES, Measured, changed
+
+    measured = Measured(step["before"], step["new"])
+    known = {**CHANGES, gallery: constants} if constants else CHANGES
+    found = changed(gallery, step["now"], step["was"][gallery], measured, constants=known)
+    if found is None:
+        raise ValueError(f"the run was not measured before the update by task {step['after']}")
+    return found
 
 
-def chosen(steps: list[Config], gallery: str) -> tuple[float, float]:
-    """The constants for which the interval is narrowest, of those with which nine of ten measurements lie inside."""
-    found = []
-    for shift in (0.005 * each for each in range(-20, 31)):
-        off = []
-        for step in steps:
-            (low, _, high), measured = step["told"][gallery], step["measured"][gallery] - shift
-            off.append(max(measured - high, low - measured, 0.0))
-        found.append((sorted(off)[min(int(INSIDE * len(off)), len(off) - 1)], shift))
-    margin, shift = min(found)
-    return round(shift, 3), round(margin, 3)
+def chosen(steps: list[Config], gallery: str) -> Change:
+    """The constants: slopes and shifts by least squares; then the narrowest intervals, of those that hold `INSIDE`."""
+    from tripletmas.runs.forecast import Change
+
+    found = Change(fitted(steps, gallery, newest=True), fitted(steps, gallery, newest=False), 0.0, 0.0)
+    middles = [interval(step, gallery, found)[1] for step in steps]
+    errors = [abs(middle - fmean(step["measured"][gallery])) for middle, step in zip(middles, steps, strict=True)]
+    changes = [abs(middle - fmean(step["before"][gallery])) for middle, step in zip(middles, steps, strict=True)]
+    sizes = []
+    for per_change in (0.05 * each for each in range(21)):
+        off = sorted(error - per_change * change for error, change in zip(errors, changes, strict=True))
+        margin = max(off[min(int(INSIDE * len(off)), len(off) - 1)], 0.0)
+        sizes.append((margin + per_change * fmean(changes), margin, per_change))
+    _, margin, per_change = min(sizes)
+    return found._replace(margin=math.ceil(1000 * margin) / 1000, per_change=round(per_change, 2))
+
+
+def fitted(steps: list[Config], gallery: str, *, newest: bool) -> tuple[float, float]:
+    """(slope, shift) from the change that imagined images show to the one that was measured, over parts and steps."""
+    pairs = []
+    for step in steps:
+        last = len(step["was"][gallery]) - 1
+        for number, before in enumerate(step["before"][gallery]):
+            if (number == last) == newest:
+                change = step["now"][gallery][number] - step["was"][gallery][number]
+                pairs.append((change, step["measured"][gallery][number] - before))
+    if len(pairs) < LEAST:
+        return 1.0, 0.0
+    slope, shift = statistics.linear_regression(*zip(*pairs, strict=True))
+    return round(slope, 2), round(shift, 3)
 
 
 def table(options: argparse.Namespace, seed: int, data: list[str], strategies: list[str]) -> str:
     """A row for each data set and gallery, and for all data sets together."""
-    from tripletmas.runs.forecast import CALIBRATION
-
     lines = ["| data | gallery | task steps | measured inside | mean width | mean error | cosine, mean error |"]
     lines.append("| --- | --- |" + " ---: |" * 5)
     by_data = {name: steps_of(options, [name], strategies, seed) for name in data}
     for name, steps in {**by_data, "all": [step for each in by_data.values() for step in each]}.items():
         cosine = fmean(abs(step["cosine"][0] - step["cosine"][1]) for step in steps) if steps else 0.0
         for gallery in GALLERIES if steps else ():
-            told = [interval(step, gallery, CALIBRATION[gallery]) for step in steps]
-            measured = [step["measured"][gallery] for step in steps]
+            told = [interval(step, gallery) for step in steps]
+            measured = [fmean(step["measured"][gallery]) for step in steps]
             inside = fmean(low <= value <= high for (low, _, high), value in zip(told, measured, strict=True))
             width = fmean(high - low for low, _, high in told)
             error = fmean(abs(middle - value) for (_, middle, _), value in zip(told, measured, strict=True))
@@ -138,15 +168,13 @@ def folder(options: argparse.Namespace, data: str, strategy: str, seed: int) -> 
 
 def figure(options: argparse.Namespace, data: list[str], strategies: list[str], path: Path) -> None:
     from tripletmas.report.forecast import Point, draw_forecasts
-    from tripletmas.runs.forecast import CALIBRATION
 
     panels = {}
     for gallery in GALLERIES:
         points = []
         for name in data:
             for step in steps_of(options, [name], strategies, JUDGED_ON):
-                told = interval(step, gallery, CALIBRATION[gallery])
-                points.append(Point(name, told, step["measured"][gallery]))
+                points.append(Point(name, interval(step, gallery), fmean(step["measured"][gallery])))
         panels[gallery] = points
     draw_forecasts(path, panels)
 

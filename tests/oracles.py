@@ -66,11 +66,11 @@ def recall_at_k(ranking: Sequence[bool], k: int) -> float:
     return 1.0 if any(ranking[:k]) else 0.0
 
 
-def left_out_recall(
+def left_out_recalls(
     parts: Sequence[tuple[Sequence[Sequence[float]], Sequence[int], Sequence[int]]],
     queries: Sequence[Sequence[Sequence[float]]],
-) -> float:
-    """The mean over parts of recall@1 of their queries, which stand for rows of theirs and do not find these.
+) -> list[float]:
+    """Of each part, recall@1 of its queries, which stand for rows of its and do not find these; nan of none.
 
     Args:
         parts: vectors, labels and rows of each; all vectors together are searched.
@@ -85,9 +85,9 @@ def left_out_recall(
             for row, query in zip(rows, asked, strict=True)
             if labels.count(of[row]) > 1
         ]
-        found += [fmean(hits)] if hits else []
+        found.append(fmean(hits) if hits else math.nan)
         start += len(part)
-    return fmean(found) if found else math.nan
+    return found
 
 
 def r_precision(ranking: Sequence[bool]) -> float:

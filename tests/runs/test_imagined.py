@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from drawn_parts import angles
 from torch import Tensor, nn
 
 from tripletmas.cli.main import main
@@ -14,10 +15,72 @@ from tripletmas.models.embedding import embed
 from tripletmas.runs import imagined
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import Experiment, load_trained
-from tripletmas.runs.forecast import allowed_scale, forecast_of
+from tripletmas.runs.forecast import allowed_scale, forecast_of, measured_of
 from tripletmas.runs.galleries import Galleries
-from tripletmas.runs.imagined import parts_of_run
+from tripletmas.runs.imagined import imagine, parts_of_run
 from tripletmas.runs.moves import shares_of
+
+# --- imagined images
+
+
+class Squared(nn.Module):
+    """An embedding that is not linear, with a layer that behaves otherwise in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(9, 16), nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(images.flatten(1))))
+
+
+def test_images_are_imagined_where_vectors_lie():
+    """Images of a model are targets that it can reach; what is made of other images lies there, within their range."""
+    model = Squared()
+    random = torch.Generator().manual_seed(1)
+    hidden, images = torch.rand(70, 1, 3, 3, generator=random), torch.rand(20, 1, 3, 3, generator=random)
+    targets = unit(model(hidden)).detach()
+    found = imagine(model, targets, images, steps=200)
+    with torch.no_grad():
+        reached = (unit(model(found)) * targets).sum(dim=1)
+        nearest = (targets @ unit(model(images)).T).max(dim=1).values
+    assert found.shape == hidden.shape
+    assert float(found.min()) >= float(images.min())
+    assert float(found.max()) <= float(images.max())
+    assert float(reached.mean()) > 0.99
+    assert bool((reached >= nearest - 1e-3).all())
+    assert not found.requires_grad
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+class Standardising(Squared):
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.5).mul_(2) if self.in_place else images.sub(0.5).mul(2))
+
+
+def test_a_model_may_change_images_in_place():
+    random = torch.Generator().manual_seed(1)
+    images = torch.rand(20, 1, 3, 3, generator=random)
+    targets, kept = unit(torch.randn(7, 4, generator=random)), images.clone()
+    found = imagine(Standardising(in_place=True), targets, images, steps=5)
+    assert torch.equal(images, kept)
+    assert torch.equal(found, imagine(Standardising(in_place=False), targets, images, steps=5))
+
+
+def test_an_image_starts_as_the_nearest():
+    """No step is made: of three images, each target gets the one that lies nearest."""
+    model = nn.Flatten()
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]])
+    found = imagine(model, angles(10.0, 50.0, 80.0), images, steps=0)
+    assert torch.equal(found, images[[0, 2, 1]])
+
+
+# --- of a run
 
 SMALL = ("--data.tasks", "[2,2,6]", "--model.hidden", "[16]", "--model.dim", "8", "--training.epochs", "2")
 
@@ -46,12 +109,18 @@ def test_parts_are_what_is_stored_and_what_is_moved(run, experiment):
     galleries = Galleries(("linear",))
     galleries.restore(run, experiment.model, experiment.stream, 3)
     assert [part.is_current for part in parts] == [False, False, True]
+    assert [part.was_current for part in parts] == [False, True, False]
     for part, stored, moved in zip(parts, galleries.parts["stale"], galleries.parts["linear"], strict=True):
         torch.testing.assert_close(part.vectors, unit(stored.vectors))
         assert torch.equal(part.labels, stored.labels)
         assert part.compensated is not None
         torch.testing.assert_close(part.compensated, moved.vectors)
         assert part.rows.tolist() == sorted(set(part.rows.tolist()))
+    earlier = Galleries(("linear",))
+    earlier.restore(run, experiment.model, experiment.stream, 2)
+    for part, moved in zip(parts[:2], earlier.parts["linear"], strict=True):
+        assert part.compensated_before is not None
+        torch.testing.assert_close(part.compensated_before, moved.vectors)
     last = parts[-1]
     assert torch.equal(last.now, last.vectors[last.rows])
     before = unit(embed(model_after(run, experiment, 1), experiment.stream[2].query).vectors)
@@ -92,8 +161,10 @@ def test_a_forecast_is_repeatable_and_moves_no_further_than_the_layers_say(run, 
     record = run.records("task")[2]
     assert shares == record["changed_responses"]
     assert shares_of(run, 0) == {}
-    one, other = (forecast_of(parts_of_run(run, experiment, 2), shares=shares) for _ in range(2))
+    measured = measured_of(run, 2)
+    one, other = (forecast_of(parts_of_run(run, experiment, 2), shares=shares, measured=measured) for _ in range(2))
     assert one == other
+    assert one.recall != forecast_of(parts_of_run(run, experiment, 2), shares=shares).recall
     old = parts_of_run(run, experiment, 2)[:2]
     allowed = 10 * sum(shares.values())
     moved = 1 - sum(float((part.vectors[part.rows] * part.now).sum(dim=1).mean()) for part in old) / 2

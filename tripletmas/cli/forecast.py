@@ -15,11 +15,12 @@ from tripletmas.cli.outputs import check_output
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import load_trained
-from tripletmas.runs.forecast import GALLERIES, Forecast, forecast_of
+from tripletmas.runs.forecast import Forecast, forecast_of, measured_of
 from tripletmas.runs.imagined import parts_of_index, parts_of_run
 from tripletmas.runs.indexed import map_for, task_of_part
 from tripletmas.runs.models import weight_hashes
 from tripletmas.runs.moves import shares_of
+from tripletmas.runs.simulated import GALLERIES
 
 _SEARCHED = {"stale": "as it is stored", "compensated": "moved by the map", "fresh": "embedded again"}
 
@@ -61,7 +62,8 @@ def forecast(arguments: Sequence[str]) -> list[dict[str, Any]]:
 def _of_run(run: RunDirectory, after: int, device: str | None) -> dict[str, Any]:
     """What was expected of the galleries of a run after a task, printed beside what was measured, and kept."""
     experiment, _ = load_trained(run, after, device=device)
-    found = forecast_of(parts_of_run(run, experiment, after), shares=shares_of(run, after))
+    parts = parts_of_run(run, experiment, after)
+    found = forecast_of(parts, shares=shares_of(run, after), measured=measured_of(run, after))
     record = {"after": after, **found.to_json()}
     with run.locked():
         run.keep_forecast(record)

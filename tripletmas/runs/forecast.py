@@ -2,65 +2,89 @@
 
 The images of a new task say little of it. A strategy that holds old responses moves them and nothing else, so that they
 tell of far too much; distillation holds them while all else moves, so that they tell of far too little. Hence images
-are imagined for stored vectors: an image of the new task is changed until the old model puts it where a stored vector
-lies (`imagine`). Where the new model puts it stands for the vector's re-embedding, as what is stored and as a query.
+are imagined for stored vectors (`imagined`). Where the new model puts one stands for the vector's re-embedding, as what
+is stored and as a query (`simulated`).
+
+Imagined images of a class are told apart from others better than real ones, or worse. So what they find is not told
+as it is where something was measured before the update, with the images that were there then: the change of what they
+find is added to that.
 
 Where a protection knows how far the responses of each layer to old inputs have moved (`Gram.shares`), vectors move no
 further than that allows: an imagined image reaches what no old image does, and such a protection leaves that free.
-
-Shapes: g vectors of a part, n of them with an imagined image, dim.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tripletmas.basics.files import without_nan
 from tripletmas.index.base import unit
 from tripletmas.index.choice import Limit
-from tripletmas.index.drift import fit_drift
-from tripletmas.index.exact import ExactIndex
-from tripletmas.runs.moves import allowed_move
+from tripletmas.runs.moves import Recorded, allowed_move, shares_of
+from tripletmas.runs.simulated import (
+    COMPENSATED,
+    FRESH,
+    GALLERIES,
+    STALE,
+    Part,
+    again_recalls,
+    before_update,
+    cosine_to_stored,
+    mean_cosine,
+    mean_of,
+    now_at,
+    recalls,
+    simulated,
+)
 
-FRESH, STALE, COMPENSATED = "fresh", "stale", "compensated"
-GALLERIES = (STALE, COMPENSATED, FRESH)
-_STEPS, _RATE = 30, 0.05  # of the search for an image; in units of the range of its values
-_BATCH = 64
 _SCALES = (0.8, 1.0, 1.25)  # how far vectors may have moved, where an imagined image moved by 1
-_ENOUGH = 10  # queries of each class that stand for the class
-# gallery -> (what is added, how far the ends of the interval lie off): scripts/reproduce_forecast.py chose them on runs
-# of seed 0, so that nine of ten measurements lie inside, and judges them on others
+# Constants were chosen by scripts/reproduce_forecast.py on runs of seed 0, so that nine of ten measurements lie inside,
+# and are judged on others. By itself: gallery -> (what is added, how far the ends of the interval lie off).
 CALIBRATION = {STALE: (0.0, 0.027), COMPENSATED: (0.08, 0.111), FRESH: (0.005, 0.105)}
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Stored vectors of one model, of unit length, and where others have some of them.
+class Change(NamedTuple):
+    """What a change that imagined images show is worth.
 
     Attributes:
-        vectors, labels: (g, dim), (g,).
-        compensated: (g, dim), as a map moves them; None where no map is in use.
-        rows: (n,), those of which the rest is known; they are the queries.
-        now: (n, dim), where the present model puts the images that stand for these rows.
-        before: (n, dim), where the model before the update put them.
-        is_current: the vectors are of the present model.
-        weight: how much the part counts in means over parts.
+        newest, older: (slope, shift) of the part that was current before the update, and of those before it.
+        margin, per_change: how far the ends of the interval lie off, and how much further for each 1 by which what is
+            expected differs from the mean before the update.
     """
 
-    vectors: Tensor
-    labels: Tensor
-    compensated: Tensor | None
-    rows: Tensor
-    now: Tensor
-    before: Tensor
-    is_current: bool = False
-    weight: float = 1.0
+    newest: tuple[float, float]
+    older: tuple[float, float]
+    margin: float
+    per_change: float
+
+
+CHANGES = {
+    STALE: Change((1.0, 0.0), (1.0, 0.0), 0.05, 0.0),
+    COMPENSATED: Change((1.0, 0.0), (1.0, 0.0), 0.05, 0.0),
+    FRESH: Change((1.0, 0.0), (1.0, 0.0), 0.05, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a run's galleries with the images that were at hand.
+
+    Attributes:
+        before: gallery -> recall@1 of each earlier task on everything seen, before the update.
+        new: gallery -> the same of the new task after it, where that takes no old image: not for "fresh".
+        shares: of each layer's squared response, what the update before had changed; {} if not known.
+    """
+
+    before: Mapping[str, Sequence[float]]
+    new: Mapping[str, float]
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 class Interval(NamedTuple):
@@ -104,56 +128,34 @@ class Forecast:
         return without_nan({**vars(self), "recall": {name: list(each) for name, each in self.recall.items()}})
 
 
-def imagine(model: nn.Module, targets: Tensor, images: Tensor, *, steps: int = _STEPS, rate: float = _RATE) -> Tensor:
-    """Images (n, ...) that a model embeds in the direction of the targets (n, dim) of unit length, made of others.
+def measured_of(run: Recorded, after: int) -> Measured:
+    """What a run recorded of the time before the update by task `after`, and of that task after it."""
+    names = {gallery: "seen" if gallery == FRESH else f"seen_{gallery}" for gallery in GALLERIES}
+    records = {each["task"]: each["scores"] for each in run.records("task")}
 
-    Each starts as the one of `images` (m, ...) that the model puts nearest to its target, and is changed by Adam on the
-    cosine, within the range of values that `images` have.
+    def rows(task: int) -> dict[str, list[float]]:
+        found = {gallery: records.get(task, {}).get(name, {}).get("recall@1") for gallery, name in names.items()}
+        return {gallery: [math.nan if each is None else each for each in row] for gallery, row in found.items() if row}
 
-    Args:
-        model: in eval mode; its weights and their gradients stay as they are. It gets copies, which it may change.
-        rate: how far a value goes in a step, as a share of that range.
-
-    Source: Goswami et al., Resurrecting Old Classes with New Data (ADC), CVPR 2024, push new images onto class means
-        so; here each goes to a vector that is stored, and as far as it takes.
-    """
-    low, high = float(images.min()), float(images.max())
-    with torch.no_grad():
-        embedded = torch.cat([unit(model(block.clone())) for block in images.split(_BATCH)])
-    found = []
-    for block in targets.split(_BATCH):
-        made = images[(block @ embedded.T).argmax(dim=1)].clone().requires_grad_()
-        optimizer = torch.optim.Adam([made], lr=rate * (high - low))
-        for _ in range(steps):
-            cosines = (nn.functional.normalize(model(made.clone()), dim=1) * block).sum()
-            (made.grad,) = torch.autograd.grad(-cosines, [made])
-            optimizer.step()
-            with torch.no_grad():
-                made.clamp_(low, high)
-        found.append(made.detach())
-    return torch.cat(found)
+    new = {gallery: row[after] for gallery, row in rows(after).items() if gallery != FRESH and len(row) > after}
+    return Measured({gallery: row[:after] for gallery, row in rows(after - 1).items()}, new, shares_of(run, after - 1))
 
 
 def forecast_of(
-    parts: Sequence[Part],
-    *,
-    shares: Mapping[str, float] | None = None,
-    calibration: Mapping[str, tuple[float, float]] = CALIBRATION,
+    parts: Sequence[Part], *, shares: Mapping[str, float] | None = None, measured: Measured | None = None
 ) -> Forecast:
     """What is expected of stored vectors after an update.
 
     Args:
         shares: of each layer's squared response to old inputs, the share that has changed; None or {} if not known.
-        calibration: gallery -> (what is added to what was found, how much wider the interval is at each end).
+        measured: what was measured of these parts before the update; None if they are no galleries of a run.
     """
     old = [part for part in parts if not part.is_current]
     scale = allowed_scale(old, shares or {})
     cosines = [cosine_to_stored(part, scale) for part in old]
-    recall = {}
-    for name, (low, middle, high) in simulated(parts, scale).items():
-        shift, margin = calibration[name]
-        low, middle, high = low + shift - margin, middle + shift, high + shift + margin
-        recall[name] = Interval(*(min(max(each, 0.0), 1.0) for each in (low, middle, high)))
+    recall = by_itself(parts, scale)
+    if measured is not None:
+        recall |= by_change(parts, scale, measured)
     return Forecast(
         cosine=float(torch.stack([each.mean() for each in cosines]).mean()),
         nine_in_ten=float(torch.cat(cosines).quantile(0.1)),
@@ -180,97 +182,73 @@ def allowed_scale(parts: Sequence[Part], shares: Mapping[str, float]) -> float:
     return math.sqrt(allowed / moved) if allowed is not None and moved > allowed else 1.0
 
 
-def cosine_to_stored(part: Part, scale: float) -> Tensor:
-    """(n,) between the vectors of a part and their re-embeddings."""
-    stored = part.vectors[part.rows]
-    return (stored * on_the_way(stored, part.now, scale)).sum(dim=1)
+# --- what is expected of recall
 
 
-def mean_cosine(vectors: Tensor) -> float:
-    """Of two of these unit vectors (n, dim), each with each other; nan for fewer than two."""
-    n = len(vectors)
-    return (float(vectors.double().sum(dim=0).square().sum()) - n) / (n * (n - 1)) if n > 1 else math.nan
+def by_itself(
+    parts: Sequence[Part], scale: float = 1.0, *, calibration: Mapping[str, tuple[float, float]] = CALIBRATION
+) -> dict[str, Interval]:
+    """gallery -> what imagined images find after the update, with constants (what is added, how far the ends lie off).
 
-
-def on_the_way(start: Tensor, end: Tensor, scale: float) -> Tensor:
-    """Unit vectors (n, dim) on the way from start to end, and beyond: at 0 the start, at 1 the end."""
-    return end if scale == 1 else unit(start + scale * (end - start))
-
-
-def simulated(parts: Sequence[Part], scale: float = 1.0) -> dict[str, Interval]:
-    """gallery -> recall@1 as the mean over parts, where vectors moved `scale` times as far as their images.
-
-    What is stored is searched as it lies. It is stale by as much as queries have moved, so that its interval spans what
-    is found where they moved by 0.8 to 1.25 of that. What re-embedding finds is the mean of two: by the new model,
-    which keeps imagined images of old classes and real ones of new classes apart more than it should, and by the model
-    before the update, which had not learned to.
+    What is stored is stale by as much as queries have moved, so that its interval spans what is found where they moved
+    by 0.8 to 1.25 of that. What re-embedding finds is the mean of two: by the new model, which keeps imagined images of
+    old classes and real ones of new classes apart more than it should, and by the model before the update, which had
+    not learned to.
     """
-    stored, moved = (
-        [part.vectors for part in parts],
-        [part.compensated for part in parts if part.compensated is not None],
-    )
-    now = now_at(parts, scale)
-    stale = [mean_recall(parts, now_at(parts, scale * each), stored) for each in _SCALES]
-    found = {STALE: Interval(min(stale), stale[_SCALES.index(1.0)], max(stale))}
-    if len(moved) == len(parts):
-        found[COMPENSATED] = Interval(*3 * (mean_recall(parts, now, moved),))
-    again = (again_recall(parts, now) + again_recall(parts, [part.before for part in parts])) / 2
-    return {**found, FRESH: Interval(*3 * (again,))}
+    stored, found = [part.vectors for part in parts], simulated(parts, scale)
+    stale = [mean_of(parts, recalls(parts, now_at(parts, scale * each), stored)) for each in _SCALES]
+    again = mean_of(parts, found[FRESH]), mean_of(parts, again_recalls(parts, [part.before for part in parts]))
+    spans = {STALE: (min(stale), stale[_SCALES.index(1.0)], max(stale)), FRESH: 3 * (sum(again) / 2,)}
+    if COMPENSATED in found:
+        spans[COMPENSATED] = 3 * (mean_of(parts, found[COMPENSATED]),)
+    return {gallery: _widened(spans[gallery], *calibration[gallery]) for gallery in GALLERIES if gallery in spans}
 
 
-def now_at(parts: Sequence[Part], scale: float) -> list[Tensor]:
-    """Where the queries of each part are, if they moved `scale` times as far as their images."""
-    return [on_the_way(part.vectors[part.rows], part.now, scale) for part in parts]
+def by_change(parts: Sequence[Part], scale: float, measured: Measured) -> dict[str, Interval]:
+    """gallery -> what was measured before the update and, added to it, the change of what imagined images find."""
+    now, was = simulated(parts, scale), simulated_before(parts, measured)
+    told = {gallery: changed(gallery, now, was[gallery], measured) for gallery in now if gallery in was}
+    return {gallery: each for gallery, each in told.items() if each is not None}
 
 
-def again_recall(parts: Sequence[Part], ends: Sequence[Tensor]) -> float:
-    """recall@1 as the mean over parts, where one model has embedded everything, and its rows (n, dim) are known.
+def simulated_before(parts: Sequence[Part], measured: Measured) -> dict[str, list[float]]:
+    """gallery -> what imagined images of each earlier part found before the update."""
+    before = before_update(parts)
+    old = [part for part in before if not part.is_current]
+    return simulated(before, allowed_scale(old, measured.shares) if old else 1.0)
 
-    The rows alone are searched, as many of each part, if there are at least ten of each class; else all vectors, moved
-    as their rows were.
+
+def changed(
+    gallery: str,
+    now: Mapping[str, Sequence[float]],
+    was: Sequence[float],
+    measured: Measured,
+    *,
+    constants: Mapping[str, Change] = CHANGES,
+) -> Interval | None:
+    """Of one gallery, the mean over tasks; None where something it needs was not measured.
+
+    The new task was not there before: its recall on what is stored is measured after the update, since that takes no
+    old image, and where everything is embedded again it is as much more as imagined images find there.
+
+    Args:
+        now, was: what imagined images of each task find, gallery -> (after + 1,), and (after,) before the update.
     """
-    if any(len(part.rows) < _ENOUGH * len(part.labels.unique()) for part in parts):
-        return mean_recall(parts, ends, [moved_like(p.vectors, p.rows, e) for p, e in zip(parts, ends, strict=True)])
-    count = min(len(part.rows) for part in parts)
-    drawn = [torch.linspace(0, len(part.rows) - 1, count).round().long() for part in parts]
-    vectors = [each[rows] for each, rows in zip(ends, drawn, strict=True)]
-    labels = [part.labels[part.rows[rows]] for part, rows in zip(parts, drawn, strict=True)]
-    found = [
-        replace(part, vectors=each, labels=of, rows=torch.arange(count))
-        for part, each, of in zip(parts, vectors, labels, strict=True)
-    ]
-    return mean_recall(found, vectors, vectors)
+    of, before, new = constants[gallery], measured.before.get(gallery, ()), measured.new.get(gallery)
+    if gallery == FRESH:
+        new = measured.new.get(STALE, math.nan) + of.older[0] * (now[FRESH][-1] - now[STALE][-1])
+    if new is None or len(before) != len(was):
+        return None
+    *found, _ = now[gallery]
+    kinds = [of.older] * (len(was) - 1) + [of.newest]
+    changes = [slope * (one - other) + shift for one, other, (slope, shift) in zip(found, was, kinds, strict=True)]
+    middle = (sum(before) + sum(changes) + new) / len(now[gallery])
+    if math.isnan(middle):
+        return None
+    return _widened((middle,) * 3, 0.0, of.margin + of.per_change * abs(middle - fmean(before)))
 
 
-def moved_like(vectors: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
-    """All vectors (g, dim), moved as those at `rows` (n,) move to `ends` (n, dim).
-
-    By an affine map fitted on these, and by what it leaves unexplained of the one that is nearest.
-    """
-    move = fit_drift("linear", vectors[rows], ends)
-    rest = ends - unit(move(vectors[rows]))
-    nearest = ExactIndex.over(vectors[rows].contiguous()).search(vectors, 1)[1][:, 0]
-    moved = unit(unit(move(vectors)) + rest[nearest])
-    moved[rows] = ends
-    return moved
-
-
-def mean_recall(parts: Sequence[Part], queries: Sequence[Tensor], galleries: Sequence[Tensor]) -> float:
-    """recall@1 of each part's queries (n, dim), which stand for its rows, in all galleries (g, dim) together; the mean.
-
-    A query's own vector is left out of its search. What has no other of its label to find does not count, nor does a
-    part with no other query; nan where none is left.
-    """
-    gallery, labels = torch.cat(list(galleries)).contiguous(), torch.cat([part.labels for part in parts])
-    values, counts = labels.unique(return_counts=True)
-    index, start, found = ExactIndex.over(gallery), 0, []
-    for part, query in zip(parts, queries, strict=True):
-        of, own = part.labels[part.rows], part.rows + start
-        counted = torch.isin(of, values[counts > 1])
-        nearest = index.search(query, 2)[1]
-        first = torch.where(nearest[:, 0] == own, nearest[:, 1], nearest[:, 0])
-        right = labels[first] == of
-        if counted.any():
-            found.append((float(right[counted].double().mean()), part.weight))
-        start += len(part.labels)
-    return sum(recall * weight for recall, weight in found) / sum(weight for _, weight in found) if found else math.nan
+def _widened(span: tuple[float, ...], shift: float, margin: float) -> Interval:
+    low, middle, high = span
+    ends = (low + shift - margin, middle + shift, high + shift + margin)
+    return Interval(*(min(max(each, 0.0), 1.0) for each in ends))

@@ -1,4 +1,5 @@
-"""What a forecast is made of: the stored vectors of a run, or of an index, and images that are imagined for them.
+"""What a forecast is made of: the stored vectors of a run, or of an index, and images that are imagined for them: an
+image of the new task is changed until the old model puts it where a stored vector lies.
 
 Read are the models that the run saved, the vectors that are stored, and images of the task that the update learned;
 no image of an earlier one.
@@ -7,8 +8,8 @@ no image of an earlier one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,43 @@ from tripletmas.objectives.objective import gallery_of
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.drifts import drifts_between
 from tripletmas.runs.experiment import Experiment
-from tripletmas.runs.forecast import Part, imagine
+from tripletmas.runs.simulated import Part
 
+_STEPS, _RATE = 30, 0.05  # of the search for an image; in units of the range of its values
+_BATCH = 64
 _IMAGINED, _LEAST = 300, 20  # images for the parts of an index together, and for each of them
 _STARTS = 1000  # images of the new task that they are made of
 _QUERIES = 1000  # of what the present model made, where nothing has to be imagined
+
+
+def imagine(model: nn.Module, targets: Tensor, images: Tensor, *, steps: int = _STEPS, rate: float = _RATE) -> Tensor:
+    """Images (n, ...) that a model embeds in the direction of the targets (n, dim) of unit length, made of others.
+
+    Each starts as the one of `images` (m, ...) that the model puts nearest to its target, and is changed by Adam on the
+    cosine, within the range of values that `images` have.
+
+    Args:
+        model: in eval mode; its weights and their gradients stay as they are. It gets copies, which it may change.
+        rate: how far a value goes in a step, as a share of that range.
+
+    Source: Goswami et al., Resurrecting Old Classes with New Data (ADC), CVPR 2024, push new images onto class means
+        so; here each goes to a vector that is stored, and as far as it takes.
+    """
+    low, high = float(images.min()), float(images.max())
+    with torch.no_grad():
+        embedded = torch.cat([unit(model(block.clone())) for block in images.split(_BATCH)])
+    found = []
+    for block in targets.split(_BATCH):
+        made = images[(block @ embedded.T).argmax(dim=1)].clone().requires_grad_()
+        optimizer = torch.optim.Adam([made], lr=rate * (high - low))
+        for _ in range(steps):
+            cosines = (nn.functional.normalize(model(made.clone()), dim=1) * block).sum()
+            (made.grad,) = torch.autograd.grad(-cosines, [made])
+            optimizer.step()
+            with torch.no_grad():
+                made.clamp_(low, high)
+        found.append(made.detach())
+    return torch.cat(found)
 
 
 def parts_of_run(run: RunDirectory, experiment: Experiment, after: int) -> list[Part]:
@@ -37,21 +70,28 @@ def parts_of_run(run: RunDirectory, experiment: Experiment, after: int) -> list[
     embedders, task = _Embedders(run, experiment, after), experiment.stream[after]
     kept = [run.galleries.read(number) for number in range(after + 1)]
     vectors = [unit(each["stored"]) for each in kept]
-    moved = dict(enumerate(vectors[:-1]))
-    if kind := experiment.gallery.compensate:
-        moves, _ = drifts_between(run, moved, after, kind=kind, normalize=True, dim=vectors[0].shape[1])
-        moved = {number: moves[number](each) for number, each in moved.items()}
+    kind = experiment.gallery.compensate
+    moved, moved_before = (_moved(run, vectors, number, kind) for number in (after, after - 1))
     parts = []
     for number in range(after):
         rows = _drawn(len(vectors[number]), max(_LEAST, _IMAGINED // after), number)
         now, before = embedders.imagined(vectors[number][rows], number)
-        compensated = moved[number] if kind else None
-        parts.append(Part(vectors[number], kept[number]["labels"], compensated, rows, now, before))
+        part = Part(vectors[number], kept[number]["labels"], moved[number], rows, now, before, moved_before[number])
+        parts.append(replace(part, was_current=number == after - 1))
     rows = _drawn(len(vectors[after]), _QUERIES, after)
     before = unit(experiment.objective.embed(embedders.model(after - 1), gallery_of(task).subset(rows)).vectors)
     new = vectors[after]
-    last = Part(new, kept[after]["labels"], new if kind else None, rows, new[rows], before, is_current=True)
+    last = Part(new, kept[after]["labels"], moved[after], rows, new[rows], before, is_current=True)
     return [*parts, last]
+
+
+def _moved(run: RunDirectory, vectors: Sequence[Tensor], after: int, kind: str | None) -> list[Tensor | None]:
+    """Of each part (g, dim), where the maps put it that are known after a task; None without a map."""
+    if kind is None:
+        return [None] * len(vectors)
+    old = range(after)
+    moves = drifts_between(run, old, after, kind=kind, normalize=True, dim=vectors[0].shape[1])[0] if after else {}
+    return [moves[number](each) if number in moves else each for number, each in enumerate(vectors)]
 
 
 def parts_of_index(
@@ -82,7 +122,8 @@ def parts_of_index(
         rows = _drawn(len(of), max(_LEAST, _IMAGINED // len(tasks)), number)
         now, before = embedders.imagined(vectors[rows], task)
         moved = vectors if is_current else moves[task](vectors)
-        parts.append(Part(vectors, labels[of], moved, rows, now, before, is_current, float(len(of))))
+        part = Part(vectors, labels[of], moved, rows, now, before, is_current=is_current, weight=float(len(of)))
+        parts.append(part)
     return parts
 
 
