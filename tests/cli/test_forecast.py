@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import SMALL, failed
 
+from tripletmas.cli import index_info
 from tripletmas.cli.main import main
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
@@ -101,6 +102,28 @@ def test_index_info_says_where_a_forecast_is(shop, call, monkeypatch):
     text = call("index", "info", "old.index")[1]
     assert "what searching them costs: tripletmas forecast" in text
     assert text.rstrip().endswith("--index old.index")
+    assert "was expected to leave" not in text
+
+
+def test_index_info_says_what_the_last_update_was_expected_to_do(shop, call, tmp_path, monkeypatch):
+    """As `forecast` told it, with torch and without; only of the update that made the present model."""
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(shop / "run", "run"))
+    assert call("forecast", "run", "--json", "told.json")[0] == 0
+    (told,) = json.loads(Path("told.json").read_text())
+    (low, _, high), (least, _, most) = told["recall"]["stale"], told["recall"]["fresh"]
+    status, text, _ = call("index", "info", shop / "old.index", "--run", "run")
+    assert status == 0
+    assert f"with a recall@1 of {low:.2f} to {high:.2f} as it is stored" in text
+    assert f"{least:.2f} to {most:.2f} embedded again" in text
+    with monkeypatch.context() as context:
+        context.setattr("tripletmas.cli.index_info._glanced", index_info._opened)
+        assert call("index", "info", shop / "old.index", "--run", "run")[1] == text
+    found = json.loads(call("index", "info", shop / "old.index", "--run", "run", "--json")[1])
+    assert found["expected_recall"] == told["recall"]
+    forecast = run / "forecast.json"
+    forecast.write_text(forecast.read_text().replace('"after": 1', '"after": 0'))
+    failed(call("index", "info", shop / "old.index", "--run", "run"), "forecast.json")
 
 
 def test_what_has_no_forecast(shop, digits, call, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from tripletmas.cli.terminal import visible
 if TYPE_CHECKING:  # torch comes with runs: what asks for none need not wait for it
     from tripletmas.runs.directory import RunDirectory
 
+SEARCHED = {"stale": "as it is stored", "compensated": "moved by the map", "fresh": "embedded again"}  # of a forecast
 # options that mean the same wherever they are
 _SHARED: dict[str, dict[str, Any]] = {
     "run": {"type": str, "help": "the run directory"},

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from tripletmas.basics.files import save_json
-from tripletmas.cli.console import console, make_parser, make_table, open_run
+from tripletmas.cli.console import SEARCHED, console, make_parser, make_table, open_run
 from tripletmas.cli.outputs import check_output
 from tripletmas.index.images import ImageIndex
 from tripletmas.runs.directory import RunDirectory
@@ -21,8 +21,6 @@ from tripletmas.runs.indexed import map_for, task_of_part
 from tripletmas.runs.models import weight_hashes
 from tripletmas.runs.moves import shares_of
 from tripletmas.runs.simulated import GALLERIES
-
-_SEARCHED = {"stale": "as it is stored", "compensated": "moved by the map", "fresh": "embedded again"}
 
 
 def forecast(arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -110,5 +108,5 @@ def _table(found: Forecast, title: str, measured: dict[str, float]) -> Table:
     for gallery, expected in found.recall.items():
         cells = [f"{expected.low:.2f} to {expected.high:.2f}", f"{expected.middle:.2f}"]
         cells += [f"{measured[gallery]:.2f}"] if gallery in measured else []
-        table.add_row(gallery, _SEARCHED[gallery], *cells)
+        table.add_row(gallery, SEARCHED[gallery], *cells)
     return table

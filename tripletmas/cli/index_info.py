@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from tripletmas.basics.arrays import Unclear
-from tripletmas.cli.console import console, make_parser, make_table
+from tripletmas.cli.console import SEARCHED, console, make_parser, make_table
 from tripletmas.data.preparation import Preparation
 from tripletmas.index.glance import Glance, read_glance
 from tripletmas.index.settings import Reading, Transform
@@ -28,12 +28,20 @@ class _Told:
         hashes: of the model of the run after each task; () where they are not known.
         missing: why they are not.
         far: how far stale vectors have moved at most, a part of a sentence.
+        forecasts: what `forecast` told of updates of the run.
     """
 
     index: Glance
     hashes: Sequence[str]
     missing: str = ""
     far: str = ""
+    forecasts: Sequence[Mapping[str, Any]] = ()
+
+    def expected(self) -> dict[str, Any] | None:
+        """gallery -> (low, most likely, high) of recall@1 in the run's own galleries, of the last update; None if that
+        was not asked for."""
+        last = len(self.hashes) - 1
+        return next((each["recall"] for each in self.forecasts if each["after"] == last), None)
 
 
 def info(arguments: Sequence[str]) -> dict[str, Any]:
@@ -52,6 +60,8 @@ def info(arguments: Sequence[str]) -> dict[str, Any]:
     elif hashes and (stale := index.num_stale(hashes[-1])):
         print(f"{stale} of {index.count} vectors are stale{told.far}: {ways_out(options.index)}")
         of = options.run or index.run
+        if expected := told.expected():
+            print(f"the last update was expected to leave the run's own galleries {_in_words(expected)}")
         print(f"how far they moved, and what searching them costs: tripletmas forecast {of} --index {options.index}")
     else:
         print("all vectors are current")
@@ -67,6 +77,7 @@ def _content(path: str, index: Glance, run: str, told: _Told) -> dict[str, Any]:
         "model": hashes[-1] if hashes else None,
         "vectors": index.count,
         "stale": index.num_stale(hashes[-1]) if hashes else None,
+        "expected_recall": told.expected(),
         "dim": settings.dim,
         "metric": settings.metric,
         "normalised": settings.normalize,
@@ -87,7 +98,7 @@ def _glanced(path: str, given: str | None) -> _Told:
     """Without torch; what is not as this version writes it is `Unclear`."""
     index = read_glance(path)
     run = read_run_glance(given or index.run)
-    return _Told(index, run.hashes, far=how_far(run, len(run.hashes) - 1))
+    return _Told(index, run.hashes, far=how_far(run, len(run.hashes) - 1), forecasts=run.forecasts)
 
 
 def _opened(path: str, given: str | None) -> _Told:
@@ -99,11 +110,22 @@ def _opened(path: str, given: str | None) -> _Told:
     opened = ImageIndex.open(path)
     try:
         run = run_of(opened, given)
-        return _Told(opened.glance(), weight_hashes(run), far=how_far(run, run.task_done(None)))
+        far = how_far(run, run.task_done(None))
+        return _Told(opened.glance(), weight_hashes(run), far=far, forecasts=run.forecasts())
     except ValueError as error:
         if given:
             raise
         return _Told(opened.glance(), (), missing=str(error))
+
+
+def _in_words(expected: Mapping[str, Sequence[float | None]]) -> str:
+    """Between what recall@1 is expected to lie, as the galleries are stored, moved, embedded again."""
+    told = [
+        f"{low:.2f} to {high:.2f} {words}"
+        for gallery, words in SEARCHED.items()
+        if gallery in expected and None not in (low := expected[gallery][0], high := expected[gallery][2])
+    ]
+    return f"with a recall@1 of {', '.join(told)}" if told else "as nothing at hand tells"
 
 
 def _summary(path: str, index: Glance, run: str, hashes: Sequence[str]) -> Table:

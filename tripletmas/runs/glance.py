@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tripletmas.basics.arrays import Unclear, read_sealed, weight_hash
+from tripletmas.basics.files import read_json
+from tripletmas.basics.shape import check_shape
 from tripletmas.runs.identity import read_config
 from tripletmas.runs.records import Record, Records
+from tripletmas.runs.shapes import FORECASTS
 from tripletmas.runs.task_files import numbered
 
 
@@ -18,10 +21,12 @@ class RunGlance:
 
     Attributes:
         hashes: of the model after each task that is done, as `models.weight_hashes`.
+        forecasts: what was expected of each update that was asked for, as `RunDirectory.forecasts`.
     """
 
     hashes: tuple[str, ...]
     all_records: Sequence[Record]
+    forecasts: Sequence[Record]
 
     def records(self, kind: str) -> list[Record]:
         """The records of a kind."""
@@ -43,9 +48,18 @@ def read_run_glance(path: str | Path) -> RunGlance:
             raise Unclear(f"{path} has no finished task, or no identity")
         records.check_sum()
         hashes = tuple(_hash(folder, f"weights/task{number:02d}.safetensors", records) for number in numbers)
-        return RunGlance(hashes, records.read())
+        return RunGlance(hashes, records.read(), _forecasts(folder, records))
     except (ValueError, OSError) as error:
         raise Unclear(str(error)) from error
+
+
+def _forecasts(run: Path, records: Records) -> list[Record]:
+    name = "forecast.json"
+    if not (run / name).exists():
+        return []
+    found = read_json(run / name, "it is left out", records.expected(name))
+    check_shape(found, FORECASTS)
+    return found
 
 
 def _hash(run: Path, name: str, records: Records) -> str:
