@@ -6,8 +6,8 @@
     .venv/bin/python scripts/reproduce_forecast.py --table --figure docs/forecast.png
 
 Each run is a run directory below --out, with its forecasts beside it; runs that are done are not repeated, so that the
-script goes on where it stopped. The constants in `tripletmas/runs/forecast.py` (CHANGES) are chosen on the runs of
-seed 0 (--calibrate prints them) and judged on those of seed 1.
+script goes on where it stopped. The constants in `tripletmas/runs/forecast.py` (CALIBRATION, and MARGIN for strategies
+that hold layers) are chosen on the runs of seed 0 (--calibrate prints them) and judged on those of seed 1.
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from best_strengths import placed
 from reproduce_rivals import SETTINGS
 from side_by_side import run_side_by_side
-
-if TYPE_CHECKING:
-    from tripletmas.runs.forecast import Change
 
 Config = dict[str, Any]
 DATA = ("digits", "omniglot-5", "fashion-mnist", "clothing")
@@ -38,7 +34,7 @@ STRATEGIES: dict[str, Config] = {
 GALLERIES = ("stale", "compensated", "fresh")
 CHOSEN_ON, JUDGED_ON = 0, 1
 INSIDE = 0.92  # a little more than nine in ten of the runs on which constants are chosen
-LEAST = 3  # pairs to fit a line
+RAW = dict.fromkeys(GALLERIES, (0.0, 0.0))
 
 
 def run_one(job: tuple[str, str, int, dict[str, str], Path]) -> str:
@@ -62,7 +58,7 @@ def told(out: Path) -> list[Config]:
     from tripletmas.objectives.scores import Scores
     from tripletmas.runs.directory import RunDirectory
     from tripletmas.runs.experiment import load_trained
-    from tripletmas.runs.forecast import allowed_scale, forecast_of, measured_of, simulated_before
+    from tripletmas.runs.forecast import allowed_scale, by_itself, forecast_of, measured_of, simulated_before
     from tripletmas.runs.imagined import parts_of_run
     from tripletmas.runs.moves import shares_of
     from tripletmas.runs.simulated import simulated
@@ -79,6 +75,8 @@ def told(out: Path) -> list[Config]:
         steps.append(
             {
                 "after": after,
+                "alone": {name: list(each) for name, each in by_itself(parts, scale, calibration=RAW).items()},
+                "knows": bool(shares),
                 "now": simulated(parts, scale),
                 "was": simulated_before(parts, measured),
                 "before": measured.before,
@@ -93,48 +91,54 @@ def told(out: Path) -> list[Config]:
 # --- what was told against what was measured
 
 
-def interval(step: Config, gallery: str, constants: Change | None = None) -> tuple[float, float, float]:
-    """(low, middle, high) with these constants, those of the package if there are none."""
-    from tripletmas.runs.forecast import CHANGES, Measured, changed
+def interval(step: Config, gallery: str) -> tuple[float, float, float]:
+    """(low, middle, high) as the package tells it."""
+    from tripletmas.runs.forecast import CALIBRATION, MARGIN
+
+    return by_change(step, gallery, MARGIN) if step["knows"] else alone(step, gallery, CALIBRATION[gallery])
+
+
+def alone(step: Config, gallery: str, constants: tuple[float, float]) -> tuple[float, float, float]:
+    """What imagined images tell by themselves, with these constants: what is added, how much wider it is at each end."""
+    (low, middle, high), (shift, margin) = step["alone"][gallery], constants
+    ends = (low + shift - margin, middle + shift, high + shift + margin)
+    low, middle, high = (min(max(each, 0.0), 1.0) for each in ends)
+    return low, middle, high
+
+
+def by_change(step: Config, gallery: str, margin: float) -> tuple[float, float, float]:
+    """What their change tells, added to what was measured before."""
+    from tripletmas.runs.forecast import Measured, changed
 
     measured = Measured(step["before"], step["new"])
-    known = {**CHANGES, gallery: constants} if constants else CHANGES
-    found = changed(gallery, step["now"], step["was"][gallery], measured, constants=known)
+    found = changed(gallery, step["now"], step["was"][gallery], measured, margin=margin)
     if found is None:
         raise ValueError(f"the run was not measured before the update by task {step['after']}")
     return found
 
 
-def chosen(steps: list[Config], gallery: str) -> Change:
-    """The constants: slopes and shifts by least squares; then the narrowest intervals, of those that hold `INSIDE`."""
-    from tripletmas.runs.forecast import Change
-
-    found = Change(fitted(steps, gallery, newest=True), fitted(steps, gallery, newest=False), 0.0, 0.0)
-    middles = [interval(step, gallery, found)[1] for step in steps]
-    errors = [abs(middle - fmean(step["measured"][gallery])) for middle, step in zip(middles, steps, strict=True)]
-    changes = [abs(middle - fmean(step["before"][gallery])) for middle, step in zip(middles, steps, strict=True)]
-    sizes = []
-    for per_change in (0.05 * each for each in range(21)):
-        off = sorted(error - per_change * change for error, change in zip(errors, changes, strict=True))
-        margin = max(off[min(int(INSIDE * len(off)), len(off) - 1)], 0.0)
-        sizes.append((margin + per_change * fmean(changes), margin, per_change))
-    _, margin, per_change = min(sizes)
-    return found._replace(margin=math.ceil(1000 * margin) / 1000, per_change=round(per_change, 2))
+def chosen(steps: list[Config], gallery: str) -> tuple[float, float]:
+    """The constants for which the interval is narrowest, of those with which nine of ten measurements lie inside."""
+    found = []
+    for shift in (0.005 * each for each in range(-20, 31)):
+        off = []
+        for step in steps:
+            (low, _, high), measured = step["alone"][gallery], fmean(step["measured"][gallery]) - shift
+            off.append(max(measured - high, low - measured, 0.0))
+        found.append((most_of(off), shift))
+    margin, shift = min(found)
+    return round(shift, 3), round(margin, 3)
 
 
-def fitted(steps: list[Config], gallery: str, *, newest: bool) -> tuple[float, float]:
-    """(slope, shift) from the change that imagined images show to the one that was measured, over parts and steps."""
-    pairs = []
-    for step in steps:
-        last = len(step["was"][gallery]) - 1
-        for number, before in enumerate(step["before"][gallery]):
-            if (number == last) == newest:
-                change = step["now"][gallery][number] - step["was"][gallery][number]
-                pairs.append((change, step["measured"][gallery][number] - before))
-    if len(pairs) < LEAST:
-        return 1.0, 0.0
-    slope, shift = statistics.linear_regression(*zip(*pairs, strict=True))
-    return round(slope, 2), round(shift, 3)
+def chosen_margin(steps: list[Config]) -> float:
+    """The margin with which nine of ten measurements lie inside, of all galleries together."""
+    off = [abs(by_change(step, g, 0.0)[1] - fmean(step["measured"][g])) for step in steps for g in GALLERIES]
+    return math.ceil(1000 * most_of(off)) / 1000
+
+
+def most_of(off: list[float]) -> float:
+    """How far nine of ten are off at most."""
+    return sorted(off)[min(int(INSIDE * len(off)), len(off) - 1)]
 
 
 def table(options: argparse.Namespace, seed: int, data: list[str], strategies: list[str]) -> str:
@@ -205,7 +209,9 @@ def main() -> None:
         run_side_by_side(run_one, jobs, at_once=options.jobs)
     if options.calibrate:
         steps = steps_of(options, data, strategies, CHOSEN_ON)
-        print({gallery: chosen(steps, gallery) for gallery in GALLERIES})
+        told, added = ([step for step in steps if step["knows"] == knows] for knows in (False, True))
+        print({gallery: chosen(told, gallery) for gallery in GALLERIES} if told else "")
+        print(chosen_margin(added) if added else "")
     if options.figure:
         figure(options, data, strategies, options.figure)
     for seed, says in ((JUDGED_ON, "on which they are judged"), (CHOSEN_ON, "on which constants were chosen")):

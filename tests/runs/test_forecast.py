@@ -11,11 +11,11 @@ import pytest
 import torch
 from drawn_parts import angles, drawn_parts, literal
 
-from tripletmas.runs.forecast import Change, Measured, allowed_scale, by_itself, changed, forecast_of, measured_of
+from tripletmas.runs.forecast import Measured, allowed_scale, by_itself, changed, forecast_of, measured_of
 from tripletmas.runs.simulated import Part, moved_like, on_the_way, simulated
 
 RAW = {"stale": (0.0, 0.0), "compensated": (0.0, 0.0), "fresh": (0.0, 0.0)}
-AS_IT_IS = Change((1.0, 0.0), (1.0, 0.0), 0.0, 0.0)
+SHARES = {"a": 1.0}  # which allow vectors to go as far as they went
 
 
 # --- how far vectors move
@@ -99,24 +99,14 @@ MEASURED = Measured({"stale": [0.6, 0.8], "fresh": [0.65, 0.8]}, {"stale": 0.7, 
 
 
 def test_the_change_is_added_to_what_was_measured():
-    """0.6 - 0.2 = 0.4, 0.8 - 0.3 = 0.5, and 0.7 of the new task as it was measured."""
-    found = changed("stale", NOW, WAS, MEASURED, constants={"stale": AS_IT_IS})
-    assert found == pytest.approx((fmean([0.4, 0.5, 0.7]),) * 3)
-
-
-def test_changes_are_worth_what_constants_say():
-    """Of the older part half of -0.2 and 0.01 more, of the newest 2 times -0.3 less 0.02. The ends lie 0.1 off, and a
-    quarter of what is expected below the mean of before, 0.7."""
-    of = Change(newest=(2.0, -0.02), older=(0.5, 0.01), margin=0.1, per_change=0.25)
-    found = changed("stale", NOW, WAS, MEASURED, constants={"stale": of})
-    middle = fmean([0.6 - 0.1 + 0.01, 0.8 - 0.6 - 0.02, 0.7])
-    off = 0.1 + 0.25 * (0.7 - middle)
-    assert found == pytest.approx((middle - off, middle, middle + off))
+    """0.6 - 0.2 = 0.4, 0.8 - 0.3 = 0.5, and 0.7 of the new task as it was measured; 0.1 to each side."""
+    middle = fmean([0.4, 0.5, 0.7])
+    assert changed("stale", NOW, WAS, MEASURED, margin=0.1) == pytest.approx((middle - 0.1, middle, middle + 0.1))
 
 
 def test_embedded_again_the_new_task_finds_more_as_imagined_images_do():
     """0.65 + 0.1, 0.8 + 0.0, and 0.7 with what is stored and 0.05 more: imagined images 0.95 in place of 0.9."""
-    found = changed("fresh", NOW, WAS, MEASURED, constants={"fresh": AS_IT_IS})
+    found = changed("fresh", NOW, WAS, MEASURED, margin=0.0)
     assert found == pytest.approx((fmean([0.75, 0.8, 0.75]),) * 3)
 
 
@@ -132,15 +122,16 @@ def test_embedded_again_the_new_task_finds_more_as_imagined_images_do():
 def test_without_a_measurement_nothing_is_added(measured):
     assert changed("stale", NOW, WAS, measured) is None
     parts = drawn_parts()
-    assert forecast_of(parts, measured=measured).recall == by_itself(parts)
+    assert forecast_of(parts, shares=SHARES, measured=measured).recall == by_itself(parts)
 
 
 def test_a_forecast_with_measurements():
-    """Of what can be told by change it is; the rest by itself. Before the update the newest part was current."""
+    """Of what can be told by change it is, where layers are held; the rest by itself. The newest part was current."""
     parts = drawn_parts()
     before = [replace(part, now=part.before, compensated=part.compensated_before) for part in parts[:2]]
     now, was = simulated(parts), simulated(before)
-    found = forecast_of(parts, measured=MEASURED).recall
+    assert forecast_of(parts, measured=MEASURED).recall == by_itself(parts)
+    found = forecast_of(parts, shares=SHARES, measured=MEASURED).recall
     for name in ("stale", "fresh"):
         assert found[name] == changed(name, now, was[name], MEASURED)
     assert found["compensated"] == by_itself(parts)["compensated"]
