@@ -99,7 +99,7 @@ def interval(step: Config, gallery: str) -> tuple[float, float, float]:
 
 
 def alone(step: Config, gallery: str, constants: tuple[float, float]) -> tuple[float, float, float]:
-    """What imagined images tell by themselves, with these constants: what is added, how much wider it is at each end."""
+    """What imagined images tell by themselves, with constants: what is added, how much wider it is at each end."""
     (low, middle, high), (shift, margin) = step["alone"][gallery], constants
     ends = (low + shift - margin, middle + shift, high + shift + margin)
     low, middle, high = (min(max(each, 0.0), 1.0) for each in ends)
