@@ -162,12 +162,12 @@ class Gram(Guard):
         here = {each: held for each, held in self._present().items() if not stepped.keys().isdisjoint(each.parameters)}
         if not here:
             return []
-        rate = plain_rate(optimizer, {id(parameters[name]) for name in stepped})
+        own = [parameters[name] for name in stepped]
         if optimizer not in self._loop.checked_rates:
             warn_of_moving_statistics(self.model)
         if isinstance(optimizer, LBFGS):  # a line search wants the weights left alone, and nothing changed in a step
             if first and optimizer in self._loop.checked_rates:
-                self._adapt(optimizer, here.values(), rate)
+                self._adapt(optimizer, here.values(), own)
             pull(here, parameters, self._reference, self._pulls(optimizer, here), stepped)
         else:
             pulled = turns(here, stepped, begins=first)
@@ -175,9 +175,9 @@ class Gram(Guard):
                 most = (FURTHEST * self._budget_now()) ** 2
                 bring_back(found_far(pulled, most), most, parameters, self._reference, stepped, self._loop.beside)
             pull(pulled, parameters, self._reference, self._pulls(optimizer, pulled), stepped)
-            self._adapt(optimizer, here.values(), rate)
+            self._adapt(optimizer, here.values(), own)
         self._loop.checked_rates.add(optimizer)
-        return [parameters[name] for name in stepped]
+        return own
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -199,8 +199,9 @@ class Gram(Guard):
         known = {name: parameters[name] for name in self._reference if name in parameters}
         return {name: sign[id(each)] for name, each in known.items() if each.requires_grad and id(each) in sign}
 
-    def _adapt(self, optimizer: Optimizer, here: Collection[Held], rate: float | None) -> None:
-        """Let the multipliers of a budget follow; with plain gradient steps of a rate no further than is stable."""
+    def _adapt(self, optimizer: Optimizer, here: Collection[Held], own: Collection[nn.Parameter]) -> None:
+        """Let the multipliers of a budget follow; with plain gradient steps on these no further than is stable."""
+        rate = plain_rate(optimizer, set(map(id, own)))
         most = None if rate is None else most_stable(rate, here, averaged=self._has_budget)
         if self._has_budget:
             adapt(here, self._budget_now(), most)
