@@ -75,6 +75,12 @@ def test_after_the_last_id_the_next_one_counts_on():
     assert with_ids(filled(0), torch.empty(0, dtype=torch.int64)).next_id == 0
 
 
+@pytest.mark.parametrize("kind", ["\udce9", "é", "vectors"])
+def test_a_kind_that_faiss_does_not_know_is_refused(kind: str):
+    with pytest.raises(ValueError, match=f"kind must be 'exact' or a factory string of faiss .* got "):
+        make_index(3, kind=kind)
+
+
 def test_all_vectors_may_be_one_cluster_and_each_its_own():
     vectors = random(5, 3)
     assert cluster(vectors, 1).tolist() == [0] * 5

@@ -142,6 +142,8 @@ def empty_index(dim: int, kind: str, metric: str) -> Any:
     """An empty index that takes ids with its vectors."""
     faiss = base.import_faiss(f"an index of kind {kind!r}")
     problem = f"kind must be 'exact' or a factory string of faiss for dim {dim} and metric {metric!r}, got {kind!r}"
+    if not kind.isascii():  # what is no text in UTF-8 faiss takes for an argument of another type
+        raise ValueError(problem)
     with clean_errors(problem):
         index = faiss.index_factory(dim, kind, _metric_number(metric))
     # Only lists and tables of ids take ids; a refining index around lists does not.
