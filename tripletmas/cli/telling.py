@@ -96,11 +96,17 @@ def taken(command: str, arguments: Sequence[str]) -> tuple[Telling, list[str]]:
     ]
     if {"--quiet", "--verbose"} <= found:
         raise ValueError("give --quiet or --verbose, not both")
-    if "--json" in found and command in _WITHOUT_JSON:
-        raise ValueError(f"{command} {_WITHOUT_JSON[command]}: leave --json out")
-    if "--json" in found and ("--jsonl=-" in arguments or ("--jsonl", "-") in pairwise(arguments)):
-        raise ValueError("give --json or --jsonl -, not both: each prints what is found, and nothing else")
+    if "--json" in found:
+        _check_json(command, arguments)
     return Telling(*(option in found for option in OPTIONS)), rest
+
+
+def _check_json(command: str, arguments: Sequence[str]) -> None:
+    """Whether a command can print one document, and is asked for nothing else there."""
+    if command in _WITHOUT_JSON:
+        raise ValueError(f"{command} {_WITHOUT_JSON[command]}: leave --json out")
+    if "--jsonl=-" in arguments or ("--jsonl", "-") in pairwise(arguments):
+        raise ValueError("give --json or --jsonl -, not both: each prints what is found, and nothing else")
 
 
 def _is_asked(command: str, arguments: Sequence[str], place: int) -> bool:
