@@ -12,9 +12,11 @@ Of protected steps, what was measured before is there, and what measuring took f
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import multiprocessing
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,14 @@ def protection_of(way: str, model: nn.Module) -> Any:
     return tm.Gram(model) if "ram" in way else tm.MAS(model)
 
 
+def held_now() -> int:
+    """Bytes in memory, without what is free but was not given back to the system."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+    return resident()
+
+
 def measured(name: str, way: str, batch: int | None, threads: int) -> dict[str, float]:
     """Of one way, in this process."""
     torch.set_num_threads(threads)
@@ -45,8 +55,7 @@ def measured(name: str, way: str, batch: int | None, threads: int) -> dict[str, 
     inputs = case.samples(batch or case.batch_size)
     with torch.no_grad():
         model(inputs)  # what libraries take once
-    gc.collect()
-    device, held = torch.device("cpu"), resident()
+    device, held = torch.device("cpu"), held_now()
     if way.startswith("step"):
         guard = protection_of(way, model) if way != "step" else None
         if guard is not None:
@@ -54,8 +63,7 @@ def measured(name: str, way: str, batch: int | None, threads: int) -> dict[str, 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         if guard is not None:
             guard.attach(optimizer)
-        gc.collect()
-        start = resident()
+        start = held_now()
         began = time.perf_counter()
         with PeakMemory(device) as peak:
             for _ in range(STEPS):
