@@ -77,7 +77,7 @@ def test_after_the_last_id_the_next_one_counts_on():
 
 @pytest.mark.parametrize("kind", ["\udce9", "é", "vectors"])
 def test_a_kind_that_faiss_does_not_know_is_refused(kind: str):
-    with pytest.raises(ValueError, match=f"kind must be 'exact' or a factory string of faiss .* got "):
+    with pytest.raises(ValueError, match=r"kind must be .exact. or a factory string of faiss .* got "):
         make_index(3, kind=kind)
 
 
