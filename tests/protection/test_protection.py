@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -670,7 +671,7 @@ def test_files_that_do_not_fit(tmp_path: Path):
         save_file({"weight": torch.ones(2)}, path, metadata)
         with pytest.raises(ValueError, match="is no saved protection"):
             Protection.load(path, model)
-    with pytest.raises(ValueError, match=r"absent.safetensors cannot be read .*No such file"):
+    with pytest.raises(ValueError, match=r"absent.safetensors cannot be read .*no such file"):
         Protection.load(tmp_path / "absent.safetensors", model)
 
 
@@ -680,7 +681,9 @@ def test_files_that_do_not_fit(tmp_path: Path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MAS(Embedding(), -0.1), r"strength must be >= 0, got -0.1"),
+        (lambda: MAS(Embedding(), -0.1), r"strength must be >= 0 and finite, got -0.1"),
+        (lambda: MAS(Embedding(), math.inf), r"strength must be >= 0 and finite, got inf"),
+        (lambda: MAS(Embedding(), 10**400), r"strength must be >= 0 and finite, got 10"),
         (lambda: MAS(Embedding(), decay=-0.1), r"decay must lie in \[0, 1\], got -0.1"),
         (lambda: LocalMAS(Embedding(), decay=1.1), r"decay must lie in \[0, 1\], got 1.1"),
         (lambda: MAS(Embedding().half()), r"half precision cannot be protected \(trunk.weight\).*autocast"),

@@ -87,13 +87,10 @@ def taken(command: str, arguments: Sequence[str]) -> tuple[Telling, list[str]]:
         ValueError: where both, or what the command cannot do, is asked for.
     """
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    found = {each for place, each in enumerate(arguments[:end]) if _is_asked(command, arguments, place)}
+    places = {place for place in range(end) if _is_asked(command, arguments, place)}
+    found = {arguments[place] for place in places}
     kept = found & _OWN.get(command, set())
-    rest = [
-        each
-        for place, each in enumerate(arguments)
-        if place >= end or each in kept or not _is_asked(command, arguments, place)
-    ]
+    rest = [each for place, each in enumerate(arguments) if place not in places or each in kept]
     if {"--quiet", "--verbose"} <= found:
         raise ValueError("give --quiet or --verbose, not both")
     if "--json" in found:

@@ -340,8 +340,8 @@ def _check_types(model: nn.Module) -> None:
 
 
 def check_penalty(strength: float, decay: float) -> None:
-    """Raise a ValueError for a negative strength, or a decay outside [0, 1]."""
-    if not strength >= 0:
-        raise ValueError(f"strength must be >= 0, got {strength}")
+    """Raise a ValueError for a strength that is negative or not finite, or a decay outside [0, 1]."""
+    if not 0 <= strength <= torch.finfo(torch.float64).max:  # a file may hold an integer that is no float
+        raise ValueError(f"strength must be >= 0 and finite, got {strength}")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1], got {decay}")

@@ -96,7 +96,7 @@ def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
         write_svg(plot for stream in streams for plot in stream.plots)
     values = {
         "title": f"Runs in {folder.resolve().name}",
-        "about": [f"{len(found)} runs, or folders of seeds" if len(found) > 1 else "one run, or folder of seeds"],
+        "about": [_counted(found)],
         "rows": rows,
         "streams": streams,
         "tables": tables,
@@ -105,6 +105,10 @@ def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
     page = out / "report.html"
     save_text(page, render("folder.html.j2", values))
     return page
+
+
+def _counted(found: Sequence[Path]) -> str:
+    return f"{len(found)} runs, or folders of seeds" if len(found) > 1 else "one run, or folder of seeds"
 
 
 def _written(path: Path, *, svg: bool) -> tuple[Run, ...]:

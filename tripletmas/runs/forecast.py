@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ from tripletmas.runs.simulated import (
     now_at,
     recalls,
     simulated,
+    stale_parts,
 )
 
 _SCALES = (0.8, 1.0, 1.25)  # how far vectors may have moved, where an imagined image moved by 1
@@ -129,16 +131,14 @@ def forecast_of(
         measured: what was measured of these parts before the update; None if they are no galleries of a run. It counts
             where shares are known: where layers move freely its changes are too large for imagined images.
     """
-    old = [part for part in parts if not part.is_current]
+    old = stale_parts(parts)
     scale = allowed_scale(old, shares or {})
     cosines = [cosine_to_stored(part, scale) for part in old]
-    recall = by_itself(parts, scale)
-    if measured is not None and shares:
-        recall |= by_change(parts, scale, measured)
+    recall = by_itself(parts, scale) | (by_change(parts, scale, measured) if measured and shares else {})
     return Forecast(
         cosine=float(torch.stack([each.mean() for each in cosines]).mean()),
         nine_in_ten=float(torch.cat(cosines).quantile(0.1)),
-        between=sum(mean_cosine(part.vectors[part.rows]) for part in old) / len(old),
+        between=fmean(mean_cosine(part.vectors[part.rows]) for part in old),
         recall=recall,
         num_vectors=sum(len(part.vectors) for part in old),
         num_imagined=sum(len(part.rows) for part in old),
@@ -193,7 +193,7 @@ def by_change(parts: Sequence[Part], scale: float, measured: Measured) -> dict[s
 def simulated_before(parts: Sequence[Part], measured: Measured) -> dict[str, list[float]]:
     """gallery -> what imagined images of each earlier part found before the update."""
     before = before_update(parts)
-    old = [part for part in before if not part.is_current]
+    old = stale_parts(before)
     return simulated(before, allowed_scale(old, measured.shares) if old else 1.0)
 
 

@@ -48,12 +48,16 @@ class Part:
     weight: float = 1.0
 
 
+def stale_parts(parts: Sequence[Part]) -> list[Part]:
+    """Those that are not of the present model."""
+    return [part for part in parts if not part.is_current]
+
+
 def before_update(parts: Sequence[Part]) -> list[Part]:
     """The parts that there were before the update, as they were then."""
     return [
         replace(part, now=part.before, compensated=part.compensated_before, is_current=part.was_current)
-        for part in parts
-        if not part.is_current
+        for part in stale_parts(parts)
     ]
 
 

@@ -697,7 +697,7 @@ def test_a_budget_is_a_share(budget: float):
 def test_a_budget_or_a_strength():
     with pytest.raises(ValueError, match="a budget or a strength, not both"):
         Gram(small(), 0.1, strength=1.0)
-    with pytest.raises(ValueError, match="strength must be >= 0, got nan"):
+    with pytest.raises(ValueError, match="strength must be >= 0 and finite, got nan"):
         Gram(small(), strength=float("nan"))
     with pytest.raises(ValueError, match="reference must be 'own' or 'last', got 'first'"):
         Gram(small(), reference="first")  # pyright: ignore[reportArgumentType]
