@@ -36,7 +36,7 @@ from tripletmas.protection.structured.moments import input_importance
 from tripletmas.runs.catalog import STRATEGIES
 from tripletmas.runs.directory import RunDirectory
 from tripletmas.runs.experiment import build as build_experiment
-from tripletmas.runs.forecast import imagine
+from tripletmas.runs.imagined import imagine
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig
 from tripletmas.strategies.base import Strategy
