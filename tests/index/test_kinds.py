@@ -257,6 +257,11 @@ def test_recall_against_the_exact_index():
         ({"kind": "Nonsense"}, r"kind must be 'exact' or a factory string of faiss for dim 8 .*'Nonsense'"),
         ({"kind": "LSH"}, "for dim 8 and metric 'inner_product', got 'LSH'"),
         ({"kind": "PQ3"}, "got 'PQ3'"),  # 8 is no multiple of 3
+        # each of these ended the process, or never ended, when it was filled
+        *(
+            ({"kind": kind}, "its numbers must be >= 1, the links of a graph >= 2")
+            for kind in ("HNSW0", "HNSW1", "HNSW0_PQ4", "IVF2_HNSW1,Flat", "NSG0", "NSG3,Flat", "RQ1x0", "OPQ0,PQ1")
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], message: str):

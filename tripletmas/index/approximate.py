@@ -8,6 +8,7 @@ Shapes: g gallery vectors, q queries, k ranks, dim.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -138,12 +139,17 @@ class FaissIndex:
         return index
 
 
+_ENDLESS = re.compile(r"(?<![0-9])0+(?![0-9])|HNSW0*1(?![0-9])|NSG0*[123](?![0-9])")
+
+
 def empty_index(dim: int, kind: str, metric: str) -> Any:
     """An empty index that takes ids with its vectors."""
     faiss = base.import_faiss(f"an index of kind {kind!r}")
     problem = f"kind must be 'exact' or a factory string of faiss for dim {dim} and metric {metric!r}, got {kind!r}"
     if not kind.isascii():  # what is no text in UTF-8 faiss takes for an argument of another type
         raise ValueError(problem)
+    if _ENDLESS.search(kind):  # faiss makes such an index, and ends the whole process, or never, when it is filled
+        raise ValueError(f"{problem}: its numbers must be >= 1, the links of a graph >= 2 (HNSW) or 4 (NSG)")
     with clean_errors(problem):
         index = faiss.index_factory(dim, kind, _metric_number(metric))
     # Only lists and tables of ids take ids; a refining index around lists does not.
