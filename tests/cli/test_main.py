@@ -337,8 +337,9 @@ REFUSED_RUNS = [
     ("report none", "none does not exist"),
     ("importance finetune --images .", "the strategy 'finetune' protects no weights"),
     ("importance mas --images none", "no such folder or zip archive: none"),
-    ("importance mas --images . --weight 0", "--weight must be > 0"),
-    ("importance mas --images . --weight -1", "--weight must be > 0"),
+    ("importance mas --images . --weight 0", "weight must be > 0"),
+    ("importance mas --images . --weight -1", "weight must be > 0"),
+    ("importance mas --images . --weight 1e300", "weight must be > 0 and at most 1e[+]06"),
 ]
 
 

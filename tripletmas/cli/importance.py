@@ -20,6 +20,7 @@ from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.folders import unlabelled
 from tripletmas.data.images import ImageFiles, preparation_of
 from tripletmas.data.preparation import Preparation
+from tripletmas.protection.penalty import check_weight
 from tripletmas.runs.brightness import brightness_learned, warn_of_negatives
 from tripletmas.runs.checkpoint import Checkpoint
 from tripletmas.runs.directory import RunDirectory
@@ -41,8 +42,7 @@ def importance(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--again", action="store_true", help="also count images that were added before")
     parser.add_argument("--undo", action="store_true", help="take back the last addition: all is as it was before it")
     options = parser.parse_args(arguments)
-    if options.weight <= 0:
-        raise ValueError(f"--weight must be > 0, got {options.weight}")
+    check_weight(options.weight)
     if options.undo == (options.images is not None):
         raise ValueError("give --images FOLDER, to add what they need, or --undo, which takes the last addition back")
     run = open_run(options.run, trust_code=options.trust_code)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from tripletmas.basics.distributed import is_spread, own_part, spread_as, whole
 from tripletmas.basics.weights import Params, differing_names, named_parameters, trainable
 
+HEAVIEST = 1e6  # tasks that unlabelled data may count for
+
 # Elements of the buffer. 4 MiB in float32 stay in a CPU's cache between the three passes over them; far smaller
 # pieces pay more for starting threads than they save.
 BUFFER_SIZE = 2**20
@@ -172,3 +174,9 @@ def _split(pulled: Pulled, size: int) -> Iterator[Pulled]:
     rows = max(1, size * weight.size(outermost) // weight.numel())
     for parts in zip(*(tensor.split(rows, outermost) for tensor in pulled), strict=True):
         yield from _split(Pulled(*parts), size)
+
+
+def check_weight(weight: float) -> None:
+    """Raise a ValueError for a weight of unlabelled data that is not > 0, or with which importance may overflow."""
+    if not 0 < weight <= HEAVIEST:
+        raise ValueError(f"weight must be > 0 and at most {HEAVIEST:.0e}, where a task counts 1, got {weight}")

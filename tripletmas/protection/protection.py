@@ -29,6 +29,7 @@ from tripletmas.protection.penalty import (
     Instead,
     Pulled,
     add_penalty_gradient,
+    check_weight,
     give_back,
     gradient_to_add_to,
     laid_out_as,
@@ -104,6 +105,7 @@ class Protection(Guard):
         return importance
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        check_weight(weight)
         self._check_before_measuring()
         importance = self._estimated(batches)
         self.add(importance, weight=weight)

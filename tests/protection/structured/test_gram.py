@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from pathlib import Path
@@ -272,6 +273,13 @@ def test_a_direction_that_no_input_has_is_free():
     assert gram.value().item() == 0
     assert gram.importance["weight"][:, 2].tolist() == [0, 0]
     assert gram.coverage().num_held == 4
+
+
+@pytest.mark.parametrize("guard", [Gram, MAS])
+@pytest.mark.parametrize("weight", [0, -1.0, 1e300, 10**400, math.nan])
+def test_a_weight_with_which_importance_may_overflow_is_refused(guard, weight):
+    with pytest.raises(ValueError, match=r"weight must be > 0 and at most 1e\+06, where a task counts 1, got"):
+        guard(nn.Linear(2, 2)).add_unlabelled([torch.ones(3, 2)], weight=weight)
 
 
 def test_unlabelled_data_count_as_a_part_of_a_task():

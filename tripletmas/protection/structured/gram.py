@@ -20,6 +20,7 @@ from tripletmas.protection.file import read_protection, write_protection
 from tripletmas.protection.guard import Guard
 from tripletmas.protection.hooks import gradient_scale
 from tripletmas.protection.optimizers import plain_rate, signs
+from tripletmas.protection.penalty import check_weight
 from tripletmas.protection.pretrained import file_to_read, warn_of_other_weights
 from tripletmas.protection.structured.adapting import adapt, most_stable
 from tripletmas.protection.structured.budget import (
@@ -226,6 +227,7 @@ class Gram(Guard):
         return self._measure_and_add(batches, weight=1.0, decay=self.decay)
 
     def add_unlabelled(self, batches: Iterable[Any], *, weight: float = 1.0) -> Params:
+        check_weight(weight)
         self._check_before_measuring()
         return self._measure_and_add(batches, weight=weight, decay=1.0)
 
