@@ -280,7 +280,7 @@ def test_tasks_are_counted_by_number_not_by_name(run):
 def test_what_a_task_has_not(run):
     assert (run.num_done, run.galleries.find(0), run.weights.numbers()) == (0, None, [])
     assert (run.scores(), run.compatibility(), run.embedding(), run.classes()) == (None,) * 4
-    with pytest.raises(ValueError, match=r"weights/task00\.safetensors cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"weights/task00\.safetensors cannot be read \(no such file"):
         run.weights.read(0)
     with pytest.raises(ValueError, match=r"no task is done yet; go on with: tripletmas resume .*run"):
         run.task_done()
