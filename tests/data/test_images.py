@@ -164,6 +164,13 @@ def some_bad(tmp_path):
     return ImageFiles(tmp_path, names, Preparation((2, 2), 3))
 
 
+def test_a_name_of_two_lines_is_told_in_one(tmp_path):
+    (tmp_path / "a\nb.png").write_bytes(b"")
+    files = ImageFiles(tmp_path, ["a\nb.png"], Preparation((2, 2), 3))
+    with pytest.raises(ValueError, match=r"^[^\n]*a\\nb\.png cannot be read: the file is empty[^\n]*$"):
+        read_images(files, in_memory=True)
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_images_that_cannot_be_read_are_errors_or_are_counted(some_bad, in_memory, caplog):
     with pytest.raises(ValueError, match=r"b\.png cannot be read: the file is empty \(skip_unreadable"):

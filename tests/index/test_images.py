@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import subprocess
@@ -342,6 +343,7 @@ def test_a_file_that_is_no_whole_index_is_told(spoil, message, tmp_path):
         lambda tensors, header: tensors.update(vectors=tensors["vectors"].double()),
         lambda tensors, header: tensors.update(part=tensors["part"] + 1),
         lambda tensors, header: header.update(dim=9),
+        lambda tensors, header: header.update(next_id=-math.inf),
         lambda tensors, header: header.pop("parts"),
         lambda tensors, header: header.pop("settings"),
         lambda tensors, header: header["settings"].pop("transform"),

@@ -20,6 +20,15 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def one_line(name: object) -> str:
+    r"""A name, as of a file, in whose place a sentence stays one line.
+
+    >>> print(one_line("a\nb"))
+    a\nb
+    """
+    return str(name).replace("\n", r"\n").replace("\r", r"\r")
+
+
 def counted(count: int, what: str) -> str:
     """ "1 epoch", "12 epochs"."""
     return f"{count} {what}{'' if count == 1 else 's'}"

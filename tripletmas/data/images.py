@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from tripletmas.basics.sentences import listed
+from tripletmas.basics.sentences import listed, one_line
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.decoding import MAX_PIXELS, decode, open_image, reason_of
 from tripletmas.data.preparation import CHANNELS, Preparation
@@ -88,7 +88,7 @@ class ImageFiles(Sequence[Tensor]):
         try:
             status = os.stat(root if root.is_file() else root / name)
         except (OSError, ValueError):
-            raise ValueError(f"{root / name} cannot be read: no such file") from None
+            raise ValueError(f"{one_line(root / name)} cannot be read: no such file") from None
         return status.st_mtime_ns, status.st_size
 
     def checksum(self, index: int) -> str:
@@ -102,7 +102,7 @@ class ImageFiles(Sequence[Tensor]):
             with self._content(root, name) as content:
                 return hashlib.sha256(content.read()).hexdigest()[:12]
         except Exception as error:  # zipfile reports a broken file with many types
-            raise ValueError(f"{root / name} cannot be read: {error}") from None
+            raise ValueError(f"{one_line(root / name)} cannot be read: {error}") from None
 
     def subset(self, positions: Iterable[int]) -> ImageFiles:
         """The images at these positions."""
@@ -127,7 +127,7 @@ class ImageFiles(Sequence[Tensor]):
                 yield image
         except Exception as error:  # Pillow reports a broken file with many types, SyntaxError and struct.error too
             reason = "no such file" if isinstance(error, (FileNotFoundError, KeyError)) else reason_of(error)
-            raise ValueError(f"{root / name} cannot be read: {reason}") from None
+            raise ValueError(f"{one_line(root / name)} cannot be read: {reason}") from None
 
     def _content(self, root: Path, name: str) -> BinaryIO:
         if not root.is_dir():

@@ -60,7 +60,7 @@ def read_glance(path: str | Path) -> Glance:
         if header["format"] != FORMAT or "checksums" in header:
             raise Unclear("of another version, or with lists on the disk")
         return _glance(arrays, header)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Unclear(str(error)) from error
 
 

@@ -123,7 +123,7 @@ class ImageIndex:
             if index.settings.dim != header["dim"]:
                 raise ValueError(f"vectors of dim {header['dim']}, and settings of {index.settings.dim}")
             index._check_lists()
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise _damaged(path, error) from None
         return replace(index, file=str(path))
 

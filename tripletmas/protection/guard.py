@@ -54,7 +54,7 @@ class Guard:
         check_penalty(strength, decay)
         _check_types(model)
         self.model = model
-        self.strength = strength
+        self.strength = float(strength)
         self.decay = decay
         self.estimate = estimate
         self._left_out: frozenset[str] = frozenset()  # names of what was trained, and not measured, when it was last

@@ -282,6 +282,13 @@ def test_a_weight_with_which_importance_may_overflow_is_refused(guard, weight):
         guard(nn.Linear(2, 2)).add_unlabelled([torch.ones(3, 2)], weight=weight)
 
 
+def test_an_integer_that_torch_does_not_take_is_a_strength():
+    layer = nn.Linear(2, 2)
+    mas = MAS(layer, 2**64)
+    mas.consolidate([torch.ones(3, 2)])
+    assert mas.value().item() == 0
+
+
 def test_unlabelled_data_count_as_a_part_of_a_task():
     """Between tasks: half a task with the present weights; the first is still held to its own."""
     model, gram = small(), None
