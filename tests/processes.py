@@ -1,10 +1,12 @@
-"""Run a function in several processes that are joined by gloo, and get back what each of them returned."""
+"""Run a function in several processes that are joined by gloo, and get back what each returned; or run a program."""
 
 from __future__ import annotations
 
 import importlib.util
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 import traceback
 import warnings
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 
+TESTS = Path(__file__).parent
 SECONDS = 120.0  # for all of them; one that waits for another fails before
 
 
@@ -51,6 +54,13 @@ def run_in_processes(function: Callable[..., Any], num_processes: int, *args: An
         if errors or silent:
             raise RuntimeError("\n".join(errors or silent))
         return [torch.load(path, weights_only=False) for path in answers]
+
+
+def run_python(*command: str) -> subprocess.CompletedProcess[str]:
+    """A program of tests, or a module after -m, in a process of its own, with its words; `killed` may have ended it."""
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
 
 
 def _member(file: Path, name: str, folder: str, num_processes: int, rank: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from guest_accelerate import run
 from guest_tasks import add_by_hand, largest_difference, make_net, make_protection, make_task, metric_loss, weights
-from processes import run_in_processes
+from processes import run_in_processes, run_python
 from torch.utils.data import DataLoader
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -89,19 +87,12 @@ def test_two_processes_stay_equal(tmp_path):
     assert largest_difference(one, other) == 0
 
 
-def start(*words: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "guest_accelerate.py"), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_killed_and_resumed_in_a_new_process(tmp_path):
     """Without a difference to what ran through; a SIGKILL is answered by nobody."""
-    killed = start(str(tmp_path), "killed")
+    killed = run_python(str(TESTS / "guest_accelerate.py"), str(tmp_path), "killed")
     assert killed.returncode == -9, killed.stderr
-    resumed = start(str(tmp_path), "resumed")
+    resumed = run_python(str(TESTS / "guest_accelerate.py"), str(tmp_path), "resumed")
     assert resumed.returncode == 0, resumed.stderr
     whole = run(tmp_path / "whole", "whole")
     assert largest_difference(torch.load(tmp_path / "resumed"), whole) == 0

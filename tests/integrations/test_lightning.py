@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from guest_tasks import (
     recall_at_1,
     weights,
 )
-from processes import run_in_processes
+from processes import run_in_processes, run_python
 from torch.utils.data import DataLoader
 
 from tripletmas.integrations.lightning import ProtectionCallback
@@ -456,20 +453,13 @@ def test_learning_rates_are_looked_for_before_it(first_task, tmp_path):
 # --- killed, and over processes
 
 
-def start(*words: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "guest_lightning.py"), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("lightning", "mas"), ("pytorch_lightning", "gram")])
 def test_killed_and_resumed_in_a_new_process(name, kind, tmp_path):
     """Without a difference to what ran through; a SIGKILL is answered by nobody."""
-    killed = start(name, str(tmp_path), kind, "killed")
+    killed = run_python(str(TESTS / "guest_lightning.py"), name, str(tmp_path), kind, "killed")
     assert killed.returncode == -9, killed.stderr
-    resumed = start(name, str(tmp_path), kind, "resumed")
+    resumed = run_python(str(TESTS / "guest_lightning.py"), name, str(tmp_path), kind, "resumed")
     assert resumed.returncode == 0, resumed.stderr
     (tmp_path / "other").mkdir()
     whole = run(name, tmp_path / "other", kind, "whole")

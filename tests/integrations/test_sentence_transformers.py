@@ -2,83 +2,27 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from pathlib import Path
+import signal
 from typing import Any
 
 import pytest
 import torch
+from guest_sentence_transformers import STRENGTH, classified, classifier, pairs, texts, train
 from guest_tasks import largest_difference, weights
 from guest_transformers import trainer_of
-from peft import LoraConfig, get_peft_model
+from processes import TESTS, run_python
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from tiny_texts import sentences
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
 
-from datasets import Dataset
 from tripletmas.integrations.transformers import ProtectionCallback
 from tripletmas.protection.protection import MAS
 
-STRENGTH = 300.0
-TASKS = (("card", "parcel"), ("refund", "login"))
-
 # --- Sentence Transformers
-
-
-class WithPenalty(nn.Module):
-    """A loss, and a protection's penalty if there is one, as Sentence Transformers logs several."""
-
-    def __init__(self, model: SentenceTransformer, protection: MAS | None):
-        super().__init__()
-        self.loss, self.protected = MultipleNegativesRankingLoss(model), [protection]  # a list is no submodule
-
-    def forward(self, features: Any, labels: Any) -> Any:
-        loss = self.loss(features, labels)
-        (protection,) = self.protected
-        return loss if protection is None else {"loss": loss, "penalty": protection.value()}
-
-
-def pairs(number: int) -> Dataset:
-    """Questions and others of their class; 16 rows."""
-    rows = [(one, other) for name in TASKS[number] for one, other in _neighbours(sentences(name, 9))]
-    return Dataset.from_dict({"anchor": [one for one, _ in rows], "positive": [other for _, other in rows]})
-
-
-def _neighbours(texts: list[str]) -> list[tuple[str, str]]:
-    return list(pairwise(texts))
-
-
-def train(model: Any, folder: Path, number: int, *callbacks: Any, penalty: MAS | None = None, **options: Any) -> Any:
-    defaults = {
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 2,
-        "learning_rate": 1e-3,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    resumed = options.pop("resume_from_checkpoint", None)
-    arguments = SentenceTransformerTrainingArguments(str(folder), **(defaults | options))
-    loss = WithPenalty(model, penalty)
-    trainer = SentenceTransformerTrainer(
-        model, arguments, train_dataset=pairs(number), loss=loss, callbacks=list(callbacks)
-    )
-    trainer.train(resume_from_checkpoint=resumed)
-    return trainer
-
-
-def texts(number: int) -> list[list[str]]:
-    """The columns of a task as batches."""
-    return [list(pairs(number)[column]) for column in ("anchor", "positive")]
 
 
 @pytest.fixture
@@ -140,23 +84,6 @@ def test_several_data_sets_of_other_columns(encoder, tmp_path):
 # --- peft
 
 
-def classifier(seed: int = 0) -> Any:
-    """A tiny BERT with a classifier, of which low-rank changes and the classifier are trained."""
-    torch.manual_seed(seed)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = BertConfig(vocab_size=32, max_position_embeddings=16, num_labels=4, **size)
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    model = BertForSequenceClassification(config)
-    torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
-
-
-def classified(number: int) -> list[dict[str, Any]]:
-    random = torch.Generator().manual_seed(number)
-    words = torch.randint(0, 32, (24, 6), generator=random)
-    return [{"input_ids": each, "labels": int(each[0]) % 4} for each in words]
-
-
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_peft_equals_the_penalty_in_the_loss_and_resumes(tmp_path):
     """Only what is trained is held; checkpoints have the adapter and, beside it, what holds it."""
@@ -207,3 +134,19 @@ def test_peft_equals_the_penalty_in_the_loss_and_resumes(tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert largest_difference(weights(resumed), weights(found)) == 0
     assert largest_difference(callback.protection.state_dict(), protection.state_dict()) == 0
+
+
+# --- killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["encoder", "adapter"])
+def test_killed_and_resumed_in_a_new_process(kind, tiny_encoder, tmp_path):
+    """In the second task, held by single weights and by Grams: without a difference to what ran through."""
+    script = str(TESTS / "guest_sentence_transformers.py")
+    for part, status in (("whole", 0), ("killed", -signal.SIGKILL), ("resumed", 0)):
+        ran = run_python(script, kind, str(tmp_path / ("w" if part == "whole" else "k")), part, str(tiny_encoder))
+        assert ran.returncode == status, ran.stderr
+    whole, resumed = torch.load(tmp_path / "w" / "whole"), torch.load(tmp_path / "k" / "resumed")
+    assert any(name.startswith("gram/") for name in whole)
+    assert largest_difference(resumed, whole) == 0

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from guest_tasks import add_by_hand, largest_difference, make_net, make_task, recall_at_1, weights
 from guest_transformers import Model, batches, make_protection, rows, run, trainer_of
+from processes import run_python
 from torch import nn
 from transformers import TrainerCallback
 
@@ -332,21 +330,15 @@ def test_an_error_in_the_middle_leaves_nothing_attached(first_task, tmp_path):
 # --- killed, and over processes
 
 
-def start(*command: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
-
-
 SCRIPT = str(TESTS / "guest_transformers.py")
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_in_a_new_process(tmp_path):
     """Without a difference to what ran through; a SIGKILL is answered by nobody."""
-    killed = start(SCRIPT, str(tmp_path), "killed")
+    killed = run_python(SCRIPT, str(tmp_path), "killed")
     assert killed.returncode == -9, killed.stderr
-    resumed = start(SCRIPT, str(tmp_path), "resumed")
+    resumed = run_python(SCRIPT, str(tmp_path), "resumed")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((tmp_path / "second" / "checkpoint-12" / "trainer_state.json").read_text())["global_step"] == 12
     whole = run(tmp_path / "whole", "whole")
@@ -357,7 +349,7 @@ def test_killed_and_resumed_in_a_new_process(tmp_path):
 def test_two_processes_stay_equal(tmp_path):
     """47 samples: samplers make shares equal, and what they repeat for it is not counted twice."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    both = start(*launcher, SCRIPT, str(tmp_path), "both")
+    both = run_python(*launcher, SCRIPT, str(tmp_path), "both")
     assert both.returncode == 0, both.stderr
     one, other = (torch.load(tmp_path / f"both{rank}") for rank in range(2))
     assert largest_difference(one, other) == 0

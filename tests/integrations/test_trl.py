@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from guest_tasks import largest_difference, weights
 from guest_trl import CLASSES, make_model, make_protection, run, trainer_of
+from processes import run_python
 
 from tripletmas.integrations.transformers import ProtectionCallback
 
@@ -40,20 +38,13 @@ def test_equals_the_penalty_in_the_loss(kind, tmp_path):
     assert largest_difference(found["none"], found["in the loss"]) > 1e-4
 
 
-def start(*words: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "guest_trl.py"), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.long
 @every_trainer
 def test_killed_and_resumed_in_a_new_process(kind, tmp_path):
     """Without a difference to what ran through; a SIGKILL is answered by nobody."""
-    killed = start(kind, str(tmp_path), "killed")
+    killed = run_python(str(TESTS / "guest_trl.py"), kind, str(tmp_path), "killed")
     assert killed.returncode == -9, killed.stderr
-    resumed = start(kind, str(tmp_path), "resumed")
+    resumed = run_python(str(TESTS / "guest_trl.py"), kind, str(tmp_path), "resumed")
     assert resumed.returncode == 0, resumed.stderr
     whole = run(kind, tmp_path / "whole", "whole")
     assert largest_difference(torch.load(tmp_path / "resumed"), whole) == 0
