@@ -257,6 +257,10 @@ def test_recall_against_the_exact_index():
         ({"kind": "Nonsense"}, r"kind must be 'exact' or a factory string of faiss for dim 8 .*'Nonsense'"),
         ({"kind": "LSH"}, "for dim 8 and metric 'inner_product', got 'LSH'"),
         ({"kind": "PQ3"}, "got 'PQ3'"),  # 8 is no multiple of 3
+        (
+            {"kind": "HNSW8_PQ4"},
+            "faiss has no index of kind 'HNSW8_PQ4' for the metric 'inner_product': choose another",
+        ),
         # each of these ended the process, or never ended, when it was filled
         *(
             ({"kind": kind}, "its numbers must be >= 1, the links of a graph >= 2")

@@ -152,6 +152,8 @@ def empty_index(dim: int, kind: str, metric: str) -> Any:
         raise ValueError(f"{problem}: its numbers must be >= 1, the links of a graph >= 2 (HNSW) or 4 (NSG)")
     with clean_errors(problem):
         index = faiss.index_factory(dim, kind, _metric_number(metric))
+    if index.metric_type != _metric_number(metric):  # HNSW with product codes is made for distances, whatever is asked
+        raise ValueError(f"faiss has no index of kind {kind!r} for the metric {metric!r}: choose another kind")
     # Only lists and tables of ids take ids; a refining index around lists does not.
     takes_ids = any(isinstance(layer, faiss.IndexIDMap) for layer in layers(index))
     outer = faiss.downcast_index(index)
@@ -252,8 +254,7 @@ def limited(size: int, kind: str) -> Iterator[None]:
     """While faiss reads so many bytes of an index of this kind it makes nothing larger, whatever they say; before
     faiss 1.14 it may."""
     faiss = base.import_faiss("an index")
-    tables = _TABLES if "PQ" in kind else 0
-    limits = {"deserialization_loop_limit": size, "deserialization_vector_byte_limit": size + tables}
+    limits = {"deserialization_loop_limit": size, "deserialization_vector_byte_limit": size + _tables(kind)}
     before = {name: getattr(faiss, f"get_{name}")() for name in limits if hasattr(faiss, f"set_{name}")}
     try:
         for name in before:
@@ -262,6 +263,15 @@ def limited(size: int, kind: str) -> Iterator[None]:
     finally:
         for name, was in before.items():
             getattr(faiss, f"set_{name}")(was)
+
+
+def _tables(kind: str) -> int:
+    """Bytes of a table that faiss computes as it reads product codes, between the codes or of each list, at most."""
+    codes, lists = re.search(r"(?<!O)PQ(\d+)(?:x(\d+))?", kind), re.search(r"IVF(\d+)", kind)
+    if codes is None:
+        return 0
+    size = 2 ** int(codes[2] or 8)
+    return min(4 * int(codes[1]) * size * max(size, int(lists[1]) if lists else 0), _TABLES)
 
 
 @contextmanager
