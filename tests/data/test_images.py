@@ -285,6 +285,15 @@ def test_pipes_are_not_waited_for(tmp_path):
         find_images(tmp_path / "a.png")
 
 
+def test_what_leads_out_of_an_archive_is_not_in_it(tmp_path, caplog):
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in ("a.png", "/a.png", "//b.png", "../c.png", "d/../../e.png", "d/f..png"):
+            archive.writestr(zipfile.ZipInfo(name), (tmp_path / "a.png").read_bytes())
+    assert find_images(tmp_path / "all.zip") == ["a.png", "d/f..png"]
+    assert "left out 4 entries whose names come again or lead out" in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_an_archive_that_holds_a_name_twice_has_it_once(tmp_path, caplog):
     Image.new("L", (2, 2)).save(tmp_path / "a.png")

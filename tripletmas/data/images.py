@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_UNPACKED = 2**29  # bytes that one image in an archive may unpack to
 IN_MEMORY_BYTES = 2**30  # what `in_memory=None` decodes at once: 87,000 images of 64 x 64 in colour
-_THUMBNAIL = 64  # pixels
+_THUMBNAIL, _OUT = 64, {"/", "//", ".."}  # pixels; parts of a name that lead out of an archive
 
 
 class ImageFiles(Sequence[Tensor]):
@@ -265,9 +265,10 @@ def _files_in(root: Path) -> list[str]:
         return _files_below(root)
     if root.is_file() and zipfile.is_zipfile(root):  # of a pipe, is_zipfile would wait
         names = [name for name in _names_in(root) if not name.endswith("/")]
-        if len(set(names)) < len(names):
-            logger.warning("%s: left out %d entries whose names come again", root, len(names) - len(set(names)))
-        return list(dict.fromkeys(names))
+        inside = list(dict.fromkeys(each for each in names if _OUT.isdisjoint(PurePosixPath(each).parts)))
+        if len(inside) < len(names):
+            logger.warning("%s: left out %d entries whose names come again or lead out", root, len(names) - len(inside))
+        return inside
     raise ValueError(
         f"{root} is neither a folder nor a zip archive" if root.exists() else f"no such folder or zip archive: {root}"
     )
