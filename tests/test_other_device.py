@@ -117,6 +117,7 @@ def test_every_strategy_learns_there_as_on_the_cpu(name: str, objective: str, tm
     assert repr(scores.to_json()) == repr(expected[2].to_json())  # nan is nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", quick(("mas", "gram", "si", "distill", "ewc", "mas+distill"), "mas", "gram"))
 def test_short_types_are_there_as_on_the_cpu(name: str, precision: Any, tmp_path: Path):
@@ -177,6 +178,7 @@ FACTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "loss"), FACTS)
 def test_facts_are_learned_there_as_on_the_cpu(strategy: str, loss: str):
     sizes = {"images": 80, "test_images": 40, "unseen_images": 12, "size": 32, "word_dim": 16, "tasks": 2}

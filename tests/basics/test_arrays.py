@@ -43,6 +43,7 @@ def test_what_is_skipped_is_compared_with_its_checksum_all_the_same(tmp_path):
         read_sealed(tmp_path / "file", skip=("F32",))
 
 
+@pytest.mark.slow
 def test_no_changed_bit_and_no_cut_is_taken(tmp_path):
     """Where torch's way refuses a file, this one does."""
     save_tensors(tmp_path / "file", {"a": torch.arange(3.0), "b": torch.tensor([1, 2])}, {"note": 1}, PLACE)

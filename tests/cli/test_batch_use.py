@@ -131,12 +131,14 @@ def test_what_cannot_be_asked_with(place, call, arguments):
     failed(call("query", "shop.index", *arguments), BAD[arguments])
 
 
+@pytest.mark.slow
 def test_going_on_with_a_run_that_is_done_says_so(place, call, caplog):
     with caplog.at_level(logging.INFO):
         assert call("resume", "run")[0] == 0
     assert "run: all 1 tasks are learned, there is nothing to do" in caplog.messages
 
 
+@pytest.mark.slow
 def test_without_a_terminal_the_log_says_how_far_it_is(place, call, monkeypatch):
     """Embedding and training; not a bar."""
     monkeypatch.setattr(progress, "SECONDS", -math.inf)

@@ -92,6 +92,7 @@ def test_a_package_that_is_not_installed_is_a_problem(monkeypatch):
     assert found("faiss-cpu") == (False, "faiss-cpu", "missing")
 
 
+@pytest.mark.slow
 def test_doctor_answers_where_torch_cannot_be_imported(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
     command = [sys.executable, "-m", "tripletmas", "doctor"]

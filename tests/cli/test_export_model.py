@@ -123,6 +123,7 @@ def make(sample_shape):
 """
 
 
+@pytest.mark.slow
 def test_what_goes_on_from_a_model_of_ones_own_code_is_said(tmp_path, monkeypatch, write_images, call):
     """A folder has no code, so what is printed and what the card says is to name the code, and it works."""
     monkeypatch.chdir(tmp_path)
@@ -196,6 +197,7 @@ def test_what_onnx_cannot_express_or_computes_otherwise(place, monkeypatch):
     assert not Path("a.onnx").exists()
 
 
+@pytest.mark.slow
 def test_of_a_run_that_has_learned_some_tasks_the_card_says_which(tmp_path, monkeypatch, write_images, call):
     monkeypatch.chdir(tmp_path)
     for number in range(4):

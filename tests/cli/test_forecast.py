@@ -37,6 +37,7 @@ def shop(tmp_path_factory, write_images) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_last_update_is_told_and_kept(digits, call, tmp_path):
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     status, text, _ = call("forecast", run, "--json", tmp_path / "told.json")
@@ -55,6 +56,7 @@ def test_the_last_update_is_told_and_kept(digits, call, tmp_path):
         assert row.split()[-5:] == [f"{low:.2f}", "to", f"{high:.2f}", f"{middle:.2f}", f"{mean:.2f}"]
 
 
+@pytest.mark.slow
 def test_all_updates_are_told_and_the_report_shows_them(digits, call, tmp_path, undrawn):
     run = Path(shutil.copytree(digits, tmp_path / "run"))
     assert call("forecast", run, "--after", "2")[0] == 0
@@ -66,6 +68,7 @@ def test_all_updates_are_told_and_the_report_shows_them(digits, call, tmp_path, 
     assert "What updates were expected to do to stored vectors" in (run / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_of_an_index(shop, call, tmp_path, monkeypatch):
     monkeypatch.chdir(shop)
     status, text, _ = call("forecast", "run", "--index", "old.index", "--json", tmp_path / "told.json")

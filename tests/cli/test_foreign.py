@@ -135,6 +135,7 @@ class Trace:
         return os.mkdir, ("unpickled",)
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled(place, call, tmp_path):
     """Also not where a file of the run should be something else."""
     bad = pickle.dumps(Trace())
@@ -156,6 +157,7 @@ def test_nothing_is_unpickled(place, call, tmp_path):
             assert not Path("unpickled").exists(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["words.kv", "words.txt", "words.bin", "words.vec.gz"])
 def test_word_vectors_are_not_unpickled(name, place, call):
     Path(name).write_bytes(pickle.dumps(Trace()))

@@ -85,6 +85,7 @@ def below(index: ImageIndex, place: Path) -> tuple[str, ...]:
 # --- build
 
 
+@pytest.mark.slow
 def test_build_embeds_the_images_of_a_folder(place, call):
     status, text, complaint = call("index", "build", "run", "--images", "images", "--out", "new/new.index")
     assert (status, complaint) == (0, "")
@@ -126,6 +127,7 @@ def collapse(run: str, left: float = 1e-8) -> None:
     directory.weights.write(1, {name: value.clone() for name, value in (weights | changed).items()})
 
 
+@pytest.mark.slow
 def test_an_embedding_that_has_collapsed_is_refused(place, call):
     """Every score would be 1.000000: what is told of it is not that the images are alike."""
     shutil.copytree("run", "collapsed")
@@ -166,6 +168,7 @@ def test_an_embedding_that_has_nearly_collapsed_is_refused(place, call):
     assert call("index", "build", "nearly", "--images", "one", "--out", "one.index")[0] == 0, "one class may be as near"
 
 
+@pytest.mark.slow
 def test_copies_of_one_image_are_no_collapse(place, call):
     """Nor is a single image."""
     for number in range(3):
@@ -180,6 +183,7 @@ def test_build_does_not_read_the_training_data_where_the_size_is_configured(plac
     assert call("index", "build", "run", "--images", "images/a", "--out", "new.index")[0] == 0
 
 
+@pytest.mark.slow
 def test_build_for_data_of_a_size_of_their_own(place, call):
     """digits have one size, which no configuration says."""
     small = ("--model.hidden", "[16]", "--data.tasks", "2", "--training.epochs", "1", "--report", "false")
@@ -194,6 +198,7 @@ def test_build_for_data_of_a_size_of_their_own(place, call):
     assert (nearest["path"], nearest["score"]) == (plain.paths[3], pytest.approx(1))
 
 
+@pytest.mark.slow
 def test_build_for_a_sequence_that_configures_no_channels(place, call):
     """Its parts say how many: in the configuration they are null."""
     data = ("--data", "sequence", "--data.parts", "[digits, {name: digits, as: again}]")
@@ -279,6 +284,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_refused(place, call):
     """In one sentence; and nothing is written."""
     Path("empty").mkdir()
@@ -546,6 +552,7 @@ def with_pairs(run: str) -> tuple[torch.Tensor, torch.Tensor]:
     return pairs["before"], pairs["after"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "sdc", "mlp", "procrustes", None])
 def test_compensate_moves_stale_vectors_and_reads_no_image(name, place, call):
     before, after = with_pairs("run")
@@ -666,6 +673,7 @@ def test_the_map_of_the_run_is_the_default(place, call):
         assert drifts.default_map(RunDirectory("run")) == expected
 
 
+@pytest.mark.slow
 def test_vectors_whose_layers_were_held_are_moved_no_further(place, call, monkeypatch):
     """After gram, maps that would move stored vectors further than its layers moved are refused, and info says how far
     that is: 1 - cosine is at most ten times the sum of the shares, each a hundredth squared of two layers."""
@@ -690,6 +698,7 @@ def test_vectors_whose_layers_were_held_are_moved_no_further(place, call, monkey
     assert call("query", "held.index", "images/a/x/0.png")[0] == 0
 
 
+@pytest.mark.slow
 def test_compensation_that_is_not_possible(place, call):
     with_pairs("run")
     before = Path("old.index").read_bytes()
@@ -772,6 +781,7 @@ def test_query_finds_the_image_itself_first(place, call):
     assert [index.paths[row] for row in expected.indices] == [each["path"] for each in found[0]["neighbours"]]
 
 
+@pytest.mark.slow
 def test_query_with_another_model_says_what_differs_and_what_to_do(place, call):
     hashes = weight_hashes(RunDirectory("run"))
     result = call("query", "old.index", "images/a/x/0.png")
@@ -935,6 +945,7 @@ def test_export_of_a_part_after_a_task(place, call):
         assert {*file["part"].tolist()} == {"query"}
 
 
+@pytest.mark.slow
 def test_samples_that_are_no_files_have_no_path(place, call):
     parquet = pytest.importorskip("pyarrow.parquet")
     small = ("--model.hidden", "[16]", "--data.tasks", "2", "--training.epochs", "1", "--report", "false")
@@ -969,6 +980,7 @@ def in_parts(run: str, images: str, out: str, after: int | None = None) -> None:
     end_parts(Path(out), parts)
 
 
+@pytest.mark.slow
 def test_an_index_of_files_that_are_embedded_already(place, call):
     """The same index as one that embeds them itself."""
     in_parts("run", "images", "parts")

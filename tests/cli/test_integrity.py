@@ -51,6 +51,7 @@ def problems(text: str) -> list[str]:
 # --- doctor
 
 
+@pytest.mark.slow
 def test_a_healthy_run_and_index(place, call):
     status, text, _ = call("doctor", "run")
     assert (status, problems(text)) == (0, [])
@@ -116,6 +117,7 @@ def test_an_index_of_an_earlier_version_is_told_to_be_one(place, call):
     assert re.search(r"note +shop\.index: header +of a version without checksums of headers", text)
 
 
+@pytest.mark.slow
 def test_what_can_be_derived_is_repaired(place, call):
     importance, scores = Path("run/importance/task02.safetensors"), Path("run/scores.json")
     before = snapshot(load_file(importance)), json.loads(scores.read_text())
@@ -156,6 +158,7 @@ def test_records_that_are_whole_but_not_those_of_the_checkpoint_are_refused(dama
     assert re.search(r"run/metrics\.jsonl\W+.*(bytes of|it is not what it was)", printed + complaint)
 
 
+@pytest.mark.slow
 def test_a_run_without_its_records_or_its_checkpoint_is_read(place, call):
     for name in ("metrics.jsonl", "checkpoint"):
         Path("run", name).rename(name)
@@ -186,6 +189,7 @@ def test_a_finished_run_that_is_resumed_tells_what_is_damaged(is_noted, place, c
         path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_scores_that_were_damaged_are_written_anew_and_told(place, call):
     before = RunDirectory("run").scores()
     path = Path("run/scores.json")
@@ -246,6 +250,7 @@ def test_what_is_there_is_not_written_over(line, message, place, call):
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_an_output_of_the_same_kind_is_replaced(place, call):
     for _ in range(2):
         assert call("evaluate", "run", "--json", "scores.json")[0] == 0
@@ -295,6 +300,7 @@ def test_the_second_writer_is_told(line, place, call):
 # --- importance that was interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["record", "checkpoint"])
 def test_importance_killed_near_its_end_is_mended(after, place, call, monkeypatch):
     """Killed once the record, or the checkpoint too, was written: importance/task02 is still that of before."""

@@ -71,6 +71,7 @@ def counting(embed: Callable, counted: list[int]) -> Callable:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [(), ("--kind", "IVF2,Flat", "--on-disk"), ("--kind", "IVF2,Flat"), ("--kind", "HNSW4")]
 )
@@ -91,6 +92,7 @@ def test_an_index_built_in_parts_is_the_same_file(options, place, call, parts):
     assert not Path("parts.index.parts").exists()
 
 
+@pytest.mark.slow
 def test_what_was_embedded_is_not_embedded_again(place, call, parts, monkeypatch):
     """Killed after any number of parts: those that are there are kept, and the file is the same at the end."""
     expected, embed = whole(call, "whole.index"), run_models.embed_shared
@@ -118,6 +120,7 @@ def test_what_was_embedded_is_not_embedded_again(place, call, parts, monkeypatch
         Path("parts.index").unlink()
 
 
+@pytest.mark.slow
 def test_parts_of_other_images_or_damaged_ones_are_made_anew(place, call, parts, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageIndex, "save", _fails)
@@ -143,6 +146,7 @@ def _fails(*_: object, **__: object) -> None:
     raise ValueError("no")
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_in_parts(place, call, parts, caplog):
     for name in ("a/1.png", "c/4.png"):
         Path("images", name).write_bytes(b"no image")

@@ -129,6 +129,7 @@ def test_kinds_of_task_are_listed(call):
 # --- train
 
 
+@pytest.mark.slow
 def test_train_prints_the_scores_and_writes_a_report(call, tmp_path):
     status, text, complaint = call("train", "--out", tmp_path / "run", *SMALL)
     assert (status, complaint) == (0, "")
@@ -141,6 +142,7 @@ def test_train_prints_the_scores_and_writes_a_report(call, tmp_path):
     assert shown == pytest.approx(sum(scores[2]) / 3, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_train_again_retrains_nothing_and_refuses_another_configuration(runs, call):
     before = (runs / "mas" / "metrics.jsonl").read_bytes()
     status, text, _ = call("train", "--out", runs / "mas", "--report", "false", *SMALL)
@@ -154,6 +156,7 @@ def test_train_again_retrains_nothing_and_refuses_another_configuration(runs, ca
     assert (runs / "mas" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_train_writes_where_it_says_by_default(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("train", "--strategy", "frozen", "--report", "false", *SMALL)[0] == 0
@@ -220,6 +223,7 @@ def test_what_is_refused_before_anything_is_trained(line, message, call, tmp_pat
     assert not Path("out/metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_search_where_nothing_is_learned(call, tmp_path):
     hopeless = ("--objective", "recognition", "--training.lr", "1e-9")
     result = call("search", *hopeless, "--out", tmp_path / "out", *SMALL)
@@ -371,6 +375,7 @@ def task_folders(write_images, tmp_path):
     return add, [*options, *model]
 
 
+@pytest.mark.slow
 def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, monkeypatch):
     monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     add, options = task_folders
@@ -399,6 +404,7 @@ def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, mo
 FIRST = "task 0 of the run in .* was 'b', but the data now give 'a'"  # its classes would take over the earlier labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -461,6 +467,7 @@ def test_evaluate_one_task_by_number_and_by_name(call, runs, tmp_path):
         assert found[gallery]["mrr"] == [pytest.approx(recorded[gallery]["mrr"][2][1])]
 
 
+@pytest.mark.slow
 def test_evaluate_galleries(call, runs, tmp_path):
     file = tmp_path / "scores.json"
     names = ["fresh", "stale", "compensated", "sdc", "linear", "mlp", "procrustes", "shrunk", "auto", "query"]
@@ -486,6 +493,7 @@ def test_evaluate_galleries(call, runs, tmp_path):
     assert [sum(value is not None for value in row) for row in kept] == list(range(1, len(kept) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["finetune", "gram"])
 def test_images_of_ones_own_join_the_fit(strategy, call, write_images, tmp_path, monkeypatch, undrawn):
     """An interrupted run that goes on ends with the same pairs and records as one that was not.
@@ -592,6 +600,7 @@ def test_compare_writes_where_it_is_told(call, runs, tmp_path, monkeypatch):
     assert text.endswith(f"page: {tmp_path / 'elsewhere' / 'page.html'}\n")
 
 
+@pytest.mark.slow
 def test_compare_of_what_cannot_be_compared(call, runs, tmp_path):
     other = ["--data.tasks", "2", "--model.hidden", "[8]", "--training.epochs", "1", "--report", "false"]
     assert call("train", "--out", tmp_path / "other", *other)[0] == 0
@@ -665,6 +674,7 @@ def test_importance_is_added_to_the_protection(weight, invert, call, runs, photo
     assert all(torch.equal(saved[name], value) for name, value in new.items())
 
 
+@pytest.mark.slow
 def test_importance_of_images_that_were_added_before_is_not_added_again(call, runs, photos, tmp_path):
     assert call("importance", runs / "mas", "--images", photos)[0] == 0
     once = checkpoint_of(runs / "mas")
@@ -681,6 +691,7 @@ def test_importance_of_images_that_were_added_before_is_not_added_again(call, ru
     assert [record["samples"] for record in records] == [9, 1]
 
 
+@pytest.mark.slow
 def test_importance_is_taken_back_to_the_bit(call, runs, photos, tmp_path):
     """The last addition alone, and not twice; afterwards its images count as new."""
     run = runs / "mas"
@@ -708,6 +719,7 @@ def test_importance_is_taken_back_to_the_bit(call, runs, photos, tmp_path):
     assert call("doctor", run)[0] == 0
 
 
+@pytest.mark.slow
 def test_importance_that_a_task_was_learned_with_stays(call, tmp_path, photos):
     out = tmp_path / "run"
     options = ["--report", "false", *SMALL]
@@ -725,6 +737,7 @@ def test_importance_wants_images_or_undo(call, runs, photos):
         failed(call("importance", runs / "mas", *options), "give --images FOLDER, to add what they need, or --undo")
 
 
+@pytest.mark.slow
 def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
     monkeypatch.setattr("tripletmas.report.page.write_report", lambda path: path)
     assert call("importance", runs / "mas", "--images", photos)[0] == 0
@@ -739,6 +752,7 @@ def test_importance_holds_when_the_run_goes_on(call, runs, photos, monkeypatch):
     assert [(r["samples"], r["weight"]) for r in records if r["kind"] == "importance"] == [(9, 1.0), (9, 2.0)]
 
 
+@pytest.mark.slow
 def test_importance_in_the_middle_of_a_task(call, photos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=3)
@@ -795,6 +809,7 @@ def test_recognition_from_training_to_the_report(call, tmp_path):
     assert len(json.loads(scores.read_text())["task"]["accuracy"]) == 1
 
 
+@pytest.mark.slow
 def test_runs_of_different_objectives_cannot_be_compared(call, runs, tmp_path):
     out = tmp_path / "recognition"
     assert call("train", "--out", out, "--objective", "recognition", "--report", "false", *SMALL)[0] == 0
@@ -814,6 +829,7 @@ def test_a_search_shows_its_trials(call, tmp_path):
     assert call("resume", out)[0] == 0
 
 
+@pytest.mark.slow
 def test_an_auto_strength_starts_at_32_times_the_default(call, tmp_path):
     out = tmp_path / "auto"
     options = ("--strategy", "mas+distill", "--strategy.mas.strength", "auto")
@@ -834,6 +850,7 @@ def test_a_sweep_makes_a_run_for_each_value(call, tmp_path):
     assert "mas, strength=1.0, lr=0.01" in text
 
 
+@pytest.mark.slow
 def test_a_sweep_on_validation_data_with_seeds(call, tmp_path):
     options = ("--sweep", "strategy.strength=0.1,1", "--data.validation", "true", "--seeds", "0,1", "--report", "false")
     status, _, complaint = call("train", "--out", tmp_path / "sweep", *options, *SMALL)
@@ -842,6 +859,7 @@ def test_a_sweep_on_validation_data_with_seeds(call, tmp_path):
     assert (tmp_path / "sweep" / "strength=1" / "seed1" / "scores.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -861,6 +879,7 @@ def test_importance_of_strategies_that_have_none_of_unlabelled_data(call, tmp_pa
     failed(call("importance", out, "--images", photos), message)
 
 
+@pytest.mark.slow
 def test_importance_of_logits_is_that_of_the_last_head(call, tmp_path, photos, monkeypatch):
     out = tmp_path / "out"
     options = ("--objective", "recognition", "--strategy.output", "logits", "--report", "false")
@@ -872,6 +891,7 @@ def test_importance_of_logits_is_that_of_the_last_head(call, tmp_path, photos, m
     assert set(heads) == {2}
 
 
+@pytest.mark.slow
 def test_importance_is_measured_on_the_weights_that_are_trained(call, tmp_path, photos, monkeypatch):
     """Under imm+mas another model is deployed, and saved as the run's model."""
     out = tmp_path / "out"

@@ -127,6 +127,7 @@ def test_options_and_help_come_from_the_signature(call, capsys):
     failed(result, "--strategy.strength takes float or auto, not 'high'")
 
 
+@pytest.mark.slow
 def test_a_strategy_goes_all_the_way(call, place, monkeypatch):
     """Trained, interrupted and resumed from another directory, searched, swept."""
     assert call(*TRAIN)[0] == 0
@@ -188,6 +189,7 @@ def test_commands_execute_what_training_named(call, place, write_images):
         assert status == 0, complaint
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("by_somebody_else")
 @pytest.mark.parametrize(
     "line",
@@ -218,6 +220,7 @@ def test_what_needs_no_code_asks_for_none(call):
         assert call(*line.split())[0] == 0
 
 
+@pytest.mark.slow
 def test_a_report_needs_the_kind_of_task(call, tmp_path, monkeypatch):
     shutil.copy(Path(__file__).parents[1] / "binary_codes.py", "codes.py")
     assert call(*TRAIN, "--objective=codes.py:CodesKind")[0] == 0
@@ -227,6 +230,7 @@ def test_a_report_needs_the_kind_of_task(call, tmp_path, monkeypatch):
     assert call("compare", "run", "--markdown", "--trust-code")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_configuration_of_somebody_else(call, monkeypatch, tmp_path):
     """A file names code: only if training has named it before, or the command line does."""
     Path("config.yaml").write_text(yaml.safe_dump({"strategy": {"name": "mine.py:Anchored", "strength": 0.5}}))
@@ -242,6 +246,7 @@ def test_a_configuration_of_somebody_else(call, monkeypatch, tmp_path):
     failed(call(*line), message)
 
 
+@pytest.mark.slow
 def test_an_edited_run_executes_nothing_new(call):
     """Whoever can write config.yaml can name other code, and even record it."""
     assert call(*TRAIN)[0] == 0
@@ -257,6 +262,7 @@ def test_an_edited_run_executes_nothing_new(call):
         failed(call("evaluate", "run", "--trust-code"), "is code without a recorded checksum")
 
 
+@pytest.mark.slow
 def test_changed_code(call):
     """Neither read later nor trained on with."""
     assert call(*TRAIN)[0] == 0
@@ -272,6 +278,7 @@ def test_changed_code(call):
     assert call("evaluate", "run")[0] == 0
 
 
+@pytest.mark.slow
 def test_code_inside_a_run_directory(call):
     assert call(*TRAIN)[0] == 0
     shutil.copy("mine.py", "run/mine.py")
@@ -340,6 +347,7 @@ def installed(tmp_path, monkeypatch) -> Iterator[Path]:
     sys.modules.pop("theirs", None)
 
 
+@pytest.mark.slow
 def test_installed_parts_have_plain_names(call, installed):
     """And go together with others."""
     assert call("train", *SMALL, "--strategy=mas+anchored", "--strategy.anchored.strength=0.1", "--out=run")[0] == 0

@@ -47,6 +47,7 @@ def seen(index: Path) -> tuple[object, ...] | None:
     return found.paths, found.parts, found.vectors.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -93,6 +94,7 @@ def importance_of(run: Path) -> Params:
     return last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stride", "seeds"), [(12, 1), pytest.param(1, 2, marks=pytest.mark.long)])
 def test_importance_is_added_once(stride, seeds, trained, scratch):
     disk = scratch / "disk"

@@ -21,6 +21,7 @@ def two(tmp_path_factory) -> list[Path]:
     return [write_run(path / name, strategy={"name": name}) for name in ("finetune", "mas")]
 
 
+@pytest.mark.slow
 def test_compare_prints_what_is_asked_for_and_writes_no_page(call, two: list[Path]):
     status, text, complaint = call("compare", *two, "--json")
     assert (status, complaint) == (0, "")
@@ -53,6 +54,7 @@ def test_quiet_writes_the_page_and_prints_nothing(call, two: list[Path], tmp_pat
     assert (two[0] / "report" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_plots_are_written_as_svg_where_that_is_asked_for(call, two: list[Path], tmp_path: Path):
     """The same bytes each time, and text that is not TeX is drawn."""
     pages = [tmp_path / name for name in ("one", "two")]
@@ -65,6 +67,7 @@ def test_plots_are_written_as_svg_where_that_is_asked_for(call, two: list[Path],
         assert (pages[0] / name).read_text().rstrip().endswith("</svg>")
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_has_a_page(call, two: list[Path], tmp_path: Path, undrawn):
     """Runs of one stream stand side by side, of another apart; what cannot be read is told."""
     runs = tmp_path / "runs"
@@ -93,6 +96,7 @@ def test_a_folder_of_runs_has_a_page(call, two: list[Path], tmp_path: Path, undr
     assert (status, "does not exist" in complaint) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_called_report_stays_what_it_is(call, tmp_path: Path, undrawn):
     for name in ("report", "other"):
         write_run(tmp_path / name)
@@ -102,6 +106,7 @@ def test_a_run_that_is_called_report_stays_what_it_is(call, tmp_path: Path, undr
     assert not (tmp_path / "report" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_learning_can_be_looked_at(call, tmp_path: Path, undrawn, monkeypatch):
     """After each task but the last the page is written with what there is, at the end with all."""
     pages = []

@@ -76,6 +76,7 @@ def test_every_command_reads_images_as_the_run_is_set(command, place, monkeypatc
     assert set(seen) == {(BATCH, WORKERS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["l2", "mas"])
 def test_a_search_of_the_strength_reads_images_as_it_is_set(strategy, place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)

@@ -25,6 +25,7 @@ def arguments(shop: Path, run: Path) -> list[str]:
     return ["train", *data, "--model", "mlp", "--training.epochs", "2", "--strategy", "replay", "--out", str(run)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_month_more_with_known_products(shop: Path, tmp_path: Path, write_images, call):
     run = tmp_path / "run"
@@ -49,6 +50,7 @@ def test_a_month_more_with_known_products(shop: Path, tmp_path: Path, write_imag
     assert set(ImageIndex.open(file).class_names) == PRODUCTS.keys()
 
 
+@pytest.mark.slow
 def test_what_is_changed_in_a_month_that_was_learned_is_refused(shop: Path, tmp_path: Path, write_images, call):
     run = tmp_path / "run"
     assert call(*arguments(shop, run))[0] == 0

@@ -76,6 +76,7 @@ def test_layers_that_local_mas_does_not_know(call):
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_nothing_to_train_is_no_fault_of_who_never_trains(call):
     assert call("train", "--model=nets.py:nothing", "--strategy=pretrained", *LINE)[0] == 0
     failed(call("train", "--model=nets.py:nothing", *LINE[:-1], "--out=other"), "the model has no weights to train")

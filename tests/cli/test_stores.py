@@ -53,6 +53,7 @@ def refused(result: tuple[int, str, str]) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_as_json_each_is_one_document(place, call):
     told = [
         json.loads(call("index", "push", "shop.index", STORE, "--json")[1]),
@@ -109,6 +110,7 @@ def test_the_model_that_made_the_vectors_is_asked_although_the_run_has_a_later_o
     assert best["path"].endswith("a/x/0.png")
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_know_is_told_after_a_look(place, call):
     forget()
     told = refused(call("query", STORE, "images/a/x/0.png"))

@@ -94,6 +94,7 @@ def test_every_command_is_in_the_table():
     assert {line[0] for line in LINES} >= COMMANDS.keys() - {"forecast", "serve", "upgrade", "completion"}
 
 
+@pytest.mark.slow
 def test_verbose_tells_each_step_and_how_long_it_took(call, tmp_path: Path, caplog):
     status, _, complaint = call(*TRAIN, "--out", tmp_path / "run", "--verbose")
     assert status == 0

@@ -101,6 +101,7 @@ def test_no_command_lets_a_name_act_on_the_terminal(command, hostile, call, tmp_
     assert "\u202e" not in text + complaint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "strategies"], ["doctor"]])
 def test_a_reader_that_has_left_is_no_error(arguments):
     reader, writer = os.pipe()
@@ -137,6 +138,7 @@ def test_epochs_are_told_in_a_log_once_in_a_while(monkeypatch):
     assert passes("tripletmas.data.images")
 
 
+@pytest.mark.slow
 def test_warnings_are_told_again_at_the_end_each_once(hostile, call, tmp_path):
     data = ("--data", "folder", "--data.root", hostile / "photos", "--data.size", "8", "--data.tasks", "[2,1,1]")
     given = ("--model", "mlp", "--training.epochs", "1", "--report", "false", "--strategy", "finetune")

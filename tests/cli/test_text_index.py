@@ -43,6 +43,7 @@ def index(run, answers, call, tmp_path):
     return out
 
 
+@pytest.mark.slow
 def test_it_keeps_texts_lines_and_labels(index, answers):
     found = ImageIndex.open(index)
     assert found.texts[:2] == ("the card,\nthat is lost", rows_of(4)[1]["question"].strip())

@@ -43,6 +43,7 @@ def trained(tmp_path_factory, tiny_encoder):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_says_which_model_it_began_with(trained, tiny_encoder):
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["model"]["name"] == f"sentence-transformers:{tiny_encoder}"
@@ -86,6 +87,7 @@ def test_what_images_alone_can_be_is_told(trained, call, write_images):
     failed(call("importance", trained, "--images", images), "the model reads texts, and can be shown no images")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_bit_for_bit(trained, tiny_encoder, call, monkeypatch):
     options = [*options_of(trained.parent, tiny_encoder), "--strategy", "gram", "--out", trained.parent / "resumed"]
     with monkeypatch.context() as patch:
@@ -97,6 +99,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(trained, tiny_encoder, call, monk
     assert all(first[name].equal(second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused(tmp_path, tiny_encoder, call, trained):
     folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
     options = [*options_of(tmp_path, folder), "--strategy", "finetune", "--out", tmp_path / "run"]
@@ -139,6 +142,7 @@ def test_every_strategy_learns_texts(tmp_path, tiny_encoder, call, strategy):
     assert RunDirectory(tmp_path / "run").num_done == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["gram", pytest.param("replay", marks=pytest.mark.slow)])
 def test_pairs_are_learned_over_the_batch(tmp_path, tiny_encoder, call, undrawn, strategy):
     """A question finds its answer, of a pair that was never learned, among all answers of everything seen."""
@@ -166,6 +170,7 @@ def test_pairs_are_learned_over_the_batch(tmp_path, tiny_encoder, call, undrawn,
     failed(other, "pairs are no classes to recognise")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_exported_folder_is_a_sentence_encoder(tmp_path, tiny_encoder, call, dim):
     """Its library embeds as the run does, and a run goes on from it."""

@@ -51,6 +51,7 @@ def shop(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 UPGRADE = ("upgrade", "shop.index", "--old", "run", "--old-after", "0", "--new", "run")
 
 
+@pytest.mark.slow
 def test_the_plan_changes_nothing_and_is_kept(shop: Path, call):
     before = checksum((shop / "shop.index").read_bytes())
     status, printed, _ = call(*UPGRADE, "--sample", "80", "--out", "plan")
@@ -72,6 +73,7 @@ def test_the_plan_changes_nothing_and_is_kept(shop: Path, call):
     assert plan.ways[-1].overlap == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_plan_is_a_function_of_the_seed(shop: Path, call):
     for out, seed in (("one", 0), ("again", 0), ("other", 1)):
         assert call(*UPGRADE, "--sample", "60", "--out", out, "--seed", seed)[0] == 0
@@ -87,6 +89,7 @@ def test_pictures_of_a_folder_are_known_again_in_the_store(shop: Path, call):
     assert Plan.open("plan").sample == 60
 
 
+@pytest.mark.slow
 def test_missing_pictures_are_counted(made: Path, shop: Path, call, write_images):
     images = shop / "mine"
     for number in range(CLASSES):
@@ -105,6 +108,7 @@ def test_missing_pictures_are_counted(made: Path, shop: Path, call, write_images
     failed(call(*command), "there are 0 pictures to be had for the sample, and 40 are the least: .* the first: .*png")
 
 
+@pytest.mark.slow
 def test_what_it_refuses(made: Path, shop: Path, call, tmp_path: Path):
     failed(call(*UPGRADE, "--sample", "39"), "--sample must be >= 40: half of it fits a map, and half measures it")
     failed(call(*UPGRADE, "--new-after", "0"), "run and run are one model .*: there is nothing to upgrade")

@@ -67,6 +67,7 @@ def best(store: str, call, *, old: bool = False) -> dict:
     return json.loads(out)["neighbours"][0]
 
 
+@pytest.mark.slow
 def test_apply_switch_and_drop(store, call):
     before = vectors(store)
     status, printed, _ = call("upgrade", store, *MODELS, "--apply")
@@ -90,6 +91,7 @@ def test_apply_switch_and_drop(store, call):
         assert (identity.model, identity.embedded_by) == (plan.becomes.model, plan.was.model)
 
 
+@pytest.mark.slow
 def test_as_json_each_step_is_one_document(store, call):
     def told(*options: str) -> dict:
         status, printed, _ = call("upgrade", store, *options, "--json")
@@ -103,6 +105,7 @@ def test_as_json_each_step_is_one_document(store, call):
     assert told("--drop-old")["store"]
 
 
+@pytest.mark.slow
 def test_some_are_embedded_anew(store, call):
     assert call("upgrade", store, *MODELS, "--apply", "--reembed", "25%")[0] == 0
     assert call("upgrade", store, "--reembed", "25")[1].strip().endswith("24 of 96 points are embedded anew, 0 now")
@@ -135,6 +138,7 @@ def test_it_is_taken_back(store, call, how_far):
     assert best(store, call, old=True)["score"] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_bad_input_is_a_sentence_and_changes_nothing(store, call):
     before = vectors(store)
     failed(call("upgrade", store), "--old MODEL is needed for a plan")
@@ -168,6 +172,7 @@ def test_bad_input_is_a_sentence_and_changes_nothing(store, call):
     assert torch.equal(vectors(store), before)
 
 
+@pytest.mark.slow
 def test_for_pictures_that_are_gone_others_are_embedded_anew(store, call, made: Path):
     assert call("upgrade", store, *MODELS, "--apply")[0] == 0
     images = made / "images"

@@ -98,6 +98,7 @@ def test_vectors_are_read_in_the_order_of_their_files(tmp_path: Path):
     assert table.column("path")[0].as_py() == str(folder / parts[0].names[0])
 
 
+@pytest.mark.slow
 def test_parts_that_nobody_needs_go_and_other_files_stay(tmp_path: Path):
     folder, out = write_files(tmp_path / "files"), tmp_path / "out"
     written(out, folder, plan(folder))

@@ -29,6 +29,7 @@ def test_plain_loop():
     assert 0.1 < found <= 1  # ten classes: by chance 0.1
 
 
+@pytest.mark.slow
 def test_own_strategy(capsys):
     example("own_strategy")["main"](epochs=1)
     lines = capsys.readouterr().out.splitlines()

@@ -144,6 +144,7 @@ def test_linear_leaves_directions_alone_that_the_pairs_do_not_show():
     torch.testing.assert_close(moved, torch.tensor([[0.0, 3.0], [3.0, 0.0]]), atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 def test_mlp_learns_what_no_linear_map_can():
     """Samples right of 0 move up, those left of 0 move down by as much as they are away: |x|, which is not linear."""
     before = 2 * random(2000, 2)

@@ -73,6 +73,7 @@ def test_it_tells_what_the_index_tells(name, tmp_path):
         assert found.num_stale(model) == len(index.of_parts(index.stale(model)))
 
 
+@pytest.mark.slow
 def test_a_damaged_index_is_unclear_wherever_it_is_no_index(tmp_path):
     filled().save(tmp_path / "index")
     content = (tmp_path / "index").read_bytes()

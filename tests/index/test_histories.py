@@ -245,6 +245,7 @@ def same(one: ImageIndex, other: ImageIndex) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_some_histories():
     try_histories(History, 400, length=STEPS)
 

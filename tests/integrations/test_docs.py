@@ -11,6 +11,7 @@ import pytest
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the frameworks', about what a page of ten lines leaves out
 @pytest.mark.parametrize("page", ["lightning", "transformers", "accelerate"])
 def test_python_runs(page, tmp_path, monkeypatch, tiny_encoder):

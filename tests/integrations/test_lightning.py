@@ -161,6 +161,7 @@ def test_several_optimizers_stepped_by_hand(first_task):
     assert largest_difference(weights(net), weights(by_hand)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 def test_two_tasks_in_both_packages(name):
     """Two lines: as much of the first task is known as with the penalty in the loss, and more than without."""

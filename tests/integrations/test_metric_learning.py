@@ -174,6 +174,7 @@ def test_killed_in_the_middle_of_a_task_and_resumed_in_another_process(kind, tmp
         assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (TESTS.parent / "docs" / "metric_learning.md").read_text(encoding="utf-8")

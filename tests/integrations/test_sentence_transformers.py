@@ -30,6 +30,7 @@ def encoder(tiny_encoder):
     return lambda: SentenceTransformer(str(tiny_encoder), device="cpu")
 
 
+@pytest.mark.slow
 def test_sentence_transformers_equal_the_penalty_in_the_loss(encoder, tmp_path):
     """Both columns of texts are measured, before the normalisation at the model's end; gradients are clipped at 1."""
     found = encoder()
@@ -52,6 +53,7 @@ def test_sentence_transformers_equal_the_penalty_in_the_loss(encoder, tmp_path):
     assert largest_difference(others["unprotected"], others["by hand"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_sentence_transformers_resume(encoder, tmp_path):
     """From the checkpoint of the first epoch of two, as if the process had been killed after it."""
     whole = encoder()
@@ -65,6 +67,7 @@ def test_sentence_transformers_resume(encoder, tmp_path):
     assert largest_difference(callback.protection.state_dict(), protection.state_dict()) == 0
 
 
+@pytest.mark.slow
 def test_several_data_sets_of_other_columns(encoder, tmp_path):
     """As Sentence Transformers trains on them together: each batch is of one set, and is measured as one."""
     model = encoder()
@@ -84,6 +87,7 @@ def test_several_data_sets_of_other_columns(encoder, tmp_path):
 # --- peft
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_peft_equals_the_penalty_in_the_loss_and_resumes(tmp_path):
     """Only what is trained is held; checkpoints have the adapter and, beside it, what holds it."""

@@ -41,6 +41,7 @@ def learned(first_task: dict[str, torch.Tensor]) -> tuple[nn.Module, MAS]:
 # --- equal to the penalty in the loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -77,6 +78,7 @@ def test_equals_the_penalty_in_the_loss(first_task, options, tmp_path):
     assert largest_difference(unprotected, by_hand) > 1e-4
 
 
+@pytest.mark.slow
 def test_two_callbacks_each_hold_a_layer(first_task, tmp_path):
     """Both add their penalty before one clipping; each has a file of its own."""
 
@@ -102,6 +104,7 @@ def test_two_callbacks_each_hold_a_layer(first_task, tmp_path):
     assert largest_difference(found, weights(net)) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_after_clipping(first_task, accumulated, tmp_path):
     """By hand: gradients are clipped, then the penalty's is added."""
@@ -119,6 +122,7 @@ def test_after_clipping(first_task, accumulated, tmp_path):
     assert largest_difference(weights(net), weights(by_hand)) < 1e-6
 
 
+@pytest.mark.slow
 def test_two_tasks(tmp_path):
     """Two lines: as much of the first task is known as with the penalty in the loss, and more than without."""
     recalls = {}
@@ -137,6 +141,7 @@ def test_two_tasks(tmp_path):
     assert recalls["callback"][1] > 0.85
 
 
+@pytest.mark.slow
 def test_consolidates_each_sample_once(first_task, tmp_path):
     """The Trainer shuffles; the importance is that of the samples, after the last step."""
     net, _ = learned(first_task)
@@ -147,6 +152,7 @@ def test_consolidates_each_sample_once(first_task, tmp_path):
     assert largest_difference(callback.protection.importance, expected.importance) < 1e-6
 
 
+@pytest.mark.slow
 def test_consolidates_what_a_function_gives(first_task, tmp_path):
     net, _ = learned(first_task)
     asked = []
@@ -159,6 +165,7 @@ def test_consolidates_what_a_function_gives(first_task, tmp_path):
     assert largest_difference(callback.protection.importance, expected.importance) == 0
 
 
+@pytest.mark.slow
 def test_streams_without_an_end_are_measured_as_far_as_trained(first_task, tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self) -> Any:
@@ -173,6 +180,7 @@ def test_streams_without_an_end_are_measured_as_far_as_trained(first_task, tmp_p
     assert largest_difference(callback.protection.importance, expected.importance) < 1e-6
 
 
+@pytest.mark.slow
 def test_logs_the_penalty_and_the_share_held(first_task, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -190,6 +198,7 @@ def test_logs_the_penalty_and_the_share_held(first_task, tmp_path):
     assert [event.step for event in events] == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_the_best_model_is_consolidated(first_task, tmp_path):
     """`load_best_model_at_end` brings back the weights of the second epoch, and these are the reference."""
 
@@ -221,6 +230,7 @@ def resume(net: nn.Module, folder: Path, protection: Any, path: Path) -> None:
     trainer.train(resume_from_checkpoint=str(path))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_file_is_an_error(tmp_path):
     path = checkpoint(tmp_path / "run")
     net = make_net()
@@ -231,6 +241,7 @@ def test_a_checkpoint_without_its_file_is_an_error(tmp_path):
     resume(net, tmp_path / "run", protection, path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_may_have_been_moved(first_task, tmp_path):
     net, protection = learned(first_task)
     held = {name: value.clone() for name, value in protection.state_dict().items()}
@@ -251,6 +262,7 @@ def by_gram(net: nn.Module) -> Gram:
     return gram
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_model_or_measure_are_errors(first_task, tmp_path):
     net, protection = learned(first_task)
     path = checkpoint(tmp_path / "run", ProtectionCallback(protection), net=net)
@@ -287,6 +299,7 @@ def test_what_is_no_function_of_batches_is_an_error_before_training():
         ProtectionCallback(make_protection(make_net()), consolidate=batches(0))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_a_callback_given_twice_is_an_error(tmp_path):
     net = make_net()
     callback = ProtectionCallback(make_protection(net))
@@ -294,6 +307,7 @@ def test_a_callback_given_twice_is_an_error(tmp_path):
         trainer_of(Model(net), tmp_path, rows(0), callback, callback).train()
 
 
+@pytest.mark.slow
 def test_a_schedule_free_optimizer_is_consolidated_with_the_weights_that_answer(tmp_path):
     net = make_net()
     protection = make_protection(net)
@@ -305,12 +319,14 @@ def test_a_schedule_free_optimizer_is_consolidated_with_the_weights_that_answer(
     assert protection.num_protected_steps > 0
 
 
+@pytest.mark.slow
 def test_the_protection_of_another_model_is_an_error(tmp_path):
     callback = ProtectionCallback(make_protection(make_net()))
     with pytest.raises(ValueError, match="one of another model, a Sequential that is no part of the Trainer's model"):
         trainer_of(Model(make_net()), tmp_path, rows(0), callback).train()
 
 
+@pytest.mark.slow
 def test_an_error_in_the_middle_leaves_nothing_attached(first_task, tmp_path):
     class Fail(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:

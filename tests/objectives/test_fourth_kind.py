@@ -29,6 +29,7 @@ def test_recall_of_codes_by_hand():
     assert code_recall(queries, gallery, torch.tensor([0, -1])) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["distill", "ewc", "mas+replay"])
 def test_every_strategy_learns_it(strategy, call, tmp_path):
     run = RunDirectory(tmp_path / "run")
@@ -36,6 +37,7 @@ def test_every_strategy_learns_it(strategy, call, tmp_path):
     assert min(run.scores()["matrices"]["seen"]["code@1"][1]) > 0.2  # guessing has 0.1
 
 
+@pytest.mark.slow
 def test_it_is_trained_evaluated_compared_and_reported(call, tmp_path):
     run = str(tmp_path / "run")
     given = ["--loss.scale=0.3", "--training.forward_transfer=true", "--data.unseen=2"]
@@ -69,6 +71,7 @@ def test_it_goes_on_where_it_stopped(call, tmp_path):
     assert whole.scores() == stopped.scores()
 
 
+@pytest.mark.slow
 def test_its_strength_is_searched(call, tmp_path):
     search = ["--strategy=mas", "--strategy.strength=auto", "--search.most=2", "--search.drop=0.9", "--report=false"]
     assert call("train", *OPTIONS, *search, "--training.epochs=6", f"--out={tmp_path / 'run'}")[0] == 0

@@ -308,6 +308,7 @@ def loaded(path: Path, model: nn.Module) -> Guard:
         return Protection.load(path, model)
 
 
+@pytest.mark.slow
 @every_guard
 def test_a_saved_protection_of_another_shape_is_told_by_its_file(make: Callable[..., Guard], tmp_path: Path):
     model, guard = guarded(make)

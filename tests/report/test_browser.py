@@ -104,6 +104,7 @@ def probed(stored: Path, tmp_path_factory) -> dict:
     return _probe(stored / "report" / "report.html", tmp_path_factory.mktemp("probed"))
 
 
+@pytest.mark.slow
 def test_pictures_are_there_and_nothing_is_fetched(probed: dict, page: Path):
     # 3 tasks x 4 queries, each with five after the last task; queries of 2 tasks have five before it, too
     assert probed["pictures"] >= 12 + 12 * 5 + 8 * 5 + 10
@@ -113,6 +114,7 @@ def test_pictures_are_there_and_nothing_is_fetched(probed: dict, page: Path):
     assert page.stat().st_size < 10e6
 
 
+@pytest.mark.slow
 def test_names_with_markup_stay_text(probed: dict, page: Path, tmp_path: Path):
     assert probed["title"] == "stored · tripletmas"
     dom = _dom(page, tmp_path / "profile")
@@ -134,6 +136,7 @@ def test_headings_skip_no_level(probed: dict):
     assert all(after - before <= 1 for before, after in pairwise(probed["levels"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_link_opens_the_map_at_a_step(page: Path, tmp_path: Path, step: int):
     dom = _dom(page, tmp_path / "profile", fragment=f"#map={step}")
@@ -141,6 +144,7 @@ def test_a_link_opens_the_map_at_a_step(page: Path, tmp_path: Path, step: int):
     assert f'aria-valuetext="after task {step} of 3"' in dom
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [500, 1280])  # headless Chromium opens no window narrower than 500
 def test_the_page_never_scrolls_sideways_and_is_dark_where_asked_for(page: Path, tmp_path: Path, width: int):
     found = _probe(page, tmp_path, width=width, dark=True)
@@ -149,6 +153,7 @@ def test_the_page_never_scrolls_sideways_and_is_dark_where_asked_for(page: Path,
     assert found["plot"] is True
 
 
+@pytest.mark.slow
 def test_a_phone_of_380_pixels_has_no_sideways_scrolling(page: Path, tmp_path: Path):
     """In a frame of that width: Chromium's own window does not become so narrow."""
     outer, inner = tmp_path / "outer.html", escape(page.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from report_pages import Page, terminal
 from synthetic_runs import write_run
 
@@ -54,12 +55,14 @@ def test_what_was_learned_all_the_same_is_forgotten(tmp_path: Path, undrawn):
     assert 'class="tile void"' not in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_learned_says_nothing_of_a_collapse(run: Path, tmp_path: Path, undrawn):
     for page in (run / "report" / "report.html", write_report(collapsed(tmp_path / "run", score=0.9, signs={}))):
         assert 'class="collapse"' not in page.read_text()
         assert "void" not in re.sub(r"<style>.*?</style>", "", page.read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_a_comparison_marks_what_learned_nothing(run: Path, tmp_path: Path, undrawn):
     path = collapsed(tmp_path / "run", score=0.24, signs={"equal": "nearly equal"})
     compared = comparison([run, path])

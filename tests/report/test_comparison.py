@@ -31,6 +31,7 @@ def finetune(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "finetune", strategy={"name": "finetune"}, matrix=matrix)
 
 
+@pytest.mark.slow
 def test_the_comparison_page_and_table(run: Path, finetune: Path, tmp_path: Path):
     page = Page(write_comparison([finetune, run], tmp_path))
     # finetune: (0.4 + 0.5 + 0.9) / 3 = 0.6, forgetting ((0.9 - 0.4) + (0.8 - 0.5)) / 2 = 0.4
@@ -70,6 +71,7 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path, undraw
     assert "../seed2/report/report.html" in page.sources
 
 
+@pytest.mark.slow
 def test_some_seeds_of_a_group(tmp_path: Path):
     for seed in (0, 3):
         write_run(tmp_path / "same" / f"seed{seed}", seed=seed, num_tasks=2)
@@ -125,6 +127,7 @@ def test_rows_are_called_by_what_tells_them_apart(rows, labels, tmp_path: Path):
     assert [method.label for method in comparison(runs).methods] == [each.format(path=tmp_path) for each in labels]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared(recognition: Path, run: Path, tmp_path: Path):
     one = write_run(tmp_path / "one", data={"name": "digits", "tasks": 3, "order_seed": None})
     two = write_run(tmp_path / "two", data={"name": "digits", "tasks": 5, "order_seed": None})
@@ -137,6 +140,7 @@ def test_what_cannot_be_compared(recognition: Path, run: Path, tmp_path: Path):
             comparison(runs)
 
 
+@pytest.mark.slow
 def test_models_that_see_one_stream_differently_are_compared(tmp_path: Path):
     """Size, crop and interpolation are those that a model's weights were made for, augmentation is of training."""
     data = {"name": "folder", "root": "shop", "size": 64, "interpolation": "bilinear", "crop": 1.0, "augment": "none"}
@@ -152,6 +156,7 @@ def test_models_that_see_one_stream_differently_are_compared(tmp_path: Path):
     assert labels == ["mas, augment=none, model=conv4", "mas, augment=photo, model=timm:resnet18"]
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_what_they_learned(tmp_path: Path):
     """By the samples of their tasks, however these were asked for, and whoever made the run."""
     data = [{"name": "digits", "tasks": tasks, "order_seed": None} for tasks in (3, None)]
@@ -183,6 +188,7 @@ def test_the_kind_of_a_run_that_does_not_say_it_is_told_by_its_scores(tmp_path: 
     assert read_run(write_run(tmp_path / "b", alone=True)).kind.name == "metric"
 
 
+@pytest.mark.slow
 def test_the_best_is_marked_and_what_is_level_with_it(several: list[Path], tmp_path: Path):
     """Over the seeds 0 and 1, mas has 0.05 and 0 more than finetune: t = 1 of one degree, p = 0.5. Joint is apart.
 
@@ -290,6 +296,7 @@ def test_forward_transfer_is_compared_where_it_was_measured(finetune: Path, tmp_
     assert "| finetune | – |" in comparison_markdown(compared)
 
 
+@pytest.mark.slow
 def test_what_was_never_learned_is_compared_where_it_was_measured(finetune: Path, tmp_path: Path, run: Path, undrawn):
     path = write_run(tmp_path / "unseen", matrix=MATRIX)
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

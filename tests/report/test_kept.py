@@ -28,6 +28,7 @@ def run(reported, tmp_path) -> Path:
     return Path(shutil.copytree(reported, tmp_path / "mas"))
 
 
+@pytest.mark.slow
 def test_the_page_is_kept_wherever_the_run_lies(run):
     assert kept.kept_page(run) == run / "report" / "report.html"
 
@@ -46,6 +47,7 @@ def files(run: Path) -> list[Path]:
     return sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
 
 
+@pytest.mark.slow
 def test_one_changed_bit_or_a_lost_file_has_it_drawn_again(run):
     for path in files(run):
         content = path.read_bytes()

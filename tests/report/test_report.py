@@ -366,6 +366,7 @@ def _search(task: int, scores: list[float], *, accepted: bool = True) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_the_search_is_shown_in_a_plot_and_a_table(tmp_path: Path, run: Path, undrawn):
     """Of a search that was repeated the second counts; other runs have none."""
     searches = [_search(1, [0.9]), _search(1, [0.5, 0.6, 0.75]), _search(2, [0.3, 0.4], accepted=False)]

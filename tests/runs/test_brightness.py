@@ -89,6 +89,7 @@ def scans(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "is_told"), [([], True), (["--invert"], False)])
 def test_commands_tell_it(options, is_told, run, scans, caplog, tmp_path_factory):
     """An index and its queries, which are shown as it was; and what is added to the protection."""

@@ -31,6 +31,7 @@ def folder(tmp_path_factory, write_images) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_and_what_was_exported_of_it_are_one_model(folder: Path):
     of_run, exported = load_deployed(folder / "run"), load_deployed(folder / "exported")
     assert of_run.hash == exported.hash == load_model(RunDirectory.open(folder / "run")).hash

@@ -81,6 +81,7 @@ def test_a_checkpoint_comes_back_as_it_was(run):
     assert loaded(run).optimizer is None
 
 
+@pytest.mark.slow
 def test_only_the_latest_is_kept(run):
     """Also when one is saved again at the same place, as `tripletmas importance` does, any number of times."""
     places = [(0, 9), (0, 10), (1, 0), (1, 1), (9, 0), *[(10, 0)] * 12]  # in the order of numbers, not of text

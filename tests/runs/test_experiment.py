@@ -46,6 +46,7 @@ def test_the_seed_draws_the_first_weights_and_the_proxies():
     assert not torch.equal(weights(0), weights(1))
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_was(tmp_path):
     scores = run_experiment(SMALL, tmp_path / "run")
     run = RunDirectory.open(tmp_path / "run")
@@ -60,6 +61,7 @@ def test_a_run_says_what_it_was(tmp_path):
         run_experiment({**SMALL, "training": {"epochs": 2}}, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_loaded_after_any_task(tmp_path):
     run_experiment(SMALL, tmp_path / "run")
     run = RunDirectory.open(tmp_path / "run")
@@ -73,6 +75,7 @@ def test_a_trained_model_is_loaded_after_any_task(tmp_path):
             load_trained(run, after)
 
 
+@pytest.mark.slow
 def test_weights_that_changed_by_low_rank_are_plain_weights(tmp_path):
     """After each task; they fit the model without changes of low rank, which gives the same embeddings."""
     adapted = {**SMALL, "model": {**SMALL["model"], "lora": 2}}
@@ -101,6 +104,7 @@ def test_a_run_without_a_finished_task(tmp_path):
         load_trained(run)
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_refused(tmp_path):
     run_experiment(SMALL, tmp_path / "run")
     run = RunDirectory.open(tmp_path / "run")

@@ -61,6 +61,7 @@ def test_every_strategy(name: str, lora: int | None, tiny_stream: Stream):
         assert name.startswith("gram") or values[lora * tasks] < 1e-6  # a change of rank 2 for each task
 
 
+@pytest.mark.slow
 def test_what_is_exported_does_not_learn_by_low_rank(tmp_path):
     """Nor is anything frozen in it: how a model was trained is nothing that it is."""
     config = {

@@ -180,6 +180,7 @@ def test_images_of_ones_own_join_the_pairs(tiny_stream, write_images, tmp_path):
     torch.testing.assert_close(galleries.parts["linear"][0].vectors, vectors)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_pairs_of_ones_own_images(tiny_stream, write_images, tmp_path):
     """Restored, they come from files: the folder may be gone, unless more is learned."""
     run, folder = RunDirectory.create(tmp_path / "run", {}), write_images(tmp_path / "own", side=9)
@@ -196,6 +197,7 @@ def test_a_run_keeps_the_pairs_of_ones_own_images(tiny_stream, write_images, tmp
     assert [len(part) for part in galleries.parts["linear"]] == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_old_samples_that_a_strategy_keeps_join_the_pairs(tiny_stream, tmp_path):
     """Each update's pairs end with them, as the models before and after it have them; a map is fitted on all."""
     run, strategy = RunDirectory.create(tmp_path / "run", {}), Anchors(per_class=2, strength=1.0)
@@ -266,6 +268,7 @@ def test_queries_move_back_to_each_part_by_hand(tiny_stream):
     assert 0 < sum(expected) < 3
 
 
+@pytest.mark.slow
 def test_queries_that_were_never_moved_find_what_they_find(tiny_stream):
     """Without an update between, every map of queries is the identity, and scores are those of fresh galleries."""
     model = Linear()

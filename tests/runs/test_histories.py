@@ -136,6 +136,7 @@ def machine(stream: Stream, folder: Path) -> type[History]:
     return type("History", (History,), {"stream": stream, "undisturbed": {("", 0): folder}})
 
 
+@pytest.mark.slow
 def test_some_histories(tiny_stream, tmp_path):
     try_histories(machine(tiny_stream, tmp_path), 60, length=STEPS)
 

@@ -124,6 +124,7 @@ def count_accepted(paths: list[Path], read: Callable[[], Any], flips: int, seed:
     return refused, harmless
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [60, pytest.param(1500, marks=pytest.mark.long)])
 def test_a_flipped_bit_of_a_run_is_refused_or_harmless(flips, run):
     paths = [run / name for name in files_of(run)]
@@ -133,6 +134,7 @@ def test_a_flipped_bit_of_a_run_is_refused_or_harmless(flips, run):
     assert harmless < flips / 10  # the spaces of JSON; the padding of a header
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [200, pytest.param(2000, marks=pytest.mark.long)])
 def test_a_flipped_bit_of_an_index_is_refused_or_harmless(flips, tmp_path):
     path = an_index(tmp_path / "shop.index")

@@ -68,6 +68,7 @@ def test_points():
     assert points[3].values == pytest.approx({"task/recall_at_1": 0.75, "task/forgetting": 0.2, "task/stale": 0.65})
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_in_the_same_log(call, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -83,6 +84,7 @@ def test_a_run_that_was_interrupted_goes_on_in_the_same_log(call, tmp_path, monk
     assert in_tensorboard(run) == recorded(run)
 
 
+@pytest.mark.slow
 def test_a_run_gets_a_log_when_it_is_done_and_none_where_none_is_wanted(call, tmp_path):
     run = tmp_path / "run"
     assert call(*TRAIN, "--training.epochs", "1", "--logger", "none", "--out", run)[0] == 0
@@ -102,6 +104,7 @@ def test_what_is_missing_or_unknown_is_a_sentence(call, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_training_outlives_its_log(call, tmp_path, monkeypatch):
     class Away:
         def __init__(self, *_):
@@ -125,6 +128,7 @@ def test_training_outlives_its_log(call, tmp_path, monkeypatch):
     assert told == {**expected, **{name: expected[name][1:] for name in ("train/loss", "train/penalty", "train/rate")}}
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_begin_is_a_sentence(call, tmp_path):
     run = tmp_path / "run"
     assert call(*TRAIN, "--training.epochs", "1", "--out", run)[0] == 0

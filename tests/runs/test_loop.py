@@ -317,6 +317,7 @@ class Drawing(Strategy):
         self.draws[f"after {task.name}"] = torch.rand(()).item()
 
 
+@pytest.mark.slow
 def test_what_a_strategy_draws_is_the_same_after_an_interruption(tiny_stream, tmp_path):
     """Interrupted in task 1, epoch 1, and between the last epoch of task 1 and its scoring."""
     whole, again = Drawing(), Drawing()
@@ -467,6 +468,7 @@ def test_a_task_of_one_class(name, class_images):
 # --- new tasks
 
 
+@pytest.mark.slow
 def test_tasks_that_are_added_at_the_end_are_learned_and_earlier_ones_stay(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     train_stream(perceptron(), tiny_stream[:2], MAS(), triplet(), SMALL, run)
@@ -482,6 +484,7 @@ def test_tasks_that_are_added_at_the_end_are_learned_and_earlier_ones_stay(tiny_
     assert scores.to_json() == expected.to_json() == run.read_json("scores.json")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     model = perceptron()
@@ -497,6 +500,7 @@ def test_a_finished_run_is_not_trained_again(tiny_stream, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_earlier_tasks_that_changed_are_an_error(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     train_stream(perceptron(), tiny_stream[:2], Finetune(), triplet(), SMALL, run)
@@ -515,6 +519,7 @@ def test_a_task_that_changed_while_it_was_learned_is_an_error(tiny_stream, tmp_p
         train_stream(perceptron(), tiny_stream[1:], Finetune(), triplet(), SMALL, run)
 
 
+@pytest.mark.slow
 def test_a_loss_with_proxies_says_that_it_cannot_take_new_classes(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     small, large = (make_loss("proxy_anchor", dim=4, num_classes=count) for count in (4, 6))
@@ -540,6 +545,7 @@ def test_a_checkpoint_of_another_model(tiny_stream, tmp_path):
 # --- records
 
 
+@pytest.mark.slow
 def test_what_is_recorded(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     model = perceptron()
@@ -574,6 +580,7 @@ def test_what_is_recorded(tiny_stream, tmp_path):
     assert all(torch.equal(final[name], value) for name, value in state_of(model).items())
 
 
+@pytest.mark.slow
 def test_how_far_held_responses_moved_is_recorded(tiny_stream, tmp_path):
     """By hand, of one linear layer: the mean squared change of its answers, in the unit of their mean square then."""
     run = RunDirectory.create(tmp_path / "run", {})
@@ -729,6 +736,7 @@ def test_logits_need_heads(tiny_stream):
         train_stream(perceptron(), tiny_stream, MAS(output="logits"), triplet(), SMALL)
 
 
+@pytest.mark.slow
 def test_scores_before_a_task_is_learned(tiny_stream, tmp_path):
     run = RunDirectory.create(tmp_path / "run", {})
     config = replace(SMALL, forward_transfer=True)
@@ -743,6 +751,7 @@ def test_scores_before_a_task_is_learned(tiny_stream, tmp_path):
     assert torch.equal(without.matrix().nan_to_num(-1), scores.matrix().nan_to_num(-1))  # looking ahead changes nothing
 
 
+@pytest.mark.slow
 def test_scores_of_the_untrained_model_on_tasks_that_are_added(tiny_stream, tmp_path):
     config = replace(SMALL, forward_transfer=True)
 

@@ -76,6 +76,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(state_of(one).values(), state_of(other).values(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", FAST)
 def test_what_is_fastest_is_taken_and_learns_what_it_does_where_it_is_named(fast, tiny_stream, tmp_path, caplog):
     caplog.set_level(logging.INFO)
@@ -101,6 +102,7 @@ def test_measuring_changes_nothing(tiny_stream):
     assert model.training
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_keeps_to_it(tiny_stream, tmp_path):
     """Though another way is fastest by then; killed in the second of three tasks."""
 
@@ -135,6 +137,7 @@ def test_what_a_model_cannot_take_is_not_taken(tiny_stream):
     assert settled(AUTO, OnlySingle("bf16"), tiny_stream[0], None).precision == "fp32"
 
 
+@pytest.mark.slow
 def test_the_clock_does_not_choose_where_torch_is_to_be_deterministic(tiny_stream, tmp_path):
     """A run that has chosen goes on with it."""
     learned(tiny_stream[:2], AUTO, tmp_path / "run", "bf16")
@@ -148,6 +151,7 @@ def test_the_clock_does_not_choose_where_torch_is_to_be_deterministic(tiny_strea
     assert same(model, learned(tiny_stream, named("bf16")))
 
 
+@pytest.mark.slow
 def test_where_nothing_is_trained_nothing_is_measured(tiny_stream, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     learned(tiny_stream, AUTO, tmp_path / "run", "bf16", strategy=pretrained())
@@ -155,6 +159,7 @@ def test_where_nothing_is_trained_nothing_is_measured(tiny_stream, tmp_path, cap
     assert settled(AUTO, Net("bf16").requires_grad_(False), tiny_stream[0], None).precision == "fp32"
 
 
+@pytest.mark.slow
 def test_a_named_precision_is_not_measured(tiny_stream, tmp_path):
     learned(tiny_stream, named("bf16"), tmp_path / "run", "fp32", strategy=Strategy())
     assert not RunDirectory(tmp_path / "run").records("precision")

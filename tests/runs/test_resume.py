@@ -52,6 +52,7 @@ def check_every_point(stream: Stream, scratch: Path, *, stride: int = 1, twice: 
     return whole.count
 
 
+@pytest.mark.slow
 def test_killed_at_any_point(tiny_stream, scratch):
     points = check_every_point(
         tiny_stream[:2],
@@ -68,6 +69,7 @@ def test_killed_at_any_point(tiny_stream, scratch):
     assert points > 80  # 8 steps, 4 epochs and 2 tasks with their files: see `dying`
 
 
+@pytest.mark.slow
 def test_killed_at_some_points_in_recognition(tiny_stream, scratch):
     """Heads, class means, where the new task was before it was learned, and scores on tasks to come."""
     check_every_point(
@@ -83,6 +85,7 @@ def test_killed_at_some_points_in_recognition(tiny_stream, scratch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["finetune", "frozen", "joint"])
 def test_killed_at_some_points_under_every_strategy(strategy, tiny_stream, scratch):
     check_every_point(
@@ -90,6 +93,7 @@ def test_killed_at_some_points_under_every_strategy(strategy, tiny_stream, scrat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze_batchnorm", [False, True])
 def test_killed_at_some_points_with_batch_norm(freeze_batchnorm, class_images, scratch):
     stream = make_stream(Source(class_images(4, side=16, per_class=6)), tasks=2)[0]
@@ -122,6 +126,7 @@ def test_killed_at_some_points_partly_frozen_in_a_warm_up(class_images, scratch)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "precision"), [("mas", "fp32"), ("gram", "fp16"), ("si", "bf16")])
 def test_killed_twice_with_changes_of_low_rank(strategy, precision, tiny_stream, scratch):
     check_every_point(
@@ -140,6 +145,7 @@ def test_killed_twice_with_changes_of_low_rank(strategy, precision, tiny_stream,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_killed_twice_in_half_precision(precision, tiny_stream, scratch):
     check_every_point(

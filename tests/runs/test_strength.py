@@ -198,6 +198,7 @@ def test_options_that_cannot_be(options, message):
         SearchConfig(**options)
 
 
+@pytest.mark.slow
 def test_a_searched_run_is_recorded_and_goes_on_with_what_was_found(tmp_path, monkeypatch):
     stream = make_stream()
 

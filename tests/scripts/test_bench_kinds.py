@@ -35,6 +35,7 @@ def test_bench_kinds(tmp_path: Path):
         assert all(f"| {kind} |" in ran.stdout for kind in kinds)
 
 
+@pytest.mark.slow
 def test_bench_kinds_says_what_it_cannot_do():
     ran = run("--clustered", "100", "--queries", "100")
     assert (ran.returncode, "--queries must lie between 1 and 99, got 100" in ran.stderr) == (2, True)

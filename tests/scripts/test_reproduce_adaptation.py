@@ -49,6 +49,7 @@ def test_the_command_and_that_it_goes_on(tmp_path: Path):
     assert "has other settings" in other.stderr
 
 
+@pytest.mark.slow
 def test_all_start_from_the_same_weights_and_no_query_is_used(monkeypatch):
     trained, measured = [], []
     train_stream, mas_importance = tm.train_stream, tm.mas_importance

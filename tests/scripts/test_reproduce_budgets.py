@@ -21,6 +21,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_table_and_a_figure(monkeypatch, capsys, tmp_path):
     setting = replace(script.SETTINGS["digits"], config=SMALL, validation_seeds=(0, 1))
     monkeypatch.setattr(script, "SETTINGS", {"digits": setting})

@@ -26,6 +26,7 @@ def small_runs(monkeypatch):
     monkeypatch.setattr(script, "TRAINING", {"epochs": 1})
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_its_table_has_the_last_row(tmp_path):
     out = tmp_path / "test" / "shapes-random" / "finetune" / "seed0"
     job = ("shapes-random", {"name": "finetune"}, 0, False, "", out)
@@ -46,6 +47,7 @@ def test_real_facts_are_read_from_their_archive(tmp_path, shared_data):
     assert len(json.loads(out.with_suffix(".json").read_text())["matrices"]["seen"]["map"]) == 4
 
 
+@pytest.mark.slow
 def test_the_adaptation(tmp_path):
     path = tmp_path / "adaptation" / "seed0.json"
     assert "facts of" in script.adapt((0, path))

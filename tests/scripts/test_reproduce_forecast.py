@@ -34,6 +34,7 @@ def write(options: argparse.Namespace, data: str, seed: int, steps: list[dict]) 
     path.write_text(json.dumps(steps))
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_and_told_once(tmp_path, monkeypatch):
     training = {"data": {"name": "digits", "tasks": [2, 2, 6]}, "model": {"name": "mlp", "hidden": [16]}}
     small = Setting("Small", {**training, "training": {"epochs": 1}})

@@ -29,6 +29,7 @@ def images(tmp_path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_and_scored_once(images, tmp_path, monkeypatch):
     monkeypatch.setitem(script.SETTINGS, "small", ("Small", {"name": "folder", "size": 16, "channels": 1}))
     monkeypatch.setattr(script, "MODEL", {"name": "conv4", "width": 4})

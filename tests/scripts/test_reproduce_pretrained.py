@@ -74,6 +74,7 @@ def test_from_nothing_to_a_table(tiny, tmp_path, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_model_that_never_moves_needs_no_map(tiny, monkeypatch, capsys):
     text = call(monkeypatch, capsys, *tiny, "--methods", "pretrained")
     assert "birds: 2 runs" in text
@@ -133,6 +134,7 @@ def test_a_strength_is_chosen_by_the_model_and_its_old_index():
     assert script.usefulness(result) == pytest.approx(0.6)
 
 
+@pytest.mark.slow
 def test_every_setting_is_a_configuration(tmp_path):
     from tripletmas.runs.configuration import resolve
 

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import best_strengths as best
+import pytest
 import reproduce_rivals as rivals
 
 
@@ -91,6 +92,7 @@ def test_a_result_does_not_depend_on_where_data_lie(tmp_path):
     assert results.path(one) == results.path(other) != results.path({**one, "seed": 1})
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_fill_the_table(tmp_path, monkeypatch):
     setting, results, names = (
         setting_of(),
@@ -122,6 +124,7 @@ def test_runs_are_made_once_and_fill_the_table(tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").iterdir())) == count
 
 
+@pytest.mark.slow
 def test_every_setting_is_a_configuration():
     from tripletmas.runs.configuration import resolve
 

@@ -27,6 +27,7 @@ def embedded(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_is_there_is_measured_once(embedded: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     place = ["--data", str(embedded), "--out", str(embedded / "out"), "--sample", "80", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["reproduce_upgrades.py", "banking77", "birds", *place])

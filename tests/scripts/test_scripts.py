@@ -31,6 +31,7 @@ def test_bench_training_step(model: str, tmp_path: Path):
     assert all(row["protection"] in ran.stdout for row in found["rows"])
 
 
+@pytest.mark.slow
 def test_bench_training_step_says_what_it_cannot_do():
     ran = run("bench_training_step.py", "--batch", "4")
     assert ran.returncode == 2
@@ -53,6 +54,7 @@ def test_bench_importance(tmp_path: Path):
         assert name in ran.stdout
 
 
+@pytest.mark.slow
 def test_bench_checkpoint(tmp_path: Path):
     ran = run("bench_checkpoint.py", "--megabytes", "1", "--rounds", "2", "--json", str(tmp_path / "x.json"))
     assert ran.returncode == 0, ran.stderr

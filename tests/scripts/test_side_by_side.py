@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from side_by_side import run_side_by_side
 
 
+@pytest.mark.slow
 def test_every_job_is_done_and_told_with_one_thread_each(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("SOME_JOB", "done")

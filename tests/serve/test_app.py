@@ -45,6 +45,7 @@ def refused(answer, status: int, sentence: str) -> None:
 # --- what is found
 
 
+@pytest.mark.slow
 def test_it_finds_what_the_command_finds(client, made, tmp_path):
     picture = made / "shop" / "mug" / "3.png"
     assert main(["query", str(made / "shop.index"), str(picture), "-k", "5", "--json", str(tmp_path / "a")]) == 0
@@ -101,6 +102,7 @@ def test_more_than_there_is_gives_all(client):
     assert len(neighbours(client.post("/query?k=1000", json={"id": 0}, params={"k": 1000, "label": "mug"}))[0]) == 6
 
 
+@pytest.mark.slow
 def test_texts_find_texts(served, texts):
     with served(texts / "faq.index") as client:
         index = ImageIndex.open(texts / "faq.index")
@@ -133,6 +135,7 @@ def stale(made, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_stale_vectors_are_refused_searched_or_moved_to(stale, served, tmp_path):
     with pytest.raises(ValueError, match=r"6 of 12 vectors are stale.*--move-queries.*--allow-stale"):
         make_app(str(stale))
@@ -305,6 +308,7 @@ def test_a_thumbnail_of_what_is_gone_changed_or_in_an_archive(made, served, shop
 # --- who may ask
 
 
+@pytest.mark.slow
 def test_hosts_origins_and_the_token(made, served):
     with served(made / "shop.index") as client:
         refused(client.get("/info", headers={"host": "evil.example"}), 403, "not called 'evil.example'")

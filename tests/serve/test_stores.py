@@ -24,6 +24,7 @@ def store(request, made, tmp_path) -> str:
     return place
 
 
+@pytest.mark.slow
 def test_a_store_is_served_as_the_index_is(store, made, client, served):
     picture = (made / "shop" / "lamp" / "4.png").read_bytes()
     with served(store) as other:
@@ -62,6 +63,7 @@ def lance(made, tmp_path) -> str:
     return place
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_told(lance, made, other_run, call):
     failed(call("serve", f"{lance}s", "--check"), "productss")
     failed(

@@ -74,6 +74,7 @@ def upgraded(store):
         store.write("second", block.ids, torch.stack([torch.ones(len(block.ids)), block.vectors[:, 0]], dim=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"metadata": {"hnsw:space": "l2", "mine": 1}, "configuration": None}])
 def test_what_the_user_has_is_what_it_was_after_a_switch(url, more):
     make(url, **more)
@@ -98,6 +99,7 @@ def test_what_the_user_has_is_what_it_was_after_a_switch(url, more):
     assert names(url) in (["points"], ["points", "points__tripletmas"])
 
 
+@pytest.mark.slow
 def test_a_switch_takes_along_what_changed_meanwhile(url):
     make(url)
     with opened(url) as store:
@@ -121,6 +123,7 @@ def test_a_switch_takes_along_what_changed_meanwhile(url):
         assert store.read("former", ["id90"]).vectors.tolist() == [[9, 9, 9]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renamed", [0, 1, 2])
 def test_a_switch_that_was_cut_short_is_completed_by_whoever_opens_it(url, renamed, monkeypatch):
     make(url)
@@ -148,6 +151,7 @@ def test_a_switch_that_was_cut_short_is_completed_by_whoever_opens_it(url, renam
     assert users_own(url) == before
 
 
+@pytest.mark.slow
 def test_nothing_embeds_a_text(url, monkeypatch):
     make(url, embedding_function=DefaultEmbeddingFunction(), configuration=None)
     monkeypatch.setattr(DefaultEmbeddingFunction, "__call__", lambda self, input: pytest.fail("a text is embedded"))
@@ -163,6 +167,7 @@ def test_nothing_embeds_a_text(url, monkeypatch):
     assert users_own(url) == before
 
 
+@pytest.mark.slow
 def test_values_are_asked_for_as_what_they_are(url):
     make(url)
     query = torch.tensor([[7.4, 1, 0]])
@@ -184,6 +189,7 @@ def test_values_are_asked_for_as_what_they_are(url):
             store.search("vector", query, 3, metric="l2", where={"lable": "x"})
 
 
+@pytest.mark.slow
 def test_what_is_not_ours_is_left_alone(url):
     make(url)
     with client(url) as user:
@@ -214,6 +220,7 @@ def test_ids_that_were_to_be_numbers(url):
             next(store.scan("vector"))
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_none(url, tmp_path):
     with pytest.raises(NoCollection, match="there is no folder of Chroma"), opened(url):
         pass

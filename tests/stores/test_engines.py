@@ -50,6 +50,7 @@ def assert_as_filled(store, name="vector"):
     assert len(store) == COUNT
 
 
+@pytest.mark.slow
 def test_it_holds_what_was_put_into_it(store):
     assert_as_filled(store)
     assert set(store.columns()) >= set(WANTED)

@@ -115,6 +115,7 @@ def without(rows, name="vec"):
     return {key: {each: value for each, value in row.items() if each != name} for key, row in rows.items()}
 
 
+@pytest.mark.slow
 def test_a_copy_has_all_that_the_user_keeps_and_takes_the_name(file, url):
     before = fill(file)
     with opened(url) as store:
@@ -153,6 +154,7 @@ def test_a_copy_has_all_that_the_user_keeps_and_takes_the_name(file, url):
         assert client.describe_collection("points")["properties"] == {"mine": "1"}
 
 
+@pytest.mark.slow
 def test_a_copy_follows_what_the_user_does_meanwhile(file, url):
     fill(file)
     with opened(url) as store:
@@ -185,6 +187,7 @@ def test_a_copy_follows_what_the_user_does_meanwhile(file, url):
         assert torch.allclose(torch.tensor(after["a"]["vec"]), NEW[KEYS.index("a")])
 
 
+@pytest.mark.slow
 def test_a_switch_that_is_killed_anywhere_is_finished_or_was_not_begun(file, url, tmp_path, monkeypatch):
     before = fill(file)
     with opened(url) as store:

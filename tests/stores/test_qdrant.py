@@ -111,6 +111,7 @@ def test_a_column_that_only_late_points_have_is_found(url):
         assert [(hit.id, hit.columns) for hit in hits[0]] == [(299, {"late": "yes"})]
 
 
+@pytest.mark.slow
 def test_the_vector_without_a_name(url):
     put(url, [1, 2, 3, 4], [{"n": each} for each in range(4)], name="unnamed")
     with opened(url) as store:
@@ -161,6 +162,7 @@ def make_odd_shard(folder):
     shard.close()
 
 
+@pytest.mark.slow
 def test_vectors_that_are_none_for_us_are_refused_and_left_alone(url, tmp_path):
     local = url.startswith("qdrant:")
     (make_odd_local if local else make_odd_shard)(tmp_path / "base")
@@ -346,6 +348,7 @@ def test_a_server_that_is_not_there():
     assert "secret" not in str(read_place("qdrant://127.0.0.1:1/#points?api_key=secret"))
 
 
+@pytest.mark.slow
 def test_a_shard_that_has_an_index_gets_a_second_vector(tmp_path):
     config = edge.EdgeConfig(
         vectors=edge.EdgeVectorParams(8, edge.Distance.Dot, datatype=edge.VectorStorageDatatype.Float16),

@@ -66,6 +66,7 @@ def all_of(store, name):
     return [each for block in blocks for each in block.ids], torch.cat([block.vectors for block in blocks]), found
 
 
+@pytest.mark.slow
 def test_from_beginning_to_end(engine, url, tmp_path):
     with opened(url) as store:
         before = all_of(store, "vector")
@@ -130,6 +131,7 @@ def test_it_can_be_taken_back_at_any_time(url, tmp_path, how_far):
         assert not (tmp_path / "work" / "progress.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_after", [0, 1, 4, 7])
 def test_interrupted_it_goes_on_to_the_same_bytes(url, tmp_path, fail_after, monkeypatch):
     monkeypatch.setattr("tripletmas.stores.writing._SECONDS", 0)
@@ -150,6 +152,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(url, tmp_path, fail_after, mon
         assert torch.equal(after[1], expected[1])
 
 
+@pytest.mark.slow
 def test_points_that_come_or_change_meanwhile_are_found(engine, url, tmp_path):
     if not engine.inserts:
         pytest.skip("points come into it by other commands")
@@ -174,6 +177,7 @@ def test_points_that_come_or_change_meanwhile_are_found(engine, url, tmp_path):
         assert not bool(torch.cat([block.vectors for block in store.scan(upgrade.new)]).isnan().any())
 
 
+@pytest.mark.slow
 def test_points_that_were_embedded_anew_keep_their_vector(url, tmp_path):
     anew = points(seed=4, dim=NEW_DIM)[:2]
     with opened(url) as store:

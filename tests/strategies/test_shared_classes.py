@@ -66,6 +66,7 @@ def train(
     return model, train_stream(model, stream, strategy, learned, replace(CONFIG, epochs=epochs), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "objective"),
     [

@@ -255,6 +255,7 @@ def test_the_state_is_taken_over(name: str, objective: str):
     assert torch.equal(weights(other.deployed(model)), run.weights())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", ALL)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(name: str, objective: str, tmp_path: Path, monkeypatch):

@@ -260,6 +260,7 @@ def test_a_new_task_whose_facts_come_first_by_name_is_learned_by_resume(learned,
     assert "Facts and what they find" in (out / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_word_vectors_than_those_of_training_are_refused(learned, tmp_path, call):
     words = tmp_path / "words.txt"
     lines = ["moon 1 0 0 0", "star 0 1 0 0", "ball 0 0 1 0"]
@@ -274,6 +275,7 @@ def test_other_word_vectors_than_those_of_training_are_refused(learned, tmp_path
             failed(call(*command), changed)
 
 
+@pytest.mark.slow
 def test_data_that_have_changed_since_training_are_told(learned, tmp_path, call, caplog):
     """A run is asked again with the data as they were, with an image less, and with another fact in its task."""
     out = learned({"1": ["moon", "star"]}, "--data.word_dim=8")
@@ -396,6 +398,7 @@ def test_export_and_index_of_a_run_on_facts(run, call, write_images, tmp_path):
     assert call("query", tmp_path / "i.index", photos / "0.png")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_on_classes_answers_no_fact(call, tmp_path):
     small = ["--training.epochs=1", "--report=false", "--model.hidden=[8]", "--data.per_class=8", "--strategy=finetune"]
     assert call("train", "--data=digits", "--out", tmp_path / "digits", *small)[0] == 0

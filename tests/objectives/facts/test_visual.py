@@ -302,6 +302,7 @@ def test_a_module_called_on_both_sides_is_one_in_each_part(monkeypatch: pytest.M
     assert_apart(view)
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_in_all_parts_and_shared_by_none(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(1)
     weights = torchvision.models.resnet18().state_dict()

@@ -143,6 +143,7 @@ def test_adapters_of_peft():
     assert_same(found, oracles.mas_importance(model, x.split(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "conv", "vit", "weight norm", "lstm", "samples influence each other"])
 def test_nothing_is_kept_alive(name: str):
     """The graph's hooks know the trace, which knows the graph: a circle that would keep every batch in memory."""

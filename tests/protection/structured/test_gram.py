@@ -189,6 +189,7 @@ def test_batches_do_not_matter(size: int):
     assert all(torch.allclose(square(whole[each]), square(parted[each]), rtol=1e-12) for each in whole)
 
 
+@pytest.mark.slow
 def test_rows_that_are_drawn_stand_for_all():
     """Of a convolution with 1,152 columns on 25,600 positions 4,608 are drawn; `exact` takes all."""
     torch.manual_seed(0)
