@@ -120,6 +120,7 @@ def resident() -> float:
     return sum(int(fields[name].split()[0]) for name in ("RssFile", "RssShmem")) / 1024
 
 
+@pytest.mark.slow
 def test_what_was_read_is_given_back_and_read_again(tmp_path, monkeypatch):
     """32 MiB in blocks of 1 MiB: at most a few of them are in memory, and each is right, also the second time."""
     monkeypatch.setattr(mapped, "BLOCK", 2**20)

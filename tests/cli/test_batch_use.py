@@ -49,6 +49,7 @@ def records(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_folder_asks_with_all_its_images(place, call):
     status, text, _ = call("query", "shop.index", "images/red", "images/blue/0.png", "-k", "2", "--jsonl", "-")
     assert status == 0

@@ -79,6 +79,7 @@ def test_of_an_index(shop, call, tmp_path, monkeypatch):
     assert not RunDirectory(shop / "run").has("forecast.json")  # of its own galleries alone
 
 
+@pytest.mark.slow
 def test_an_index_with_current_images_too(shop, call, tmp_path, monkeypatch):
     """Twelve of its vectors are of the present model: no image stands for them in the count."""
     monkeypatch.chdir(shop)
@@ -89,6 +90,7 @@ def test_an_index_with_current_images_too(shop, call, tmp_path, monkeypatch):
     assert "for 12 stored vectors" in text
 
 
+@pytest.mark.slow
 def test_an_index_without_classes(shop, call, tmp_path, monkeypatch):
     monkeypatch.chdir(shop)
     index = ImageIndex.open("old.index")
@@ -100,6 +102,7 @@ def test_an_index_without_classes(shop, call, tmp_path, monkeypatch):
     assert "expected recall@1" not in text
 
 
+@pytest.mark.slow
 def test_index_info_says_where_a_forecast_is(shop, call, monkeypatch):
     monkeypatch.chdir(shop)
     text = call("index", "info", "old.index")[1]
@@ -108,6 +111,7 @@ def test_index_info_says_where_a_forecast_is(shop, call, monkeypatch):
     assert "was expected to leave" not in text
 
 
+@pytest.mark.slow
 def test_index_info_says_what_the_last_update_was_expected_to_do(shop, call, tmp_path, monkeypatch):
     """As `forecast` told it, with torch and without; only of the update that made the present model."""
     monkeypatch.chdir(tmp_path)
@@ -129,6 +133,7 @@ def test_index_info_says_what_the_last_update_was_expected_to_do(shop, call, tmp
     failed(call("index", "info", shop / "old.index", "--run", "run"), "forecast.json")
 
 
+@pytest.mark.slow
 def test_what_has_no_forecast(shop, digits, call, tmp_path, monkeypatch):
     monkeypatch.chdir(shop)
     failed(call("forecast", digits, "--after", "0"), "no update has followed the first task")

@@ -168,6 +168,7 @@ def test_word_vectors_are_not_unpickled(name, place, call):
     assert not Path("facts").exists()
 
 
+@pytest.mark.slow
 def test_yaml_constructs_nothing(place, call):
     Path("evil.yaml").write_text("strategy: !!python/object/apply:os.mkdir [unpickled]")
     status, _, complaint = call("train", "--config", "evil.yaml")

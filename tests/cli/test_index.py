@@ -104,6 +104,7 @@ def test_build_embeds_the_images_of_a_folder(place, call):
     assert old.parts[0].after_task == 0
 
 
+@pytest.mark.slow
 def test_an_image_at_the_top_has_no_label_and_split_folders_are_no_label(place, call):
     shutil.copy("images/a/x/0.png", "images/top.png")
     assert call("index", "build", "run", "--images", "images", "--out", "new.index")[0] == 0
@@ -218,6 +219,7 @@ def test_build_does_not_overwrite(place, call):
     assert Path("old.index").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_images_in_an_archive(place, call):
     with zipfile.ZipFile("all.zip", "w") as archive:
         for path in Path("images/a").rglob("*.png"):
@@ -239,6 +241,7 @@ def test_images_in_an_archive(place, call):
     assert call("index", "remove", "zip.index", "all.zip")[1].startswith("zip.index: 12 of 12 vectors removed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["IVF2,Flat", "HNSW8", "PCA4,Flat"])
 def test_approximate_kinds(kind, place, call):
     assert call("index", "build", "run", "--images", "images", "--out", "new.index", "--kind", kind)[0] == 0
@@ -298,6 +301,7 @@ def test_what_is_refused(place, call):
     assert Path("old.index").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_left_out_if_asked_for(place, call, caplog):
     """A truncated one, too, whose header is whole."""
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
@@ -312,6 +316,7 @@ def test_images_that_cannot_be_read_are_left_out_if_asked_for(place, call, caplo
     assert torch.allclose(new.vectors, old.vectors, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adding_nothing_but_what_cannot_be_read_is_no_failure_where_it_may_be_left_out(place, call, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "bad.png").write_text("no picture")
@@ -335,6 +340,7 @@ def test_a_model_that_gives_nan_is_told(place, call):
 # --- add, remove
 
 
+@pytest.mark.slow
 def test_add_makes_a_part_of_the_present_model_and_says_what_is_stale(place, call):
     status, text, complaint = call("index", "add", "old.index", "--images", "images/b")
     assert (status, complaint) == (0, "")
@@ -425,6 +431,7 @@ def test_remove_by_path_by_folder_and_what_has_vanished(place, call):
     failed(call("query", "old.index", "images/b/x/0.png"), "old.index holds no vectors: tripletmas index add old.index")
 
 
+@pytest.mark.slow
 def test_an_index_is_used_from_any_directory(place, call, monkeypatch):
     """Roots and the run are absolute: elsewhere nothing is missing, and `photos` and `./photos` are one root."""
     assert call("index", "add", "old.index", "--images", "./images/b/")[0] == 0
@@ -438,6 +445,7 @@ def test_an_index_is_used_from_any_directory(place, call, monkeypatch):
     assert ImageIndex.open(index).roots == (str(place / "images/a"), str(place / "images/b"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["folder", "content"])
 def test_what_vanishes_with_its_whole_root_is_not_taken_for_removed(lost, place, call):
     """A disk that is not mounted is no folder, or an empty one."""
@@ -455,6 +463,7 @@ def test_what_vanishes_with_its_whole_root_is_not_taken_for_removed(lost, place,
     assert "11 images embedded again by the model after task 1, 0 were current, 1 removed" in moved[1]
 
 
+@pytest.mark.slow
 def test_vectors_are_dropped_and_replaced_in_their_rows(place, call):
     assert call("index", "build", "run", "--images", "images", "--out", "new.index", "--after", "0")[0] == 0
     Path("images/a/x/2.png").unlink()
@@ -475,6 +484,7 @@ def test_a_path_is_shown_as_it_is(place, call):
     assert "[b]:cat:.index" in call("index", "info", "[b]:cat:.index")[1]
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_utf_8(place, call):
     name = os.fsdecode(b"images/a/x/\xff.png")
     try:
@@ -493,6 +503,7 @@ def test_an_index_of_an_earlier_model_is_told_when_it_is_built(place, call):
     assert "later" not in call(*arguments, "last.index", "--after", "1")[1]
 
 
+@pytest.mark.slow
 def test_another_place_of_the_run_is_kept(place, call):
     assert call("index", "build", "run", "--images", "images", "--out", "new.index")[0] == 0
     for way, name in (("--compensate", "second"), ("--reembed", "third")):
@@ -601,6 +612,7 @@ def test_a_map_that_chooses_itself(normalize, place, call, monkeypatch):
     assert new.parts[0].maps == ("auto",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "linear", "auto"])
 def test_queries_are_moved_back_to_stale_vectors(name, place, call, monkeypatch):
     """By hand: the part of task a is asked by a query that was moved by the map from after to before, b's as it is."""
@@ -623,6 +635,7 @@ def test_queries_are_moved_back_to_stale_vectors(name, place, call, monkeypatch)
     assert Path("old.index").read_bytes() == stored
 
 
+@pytest.mark.slow
 def test_queries_that_cannot_be_moved_back(place, call):
     with_pairs("run")
     asked = ("query", "old.index", "images/a/x/0.png", "--move-queries")
@@ -634,6 +647,7 @@ def test_queries_that_cannot_be_moved_back(place, call):
     assert call(*asked)[0] == 0  # all vectors are current
 
 
+@pytest.mark.slow
 def test_compensation_of_raw_vectors_is_that_of_raw_pairs(place, call):
     before, after = with_pairs("run")
     options = ("--out", "raw.index", "--after", "0", "--no-normalize", "--metric", "l2")
@@ -645,6 +659,7 @@ def test_compensation_of_raw_vectors_is_that_of_raw_pairs(place, call):
     assert torch.allclose(ImageIndex.open("raw.index").vectors, fit_drift("linear", before, after)(old), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compensation_over_two_tasks_applies_one_map_after_the_other(place, call, monkeypatch):
     """A third model, whose weights are those of the second doubled, and the pairs of its task; maps are fitted once."""
     assert call("index", "add", "old.index", "--images", "images/b")[0] == 0
@@ -664,6 +679,7 @@ def test_compensation_over_two_tasks_applies_one_map_after_the_other(place, call
     assert len(fitted) == 2
 
 
+@pytest.mark.slow
 def test_the_map_of_the_run_is_the_default(place, call):
     with_pairs("run")
     config = RunDirectory("run").config()
@@ -716,6 +732,7 @@ def test_compensation_that_is_not_possible(place, call):
     assert Path("old.index").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_reembed_reads_the_images_of_stale_vectors(place, call):
     assert call("index", "add", "old.index", "--images", "images/b")[0] == 0
     status, text, _ = call("index", "refresh", "old.index", "--reembed")
@@ -727,6 +744,7 @@ def test_reembed_reads_the_images_of_stale_vectors(place, call):
     assert "all vectors are current, no image was read" in call("index", "refresh", "old.index", "--reembed")[1]
 
 
+@pytest.mark.slow
 def test_reembed_where_images_have_vanished(place, call):
     Path("images/a/x/2.png").unlink()
     Path("images/a/y/1.png").write_bytes(b"no image")
@@ -912,6 +930,7 @@ def test_every_action_has_help(action, capsys):
 # --- export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
 def test_export_gives_every_sample_with_its_vector(ending, place, call):
     if ending == "parquet":

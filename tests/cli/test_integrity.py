@@ -71,6 +71,7 @@ def test_a_healthy_run_and_index(place, call):
     failed(call("doctor", "shop.index", "--repair"), "nothing of shop.index can be derived anew")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told_by_name(place, call):
     for name in ("weights/task00.safetensors", "shown/grid.json", "metrics.jsonl"):
         path = Path("run", name)
@@ -170,6 +171,7 @@ def test_a_run_without_its_records_or_its_checkpoint_is_read(place, call):
 # --- a run that is gone on with
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_noted", [False, True])
 def test_a_finished_run_that_is_resumed_tells_what_is_damaged(is_noted, place, call):
     """Also of files that going on has no need of; where a report was written, of those that are others since."""
@@ -283,6 +285,7 @@ def test_a_configuration_that_was_changed_is_not_taken(place, call):
 # --- two at one run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", ["resume run", "importance run --images photos --invert", "evaluate run --compatibility", "forecast run"]
 )

@@ -172,6 +172,7 @@ def test_images_that_cannot_be_read_in_parts(place, call, parts, caplog):
     assert (status != 0, "no image can be read; the first: " in complaint) == (True, True)
 
 
+@pytest.mark.slow
 def test_a_collapse_is_told_of_parts(place, call, parts, monkeypatch):
     embed = run_models.embed_shared
 
@@ -187,6 +188,7 @@ def test_a_collapse_is_told_of_parts(place, call, parts, monkeypatch):
     assert call(*BUILD, "--out", "parts.index", "--force")[0] == 0
 
 
+@pytest.mark.slow
 def test_texts_in_parts(place, call, parts):
     """By a run on images: a text is refused before anything is embedded."""
     Path("t.csv").write_text("text\n" + "".join(f"number {each}\n" for each in range(30)))
@@ -195,6 +197,7 @@ def test_texts_in_parts(place, call, parts):
     assert not Path("t.index.parts").exists()
 
 
+@pytest.mark.slow
 def test_progress_is_told_where_no_terminal_is(place, call, parts, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS", -math.inf)
     monkeypatch.setattr(mapped, "BLOCK", 256)

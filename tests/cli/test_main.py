@@ -256,6 +256,7 @@ def test_an_importance_of_zero_everywhere_is_told(call, tmp_path, monkeypatch):
 # --- several seeds
 
 
+@pytest.mark.slow
 def test_seeds_are_runs_of_their_own(trained):
     configs = [RunDirectory.open(trained / "seeds" / f"seed{seed}").config() for seed in (0, 1)]
     assert [config.pop("seed") for config in configs] == [0, 1]
@@ -761,6 +762,7 @@ def test_importance_in_the_middle_of_a_task(call, photos, tmp_path, monkeypatch)
     failed(result, "stopped in the middle of a task; first: tripletmas resume")
 
 
+@pytest.mark.slow
 def test_importance_names_an_unreadable_image(call, runs, photos, caplog):
     (photos / "there" / "broken.png").write_bytes(b"no image")
     before = checkpoint_of(runs / "mas")

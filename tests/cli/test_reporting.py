@@ -47,6 +47,7 @@ def test_compare_takes_one_form_at_a_time(call, two: list[Path], tmp_path: Path)
         assert message in complaint
 
 
+@pytest.mark.slow
 def test_quiet_writes_the_page_and_prints_nothing(call, two: list[Path], tmp_path: Path, undrawn):
     assert call("compare", *two, "--quiet", "--out", tmp_path / "out") == (0, "", "")
     assert (tmp_path / "out" / "comparison.html").is_file()

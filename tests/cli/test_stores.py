@@ -70,6 +70,7 @@ def forget():
         write_notes(store, Notes({}))
 
 
+@pytest.mark.slow
 def test_an_index_goes_into_a_store_and_comes_back(place, call):
     status, out, _ = call("index", "pull", STORE, "back.index")
     assert (status, out.strip()) == (0, f"back.index: 24 points of {STORE}")
@@ -80,6 +81,7 @@ def test_an_index_goes_into_a_store_and_comes_back(place, call):
     assert call("query", "back.index", "images/a/x/0.png")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_store_is_searched_as_the_index_is(place, call):
     answers = []
     for gallery in ("shop.index", STORE):
@@ -97,6 +99,7 @@ def test_a_store_is_searched_as_the_index_is(place, call):
     assert Path("page.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_model_that_made_the_vectors_is_asked_although_the_run_has_a_later_one(place, call):
     hashes = weight_hashes(RunDirectory.open("run"))
     assert call("index", "build", "run", "--images", "images/a", "--out", "old.index", "--after", "0")[0] == 0
@@ -138,6 +141,7 @@ def _like(run: str) -> list[str]:
     return [*data, "--model", "mlp", "--model.hidden", "[16]", "--model.dim", "8", "--training.epochs", "1"]
 
 
+@pytest.mark.slow
 def test_bad_input_is_a_sentence(place, call):
     assert "unknown kind of store 'lancd'" in refused(call("query", "lancd://data#products", "images/a/x/0.png"))
     assert "did you mean 'products'" in refused(call("query", "lancedb://data#product", "images/a/x/0.png"))
@@ -156,6 +160,7 @@ def test_bad_input_is_a_sentence(place, call):
     assert call("query", STORE, "images/a/x/0.png", "--run", "run")[0] == 0
 
 
+@pytest.mark.slow
 def test_one_vector_tells_nothing_of_what_made_it(place, call):
     one = ImageIndex.open("shop.index")
     first = torch.arange(len(one)) > 0

@@ -53,6 +53,7 @@ def test_it_keeps_texts_lines_and_labels(index, answers):
     assert found.settings.transform.max_length == 12
 
 
+@pytest.mark.slow
 def test_a_text_finds_itself_first(index, call, tmp_path):
     text = ImageIndex.open(index).texts[5]
     status, printed, complaint = call("query", index, text, "-k", 3, "--json", tmp_path / "a", "--html", tmp_path / "b")
@@ -82,6 +83,7 @@ def test_what_is_in_it_stays_and_new_texts_come(index, answers, call):
     assert "17 of 17 vectors removed" in printed
 
 
+@pytest.mark.slow
 def test_it_is_refreshed_without_its_file(run, answers, call, tmp_path):
     old = tmp_path / "old.index"
     given = ["--csv", answers, "--text", "answer", "--out", old]

@@ -50,6 +50,7 @@ def test_a_run_says_which_model_it_began_with(trained, tiny_encoder):
     assert len(config["model"]["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_a_report_shows_texts(trained, call, undrawn):
     grid = read_grid(RunDirectory(trained))
     assert grid is not None
@@ -70,6 +71,7 @@ def test_evaluate(trained, call, tmp_path):
     assert scores["seen"]["recall@1"] == kept
 
 
+@pytest.mark.slow
 def test_evaluate_on_other_texts(trained, call, tmp_path):
     path = write_csv(tmp_path / "other.csv", rows_of(8))
     data = ["--data", "csv", "--data.path", path, "--data.text", "question", "--data.label", "topic"]
@@ -81,6 +83,7 @@ def test_evaluate_on_other_texts(trained, call, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_images_alone_can_be_is_told(trained, call, write_images):
     failed(call("forecast", trained), "a forecast imagines images, and texts cannot be imagined")
     images = write_images(trained.parent / "images")

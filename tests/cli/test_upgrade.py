@@ -82,6 +82,7 @@ def test_the_plan_is_a_function_of_the_seed(shop: Path, call):
     assert [way.recall for way in one.ways] == [way.recall for way in again.ways]
 
 
+@pytest.mark.slow
 def test_pictures_of_a_folder_are_known_again_in_the_store(shop: Path, call):
     status, printed, _ = call(*UPGRADE, "--sample", "60", "--images", "images", "--out", "plan")
     assert status == 0
@@ -120,6 +121,7 @@ def test_what_it_refuses(made: Path, shop: Path, call, tmp_path: Path):
     assert not (shop / "upgrades").exists()
 
 
+@pytest.mark.slow
 def test_texts_for_a_store_of_images_and_the_other_way_round(shop: Path, call, tiny_encoder: Path):
     failed(call(*UPGRADE[:-1], tiny_encoder), "reads texts and run takes images: an upgrade is from one to its like")
     failed(call(*UPGRADE[:2], "--old", tiny_encoder, "--new", "run"), "have dim 8, and --old .* gives 16")

@@ -123,6 +123,7 @@ def test_some_are_embedded_anew(store, call):
     assert float(unsure[is_anew].mean()) > float(unsure[~is_anew].mean()), "the least sure are first"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how_far", [("--apply",), ("--apply", "--reembed", "10%"), ("--apply", "--switch")])
 def test_it_is_taken_back(store, call, how_far):
     before = vectors(store)

@@ -179,6 +179,7 @@ def test_bytes_give_the_same_index(kind: str, metric: str):
     assert torch.equal(data, before)
 
 
+@pytest.mark.slow
 def test_codes_are_learned_without_what_faiss_adds_for_another_search():
     """Its polysemous training gives the codes another order, for a filter that is off, and takes a hundred times as
     long as the codes themselves: what is found is the same."""

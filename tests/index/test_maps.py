@@ -77,6 +77,7 @@ def test_within_one_dimension_they_are_the_drift_maps(kind: str):
     assert torch.equal(fit_map(kind, before, after)(vectors), fit_drift(kind, before, after)(vectors))
 
 
+@pytest.mark.slow
 def test_a_network_learns_what_a_ridge_leaves():
     """|x|, which no affine map knows: for x of either sign the best one has a slope of 0, and errs by about 0.6."""
     before = random(2000, 1)

@@ -230,6 +230,7 @@ class TestPretrained:
         torch.testing.assert_close(normalised, torch.full((1, 2, 1, 1), 3.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
 def test_from_scratch_eval_mode_tells_images_apart_after_a_few_steps(name: str):
     """torchvision's mobilenet_v3 moves running statistics by 0.01 a step: all embeddings were then equal to 1e-14."""

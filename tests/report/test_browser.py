@@ -122,6 +122,7 @@ def test_names_with_markup_stay_text(probed: dict, page: Path, tmp_path: Path):
     assert "&lt;script&gt;document.title" in dom
 
 
+@pytest.mark.slow
 def test_the_slider_moves_the_marks(probed: dict):
     """2 classes a task with 6 queries each: 12, 24, 36 marks; those of earlier tasks have trails, and move."""
     steps = probed["steps"]
@@ -131,6 +132,7 @@ def test_the_slider_moves_the_marks(probed: dict):
     assert [step["said"].split(",")[0] for step in steps] == [f"After task {i} of 3" for i in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_headings_skip_no_level(probed: dict):
     assert probed["levels"].count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(probed["levels"]))

@@ -370,6 +370,7 @@ def test_paired_differences_and_intransigence_on_the_page(several: list[Path], t
     assert "intransigence" not in one
 
 
+@pytest.mark.slow
 def test_there_are_no_paired_differences_of_single_runs(run: Path, finetune: Path):
     compared = comparison([run, finetune])
     assert compared.paired == ()

@@ -33,6 +33,7 @@ def test_the_page_is_kept_wherever_the_run_lies(run):
     assert kept.kept_page(run) == run / "report" / "report.html"
 
 
+@pytest.mark.slow
 def test_what_is_no_part_of_a_report_does_not_count(run):
     (run / "lock").touch()
     for name in ("checkpoint", "log"):

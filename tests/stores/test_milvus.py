@@ -407,6 +407,7 @@ def test_folders_that_are_not_there_or_broken(file, url, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_server(tmp_path):
     """Of Milvus Lite, over its port, as another process would be asked."""
     server, base, port = start_server_in_thread(str(tmp_path / "data"))

@@ -134,7 +134,8 @@ def forecast_of(
     old = stale_parts(parts)
     scale = allowed_scale(old, shares or {})
     cosines = [cosine_to_stored(part, scale) for part in old]
-    recall = by_itself(parts, scale) | (by_change(parts, scale, measured) if measured and shares else {})
+    found = simulated(parts, scale)
+    recall = by_itself(parts, scale, found) | (by_change(parts, found, measured) if measured and shares else {})
     return Forecast(
         cosine=float(torch.stack([each.mean() for each in cosines]).mean()),
         nine_in_ten=float(torch.cat(cosines).quantile(0.1)),
@@ -165,7 +166,11 @@ def allowed_scale(parts: Sequence[Part], shares: Mapping[str, float]) -> float:
 
 
 def by_itself(
-    parts: Sequence[Part], scale: float = 1.0, *, calibration: Mapping[str, tuple[float, float]] = CALIBRATION
+    parts: Sequence[Part],
+    scale: float = 1.0,
+    found: Mapping[str, Sequence[float]] | None = None,
+    *,
+    calibration: Mapping[str, tuple[float, float]] = CALIBRATION,
 ) -> dict[str, Interval]:
     """gallery -> what imagined images find after the update, with constants (what is added, how far the ends lie off).
 
@@ -173,8 +178,12 @@ def by_itself(
     by 0.8 to 1.25 of that. What re-embedding finds is the mean of two: by the new model, which keeps imagined images of
     old classes and real ones of new classes apart more than it should, and by the model before the update, which had
     not learned to.
+
+    Args:
+        found: what they find, as `simulated` says it of these parts and this scale; None to ask it.
     """
-    stored, found = [part.vectors for part in parts], simulated(parts, scale)
+    stored = [part.vectors for part in parts]
+    found = simulated(parts, scale) if found is None else found
     stale = [mean_of(parts, recalls(parts, now_at(parts, scale * each), stored)) for each in _SCALES]
     again = mean_of(parts, found[FRESH]), mean_of(parts, again_recalls(parts, [part.before for part in parts]))
     spans = {STALE: (min(stale), stale[_SCALES.index(1.0)], max(stale)), FRESH: 3 * (sum(again) / 2,)}
@@ -183,9 +192,9 @@ def by_itself(
     return {gallery: _widened(spans[gallery], *calibration[gallery]) for gallery in GALLERIES if gallery in spans}
 
 
-def by_change(parts: Sequence[Part], scale: float, measured: Measured) -> dict[str, Interval]:
+def by_change(parts: Sequence[Part], now: Mapping[str, Sequence[float]], measured: Measured) -> dict[str, Interval]:
     """gallery -> what was measured before the update and, added to it, the change of what imagined images find."""
-    now, was = simulated(parts, scale), simulated_before(parts, measured)
+    was = simulated_before(parts, measured)
     told = {gallery: changed(gallery, now, was[gallery], measured) for gallery in now if gallery in was}
     return {gallery: each for gallery, each in told.items() if each is not None}
 

@@ -121,6 +121,7 @@ def test_what_keeps_samples_class_by_class_says_that_it_takes_no_facts(name, dat
         train_stream(made.model, made.stream, made.strategy, made.objective, made.training)
 
 
+@pytest.mark.slow
 def test_facts_can_be_learned(data):
     """A network that is large enough finds the facts of the images that it was trained on."""
     model = {"name": "mlp", "hidden": [256]}
@@ -304,6 +305,7 @@ def test_the_run_and_its_report(run, call, undrawn):
     assert page.count('class="frame"') >= 10
 
 
+@pytest.mark.slow
 def test_evaluate(run, call, tmp_path):
     status, text, _ = call("evaluate", run, "--gallery", "fresh,stale", "--json", tmp_path / "scores.json")
     assert status == 0

@@ -337,6 +337,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("conv4", {"width": 6}), ("resnet18", {})])
 def test_importance_is_that_of_single_samples(name: str, options: dict):
     size = CUTS[name][0]
