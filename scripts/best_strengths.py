@@ -73,6 +73,11 @@ class Results:
         path = self.path(config)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
+    def versions(self) -> Config | None:
+        """Of what the newest run was made with."""
+        newest = max(self.out.glob("*.json"), key=lambda path: path.stat().st_mtime, default=None)
+        return json.loads(newest.read_text(encoding="utf-8"))["versions"] if newest else None
+
     def score(self, config: Config) -> float:
         """That of a run; nan where it is missing or failed."""
         found = self.get(config)

@@ -4,9 +4,10 @@
     .venv/bin/python scripts/fill_tables.py            # writes the tables of all pages in docs/ anew
     .venv/bin/python scripts/fill_tables.py --check    # tells the pages whose tables are not what their JSON says
 
-A table stands between `<!-- table results/digits.json average forgetting : finetune mas joint -->` and
-`<!-- end of table -->`: the file (as `tripletmas compare --json` writes it, beside the page), which numbers, and the
-strategies whose rows are shown, all without. Numbers are means ± sample standard deviations over the seeds.
+A table stands between `<!-- table results/digits.json | average; forgetting | finetune; mas -->` and
+`<!-- end of table -->`: a file beside the page, as scripts write it with --json (`tables.py`), or `tripletmas compare
+--json`; then, where not all are shown, which columns, and the first words of which rows. Numbers are means ± sample
+standard deviations over the seeds.
 """
 
 from __future__ import annotations
@@ -16,39 +17,27 @@ import json
 import re
 import sys
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+
+from tables import table_of
 
 ROOT = Path(__file__).resolve().parents[1]
-_BLOCK = re.compile(r"(<!-- table (\S+) ([^:>]*?)(?: : ([^>]*?))? -->\n).*?(<!-- end of table -->)", flags=re.S)
+_BLOCK = re.compile(r"(<!-- table ([^>]*?) -->\n).*?(<!-- end of table -->)", flags=re.S)
 
 
 def filled(text: str, folder: Path) -> str:
     """The text of a page in this folder, with its tables as their JSON says."""
 
     def table(block: re.Match[str]) -> str:
-        content = json.loads((folder / block[2]).read_text(encoding="utf-8"))
-        lines = table_of(content, block[3].split(), block[4].split() if block[4] else None)
-        return f"{block[1]}\n{lines}\n\n{block[5]}"
+        file, columns, rows, *_ = [*(each.strip() for each in block[2].split("|")), "", ""]
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        lines = table_of(content).markdown(_listed(columns), _listed(rows))
+        return f"{block[1]}\n{lines}\n\n{block[3]}"
 
     return _BLOCK.sub(table, text)
 
 
-def table_of(content: dict[str, Any], columns: list[str], strategies: list[str] | None) -> str:
-    """A comparison as Markdown."""
-    head = ["method", "seeds", *columns]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for method in content["methods"]:
-        if strategies is None or re.split("[, ]", method["method"])[0] in strategies:
-            rows.append([method["method"], str(len(method["seeds"])), *(_spread(method[name]) for name in columns)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    return f"{fmean(known):.3f}{f' ± {stdev(known):.3f}' if len(known) > 1 else ''}"
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in text.split(";") if each.strip()]
 
 
 def main() -> None:

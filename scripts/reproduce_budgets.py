@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import reproduce_rivals
 from best_strengths import Config, Method, Results, Setting, execute, placed, validated
 from reproduce_pretrained import usefulness, with_model
 from side_by_side import run_side_by_side
+from tables import Cell, Table, keep
 
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the default budget
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
@@ -65,19 +67,18 @@ def scores_of(results: Results, setting: Setting, strategy: Config) -> list[floa
     return [results.score(run) for run in validated(setting, method, strategy)]
 
 
-def table(results: Results, settings: dict[str, Setting], defaults: dict[str, float]) -> str:
+def table(results: Results, settings: dict[str, Setting], defaults: dict[str, float]) -> Table:
     """A column for each set, a row for each budget and strength; what is missing is empty."""
-    from tripletmas.report.numbers import Spread
-
-    heads = [f"{name} ({defaults[name]:.2g})" for name in settings]
-    lines = [f"| | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
-    for row in strategies_of(1.0):
-        cells = []
+    heads = {name: f"{name} ({defaults[name]:.2g})" for name in settings}
+    rows: list[Mapping[str, Cell]] = []
+    for kind in strategies_of(1.0):
+        row: dict[str, Cell] = {"gram": kind}
         for name, setting in settings.items():
-            found = scores_of(results, setting, strategies_of(defaults[name])[row])
-            cells.append("" if any(map(math.isnan, found)) else Spread(tuple(found)).text())
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            found = scores_of(results, setting, strategies_of(defaults[name])[kind])
+            row |= {} if any(map(math.isnan, found)) else {heads[name]: found}
+        rows.append(row)
+    about = "Mean of fresh and stale recall@1 on validation data; in brackets the default budget"
+    return Table({"gram": "name", **dict.fromkeys(heads.values(), "spread")}, rows, about)
 
 
 def draw(results: Results, settings: dict[str, Setting], defaults: dict[str, float], path: Path) -> None:
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
     parser.add_argument("--figure", type=Path, help="write the figure there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     if unknown := [each for each in options.settings if each not in SETTINGS]:
         parser.error(f"unknown setting {unknown[0]!r}: there are {'; '.join(SETTINGS)}")
@@ -138,7 +140,9 @@ def main() -> None:
         run_side_by_side(partial(execute, resumable=True), jobs, at_once=options.jobs, indent="  ")
     if options.figure:
         draw(results, settings, defaults, options.figure)
-    print(table(results, settings, defaults))
+    measured = table(results, settings, defaults)
+    print(measured.markdown())
+    keep(measured, options.json, "budgets", versions=results.versions())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tables import Table, keep
+
 from tripletmas.objectives.objective import Objective
 from tripletmas.objectives.retrieval.objective import Retrieval
 from tripletmas.runs.directory import RunDirectory
@@ -69,17 +71,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="of the networks on photographs")
     parser.add_argument("--candidates", default="hardest,default,all", help=f"of {', '.join(CANDIDATES)}")
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     candidates = options.candidates.split(",")
-    print(f"| network and data | seed | {' | '.join(candidates)} |\n| --- | ---: |{' ---: |' * len(candidates)}")
+    rows: list[dict[str, str]] = []
     for name, setting in settings(options).items():
         if options.only not in name:
             continue
         for seed in map(int, options.seeds.split(",")):
             found = [measured(setting, candidate, seed) for candidate in candidates]
             cells = [f"{score:.3f} ({collapsed} of {tasks})" for score, collapsed, tasks in found]
-            print(f"| {name} | {seed} | {' | '.join(cells)} |", flush=True)
+            rows.append({"network and data": name, "seed": str(seed), **dict(zip(candidates, cells, strict=True))})
+            print(*rows[-1].values(), sep=", ", flush=True)
+    about = "Mean recall@1 right after each task among its own queries, and how many tasks end collapsed"
+    table = Table({"network and data": "name", **dict.fromkeys(("seed", *candidates), "text")}, rows, about)
+    print(table.text())
+    keep(table, options.json, "collapse")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ import argparse
 import json
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from reproduce_galleries import spread
 from side_by_side import run_side_by_side
+from tables import Cell, Table, keep
 
 Config = dict[str, Any]
 TRAINING = {"epochs": 8}
@@ -89,12 +90,12 @@ def folder_of(options: argparse.Namespace, name: str, method: str, seed: int, *,
     return options.out / ("validation" if validation else "test") / name / method / f"seed{seed}"
 
 
-def table(options: argparse.Namespace, name: str, methods: list[str], seeds: list[int], *, validation: bool) -> str:
+def table(options: argparse.Namespace, name: str, methods: list[str], seeds: list[int], *, validation: bool) -> Table:
     """B1..B4 after the last task, their mean, forgetting, top-5; mean ± standard deviation over seeds."""
     from tripletmas.objectives.scores import Scores, forgetting
 
-    head = ["strategy", "seeds", "B1", "B2", "B3", "B4", "mean mAP", "old batches", "forgetting", "top-5", "own top-5"]
-    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    head = ["B1", "B2", "B3", "B4", "mean mAP", "old", "forgetting", "top-5", "top-5, own batch"]
+    told: list[Mapping[str, Cell]] = []
     for method in methods:
         files = [
             folder_of(options, name, method.replace(" ", ""), seed, validation=validation).with_suffix(".json")
@@ -102,15 +103,15 @@ def table(options: argparse.Namespace, name: str, methods: list[str], seeds: lis
         ]
         found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
         if not found:
-            lines.append(f"| {method} | missing |" + " |" * (len(head) - 2))
+            told.append({"strategy": method, "seeds": "missing"})
             continue
         rows = [last_row(each, "map") for each in found]
         columns = [[row[task] for row in rows] for task in range(4)]
         columns += [[fmean(row) for row in rows], [fmean(row[:-1]) for row in rows]]
         columns.append([forgetting(Scores.from_json(each).matrix("map", "seen")) for each in found])
         columns += [[fmean(last_row(each, "top@5", scope)) for each in found] for scope in ("seen", "task")]
-        lines.append(f"| {method} | {len(found)} | {' | '.join(spread(column) for column in columns)} |")
-    return f"{SETTINGS[name][0]}\n\n" + "\n".join(lines) + "\n"
+        told.append({"strategy": method, "seeds": str(len(found)), **dict(zip(head, columns, strict=True))})
+    return Table({"strategy": "name", "seeds": "text", **dict.fromkeys(head, "spread")}, told, SETTINGS[name][0])
 
 
 def adapt(job: tuple[int, Path]) -> str:
@@ -163,12 +164,12 @@ def adapt(job: tuple[int, Path]) -> str:
     return f"adaptation seed {seed}: {len(of_part)} facts of {', '.join(sorted(chosen))}; {len(others)} others"
 
 
-def adaptation_table(out: Path, seeds: list[int]) -> str:
+def adaptation_table(out: Path, seeds: list[int]) -> Table:
     """mAP at the end, mean ± standard deviation over seeds, and what importance from the part gains within a seed."""
     files = [out / "adaptation" / f"seed{seed}.json" for seed in seeds]
     found = [json.loads(file.read_text(encoding="utf-8"))["rows"] for file in files if file.exists()]
-    lines = ["| importance from | strength | part | other old facts | new task | part: the part - this |"]
-    lines.append("| --- |" + " ---: |" * 5)
+    head = ("part", "other old facts", "new task")
+    told: list[Mapping[str, Cell]] = []
     for number, row in enumerate(found[0] if found else []):
         columns = [[rows[number]["after"][i] for rows in found] for i in range(3)]
         own = [
@@ -177,11 +178,13 @@ def adaptation_table(out: Path, seeds: list[int]) -> str:
             else float("nan")
             for rows in found
         ]
-        gains = [mine - theirs for mine, theirs in zip(own, columns[0], strict=True)]
-        gain = "" if row["measured"] in ("finetune", "the part") else spread(gains)
-        cells = " | ".join(spread(column) for column in columns)
-        lines.append(f"| {row['measured']} | {row['strength']:g} | {cells} | {gain} |")
-    return f"adaptation, {len(found)} seeds\n\n" + "\n".join(lines) + "\n"
+        cells: dict[str, Cell] = {"importance from": row["measured"], "strength": f"{row['strength']:g}"}
+        cells |= dict(zip(head, columns, strict=True))
+        if row["measured"] not in ("finetune", "the part"):
+            cells["part: the part - this"] = [mine - theirs for mine, theirs in zip(own, columns[0], strict=True)]
+        told.append(cells)
+    columns_of = {"importance from": "name", "strength": "text", **dict.fromkeys(head, "spread")}
+    return Table({**columns_of, "part: the part - this": "change"}, told, f"adaptation, {len(found)} seeds")
 
 
 def main() -> None:
@@ -195,6 +198,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="the grid of strengths on validation data")
     parser.add_argument("--adaptation", action="store_true", help="importance from unlabelled images of a part")
     parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     names = options.data or [name for name in SETTINGS if options.nlvr or options.table or name.startswith("shapes")]
     unknown = [name for name in names if name not in SETTINGS]
@@ -207,7 +211,9 @@ def main() -> None:
         if not options.table:
             jobs = [(seed, options.out / "adaptation" / f"seed{seed}.json") for seed in seeds]
             run_side_by_side(adapt, jobs, at_once=options.jobs)
-        print(adaptation_table(options.out, seeds))
+        measured = adaptation_table(options.out, seeds)
+        print(measured.text())
+        keep(measured, options.json, "facts-adaptation")
         return
     methods = options.methods.split(",")
     unknown = [method for method in methods if method.partition(" ")[0] not in METHODS]
@@ -229,7 +235,9 @@ def main() -> None:
             jobs.append((name, strategy, seed, options.tune, options.nlvr, out))
         run_side_by_side(run_one, jobs, at_once=options.jobs)
     for name in names:
-        print(f"\n## {name}\n\n{table(options, name, methods, seeds, validation=options.tune)}")
+        measured = table(options, name, methods, seeds, validation=options.tune)
+        print(f"\n## {name}\n\n{measured.text()}")
+        keep(measured, options.json, f"facts-{'validation-' if options.tune else ''}{name}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from best_strengths import placed
 from reproduce_rivals import SETTINGS
 from side_by_side import run_side_by_side
+from tables import Cell, Table, keep
 
 Config = dict[str, Any]
 DATA = ("digits", "omniglot-5", "fashion-mnist", "clothing")
@@ -141,24 +143,28 @@ def most_of(off: list[float]) -> float:
     return sorted(off)[min(int(INSIDE * len(off)), len(off) - 1)]
 
 
-def table(options: argparse.Namespace, seed: int, data: list[str], strategies: list[str]) -> str:
+def table(options: argparse.Namespace, seed: int, data: list[str], strategies: list[str]) -> Table:
     """A row for each data set and gallery, and for all data sets together."""
-    lines = ["| data | gallery | task steps | measured inside | mean width | mean error | cosine, mean error |"]
-    lines.append("| --- | --- |" + " ---: |" * 5)
+    columns = {"data": "name", "gallery": "name", "task steps": "text", "measured inside": "share"}
+    columns |= dict.fromkeys(("mean width", "mean error", "cosine, mean error"), "mean")
+    rows: list[Mapping[str, Cell]] = []
     by_data = {name: steps_of(options, [name], strategies, seed) for name in data}
     for name, steps in {**by_data, "all": [step for each in by_data.values() for step in each]}.items():
-        cosine = fmean(abs(step["cosine"][0] - step["cosine"][1]) for step in steps) if steps else 0.0
         for gallery in GALLERIES if steps else ():
             told = [interval(step, gallery) for step in steps]
             measured = [fmean(step["measured"][gallery]) for step in steps]
-            inside = fmean(low <= value <= high for (low, _, high), value in zip(told, measured, strict=True))
-            width = fmean(high - low for low, _, high in told)
-            error = fmean(abs(middle - value) for (_, middle, _), value in zip(told, measured, strict=True))
-            cells = [name, gallery, str(len(steps)), f"{inside:.0%}", f"{width:.3f}", f"{error:.3f}"]
-            lines.append(f"| {' | '.join(cells)} | {f'{cosine:.3f}' if gallery == 'stale' else ''} |")
+            both = list(zip(told, measured, strict=True))
+            row: dict[str, Cell] = {"data": name, "gallery": gallery, "task steps": str(len(steps))}
+            row["measured inside"] = [float(low <= value <= high) for (low, _, high), value in both]
+            row["mean width"] = [high - low for low, _, high in told]
+            row["mean error"] = [abs(middle - value) for (_, middle, _), value in both]
+            cosines = [abs(step["cosine"][0] - step["cosine"][1]) for step in steps if "cosine" in step]
+            if gallery == "stale" and cosines:
+                row["cosine, mean error"] = cosines
+            rows.append(row)
         if not steps:
-            lines.append(f"| {name} | missing |" + " |" * 5)
-    return "\n".join(lines) + "\n"
+            rows.append({"data": name, "gallery": "missing"})
+    return Table(columns, rows, f"seed {seed}; {', '.join(strategies)}")
 
 
 def steps_of(options: argparse.Namespace, data: list[str], strategies: list[str], seed: int) -> list[Config]:
@@ -195,10 +201,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--calibrate", action="store_true", help="print the constants that the runs of seed 0 call for")
     parser.add_argument("--figure", type=Path, help="write the figure of forecasts against measurements there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     data: list[str] = options.data or list(DATA)
     strategies: list[str] = options.strategies.split(",")
-    for what, given, known in (("data", data, DATA), ("strategy", strategies, STRATEGIES)):
+    there = [each.name for each in options.out.glob("*")] if options.table else []  # runs that other scripts made
+    for what, given, known in (("data", data, (*DATA, *there)), ("strategy", strategies, STRATEGIES)):
         unknown = [each for each in given if each not in known]
         if unknown:
             parser.error(f"unknown {what} {unknown[0]!r}: there are {', '.join(known)}")
@@ -215,7 +223,10 @@ def main() -> None:
     if options.figure:
         figure(options, data, strategies, options.figure)
     for seed, says in ((JUDGED_ON, "on which they are judged"), (CHOSEN_ON, "on which constants were chosen")):
-        print(f"\nseed {seed}, {says}\n\n{table(options, seed, data, strategies)}")
+        measured = table(options, seed, data, strategies)
+        print(f"\nseed {seed}, {says}\n\n{measured.markdown()}\n")
+        if seed == JUDGED_ON:
+            keep(measured, options.json, f"forecast-{'-'.join(strategies)}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from side_by_side import run_side_by_side
+from tables import Cell, Table, keep, mean_of
 
 Config = dict[str, Any]
 MODEL = {"name": "conv4", "width": 32}
@@ -104,24 +106,22 @@ def folder(options: argparse.Namespace, data: str, method: str, seed: int, *, va
     return options.out / part / data / method.replace(" ", "") / f"seed{seed}"
 
 
-def table(options: argparse.Namespace, data: str, methods: list[str], seeds: list[int], *, validation: bool) -> str:
+def table(options: argparse.Namespace, data: str, methods: list[str], seeds: list[int], *, validation: bool) -> Table:
     """Recall@1 on everything seen after the last task, mean over tasks, mean ± standard deviation over seeds."""
-    lines = [f"| strategy | seeds | {' | '.join(GALLERIES)} | best compensated / fresh |", "| --- |" + " ---: |" * 7]
+    columns = {"strategy": "name", "seeds": "text", **dict.fromkeys(GALLERIES, "spread")}
+    rows: list[Mapping[str, Cell]] = []
     for method in methods:
         files = [folder(options, data, method, seed, validation=validation).with_suffix(".json") for seed in seeds]
         found = [json.loads(file.read_text(encoding="utf-8"))["seen"] for file in files if file.exists()]
         if not found:
-            lines.append(f"| {method} | missing |" + " |" * 6)
+            rows.append({"strategy": method, "seeds": "missing"})
             continue
-        columns = {gallery: [each[gallery] for each in found] for gallery in GALLERIES}
-        best = max(fmean(columns[name]) for name in MAPS) / fmean(columns["fresh"])
-        cells = " | ".join(spread(columns[gallery]) for gallery in GALLERIES)
-        lines.append(f"| {method} | {len(found)} | {cells} | {best:.1%} |")
-    return f"{SETTINGS[data][0]}; conv4 of width 32, triplet loss, 8 epochs a task.\n\n" + "\n".join(lines) + "\n"
-
-
-def spread(values: list[float]) -> str:
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+        row: dict[str, Cell] = {"strategy": method, "seeds": str(len(found))}
+        row |= {gallery: [each[gallery] for each in found] for gallery in GALLERIES}
+        best = max(mean_of(row[name]) for name in MAPS) / mean_of(row["fresh"])
+        rows.append({**row, "best compensated / fresh": f"{best:.1%}"})
+    about = f"{SETTINGS[data][0]}; conv4 of width 32, triplet loss, 8 epochs a task"
+    return Table({**columns, "best compensated / fresh": "text"}, rows, about)
 
 
 def main() -> None:
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--tune", action="store_true", help="the grid of strengths on validation data")
     parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     data = options.data or list(SETTINGS)
     methods = list(GRID) if options.tune else options.methods.split(",")
@@ -152,7 +153,9 @@ def main() -> None:
             jobs.append((name, strategy, seed, options.tune, roots[name], out))
         run_side_by_side(run_one, jobs, at_once=options.jobs)
     for name in data:
-        print(f"\n## {name}\n\n{table(options, name, methods, seeds, validation=options.tune)}")
+        measured = table(options, name, methods, seeds, validation=options.tune)
+        print(f"\n## {name}\n\n{measured.text()}")
+        keep(measured, options.json, f"galleries-{'validation-' if options.tune else ''}{name}")
 
 
 if __name__ == "__main__":

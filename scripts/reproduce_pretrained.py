@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from pathlib import Path
 from best_strengths import Config, Method, Results, Setting, chosen_strategy, execute, placed, tested, wanted
 from lite0_weights import MODEL, weights_file
 from side_by_side import run_side_by_side
+from tables import Cell, Table, keep
 
 TRAINING = {
     "epochs": 3,
@@ -132,34 +134,38 @@ def num_runs(results: Results, setting: Setting, names: list[str]) -> int:
     return len(wanted(results, setting, names)) + unknown * len(setting.seeds)
 
 
-def table(results: Results, setting: Setting, names: list[str]) -> str:
+def table(results: Results, setting: Setting, names: list[str]) -> Table:
     """What is missing is shown as missing."""
     from tripletmas.objectives.scores import Scores
-    from tripletmas.report.numbers import Spread
 
-    head = ["strategy", "strength", "seeds", *GALLERIES, "learning", "fresh - finetune", "stale - frozen", "seconds"]
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    columns = {
+        "strategy": "name",
+        "strength": "text",
+        "seeds": "text",
+        **dict.fromkeys([*GALLERIES, "learning"], "spread"),
+    }
+    columns |= {"fresh - finetune": "change", "stale - frozen": "change", "seconds": "text"}
+    rows: list[Mapping[str, Cell]] = []
     found = {name: _done(results, setting, name) for name in dict.fromkeys([*names, "finetune", "frozen"])}
     for name in names:
         runs = found[name]
         if not runs:
-            lines.append(f"| {name} | missing |{' |' * (len(head) - 2)}")
+            rows.append({"strategy": name, "strength": "missing"})
             continue
-        columns = {gallery: {seed: average(run, gallery) for seed, run in runs.items()} for gallery in GALLERIES}
+        averages = {gallery: {seed: average(run, gallery) for seed, run in runs.items()} for gallery in GALLERIES}
         learning = [
             float(Scores.from_json(run["scores"]).matrix("recall@1", "seen").diagonal().mean()) for run in runs.values()
         ]
         strategy = chosen_strategy(results, setting, name)
-        cells = [name, _strengths(strategy or {}), str(len(runs))]
-        cells += [Spread(tuple(column.values())).text() for column in columns.values()]
-        cells.append(Spread(tuple(learning)).text())
+        row: dict[str, Cell] = {"strategy": name, "strength": _strengths(strategy or {}), "seeds": str(len(runs))}
+        row |= {gallery: list(column.values()) for gallery, column in averages.items()} | {"learning": learning}
         for gallery, other in (("fresh", "finetune"), ("stale", "frozen")):
             theirs = {seed: average(run, gallery) for seed, run in found[other].items() if seed in runs}
-            paired = tuple(columns[gallery][seed] - value for seed, value in theirs.items())
-            cells.append(Spread(paired).text(signed=True) if paired and name != other else "")
-        cells.append(f"{min(run['seconds'] for run in runs.values()):.0f}")  # of the run that was disturbed least
-        lines.append(f"| {' | '.join(cells)} |")
-    return f"{setting.about}.\n\n" + "\n".join(lines) + "\n"
+            if theirs and name != other:
+                row[f"{gallery} - {other}"] = [averages[gallery][seed] - value for seed, value in theirs.items()]
+        row["seconds"] = f"{min(run['seconds'] for run in runs.values()):.0f}"  # of the run that was disturbed least
+        rows.append(row)
+    return Table(columns, rows, setting.about)
 
 
 def _done(results: Results, setting: Setting, name: str) -> dict[int, Config]:
@@ -186,6 +192,7 @@ def main() -> None:
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
     parser.add_argument("--plan", action="store_true", help="only time a step, and print how long the runs will take")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     names = options.methods.split(";") if options.methods else list(METHODS)
     for what, given, known in (("setting", options.settings, SETTINGS), ("method", names, METHODS)):
@@ -205,7 +212,9 @@ def main() -> None:
                 jobs = [(run, results.path(run), places) for run in runs]
                 run_side_by_side(partial(execute, resumable=True), jobs, at_once=options.jobs, indent="  ")
     for name, setting in settings.items():
-        print(f"\n## {name}\n\n{table(results, setting, names)}")
+        measured = table(results, setting, names)
+        print(f"\n## {name}\n\n{measured.text()}")
+        keep(measured, options.json, f"pretrained-{name}", versions=results.versions())
 
 
 if __name__ == "__main__":

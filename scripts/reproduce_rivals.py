@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from best_strengths import (
@@ -32,6 +33,7 @@ from best_strengths import (
     wanted,
 )
 from side_by_side import run_side_by_side
+from tables import Cell, Table, keep
 
 ALPHABETS = [  # the first fifteen of thirty
     *["Alphabet_of_the_Magi", "Anglo-Saxon_Futhorc", "Arcadian", "Armenian", "Asomtavruli_(Georgian)", "Balinese"],
@@ -123,6 +125,8 @@ METHODS = {
     "mas, batch 32": Method({"name": "mas", "batch_gradients": 32}, RELATIVE),
     "mas, batch 128": Method({"name": "mas", "batch_gradients": 128}, RELATIVE),
 }
+SUMMARY = {"average": "average", "forgetting": "forgetting", "learning": "plasticity"}
+MEANS = {"nearest mean, fresh": "fresh", "compensated": "compensated", "stale": "stale", "ridge": "ridge"}
 HEADS_ONLY, METRIC_ONLY = ("mas, logits",), ("mas, batch 32", "mas, batch 128")
 SENSITIVITY = {"mas": "mas, relative unit", "mas, raw unit": "mas, raw unit", "ewc": "ewc", "si": "si"}
 
@@ -136,21 +140,18 @@ def applicable(setting: Setting, names: list[str]) -> list[str]:
 # --- tables
 
 
-def table(results: Results, setting: Setting, names: list[str]) -> str:
-    """The table of a setting; what is missing is shown as missing."""
-    from tripletmas.objectives.scores import Scores
-    from tripletmas.report.numbers import Spread
-
+def table(results: Results, setting: Setting, names: list[str]) -> Table:
+    """The table of a setting; what is missing is shown as missing; no rows while there is nothing."""
     recognition = setting.config.get("objective") == "recognition"
-    extra = ["nearest mean, fresh", "compensated", "stale", "ridge"] if recognition else []
-    head = ["method", "strength", "seeds", "average", "forgetting", "learning", "average - finetune", *extra]
-    head += ["seconds", "extra memory"]
-    lines = [f"| {' | '.join(head)} |", f"| --- | ---: |{' ---: |' * (len(head) - 2)}"]
+    columns = {"method": "name", "strength": "text", "seeds": "text", **dict.fromkeys(SUMMARY, "spread")}
+    columns |= {"average - finetune": "change", **(dict.fromkeys(MEANS, "spread") if recognition else {})}
+    columns |= {"seconds": "text", "extra memory": "text"}
+    rows: list[Mapping[str, Cell]] = []
     strategies = {name: chosen_strategy(results, setting, name) for name in names}
     first = setting.seeds[0]
     tests = {name: tested(setting, METHODS[name], strategy) for name, strategy in strategies.items() if strategy}
     if not any(results.get(runs[first]) for runs in tests.values()):
-        return f"{setting.about}.\n\nMissing: no run of it is there yet.\n"
+        return Table(columns, rows, setting.about)
     finetune = tested(setting, METHODS["finetune"], METHODS["finetune"].strategy)
     of_finetune = {seed: results.score(run) for seed, run in finetune.items()}
     for name, strategy in strategies.items():
@@ -164,22 +165,26 @@ def table(results: Results, setting: Setting, names: list[str]) -> str:
             )
         if strategy is None or not done:
             reason = f"failed: {failed[0].partition(':')[0]}" if failed else "missing"
-            lines.append(f"| {name} | {reason} |{' |' * (len(head) - 2)}")
+            rows.append({"method": name, "strength": reason})
             continue
-        pick = {
-            key: [each["summary"][key] for each in done.values()] for key in ("average", "forgetting", "plasticity")
-        }
-        differences = [each["summary"]["average"] - of_finetune[seed] for seed, each in done.items()]
         shown = f"{len(done)}, {len(failed)} failed" if failed else str(len(done))
-        cells = [name, _strengths(strategy), shown, *(Spread(tuple(pick[key])).text() for key in pick)]
-        cells.append("" if name == "finetune" else Spread(tuple(differences)).text(signed=True))
-        for kind in ("fresh", "compensated", "stale", "ridge") if recognition else ():
-            matrices = [Scores.from_json(each["scores"]).matrix(f"accuracy_{kind}", "seen") for each in done.values()]
-            cells.append(Spread(tuple(float(matrix[-1].mean()) for matrix in matrices)).text())
-        cells.append(f"{min(each['seconds'] for each in done.values()):.0f}")  # of the run that was disturbed least
-        cells.append(_memory(next(iter(done.values()))))
-        lines.append(f"| {' | '.join(cells)} |")
-    return f"{setting.about}.\n\n" + "\n".join(lines) + "\n"
+        row: dict[str, Cell] = {"method": name, "strength": _strengths(strategy), "seeds": shown}
+        row |= {column: [each["summary"][key] for each in done.values()] for column, key in SUMMARY.items()}
+        if name != "finetune":
+            row["average - finetune"] = [each["summary"]["average"] - of_finetune[seed] for seed, each in done.items()]
+        if recognition:
+            row |= {column: _last(done.values(), f"accuracy_{kind}") for column, kind in MEANS.items()}
+        row["seconds"] = f"{min(each['seconds'] for each in done.values()):.0f}"  # of the run that was disturbed least
+        row["extra memory"] = _memory(next(iter(done.values())))
+        rows.append(row)
+    return Table(columns, rows, setting.about)
+
+
+def _last(results: Iterable[Config], metric: str) -> list[float]:
+    """The mean over tasks after the last one, of each run."""
+    from tripletmas.objectives.scores import Scores
+
+    return [float(Scores.from_json(each["scores"]).matrix(metric, "seen")[-1].mean()) for each in results]
 
 
 def _strengths(strategy: Config) -> str:
@@ -230,6 +235,7 @@ def main() -> None:
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
     parser.add_argument("--figure", type=Path, help="write the figure of sensitivity to the strength there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     settings = list(SETTINGS) if options.all else options.settings
     names = options.methods.split(";") if options.methods else list(METHODS)
@@ -249,7 +255,10 @@ def main() -> None:
     if options.figure:
         draw(results, settings, options.figure)
     for name in settings:
-        print(f"## {name}\n\n{table(results, SETTINGS[name], applicable(SETTINGS[name], names))}")
+        measured = table(results, SETTINGS[name], applicable(SETTINGS[name], names))
+        print(f"## {name}\n\n{measured.text() if measured.rows else 'Missing: no run of it is there yet.'}")
+        if measured.rows:
+            keep(measured, options.json, f"rivals-{name}", versions=results.versions())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import reproduce_rivals
 from best_strengths import Method, Results, Setting, execute, wanted
 from reproduce_pretrained import table, usefulness
 from side_by_side import run_side_by_side
+from tables import keep
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 OURS = Path(__file__).with_name("structures.py")
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/structures", type=Path)
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     if unknown := [each for each in options.settings if each not in SETTINGS]:
         parser.error(f"unknown setting {unknown[0]!r}: there are {', '.join(SETTINGS)}")
@@ -67,7 +69,9 @@ def main() -> None:
         setting = with_strategies(SETTINGS[name])
         while not options.table and (runs := wanted(results, setting, list(METHODS))):
             run_side_by_side(execute, [(run, results.path(run), places) for run in runs], at_once=options.jobs)
-        print(f"\n## {name}\n\n{table(results, setting, list(METHODS))}", flush=True)
+        measured = table(results, setting, list(METHODS))
+        print(f"\n## {name}\n\n{measured.text()}", flush=True)
+        keep(measured, options.json, f"structures-{name}", versions=results.versions())
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ and prints the table of what is there.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from side_by_side import run_side_by_side
 
 from tripletmas import report
 from tripletmas.report.formats import comparison_json
@@ -71,9 +71,7 @@ def main() -> None:
             for variant in variants
             for method in options.methods.split(",")
         ]
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for line in pool.map(lambda run: train(options, *run), todo):
-                print(line, flush=True)
+        run_side_by_side(train, [(options.data, options.root, *run) for run in todo], at_once=options.jobs)
     for variant in variants:
         methods = [options.out / variant / method for method in METHODS]
         done = [method for method in methods if any(map(is_done, sorted(method.glob("seed*"))))]
@@ -86,17 +84,19 @@ def main() -> None:
                 (options.json / f"{variant}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def train(options: argparse.Namespace, out: Path, variant: str, method: str, seed: str) -> str:
+def train(job: tuple[str, str | None, Path, str, str, str]) -> str:
+    """What the command line does, without its report; in a process that goes on to the next run."""
+    from tripletmas.cli.main import main as tripletmas
+
+    data, root, out, variant, method, seed = job
     if is_done(out):
         return f"{out}: done before"
-    command = [sys.executable, "-m", "tripletmas", "train", f"--config={ROOT / 'datasets' / options.data / 'mas.yaml'}"]
-    command += [*METHODS[method], f"--seed={seed}", f"--out={out}", "--report=false"]
-    command += [f"--data.root={options.root}", "--data.download=false"] if options.root else []
-    command += VARIANTS[options.data][variant]
-    ran = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=Path.cwd()
-    )
-    return f"{out}: done" if ran.returncode == 0 else f"{out}: failed\n{ran.stderr}"
+    arguments = ["train", f"--config={ROOT / 'datasets' / data / 'mas.yaml'}"]
+    arguments += [*METHODS[method], f"--seed={seed}", f"--out={out}", "--report=false"]
+    arguments += [f"--data.root={root}", "--data.download=false"] if root else []
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as told:
+        status = tripletmas([*arguments, *VARIANTS[data][variant]])
+    return f"{out}: done" if status == 0 else f"{out}: failed\n{told.getvalue()}"
 
 
 def is_done(out: Path) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from best_strengths import Config, Method, Results, Setting, chosen_strategy, execute, tested, wanted
 from reproduce_pretrained import GALLERIES, average, usefulness
 from side_by_side import run_side_by_side
+from tables import Cell, Table, keep
 
 TOPICS = (
     *("assignment", "async", "calls", "comparisons", "debugger", "exceptions", "execmodel", "formatstrings"),
@@ -99,30 +101,30 @@ def general(model: Any) -> Config:
     return {"general": evaluate(embed(model, dataset, batch_size=64)).values}
 
 
-def table(results: Results, of: Setting, names: list[str]) -> str:
+def table(results: Results, of: Setting, names: list[str]) -> Table:
     """What is missing is shown as missing."""
     from tripletmas.objectives.scores import Scores, forgetting
-    from tripletmas.report.numbers import Spread
 
-    ours = ["learning", "forgetting", "Python's reference: recall@1", "MAP@R", "seconds"]
-    head = ["strategy", "strength", "seeds", *GALLERIES, *ours]
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    ours = ["learning", "forgetting", "Python's reference: recall@1", "MAP@R"]
+    columns = {"strategy": "name", "strength": "text", "seeds": "text", **dict.fromkeys([*GALLERIES, *ours], "spread")}
+    rows: list[Mapping[str, Cell]] = []
     for name in names:
         strategy = chosen_strategy(results, of, name)
         runs = [results.get(run) for run in tested(of, results.methods[name], strategy).values()] if strategy else []
         found = [run for run in runs if run and "summary" in run]
         if not strategy or not found:
-            lines.append(f"| {name} | missing |{' |' * (len(head) - 2)}")
+            rows.append({"strategy": name, "strength": "missing"})
             continue
         matrices = [Scores.from_json(run["scores"]).matrix("recall@1", "seen") for run in found]
-        columns = [[average(run, gallery) for run in found] for gallery in GALLERIES]
-        columns += [[float(each.diagonal().mean()) for each in matrices], [forgetting(each) for each in matrices]]
-        columns += [[run["general"][metric] for run in found] for metric in ("recall@1", "map@r")]
-        cells = [name, f"{strategy['strength']:g}" if "strength" in strategy else "", str(len(found))]
-        cells += [Spread(tuple(column)).text() for column in columns]
-        cells.append(f"{min(run['seconds'] for run in found):.0f}")  # of the run that was disturbed least
-        lines.append(f"| {' | '.join(cells)} |")
-    return f"{of.about}; recall@1.\n\n" + "\n".join(lines) + "\n"
+        numbers = [[float(each.diagonal().mean()) for each in matrices], [forgetting(each) for each in matrices]]
+        numbers += [[run["general"][metric] for run in found] for metric in ("recall@1", "map@r")]
+        row: dict[str, Cell] = {"strategy": name, "seeds": str(len(found))}
+        row["strength"] = f"{strategy['strength']:g}" if "strength" in strategy else ""
+        row |= {gallery: [average(run, gallery) for run in found] for gallery in GALLERIES}
+        row |= dict(zip(ours, numbers, strict=True))
+        row["seconds"] = f"{min(run['seconds'] for run in found):.0f}"  # of the run that was disturbed least
+        rows.append(row)
+    return Table({**columns, "seconds": "text"}, rows, f"{of.about}; recall@1")
 
 
 def minilm() -> str:
@@ -143,6 +145,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="of the test runs")
     parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     names = options.methods.split(";") if options.methods else list(METHODS)
     if unknown := [each for each in names if each not in METHODS]:
@@ -154,7 +157,9 @@ def main() -> None:
             jobs = [(run, results.path(run), {"data": options.data}) for run in runs]
             work = partial(execute, resumable=True, measure=general)
             run_side_by_side(work, jobs, at_once=options.jobs, indent="  ")
-    print(table(results, of, names))
+    measured = table(results, of, names)
+    print(measured.text())
+    keep(measured, options.json, "text-banking77", versions=results.versions())
 
 
 if __name__ == "__main__":

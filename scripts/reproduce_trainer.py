@@ -22,11 +22,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from reproduce_text import TOPICS, minilm, paragraphs
+from tables import Cell, Table, keep
 
 
 class Method(NamedTuple):
@@ -140,22 +142,22 @@ def path_of(options: argparse.Namespace, name: str, seed: int) -> Path:
     return options.out / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
 
 
-def table(options: argparse.Namespace, names: list[str]) -> str:
+def table(options: argparse.Namespace, names: list[str]) -> Table:
     """What is missing is shown as missing."""
-    from tripletmas.report.numbers import Spread
-
-    head = ["protection", "seeds", *(f"{what}: {metric}" for what, metric in METRICS), "seconds"]
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    columns = {"protection": "name", "seeds": "text", **{f"{what}: {metric}": "spread" for what, metric in METRICS}}
+    rows: list[Mapping[str, Cell]] = []
     for name in names:
         paths = [path_of(options, name, seed) for seed in seeds_of(options, METHODS[name])]
         found = [json.loads(path.read_text()) for path in paths if path.exists()]
         if not found:
-            lines.append(f"| {name} | missing |{' |' * (len(head) - 2)}")
+            rows.append({"protection": name, "seeds": "missing"})
             continue
-        cells = [Spread(tuple(each[what][metric] for each in found)).text() for what, metric in METRICS]
-        seconds = min(each["seconds"] for each in found)  # of the run that was disturbed least
-        lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} | {seconds:.0f} |")
-    return "\n".join(lines) + "\n"
+        row: dict[str, Cell] = {"protection": name, "seeds": str(len(found))}
+        row |= {f"{what}: {metric}": [each[what][metric] for each in found] for what, metric in METRICS}
+        row["seconds"] = f"{min(each['seconds'] for each in found):.0f}"  # of the run that was disturbed least
+        rows.append(row)
+    about = f"{options.epochs} epochs, batches of {options.batch_size} pairs, a rate of {options.lr:g}"
+    return Table({**columns, "seconds": "text"}, rows, about)
 
 
 def seeds_of(options: argparse.Namespace, method: Method) -> list[int]:
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--lr", default=1e-4, type=float)
     parser.add_argument("--measured", default=64, type=int, help="texts on which importance is measured, at most")
     parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     names = options.methods.split(";") if options.methods else list(METHODS)
     if unknown := [each for each in names if each not in METHODS]:
@@ -187,7 +190,9 @@ def main() -> None:
             if seed in seeds_of(options, METHODS[name]) and not path.exists():
                 path.write_text(json.dumps(run(METHODS[name], options, seed)))
                 print(f"{name}, seed {seed}: {path.read_text()}", file=sys.stderr, flush=True)
-    print(table(options, names))
+    measured = table(options, names)
+    print(measured.text())
+    keep(measured, options.json, "trainer-banking77")
 
 
 if __name__ == "__main__":

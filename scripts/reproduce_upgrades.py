@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from lite0_weights import MODEL, weights_file
+from tables import Cell, Table, keep
 from torch import Tensor
 
 Config = dict[str, Any]
@@ -82,7 +83,7 @@ RUNS: dict[str, Config] = {  # the last three of these tasks are learned between
     },
 }
 LAST = {"birds": 3, "clothing": 3, "omniglot": 9, "banking77": 2}
-_TOLD = ("expected", "measured", "inside")
+_MEASURED = ("recall@1", "ten nearest")
 SHARES = (0.1, 0.25, 0.5)  # that are embedded again
 ASKED = 1000  # points, of the rest, that are asked for
 MOST = 5000  # points of a store
@@ -283,26 +284,25 @@ class Stored:
 # --- tables
 
 
-def table_of_plans(found: dict[tuple[str, str], Config]) -> str:
-    """What the first repeat expected, what was measured, how often it lay in the interval in all repeats."""
-    names = {"old": "leave", "0.0": "map", **{str(share): f"map + {share:.0%}" for share in SHARES}, "1.0": "re-embed"}
-    told = [f"{what}, {each}" for what in ("recall@1", "ten nearest") for each in _TOLD]
-    head = ["set", "models", "map", "way", *told]
-    lines = [f"| {' | '.join(head)} |"]
-    lines.append("| --- | --- | --- | --- |" + " ---: |" * 6)
+def table_of_plans(found: dict[tuple[str, str], Config]) -> Table:
+    """What the first repeat expected, and what was measured; of shares the largest."""
+    most = max(SHARES)
+    names = {"old": "leave", "0.0": "map", str(most): f"map + {most:.0%}", "1.0": "re-embed"}
+    columns = dict.fromkeys(("set", "models", "map", "way"), "name")
+    columns |= {f"{what} {each}": "text" for what in _MEASURED for each in ("expected", "measured")}
+    rows: list[Mapping[str, Cell]] = []
     for (data, pair), result in found.items():
         repeats = result["repeats"]
         for key, name in names.items():
-            cells = []
-            for what in (0, 1):
-                low, middle, high = repeats[0]["expected"][key][what]
-                cells += [f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{repeats[0]['measured'][key][what]:.3f}"]
-                inside = [is_inside(each, key, what) for each in repeats]
-                cells.append(f"{sum(inside)} of {len(inside)}")
+            row: dict[str, Cell] = {"set": data, "models": pair, "map": repeats[0]["map"], "way": name}
+            for place, what in enumerate(_MEASURED):
+                low, middle, high = repeats[0]["expected"][key][place]
+                row[f"{what} expected"] = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+                row[f"{what} measured"] = f"{repeats[0]['measured'][key][place]:.3f}"
             if key == "1.0":
-                cells[3:] = ["1", "1", ""]
-            lines.append(f"| {data} | {pair} | {repeats[0]['map']} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                row |= {f"{_MEASURED[1]} {each}": "1" for each in ("expected", "measured")}
+            rows.append(row)
+    return Table(columns, rows, "Of the first sample")
 
 
 def is_inside(repeat: Config, key: str, what: int) -> bool:
@@ -314,31 +314,32 @@ def is_inside(repeat: Config, key: str, what: int) -> bool:
 def coverage(found: dict[tuple[str, str], Config]) -> str:
     """Of all intervals, how many held what was measured."""
     lines = []
-    for what, name in enumerate(("recall@1", "ten nearest")):
+    for what, name in enumerate(_MEASURED):
         for key in ("old", "0.0", *map(str, SHARES), *(["1.0"] if what == 0 else [])):
             inside = [is_inside(each, key, what) for result in found.values() for each in result["repeats"]]
             lines.append(f"{name}, {key}: {sum(inside)} of {len(inside)} intervals held what was measured")
     return "\n".join(lines)
 
 
-def table_of_maps(found: dict[tuple[str, str], Config]) -> str:
+def table_of_maps(found: dict[tuple[str, str], Config]) -> Table:
     """What each kind of map keeps: recall@1 as a share of that of embedding anew, and of the ten nearest."""
     kinds = ("none", "procrustes", "shrunk", "linear", "ridge", "mlp")
-    lines = [f"| set | models | re-embed: recall@1 | leave | {' | '.join(kinds)} |", "| --- | --- |" + " ---: |" * 8]
+    columns = {"set": "name", "models": "name", **dict.fromkeys(("re-embed", "leave", *kinds), "text")}
+    rows: list[Mapping[str, Cell]] = []
     for (data, pair), result in found.items():
         of = result["kinds"]
         new, _ = of["new"]
-        cells = [f"{new:.3f}"]
-        for kind in ("old", *kinds):
-            cells.append(f"{of[kind][0] / new:.0%}, {of[kind][1]:.0%}" if kind in of else "")
-        lines.append(f"| {data} | {pair} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        row = {"set": data, "models": pair, "re-embed": f"{new:.3f}"}
+        for kind, name in (("old", "leave"), *zip(kinds, kinds, strict=True)):
+            row |= {name: f"{of[kind][0] / new:.0%}, {of[kind][1]:.0%}"} if kind in of else {}
+        rows.append(row)
+    return Table(columns, rows, "Of recall@1 of embedding anew, and of the ten nearest")
 
 
-def table_of_shares(found: dict[tuple[str, str], Config]) -> str:
+def table_of_shares(found: dict[tuple[str, str], Config]) -> Table:
     """Of embedding some anew, least sure first and at random: the means over repeats."""
-    head = ["0 %", *(f"{share:.0%}, {how}" for share in SHARES for how in ("least sure", "random"))]
-    lines = [f"| set | models | {' | '.join(head)} | re-embed |", "| --- | --- |" + " ---: |" * (len(head) + 1)]
+    head = ["0 %", *(f"{share:.0%}, {how}" for share in SHARES for how in ("least sure", "random")), "all"]
+    rows: list[Mapping[str, Cell]] = []
     for (data, pair), result in found.items():
         repeats = result["repeats"]
 
@@ -347,8 +348,10 @@ def table_of_shares(found: dict[tuple[str, str], Config]) -> str:
 
         cells = [cell("0.0", "measured")]
         cells += [cell(str(share), order) for share in SHARES for order in ("measured", "chance")]
-        lines.append(f"| {data} | {pair} | {' | '.join(cells)} | {cell('1.0', 'measured')} |")
-    return "\n".join(lines)
+        cells.append(cell("1.0", "measured"))
+        rows.append({"set": data, "models": pair, **dict(zip(head, cells, strict=True))})
+    about = "Recall@1 and the share of the ten nearest, where some are embedded anew: means over samples"
+    return Table({"set": "name", "models": "name", **dict.fromkeys(head, "text")}, rows, about)
 
 
 def main() -> None:
@@ -359,6 +362,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400, help="points of which half fit a map, and half measure")
     parser.add_argument("--repeats", type=int, default=5, help="of the plan, with other samples")
     parser.add_argument("--embed", action="store_true", help="train and embed what is missing")
+    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     sets = options.sets or list(RUNS)
     if unknown := [each for each in sets if each not in RUNS]:
@@ -376,8 +380,10 @@ def main() -> None:
             else:
                 print(f"{data}, {pair}: missing, --embed makes it", flush=True)
     if found:
-        for table in (table_of_plans, coverage, table_of_maps, table_of_shares):
-            print(f"\n{table(found)}")
+        print(f"\n{coverage(found)}")
+        for name, table in (("plans", table_of_plans), ("maps", table_of_maps), ("shares", table_of_shares)):
+            print(f"\n{table(found).text()}")
+            keep(table(found), options.json, f"upgrades-{name}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import fill_tables
 import pytest
+from tables import Table, keep
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "<!-- table " in path.read_text(encoding="utf-8")]
@@ -36,10 +38,11 @@ def test_a_table_is_made_of_means_and_deviations(tmp_path: Path):
         {"method": "si", "seeds": [0], "average": [0.8], "forgetting": [0.0]},
     ]
     (tmp_path / "a.json").write_text(json.dumps({"methods": methods}))
-    page = "before\n<!-- table a.json average forgetting : mas joint -->\nold\n<!-- end of table -->\nafter"
+    block = "<!-- table a.json | method; seeds; average; forgetting | mas; joint -->"
+    page = f"before\n{block}\nold\n<!-- end of table -->\nafter"
     assert fill_tables.filled(page, tmp_path).splitlines() == [
         "before",
-        "<!-- table a.json average forgetting : mas joint -->",
+        block,
         "",
         "| method | seeds | average | forgetting |",
         "| --- | ---: | ---: | ---: |",
@@ -49,3 +52,29 @@ def test_a_table_is_made_of_means_and_deviations(tmp_path: Path):
         "<!-- end of table -->",
         "after",
     ]
+
+
+def test_what_a_script_keeps_fills_a_page(tmp_path: Path):
+    """0.5 and 0.7 again; of -0.2 and 0 the mean -0.1, the same deviation; two of four is a half; a row may be short."""
+    forms = {"a": "name", "strength": "text", "b": "spread", "c": "change", "d": "mean", "e": "share"}
+    row = {"a": "mas", "strength": "3", "b": [0.5, 0.7], "c": [-0.2, 0.0], "d": [0.5, 0.7], "e": [0.0, 1.0, 1.0, 0.0]}
+    table = Table(forms, [row, {"a": "si", "strength": "missing"}, {"a": "ewc", "b": [math.nan, 0.5]}], "Tried")
+    keep(table, tmp_path / "new", "tried", versions={"torch": "2"})
+    assert json.loads((tmp_path / "new" / "tried.json").read_text())["versions"] == {"torch": "2"}
+    page = "<!-- table new/tried.json -->\n<!-- end of table -->"
+    lines = fill_tables.filled(page, tmp_path).splitlines()[2:-2]
+    assert lines == [
+        "| a | strength | b | c | d | e |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| mas | 3 | 0.600 ± 0.141 | -0.100 ± 0.141 | 0.600 | 50% |",
+        "| si | missing |  |  |  |  |",
+        "| ewc |  | – |  |  |  |",
+    ]
+    assert table.text().splitlines() == ["Tried.", "", *lines]
+    assert table.markdown(["a", "d"], ["mas"]).splitlines()[2:] == ["| mas | 0.600 |"]
+
+
+def test_nothing_is_kept_where_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    keep(Table({"a": "name"}), None, "tried")
+    assert not list(tmp_path.iterdir())

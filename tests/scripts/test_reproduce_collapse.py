@@ -23,8 +23,10 @@ def test_from_nothing_to_a_table(monkeypatch, capsys):
     monkeypatch.setattr(script, "settings", lambda options: {"small": SMALL, "other": SMALL})
     monkeypatch.setattr(sys, "argv", ["reproduce_collapse.py", "--seeds", "0,1", "--only", "small"])
     script.main()
-    head, _, *rows = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out.splitlines()
+    head, _, *rows = [line for line in told if line.startswith("|")]
     assert head == "| network and data | seed | hardest | default | all |"
     assert len(rows) == 2
+    assert told[0].replace(", ", " | ") in rows[0]  # when it was measured
     assert re.fullmatch(r"\| small \| 0 \|( [01]\.\d{3} \(0 of 2\) \|){3}", rows[0])
     assert Retrieval.soften is not Objective.soften

@@ -34,7 +34,7 @@ def test_a_run_is_trained_once_and_its_table_has_the_last_row(tmp_path):
     matrix = json.loads(out.with_suffix(".json").read_text())["matrices"]["seen"]["map"]
     assert script.run_one(job) == line
     options = argparse.Namespace(out=tmp_path)
-    text = script.table(options, "shapes-random", ["finetune", "joint"], [0, 1], validation=False)
+    text = script.table(options, "shapes-random", ["finetune", "joint"], [0, 1], validation=False).text()
     row = next(line for line in text.splitlines() if line.startswith("| finetune"))
     assert [float(cell) for cell in re.findall(r"\d\.\d{3}", row)[:4]] == [round(value, 3) for value in matrix[-1]]
     assert "| joint | missing |" in text
@@ -57,7 +57,7 @@ def test_the_adaptation(tmp_path):
         *((name, strength) for strength in script.STRENGTHS for name in ("all", "as many of all", "the part")),
     ]
     assert all(row["before"][:2] == rows[0]["before"][:2] for row in rows)  # from the same weights
-    table = script.adaptation_table(tmp_path, [0, 1])
+    table = script.adaptation_table(tmp_path, [0, 1]).text()
     assert "adaptation, 1 seeds" in table
     assert f"| {rows[1]['after'][0]:.3f} |" in table
 

@@ -80,7 +80,7 @@ def test_the_table(tmp_path, monkeypatch):
     options = argparse.Namespace(out=tmp_path)
     write(options, "digits", 1, [step(0.74), step(0.5)])
     write(options, "clothing", 1, [{**step(0.4), "knows": False}])
-    text = script.table(options, 1, ["digits", "clothing", "omniglot-5"], ["gram", "distill"])
+    text = script.table(options, 1, ["digits", "clothing", "omniglot-5"], ["gram", "distill"]).markdown()
     assert "| digits | stale | 2 | 50% | 0.100 | 0.060 | 0.100 |" in text
     assert "| digits | compensated | 2 | 100% | 0.100 | 0.000 |  |" in text
     assert "| clothing | stale | 1 | 100% | 0.200 | 0.050 | 0.100 |" in text

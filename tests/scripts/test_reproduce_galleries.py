@@ -55,7 +55,7 @@ def test_the_table(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         seen = {"fresh": fresh, "stale": 0.1, "sdc": 0.2, "linear": fresh - 0.06, "mlp": 0.3}
         path.write_text(json.dumps({"seen": seen}))
-    text = script.table(options, "omniglot", ["mas", "joint"], [0, 1, 2], validation=False)
+    text = script.table(options, "omniglot", ["mas", "joint"], [0, 1, 2], validation=False).text()
     row = next(line for line in text.splitlines() if line.startswith("| mas"))
     # (0.44 + 0.64) / 2 = 0.54 of 0.6; deviation of 0.5 and 0.7: sqrt(2 * 0.1^2)
     assert row.split(" | ")[1:3] == ["2", "0.600 ± 0.141"]

@@ -101,16 +101,17 @@ def test_runs_are_made_once_and_fill_the_table(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(rivals.METHODS, "mas", rivals.Method({"name": "mas"}, (0.1, 1.0, 10.0)))
     monkeypatch.setitem(rivals.METHODS, "ewc", rivals.Method({"name": "ewc"}, (1.0, 10.0)))
-    assert "Missing: no run of it is there yet." in rivals.table(results, setting, names)
+    assert not rivals.table(results, setting, names).rows
     only = best.configured(setting, {"name": "finetune"}, 0, validation=False)
     rivals.execute((only, results.path(only), {}))
-    assert rivals.table(results, setting, names).count("| missing |") == 3
+    assert rivals.table(results, setting, names).text().count("| missing |") == 3
     while runs := rivals.wanted(results, setting, names):
         for run in runs:
             rivals.execute((run, results.path(run), {}))
     count = len(list((tmp_path / "out").iterdir()))
     assert not rivals.wanted(results, setting, names)
-    rows = {line.split(" | ")[0].strip("| "): line for line in rivals.table(results, setting, names).splitlines()}
+    lines = rivals.table(results, setting, names).markdown().splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line for line in lines}
     assert " 2 |" in rows["finetune"]  # both seeds
     assert "2.0 x weights" in rows["mas"]
     assert "160 images" in rows["replay"] or "images" in rows["replay"]
