@@ -45,11 +45,25 @@ class RetrievalScores:
         return self.values[metric]
 
 
-def scores_of(per_query: dict[str, Tensor], nearest: Tensor) -> RetrievalScores:
-    """The scores of queries from what is known of each."""
-    values = {name: metrics.mean_of_answered(value) for name, value in per_query.items()}
-    without = int(per_query["mrr"].isnan().sum())
-    return RetrievalScores(values, per_query, len(nearest), without, nearest)
+def scores_by_part(per_query: dict[str, Tensor], nearest: Tensor, sizes: Sequence[int]) -> list[RetrievalScores]:
+    """The scores of queries from what is known of each; in several parts, so many queries each, one after the other."""
+    names, table = tuple(per_query), torch.stack(tuple(per_query.values()))
+    parts = zip(table.split(sizes, dim=1), nearest.split(sizes), strict=True)
+    return [_scores_of(names, values, found) for values, found in parts]
+
+
+def _scores_of(names: Sequence[str], table: Tensor, nearest: Tensor) -> RetrievalScores:
+    """Of the values of each query, (metrics, q), all of which are nan where nothing is relevant."""
+    answered = ~table[0].isnan()
+    without = len(nearest) - int(answered.sum())
+    means = _means(table[:, answered] if without else table)
+    rows = dict(zip(names, table.unbind(), strict=True))
+    return RetrievalScores(dict(zip(names, means, strict=True)), rows, len(nearest), without, nearest)
+
+
+def _means(table: Tensor) -> list[float]:
+    """Of each row, as if it were alone: to the bit in one call where torch adds it up by one thread."""
+    return table.mean(dim=1).tolist() if table.shape[1] < 2**15 else [float(row.mean()) for row in table]
 
 
 def evaluate(
@@ -88,35 +102,52 @@ def evaluate(
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be one or more ranks >= 1, got {tuple(ks)}")
     gallery, self_positions = _gallery_of(queries, gallery, self_positions)
-    num_relevant = _count_relevant(queries.labels, gallery.labels) - (self_positions >= 0).long()
+    num_relevant = count_relevant(queries.labels, gallery.labels) - (self_positions >= 0).long()
     index = ExactIndex.over(unit(gallery.vectors).contiguous())
     search = _Search(index, queries, gallery.labels, self_positions, num_relevant)
-    found = scores_of(*_per_query(search, ks, progress))
+    (found,) = scores_by_part(*_per_query(search, ks, progress), [len(queries)])
     return replace(found, values=found.values | _clustering(queries)) if clustering else found
+
+
+def unanswered(ks: Sequence[int], num_queries: int) -> dict[str, Tensor]:
+    """metric -> (q,) nan, of all metrics of retrieval."""
+    names = [*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr", f"mrr@{_FIRST}", f"ndcg@{_FIRST}"]
+    return metrics.unanswered(names, num_queries)
+
+
+def least_depth(ks: Sequence[int]) -> int:
+    """How many ranks `values_of` needs, whatever R is; it needs R, too."""
+    return max(*ks, _FIRST)
+
+
+def values_of(relevant: Tensor, num_relevant: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+    """metric -> value of each query, of ranked lists; all but mrr, which may need a deeper one."""
+    return {
+        **{f"recall@{k}": metrics.recall_at_k(relevant, num_relevant, k) for k in ks},
+        "r_precision": metrics.r_precision(relevant, num_relevant),
+        "map@r": metrics.map_at_r(relevant, num_relevant),
+        f"mrr@{_FIRST}": metrics.reciprocal_rank_at_k(relevant, num_relevant, _FIRST),
+        f"ndcg@{_FIRST}": metrics.ndcg_at_k(relevant, num_relevant, _FIRST),
+    }
 
 
 def _per_query(search: _Search, ks: Sequence[int], progress: bool) -> tuple[dict[str, Tensor], Tensor]:
     """(metric -> value of each query, position of its nearest item)."""
     size, num_relevant = len(search.queries), search.num_relevant
-    of_ranks = (f"mrr@{_FIRST}", f"ndcg@{_FIRST}")
-    per_query = metrics.unanswered([*(f"recall@{k}" for k in ks), "r_precision", "map@r", "mrr", *of_ranks], size)
+    per_query = unanswered(ks, size)
     nearest = torch.full((size,), -1)
 
     # Sorted by R, so that one large class does not deepen the search for everybody.
     rows = (num_relevant > 0).nonzero().flatten()
     rows = rows[num_relevant[rows].argsort(stable=True)]
     pending = [rows[:0]]
-    least = max(*ks, _FIRST)
+    least = least_depth(ks)
     with tqdm(desc="search", total=len(rows), leave=False, disable=None if progress else True) as bar:
         for block in _blocks(rows, num_relevant[rows].clamp_min(least) + 1):
             count = num_relevant[block]
             relevant, nearest[block] = search.ranked(block, max(least, int(count.max())))
-            for k in ks:
-                per_query[f"recall@{k}"][block] = metrics.recall_at_k(relevant, count, k)
-            per_query["r_precision"][block] = metrics.r_precision(relevant, count)
-            per_query["map@r"][block] = metrics.map_at_r(relevant, count)
-            per_query[f"mrr@{_FIRST}"][block] = metrics.reciprocal_rank_at_k(relevant, count, _FIRST)
-            per_query[f"ndcg@{_FIRST}"][block] = metrics.ndcg_at_k(relevant, count, _FIRST)
+            for name, values in values_of(relevant, count, ks).items():
+                per_query[name][block] = values
             found = relevant.any(dim=1)
             per_query["mrr"][block[found]] = metrics.reciprocal_rank(relevant[found], count[found])
             pending.append(block[~found])
@@ -217,7 +248,7 @@ def _clustering(queries: Embeddings) -> dict[str, float]:
     }
 
 
-def _count_relevant(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
+def count_relevant(query_labels: Tensor, gallery_labels: Tensor) -> Tensor:
     """How often each query's label occurs in the gallery, (q,); integers are compared as integers."""
     if not len(gallery_labels):
         return torch.zeros_like(query_labels)

@@ -16,8 +16,9 @@ from tripletmas.objectives.collapse import Guess
 from tripletmas.objectives.embedded import EmbeddedTasks, TaskScores, embed_task, joined
 from tripletmas.objectives.grid import Folder
 from tripletmas.objectives.objective import MetricLoss, Objective
-from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate, scores_of
+from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate, scores_by_part
 from tripletmas.objectives.retrieval.losses import MinedLoss, margin_of
+from tripletmas.objectives.retrieval.own import evaluate_each
 from tripletmas.objectives.retrieval.shown import write_shown
 
 
@@ -82,7 +83,8 @@ def score_embedded(embedded: EmbeddedTasks, stored: Mapping[str, Sequence[Embedd
     everything: dict[str, list[RetrievalScores]] = {}
     for name, parts in {"": embedded.galleries, **(stored or {})}.items():
         suffix = f"_{name}" if name else ""
-        results = {"seen": _search_joined(embedded, parts), "task": _search_own(embedded, parts)}
+        alone = evaluate_each(embedded.queries, parts, embedded.own)
+        results = {"seen": _search_joined(embedded, parts), "task": alone}
         everything[f"seen{suffix}"] = results["seen"]
         for scope, found in results.items():
             values[scope + suffix] = {metric: [each[metric] for each in found] for metric in found[0].values}
@@ -139,15 +141,4 @@ def _chance(query: LabelledDataset, gallery: LabelledDataset) -> float:
 def _search_joined(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
     """One search of all queries in all parts; what each task's queries found."""
     found = evaluate(joined(embedded.queries), joined(parts), self_positions=embedded.own_in_all())
-    ends = torch.tensor([len(query) for query in embedded.queries]).cumsum(0).tolist()
-    return [
-        scores_of({metric: values[start:end] for metric, values in found.per_query.items()}, found.nearest[start:end])
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-
-
-def _search_own(embedded: EmbeddedTasks, parts: Sequence[Embeddings]) -> list[RetrievalScores]:
-    return [
-        evaluate(query, part, self_positions=own)
-        for query, part, own in zip(embedded.queries, parts, embedded.own, strict=True)
-    ]
+    return scores_by_part(found.per_query, found.nearest, [len(query) for query in embedded.queries])
