@@ -95,12 +95,14 @@ def test_collapsed_embeddings_are_ordered_by_position(vectors: Tensor):
 def test_what_float64_cannot_tell_apart_is_ordered_by_position():
     """Sums of the same numbers in another order are equal, and float64 rounds some of them otherwise."""
     draw = torch.Generator().manual_seed(0)
-    numbers = torch.rand(16, generator=draw) + 0.1
-    gallery = torch.stack([numbers[torch.randperm(16, generator=draw)] for _ in range(40)])
-    rounded = unit(gallery).double() @ torch.full((16,), 0.25, dtype=torch.float64)
-    labels = torch.arange(40) % 10
-    lots = [(Embeddings(torch.ones(10, 16), torch.arange(10)), Embeddings(gallery, labels), torch.full((10,), -1))]
+    numbers = torch.tensor([*range(1, 15), 16.0])  # the largest a power of two: all have one length, to the bit
+    gallery = torch.stack([numbers[torch.randperm(15, generator=draw)] for _ in range(40)])
+    asked = torch.ones(10, 15)
+    rounded = unit(gallery).double() @ unit(asked)[0].double()
     assert len(rounded.unique()) > 1
+    gallery = gallery[rounded.argsort()]
+    labels = torch.arange(40) % 10
+    lots = [(Embeddings(asked, torch.arange(10)), Embeddings(gallery, labels), torch.full((10,), -1))]
     assert_same(evaluate_each(*zip(*lots, strict=True)), one_by_one(lots))
 
 
