@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tripletmas.index.base import unit
+from tripletmas.index.ordering import block_scores
 from tripletmas.models.embedding import Embeddings
 from tripletmas.objectives.retrieval import own
 from tripletmas.objectives.retrieval.evaluate import RetrievalScores, evaluate
@@ -95,15 +96,17 @@ def test_collapsed_embeddings_are_ordered_by_position(vectors: Tensor):
 def test_what_float64_cannot_tell_apart_is_ordered_by_position():
     """Sums of the same numbers in another order are equal, and float64 rounds some of them otherwise."""
     draw = torch.Generator().manual_seed(0)
-    numbers = torch.tensor([*range(1, 15), 16.0])  # the largest a power of two: all have one length, to the bit
-    gallery = torch.stack([numbers[torch.randperm(15, generator=draw)] for _ in range(40)])
-    asked = torch.ones(10, 15)
-    rounded = unit(gallery).double() @ unit(asked)[0].double()
-    assert len(rounded.unique()) > 1
-    gallery = gallery[rounded.argsort()]
-    labels = torch.arange(40) % 10
-    lots = [(Embeddings(asked, torch.arange(10)), Embeddings(gallery, labels), torch.full((10,), -1))]
-    assert_same(evaluate_each(*zip(*lots, strict=True)), one_by_one(lots))
+    numbers = torch.tensor([*range(1, 63), 64.0])  # the largest a power of two: all have one length, to the bit
+    gallery = torch.stack([numbers[torch.randperm(63, generator=draw)] for _ in range(40)])
+    asked, nowhere = torch.ones(2, 63), torch.tensor([-1, -1])
+    pairs = [gallery[[0, other]] for other in range(1, 40)]
+    pairs += [pair.flip(0) for pair in pairs]
+    rounded = [block_scores(unit(asked).double(), unit(pair).double(), "inner_product")[0] for pair in pairs]
+    assert any(second > first for first, second in rounded)
+    lots = [(Embeddings(asked, torch.arange(2)), Embeddings(pair, torch.arange(2)), nowhere) for pair in pairs]
+    found = evaluate_each(*zip(*lots, strict=True))
+    assert all(each.nearest.tolist() == [0, 0] and each["mrr"] == (1 + 1 / 2) / 2 for each in found)
+    assert_same(found, one_by_one(lots))
 
 
 def test_small_ones_are_not_searched_one_by_one(monkeypatch: pytest.MonkeyPatch):
