@@ -232,6 +232,7 @@ def flipped(content: bytes) -> bytes:
         ("export run --embeddings notes.npz", r"notes\.npz is there, and is no \.npz"),
         ("index build run --images photos --out photos/new.index", "would lie among the images in photos"),
         ("index build run --images photos --out run/new.index", "would be written into the run"),
+        ("index build run --images photos --out empty", "empty is a folder: name a file for the index"),
         ("compare run --out run/page", "would be written into the run"),
         (
             "train --data folder --data.root photos --out photos/run",
@@ -245,6 +246,7 @@ def test_what_is_there_is_not_written_over(line, message, place, call):
     for name in ("notes.txt", "notes.npz"):
         Path(name).write_text("mine")
     os.mkfifo("pipe")
+    Path("empty").mkdir()
     if "own.index" in line:
         assert call("index", "build", "run", "--images", "photos", "--out", "own.index")[0] == 0
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}

@@ -214,7 +214,8 @@ def test_an_archive_is_read_like_a_folder_also_from_a_copy(tmp_path):
     Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(tmp_path / "a.png", "x/a.png")
-        archive.writestr("__MACOSX/x/._a.png", b"")
+        for kept_by_a_system in ("__MACOSX/x/._a.png", "@eaDir/a.png/small.png", "#recycle/b.png"):
+            archive.writestr(kept_by_a_system, b"")
     assert find_images(tmp_path / "all.zip") == ["x/a.png"]
     images = ImageFiles(tmp_path / "all.zip", ["x/a.png", "x/b.png"], Preparation((2, 2), 1))
     assert images[0].unique().tolist() == [9]

@@ -82,6 +82,20 @@ def test_a_rate_of_the_backbone_is_a_number_or_a_multiple(given, found, file):
     assert resolve(whole)["training"]["backbone_lr"] == found
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "1:30"], "--seed has 1:30, which YAML takes for 90: write the number that is meant"),
+        (["--seed=010"], "--seed has 010, which YAML takes for 8"),
+        (["--model", "mlp", "--model.hidden", "[16, 010]"], r"--model\.hidden has 010, which YAML takes for 8"),
+    ],
+)
+def test_a_number_that_would_be_read_as_another_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        config(*arguments)
+    assert config("--data", "folder", "--data.root", "010")["data"]["root"] == "010"  # a name stays what it is
+
+
 def test_another_name_starts_from_its_own_defaults(file):
     path = file("strategy: {name: mas, strength: 2}\nloss: {name: triplet, margin: 0.5}")
     found = config("--config", path, "--strategy", "finetune", "--loss", "contrastive")

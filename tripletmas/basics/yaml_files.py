@@ -54,6 +54,12 @@ def unfolds(text: str) -> bool:
         return False
 
 
+def read_otherwise(text: str) -> str:
+    """Which of the numbers in a value YAML reads as another than people do, and as which; "" for none."""
+    numbers = (each for each in re.split(r"[][,\s]+", text) if _OTHER_NUMBER.fullmatch(each))
+    return next((f"{each}, which YAML takes for {yaml.safe_load(each)}" for each in numbers), "")
+
+
 def _checked(node: yaml.Node, sizes: dict[int, int]) -> int:
     """How many values a node holds with its aliases unfolded, at most MOST + 1.
 

@@ -343,7 +343,7 @@ def _split(path: str) -> tuple[Path, str]:
 
 
 def _is_hidden(part: str) -> bool:
-    return part.startswith((".", "__MACOSX"))
+    return part.startswith((".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN"))  # what systems keep for themselves
 
 
 def _suffix(name: str) -> str:

@@ -51,8 +51,10 @@ def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
         new: the file need not be there yet.
 
     Raises:
-        ValueError: if another process changes it at this moment, or if there is no such file.
+        ValueError: if another process changes it at this moment, if there is no such file, or if a folder lies there.
     """
+    if new and Path(path).is_dir():  # before there is a lock beside it
+        raise ValueError(f"{path} is a folder: name a file for the index")
     if not new and not Path(path).is_file():
         raise ValueError(f"no such index file: {path}")
     if not is_main():

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tripletmas.basics.yaml_files import MOST, read_mapping, unfolds
+from tripletmas.basics.yaml_files import MOST, read_mapping, read_otherwise, unfolds
 from tripletmas.models.exported import WEIGHTS, options_of_exported
 from tripletmas.models.making import is_built_in
 from tripletmas.runs import plugins
@@ -141,11 +141,26 @@ def part_names(arguments: Sequence[str]) -> dict[str, str]:
 
 def check_size(arguments: Sequence[str]) -> None:
     """Whether a size is meant as it will be read: YAML takes 0x5 for a number, 5."""
-    for argument, following in zip(arguments, (*arguments, "")[1:], strict=True):
-        option, equals, value = argument.partition("=")
-        value = value if equals else following
+    for option, value in _with_values(arguments):
         if option.endswith(".size") and re.match("0x", value, re.IGNORECASE):
             raise ValueError(f"{option} takes sides of 1 pixel and more, as 224 or HEIGHTxWIDTH, got {value!r}")
+
+
+def check_numbers(arguments: Sequence[str], parsed: Mapping[str, Any]) -> None:
+    """Whether numbers were parsed as they are meant: YAML takes 010 for 8, and 1:30 for 90."""
+    for option, value in _with_values(arguments):
+        found: Any = parsed
+        for key in option.removeprefix("--").split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, (int, float, list, tuple)) and (read := read_otherwise(value)):
+            raise ValueError(f"{option} has {read}: write the number that is meant")
+
+
+def _with_values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(option, value) of `--option=value`, and of `--option value`."""
+    for argument, following in zip(arguments, (*arguments, "")[1:], strict=True):
+        option, equals, value = argument.partition("=")
+        yield option, value if equals else following
 
 
 def check_value(argument: str) -> None:

@@ -26,6 +26,7 @@ from tripletmas.runs import catalog, plugins, trust
 from tripletmas.runs.arguments import (
     DEFAULT_NAMES,
     as_arguments,
+    check_numbers,
     check_size,
     check_value,
     part_names,
@@ -87,9 +88,11 @@ def parse(
 
 def _parsed(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     try:
-        return parser.parse_args(arguments).as_dict()
+        parsed = parser.parse_args(arguments).as_dict()
     except argparse.ArgumentError as error:
         raise ValueError(refused(error)) from None
+    check_numbers(arguments, parsed)
+    return parsed
 
 
 def _prepared_for(name: str, parsed: Mapping[str, Any], parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
