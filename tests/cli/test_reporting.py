@@ -48,6 +48,22 @@ def test_compare_takes_one_form_at_a_time(call, two: list[Path], tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_pages_among_the_runs_are_no_runs(call, tmp_path: Path):
+    """`runs/*` names them, too; a folder of runs by itself says what to name."""
+    runs = [write_run(tmp_path / "runs" / name, strategy={"name": name}) for name in ("finetune", "mas")]
+    for folder, page in (("comparison", "comparison.html"), ("report", "report.html")):
+        (tmp_path / "runs" / folder).mkdir()
+        (tmp_path / "runs" / folder / page).touch()
+    status, text, complaint = call("compare", *sorted((tmp_path / "runs").iterdir()), "--json")
+    assert (status, complaint) == (0, "")
+    assert [method["runs"] for method in json.loads(text)["methods"]] == [[str(run)] for run in runs]
+    status, _, complaint = call("compare", tmp_path / "runs", "--csv")
+    assert (status, f"name those that you mean, or all: {tmp_path / 'runs'}/*" in complaint) == (2, True), complaint
+    status, _, complaint = call("compare", tmp_path / "runs" / "report", "--csv")
+    assert (status, "no run directory" in complaint) == (2, True), complaint
+
+
+@pytest.mark.slow
 def test_quiet_writes_the_page_and_prints_nothing(call, two: list[Path], tmp_path: Path, undrawn):
     assert call("compare", *two, "--quiet", "--out", tmp_path / "out") == (0, "", "")
     assert (tmp_path / "out" / "comparison.html").is_file()

@@ -32,7 +32,8 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     form = _form([name for name in _FORMATS if options[name]], options.out)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
-    directories = [Path(run) for run in options.runs]
+    given = [Path(run) for run in options.runs]
+    directories = [path for path in given if not _is_page(path)] or given
     know_kinds(directories, trust_code=options.trust_code)
     if form:
         return _print_as(form, directories, seeds)
@@ -44,6 +45,12 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     page = write_comparison(directories, out, seeds=seeds, svg=options.svg)
     print(f"page: {page}")
     return content
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a folder holds a page over runs, and no run: `runs/*` names those, too."""
+    pages = any((path / name).is_file() for name in ("report.html", "comparison.html"))
+    return pages and not is_run(path) and not seed_directories(path)
 
 
 def _form(asked: Sequence[str], out: str | None) -> str:

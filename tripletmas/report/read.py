@@ -193,6 +193,8 @@ def read_run(path: Path | str) -> Run:
     if not is_run(path):
         if seeds := seed_directories(path):
             raise ValueError(f"{path} holds the runs of {len(seeds)} seeds; read one of them, such as {seeds[0]}")
+        if any(is_run(each) for each in path.glob("*")):
+            raise ValueError(f"{path} is a folder of runs, not one; name those that you mean, or all: {path}/*")
         what = "lacks config.yaml" if path.is_dir() else "does not exist"
         raise ValueError(f"no run directory: {path} {what}; give the directory that `tripletmas train --out` wrote")
     directory = RunDirectory(path)
