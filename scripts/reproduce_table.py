@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 from pathlib import Path
 
 from side_by_side import run_side_by_side
+from tables import Table, keep, table_of
 
 from tripletmas import report
 from tripletmas.report.formats import comparison_json
@@ -36,6 +36,7 @@ METHODS = {
     },
     "joint": ["--strategy=joint"],
 }
+COLUMNS = ("method", "seeds", "average", "forgetting", "learning", "fresh", "stale", "compensated")
 # folder -> what differs from datasets/<data>/mas.yaml
 VARIANTS = {
     "digits": {
@@ -78,10 +79,11 @@ def main() -> None:
         if done:
             compared = report.comparison(done)
             print(f"\n{variant}\n\n{report.comparison_markdown(compared)}")
-            if options.json:
-                options.json.mkdir(parents=True, exist_ok=True)
-                content = {**comparison_json(compared), "versions": compared.methods[0].runs[0].section("version")}
-                (options.json / f"{variant}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            table = table_of(comparison_json(compared))
+            shown = Table(
+                {name: table.columns[name] for name in COLUMNS}, table.rows, f"{variant}: {compared.kind.primary.title}"
+            )
+            keep(shown, options.json, variant, versions=compared.methods[0].runs[0].section("version"))
 
 
 def train(job: tuple[str, str | None, Path, str, str, str]) -> str:

@@ -86,7 +86,7 @@ def keep(table: Table, folder: Path | None, name: str, *, versions: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     made = {"script": Path(sys.argv[0]).name, **({"versions": dict(versions)} if versions else {})}
     head = json.dumps({"about": table.about, **made, "columns": dict(table.columns)}, indent=1)
-    rows = [json.dumps({key: _plain(cell) for key, cell in row.items()}) for row in table.rows]
+    rows = [json.dumps({name: _plain(row[name]) for name in table.columns if name in row}) for row in table.rows]
     lines = [head.removesuffix("\n}") + ",", ' "rows": [', ",\n".join(rows), " ]", "}\n"]
     (folder / f"{name}.json").write_text("\n".join(lines), encoding="utf-8")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import fill_tables
 import pytest
-from tables import Table, keep
+from tables import Table, keep, mean_of, table_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "<!-- table " in path.read_text(encoding="utf-8")]
@@ -23,11 +24,23 @@ def test_tables_are_what_their_json_says(path: Path):
 def test_readme_has_the_same_numbers():
     """Digits, rounded."""
     content = json.loads((ROOT / "docs" / "results" / "digits.json").read_text(encoding="utf-8"))
-    means = {method["method"]: method["mean"]["average"] for method in content["methods"]}
+    means = {row["method"]: mean_of(row["average"]) for row in content["rows"]}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for row_of, strategy in (("replay", "finetune"), ("frozen", "frozen"), ("joint", "joint")):
         (row,) = [line for line in readme.splitlines() if line.startswith("|") and f"`{row_of}`" in line]
         assert f"{means[strategy]:.3f}" in row, strategy
+
+
+def test_what_to_expect_has_the_same_numbers():
+    """Digits, in the table beside Omniglot."""
+    content = json.loads((ROOT / "docs" / "results" / "digits.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "expect.md").read_text(encoding="utf-8").partition("\n| method | digits: average")[2]
+    lines = table_of(content).markdown(["method", "average", "forgetting"]).splitlines()[2:]
+    for line in (line for line in lines if not line.startswith("| local_mas")):
+        method, *numbers = line.strip("| ").split(" | ")
+        start = f"| {method.removesuffix('.0').replace('=', ' ')}"
+        (row,) = [each for each in page.splitlines()[:12] if re.match(rf"{re.escape(start)} (\(default\) )?\|", each)]
+        assert " | ".join(numbers) in row, row
 
 
 def test_a_table_is_made_of_means_and_deviations(tmp_path: Path):
