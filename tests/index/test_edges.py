@@ -261,11 +261,37 @@ def test_lists_of_another_kind_are_refused(other: str):
 
 @pytest.mark.parametrize(("kind", "effort"), [("HNSW4", "ef_search"), ("IVF2,Flat", "nprobe")])
 def test_numbers_that_faiss_cannot_hold_are_refused(kind: str, effort: str):
-    for value, said in ((0, ">= 1"), (2**31, r"below 2\^31"), (10**18, r"below 2\^31")):
+    most = 2**20 if kind == "HNSW4" else 2**31 - 1  # a search of a graph makes room for so many candidates
+    for value, said in ((0, ">= 1"), (most + 1, f"<= {most}"), (10**18, f"<= {most}")):
         with pytest.raises(ValueError, match=f"{effort} must be {said}, got {value}"):
             make_index(3, kind=kind, **{effort: value})
     with pytest.raises(ValueError, match=r"dim must be below 2\^31, got 2147483648"):
         make_index(2**31, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "field", "value"),
+    [
+        ("HNSW4", "hnsw", "efSearch", 2**25),
+        ("HNSW4", "hnsw", "efConstruction", 0),
+        ("IVF2_HNSW4,Flat", "quantizer", "efSearch", 2**25),
+        ("SQ4,RFlat", "", "k_factor", float("nan")),
+        ("SQ4,RFlat", "", "k_factor", 1e9),
+    ],
+)
+def test_bytes_that_ask_for_many_candidates_are_no_index(kind: str, owner: str, field: str, value: float):
+    """A search would make room for them: 2^25 of 8 bytes are 256 MiB."""
+    faiss = pytest.importorskip("faiss")
+    index = faiss.index_factory(3, kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(random(90, 3).numpy())
+    table = faiss.IndexIDMap2(index)
+    changed = faiss.downcast_index(index)
+    if owner:
+        changed = getattr(changed, owner)
+        changed = faiss.downcast_index(changed).hnsw if owner == "quantizer" else changed
+    setattr(changed, field, value)
+    with pytest.raises(ValueError, match=rf"the data are no index of faiss\W+{field} "):
+        make_index(3, kind=kind, data=torch.from_numpy(faiss.serialize_index(table)))
 
 
 @pytest.mark.parametrize("kind", ["HNSW4", "IVF2,Flat"])

@@ -20,6 +20,7 @@ from torch import Tensor
 from tripletmas.index import base
 
 _TABLES = 2**31  # bytes: faiss computes tables of lists of product codes, of at most so many
+_CANDIDATES = 2**20  # of a search in a graph, for which it makes room whatever the graph holds
 
 
 class FaissIndex:
@@ -136,6 +137,7 @@ class FaissIndex:
                 index = faiss.read_index(reader(faiss.swig_ptr(content), content.size))
         if (index.d, index.metric_type) != (self.dim, _metric_number(self.metric)):
             raise ValueError(f"the index has another dimension than {self.dim}, or another metric than {self.metric!r}")
+        check_candidates(index)
         return index
 
 
@@ -170,18 +172,35 @@ def _metric_number(metric: str) -> int:
 def set_efforts(index: Any, kind: str, efforts: dict[str, int | None]) -> None:
     """How hard a search tries, where the kind has it."""
     core = layers(index)[-1]
-    for name, owner, field, has in (
-        ("nprobe", core, "nprobe", "lists (IVF)"),
-        ("ef_search", getattr(core, "hnsw", None), "efSearch", "a graph (HNSW)"),
+    for name, owner, field, has, most in (
+        ("nprobe", core, "nprobe", "lists (IVF)", 2**31 - 1),
+        ("ef_search", getattr(core, "hnsw", None), "efSearch", "a graph (HNSW)", _CANDIDATES),
     ):
         value = efforts[name]
         if value is None:
             continue
         if getattr(owner, field, None) is None:
             raise ValueError(f"kind {kind!r} has no {name}, which belongs to {has}; leave it out")
-        if not 1 <= value < 2**31:
-            raise ValueError(f"{name} must be {'>= 1' if value < 1 else 'below 2^31'}, got {value}")
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be {'>= 1' if value < 1 else f'<= {most}'}, got {value}")
         setattr(owner, field, value)
+
+
+def check_candidates(index: Any) -> None:
+    """Whether what was read says of candidates, to search or to build with, what somebody may have set.
+
+    Raises:
+        ValueError: if not.
+    """
+    faiss = base.import_faiss("an index")
+    found = layers(index)
+    lists = getattr(found[-1], "quantizer", None)  # what finds the lists may be a graph, too
+    owners = [*found, *([] if lists is None else [faiss.downcast_index(lists)])]
+    graphs = [graph for each in owners for name in ("hnsw", "nsg") if (graph := getattr(each, name, None)) is not None]
+    for name in ("k_factor", "efSearch", "efConstruction", "search_L"):
+        for count in [getattr(each, name) for each in owners + graphs if hasattr(each, name)]:
+            if not 1 <= count <= _CANDIDATES:
+                raise ValueError(f"the data are no index of faiss: {name} is {count}, not 1 to {_CANDIDATES}")
 
 
 def train(index: Any, kind: str, rows: np.ndarray) -> None:

@@ -247,7 +247,9 @@ def _without_lists(kind: str) -> ValueError:
 
 def _read(trained: Tensor, kind: str) -> Any:
     with approximate.limited(trained.nbytes, kind), approximate.clean_errors("the data are no index of faiss"):
-        return base.import_faiss("an index").deserialize_index(trained.contiguous().numpy())
+        index = base.import_faiss("an index").deserialize_index(trained.contiguous().numpy())
+    approximate.check_candidates(index)
+    return index
 
 
 def _put_lists(core: Any, owner: object, sizes: Tensor, content: Tensor) -> None:
