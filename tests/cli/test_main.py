@@ -101,6 +101,7 @@ def test_the_package_can_be_run_and_its_status_is_the_exit_code():
         (("index", "build", "--out"), "argument --out: expected one argument; see: tripletmas index build --help"),
         (("train", "--training.lr="), "--training.lr takes float, not ''"),
         (("train", "--model.hidden", "wide"), "--model.hidden takes list, not 'wide'"),
+        (("train", "--data", "folder", "--out", "here"), "tripletmas: error: --data.root is needed"),
         (("train", "--strategy"), "argument --strategy.name: expected one argument"),
         (("train", "--objective"), "argument --objective: expected one argument"),
         (("doctor", "--fix", "me"), "doctor takes a run or an index, and --repair, got --fix"),
@@ -328,7 +329,7 @@ def test_resume_takes_all_runs_of_a_folder_of_seeds(call, tmp_path, trained, mon
 
 
 REFUSED_RUNS = [
-    ("resume .", "is no run directory"),
+    ("resume .", r"is no run directory \(it has no config.yaml: train --out writes it\)"),
     ("evaluate mas --task 9", r"no task '9'; there are 0 \(0,1\), 1 \(2,3\)"),
     ("evaluate mas --task 1 --after 0", "no task '1'"),
     ("evaluate mas --after 3", "no model after task 3"),

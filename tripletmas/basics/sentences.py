@@ -10,6 +10,7 @@ _REFUSED = re.compile(
     r'Parser key "(?P<key>[^"]+)": '
     r"(?:.*Subtypes: \[(?P<several>.*)\] Errors: .* Given value|Expected a (?P<one>.*)\. Got value): ?(?P<value>.*)"
 )
+_NEEDED = re.compile(r"the following arguments are required: (\w+\.\S+)")  # of a part, which it calls data.root
 
 _LIKE_YOU = ("uni", "use", "eu", "one", "utf")  # begin with a vowel that is not said as one
 
@@ -85,11 +86,13 @@ def refused(error: Exception, *, hyphens: bool = False) -> str:
 
     >>> refused(ValueError('Parser key "training.lr":\n  Expected a <class \'float\'>. Got value: fast'))
     "--training.lr takes float, not 'fast'"
+    >>> refused(ValueError("the following arguments are required: data.root"))
+    '--data.root is needed'
     """
     message = " ".join(str(error).split())
     match = _REFUSED.fullmatch(message)
     if not match:
-        return message
+        return _NEEDED.sub(r"--\1 is needed", message)
     types = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", match["several"] or match["one"])
     for theirs, ours in (("<class 'NoneType'>", "null"), ("<class 'tuple'>", "list"), ("<class '", ""), ("'>", "")):
         types = types.replace(theirs, ours)

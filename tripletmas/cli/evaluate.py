@@ -71,7 +71,8 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     moved = kept.asked_by_part(embedded) if kept and galleries.QUERY in kinds else None
     found = objective.score_other(stream, embedded) if of_data else objective.score(stream, embedded, stored)
     found = galleries.with_moved(found, objective, stream, moved)
-    title, names = f"{run.path}, model after task {after}", [stream[number].name for number in chosen]
+    title = f"{run.path}, model after task {after} ({experiment.stream[after].name})"
+    names = [stream[number].name for number in chosen]
     content: dict[str, Any] = {"tasks": names, "after": after} | {
         gallery: {metric: [per_task[number] for number in chosen] for metric, per_task in metrics.items()}
         for gallery, metrics in found.values.items()

@@ -133,7 +133,7 @@ def _check_outputs(options: Namespace, images: Sequence[str] = ()) -> None:
 def _search(options: Namespace) -> dict[str, Any]:
     """Search an index."""
     if not Path(options.index).exists():
-        raise ValueError(f"no such index file: {options.index}, and no run on facts, which can be asked as well")
+        raise ValueError(f"no such index file: {options.index} (tripletmas index build makes one), nor a run on facts")
     if options.fact or options.gallery:
         raise ValueError("--fact and --gallery are for the directory of a run on facts; an index takes images")
     index = ImageIndex.open(options.index)

@@ -100,7 +100,7 @@ class RunDirectory:
         if not is_run(run.path):
             several = [each.name for each in seed_directories(run.path)]
             hint = f"; it holds the runs {', '.join(several)}: name one of them" if several else ""
-            raise ValueError(f"{run.path} is no run directory (it has no config.yaml){hint}")
+            raise ValueError(f"{run.path} is no run directory (it has no config.yaml: train --out writes it){hint}")
         return run
 
     def config(self) -> dict[str, Any]:

@@ -123,8 +123,7 @@ def read_place(text: str) -> Place:
     scheme = {"postgres": "postgresql"}.get(scheme.lower(), scheme.lower())
     if scheme not in SCHEMES:
         raise ValueError(
-            f"unknown kind of store {scheme!r}{suggestion(scheme, SCHEMES)}: there are {', '.join(SCHEMES)}, and index "
-            "files, which have none"
+            f"unknown kind of store {scheme!r}{suggestion(scheme, SCHEMES)}; the name of an index file has no ://"
         )
     return _place(scheme, rest)
 
