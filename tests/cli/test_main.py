@@ -101,7 +101,7 @@ def test_the_package_can_be_run_and_its_status_is_the_exit_code():
         (("index", "build", "--out"), "argument --out: expected one argument; see: tripletmas index build --help"),
         (("train", "--training.lr="), "--training.lr takes float, not ''"),
         (("train", "--model.hidden", "wide"), "--model.hidden takes list, not 'wide'"),
-        (("train", "--data", "folder", "--out", "here"), "tripletmas: error: --data.root is needed"),
+        (("train", "--data", "folder", "--out", "here"), "--data.root is needed"),
         (("train", "--strategy"), "argument --strategy.name: expected one argument"),
         (("train", "--objective"), "argument --objective: expected one argument"),
         (("doctor", "--fix", "me"), "doctor takes a run or an index, and --repair, got --fix"),
@@ -453,7 +453,7 @@ def test_evaluate_gives_the_scores_of_training(call, runs, tmp_path):
         for gallery in ("seen", "task"):
             for metric, matrix in recorded[gallery].items():
                 assert found[gallery][metric] == pytest.approx(matrix[row][: row + 1])
-        assert f"model after task {row}: the gallery of all tasks" in " ".join(text.split())
+        assert f"model after task {row} ({found['tasks'][-1]}): the gallery of all tasks" in " ".join(text.split())
         assert f"{recorded['seen']['recall@1'][row][0]:.3f}" in text
         assert "mean" in text
 

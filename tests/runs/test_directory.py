@@ -424,7 +424,7 @@ def test_a_damaged_configuration_is_told(text, message, run):
 
 
 def test_opening_what_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match=r"no run directory \(it has no config\.yaml\)$"):
+    with pytest.raises(ValueError, match=r"no run directory \(it has no config\.yaml: train --out writes it\)$"):
         RunDirectory.open(tmp_path / "none")
     RunDirectory.create(tmp_path / "seed0", CONFIG)
     with pytest.raises(ValueError, match="it holds the runs seed0: name one of them"):
