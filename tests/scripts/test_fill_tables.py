@@ -21,6 +21,13 @@ def test_tables_are_what_their_json_says(path: Path):
     assert fill_tables.filled(text, path.parent) == text, "run scripts/fill_tables.py"
 
 
+def test_the_page_of_results_says_how_many_of_its_tables_are_filled():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    tables, filled, printed = map(int, re.findall(r"(?:Of the|page|The other) (\d+)", text[: text.index("## ")]))
+    assert tables == len(re.findall(r"^\| *-+:? *\|", text, flags=re.M))
+    assert (filled, printed) == (text.count("<!-- table "), tables - filled)
+
+
 def test_readme_has_the_same_numbers():
     """Digits, rounded."""
     content = json.loads((ROOT / "docs" / "results" / "digits.json").read_text(encoding="utf-8"))
