@@ -261,7 +261,7 @@ def _sizes(tasks: int | Sequence[int] | None, total: int, by: SplitBy) -> list[i
     if tasks < 1:
         raise ValueError(f"tasks must be >= 1, got {tasks}")
     if total < tasks:
-        raise ValueError(f"{tasks} tasks need at least {tasks} {unit}, got {total}")
+        raise ValueError(f"{tasks} tasks need at least {tasks} {unit}, got {total}: choose fewer tasks (--data.tasks)")
     return [total // tasks + (number < total % tasks) for number in range(tasks)]
 
 
