@@ -29,13 +29,18 @@ def test_the_page_of_results_says_how_many_of_its_tables_are_filled():
 
 
 def test_readme_has_the_same_numbers():
-    """Digits, rounded."""
+    """Digits, and galleries on Fashion-MNIST."""
     content = json.loads((ROOT / "docs" / "results" / "digits.json").read_text(encoding="utf-8"))
     means = {row["method"]: mean_of(row["average"]) for row in content["rows"]}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for row_of, strategy in (("replay", "finetune"), ("frozen", "frozen"), ("joint", "joint")):
         (row,) = [line for line in readme.splitlines() if line.startswith("|") and f"`{row_of}`" in line]
         assert f"{means[strategy]:.3f}" in row, strategy
+    content = json.loads((ROOT / "docs" / "results" / "galleries-fashion-mnist.json").read_text(encoding="utf-8"))
+    moved = {row["strategy"]: f"{mean_of(row['linear']):.3f}" for row in content["rows"]}
+    (row,) = [line for line in readme.splitlines() if line.startswith("|") and "`no-reindex`" in line]
+    assert f"moved index {moved['no-reindex']}" in row
+    assert row.endswith(f"| {moved['finetune']}, 0.229 |")
 
 
 def test_what_to_expect_has_the_same_numbers():
