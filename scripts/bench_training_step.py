@@ -12,7 +12,8 @@ packages that `efficientnet_lite0.py` names.
 
 All variants train on the same batch, each with its own copy of the model and optimizer. They take turns in every
 round, so that what else the machine does hits all alike; printed are the medians over the rounds. On a GPU the script
-waits for it before and after each timed block of steps.
+waits for it before and after each timed block of steps. A Gram's first steps in a task are not like its later ones:
+`--warm-up 40` times what comes after 40 of them.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     model, batch = made(options)
     variants = [Training(name, model, batch, options.optimizer) for name in ("none", "attached", "in the loss", "gram")]
     for training in variants:
-        training.seconds_per_step(2)  # the first step allocates the optimizer's state
+        training.seconds_per_step(2 + options.warm_up)  # the first step allocates the optimizer's state
     seconds: dict[str, list[float]] = {training.name: [] for training in variants}
     for turn in range(options.repeats):
         first = turn % len(variants)  # whoever comes after the hungriest finds the caches and the memory it left
@@ -182,6 +183,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels; tokens of a sentence")
     parser.add_argument("--batch", type=int, default=64, help=f"samples, {SAMPLES_PER_CLASS} of each class")
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed together")
+    parser.add_argument(
+        "--warm-up", type=int, default=0, help="steps of each variant before timing, beside the two that allocate"
+    )
     parser.add_argument("--repeats", type=int, default=15, help="rounds")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -196,7 +200,7 @@ def main() -> None:
     print_table(
         rows,
         f"{options.model}, {options.batch} images of {options.size}x{options.size}, {options.optimizer}, {device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{torch.get_num_threads()} threads, after {2 + options.warm_up} steps, torch {torch.__version__}",
     )
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}

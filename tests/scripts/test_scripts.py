@@ -21,8 +21,10 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_bench_training_step(model: str, tmp_path: Path):
     small = ["--model", model, "--size", "16", "--batch", "8", "--steps", "1", "--repeats", "2", "--threads", "1"]
+    small += ["--warm-up", "3"]
     ran = run("bench_training_step.py", *small, "--device", "cpu", "--json", str(tmp_path / "step.json"))
     assert ran.returncode == 0, ran.stderr
+    assert "after 5 steps" in ran.stdout
     found = json.loads((tmp_path / "step.json").read_text())
     assert (found["settings"]["model"], found["settings"]["threads"]) == (model, 1)
     assert [row["protection"] for row in found["rows"]] == ["none", "attached", "in the loss", "gram"]
