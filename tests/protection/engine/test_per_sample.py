@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import oracles
 import pytest
@@ -13,6 +13,8 @@ import torch
 from architectures import ARCHITECTURES, made
 from importance_cases import SLOW, assert_same
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tripletmas.protection.engine import by_rules, convolution, rule
 from tripletmas.protection.engine.by_rules import Backward
@@ -41,6 +43,40 @@ def test_equals_a_loop_over_single_samples(name: str, batch_size: int, caplog: p
     assert (SLOW in caplog.text) == (architecture.slow is not None), caplog.text
     assert (ONE_BY_ONE in caplog.text) == architecture.one_by_one, caplog.text
     assert architecture.slow is None or f"importance of {architecture.slow}" in caplog.text
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the shapes of the first factor of every batched product."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function.overloadpacket is torch.ops.aten.bmm:
+            self.seen.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_linear_map_of_positions_and_samples_is_one_product(transposed: bool):
+    """As attention has them; torch parts it by positions where they lie apart and its weight has no graph."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.transpose(0, 1).sin()  # (11 positions, n, 4)
+            return (x @ self.weight if transposed else functional.linear(x, self.weight)).mean(0)
+
+    model, x = Positions().double(), torch.randn(3, 11, 4, dtype=torch.float64)
+    with Shapes() as shapes:
+        found = mas_importance(model, [x])
+    assert_same(found, oracles.mas_importance(model, x.split(1)))
+    assert shapes.seen
+    assert all(shape[0] != 11 for shape in shapes.seen), shapes.seen
 
 
 def squared_length(outputs: Tensor) -> Tensor:

@@ -214,11 +214,10 @@ class ByRules:
 
 def _gradients(scalar: Tensor, parameters: dict[str, nn.Parameter]) -> Params:
     """Of a scalar by each of the parameters, dense; zeros where it does not depend on one."""
-    found = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    if parameters and scalar.requires_grad:
-        gradients = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
-        found |= {name: each.to_dense() for name, each in zip(parameters, gradients, strict=True) if each is not None}
-    return found
+    if not parameters or not scalar.requires_grad:
+        return {name: torch.zeros_like(value) for name, value in parameters.items()}
+    found = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return {name: each.to_dense() for name, each in zip(parameters, found, strict=True)}
 
 
 class Backward:

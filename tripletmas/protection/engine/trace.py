@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tripletmas.basics.weights import read_off
 from tripletmas.protection.engine.blocks import Blocks
-from tripletmas.protection.engine.kinds import Copies
+from tripletmas.protection.engine.kinds import Copies, Linear
 from tripletmas.protection.engine.rule import Layout, Rule, is_near, layouts_by_shape
 from tripletmas.protection.engine.rules import RULES
 from tripletmas.protection.engine.watch import EXPANDING, Call, Watch, Weight, tensors_in
@@ -167,6 +167,7 @@ class Trace(Watch):
         input = rule.input
         if self._blocks is not None and not self._blocks.enter(function, rule):
             return None
+        _lay_out(rule)
         output = self._with_hook(_called(function, args, kwargs, instead | {id(input): rule.input}))
         layout = self._connect(output, [(output, rule, weights)])
         if layout is not None and self._blocks is not None:
@@ -245,6 +246,13 @@ class Trace(Watch):
         if self.num_samples == 1:
             return [Layout(0)]
         return [] if self._alone is None else layouts_by_shape(self._alone.shape, shape, self.num_samples)
+
+
+def _lay_out(rule: Rule) -> None:
+    """With a weight that has no graph torch multiplies (positions, n, in), as a view, position by position: that takes
+    twice as long as one product."""
+    if isinstance(rule, Linear):
+        rule.input = rule.input.contiguous()
 
 
 def _called(function: Callable, args: tuple, kwargs: dict, instead: dict[int, Tensor]) -> Tensor:
