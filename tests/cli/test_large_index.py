@@ -204,7 +204,7 @@ def test_progress_is_told_where_no_terminal_is(place, call, parts, monkeypatch):
     monkeypatch.setattr(index_file, "BLOCK", 256)
     status, _, said = call(*BUILD, "--out", "parts.index", "--kind", "IVF2,Flat", "--on-disk")
     assert status == 0
-    for line in ("embedded 16 of 30", "vectors stored 16 of 30", "vectors put into lists 16 of 30"):
+    for line in ("in all, embedded 16 of 30", "vectors stored 16 of 30", "vectors put into lists 16 of 30"):
         assert line in said
     status, _, said = call("index", "remove", "parts.index", "images/a/3.png")
     assert (status, "vectors stored 16 of 29" in said or "vectors stored 15 of 29" in said) == (0, True)

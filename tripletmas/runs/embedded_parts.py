@@ -93,7 +93,7 @@ def embed_in_parts(
     folder, count, rows = Path(folder), len(items), rows_of_part(model)
     files, unreadable, there = [], {}, 0
     bar = tqdm(range(0, count, rows), desc="embed parts", leave=False, disable=None)
-    for start in told(bar, "embedded", count, size=lambda start: min(rows, count - start)):
+    for start in told(bar, "in all, embedded", count, size=lambda start: min(rows, count - start)):
         part = _subset(items, range(start, min(start + rows, count)))
         file = folder / f"{_name_of(model, part, invert)}.safetensors"
         noted = _read(file)
