@@ -1,6 +1,7 @@
 """The second moment of what a call's weights are applied to: the sum over samples and positions of a a^T.
 
-Shapes: moments (groups, columns, columns); a has a 1 after it where there is a bias. Inputs (groups, rows, columns).
+Shapes: moments (groups, columns, columns); a has a 1 after it where there is a bias. Inputs (groups, columns, rows): a
+convolution's patches are so copied in long runs, of a line of the image, not in those of a kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tripletmas.protection.engine.rule import Rule, buffer_size
 # (columns, rows of a pass) -> the rows that count, as their numbers; None for all
 Draw = Callable[[int, int], Tensor | None]
 
+_COMPUTED_WHOLE = 256  # columns of a product with itself; of wider ones half is computed, and mirrored
+
 
 def second_moment(rule: Rule, *, has_weight: bool, has_bias: bool, draw: Draw) -> tuple[Tensor, int]:
     """The moment of a call, and of how many rows it is; of drawn rows as much as all would have on the average."""
@@ -37,17 +40,31 @@ def second_moment(rule: Rule, *, has_weight: bool, has_bias: bool, draw: Draw) -
     rows = len(inputs)
     chosen = draw(inputs.shape[1], rows)
     inputs = inputs if chosen is None else inputs[chosen]
-    return _of_rows(inputs.unsqueeze(0), has_bias) * (rows / max(1, len(inputs))), rows
+    return _of_inputs(inputs.t().unsqueeze(0), has_bias) * (rows / max(1, len(inputs))), rows
 
 
-def _of_rows(inputs: Tensor, has_bias: bool) -> Tensor:
+def _of_inputs(inputs: Tensor, has_bias: bool) -> Tensor:
     inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-    products = inputs.transpose(1, 2) @ inputs
+    products = inputs.new_empty(len(inputs), inputs.shape[1], inputs.shape[1])
+    _put_products(products, inputs)
     if not has_bias:
         return products
-    sums = inputs.sum(1).unsqueeze(2)
-    ones = sums.new_full((len(sums), 1, 1), inputs.shape[1])
+    sums = inputs.sum(2, keepdim=True)
+    ones = sums.new_full((len(sums), 1, 1), inputs.shape[2])
     return torch.cat([torch.cat([products, sums], 2), torch.cat([sums.transpose(1, 2), ones], 2)], 1)
+
+
+def _put_products(into: Tensor, inputs: Tensor) -> None:
+    """inputs inputs^T, of which what lies on one side of the diagonal is computed once."""
+    columns = inputs.shape[1]
+    if columns <= _COMPUTED_WHOLE:
+        torch.matmul(inputs, inputs.transpose(1, 2), out=into)
+        return
+    first, rest = slice(0, columns // 2), slice(columns // 2, None)
+    _put_products(into[:, first, first], inputs[:, first])
+    _put_products(into[:, rest, rest], inputs[:, rest])
+    into[:, rest, first] = inputs[:, rest] @ inputs[:, first].transpose(1, 2)
+    into[:, first, rest] = into[:, rest, first].transpose(1, 2)
 
 
 def _of_scale(rule: Scale, has_weight: bool, has_bias: bool) -> Tensor:
@@ -71,7 +88,8 @@ def _of_convolution(rule: Convolution, has_bias: bool, draw: Draw) -> tuple[Tens
     windows = _windows(rule)
     columns = windows.shape[1] // rule.groups * math.prod(rule.kernel)
     places = torch.Size([windows.shape[0], *windows.shape[2 : 2 + len(rule.kernel)]])
-    rows, at_once = places.numel(), max(1, 4 * buffer_size(windows) // (columns * rule.groups))
+    # as many rows at a time as fit a buffer, and as many as there are columns: sums of squares cost, too
+    rows, at_once = places.numel(), max(columns, buffer_size(windows) // (columns * rule.groups))
     chosen = draw(columns, rows)
     if chosen is None:
         parts = windows.split(max(1, at_once * len(windows) // rows))
@@ -81,12 +99,12 @@ def _of_convolution(rule: Convolution, has_bias: bool, draw: Draw) -> tuple[Tens
         parts = windows[(where[0], slice(None), *where[1:])].split(at_once)
     total = torch.zeros((), device=windows.device)
     for part in parts:
-        total = total + _of_rows(_patches(rule, part), has_bias)
+        total = total + _of_inputs(_patches(rule, part), has_bias)
     return total * (1.0 if chosen is None else rows / len(chosen)), rows
 
 
 def _patches(rule: Convolution, windows: Tensor) -> Tensor:
-    """What a convolution's weight is applied to: (groups, rows, channels of a group * kernel).
+    """What a convolution's weight is applied to: (groups, channels of a group * kernel, rows).
 
     Args:
         windows: (n, channels, *positions, *kernel), without the positions where single places were drawn.
@@ -95,10 +113,11 @@ def _patches(rule: Convolution, windows: Tensor) -> Tensor:
     if rule.transposed:  # it adds up in the output what lies mirrored in the input
         windows = windows.flip(list(range(-dims, 0)))
     windows = windows.unflatten(1, (rule.groups, -1))  # (n, groups, channels, ...)
+    if windows.ndim == 3 + dims:  # single places: each is a run by itself
+        return windows.transpose(0, 1).flatten(2).transpose(1, 2)
     last = windows.ndim
-    order = [1, 0, *range(3, last - dims), 2, *range(last - dims, last)]
-    patches = windows.permute(order)
-    return patches.flatten(last - dims - 1).flatten(1, -2)
+    patches = windows.permute(1, 2, *range(last - dims, last), 0, *range(3, last - dims))
+    return patches.flatten(2 + dims).flatten(1, 1 + dims)
 
 
 def _windows(rule: Convolution) -> Tensor:

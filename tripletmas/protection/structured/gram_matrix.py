@@ -6,6 +6,7 @@ Shapes: square (groups, columns, columns); factor (groups, columns, rank), rest 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -81,21 +82,25 @@ def compressed(whole: Tensor) -> GramMatrix:
     if a quarter of its columns does not keep so much.
 
     What the Gram makes of random vectors, twice, spans its large directions: Halko et al., Finding Structure with
-    Randomness, SIAM Review 2011. Twice as many are tried until they keep enough.
+    Randomness, SIAM Review 2011. Twice as many are tried until they keep enough; sizes that cannot are passed over.
     """
     columns = whole.shape[-1]
     trace, size = whole.diagonal(dim1=1, dim2=2).sum(1), 64
+    squares = whole.square().sum((1, 2))
     while columns > WIDE and 4 * size <= columns:
         generator = torch.Generator().manual_seed(0)
         basis = torch.randn(columns, size, generator=generator).to(whole).expand(len(whole), -1, -1)
         for _ in range(2):
             basis = torch.linalg.qr(whole @ basis)[0]
         inside = basis.transpose(1, 2) @ whole @ basis
-        if bool((inside.diagonal(dim1=1, dim2=2).sum(1) >= KEPT * trace).all()):
+        missing = KEPT * trace - inside.diagonal(dim1=1, dim2=2).sum(1)
+        if bool((missing <= 0).all()):
             values, vectors = torch.linalg.eigh(inside)
             factor = basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1)
             return _cut(factor, torch.zeros_like(trace), trace, KEPT * trace)
-        size *= 2
+        # n more eigenvalues sum up to the root of n times the sum of their squares at most
+        more = missing.clamp_min(0).square() / (squares - inside.square().sum((1, 2))).clamp_min(1e-30)
+        size *= 2 ** max(1, int(math.log2(1 + float(more.max()) / size)))
     return whole
 
 
