@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tripletmas.index import base, exact, ordering, ties
+from tripletmas.index import base, ordering, ties
 from tripletmas.index.base import are_one_vector, disagreement, unit
 from tripletmas.index.clustering import cluster
 from tripletmas.index.exact import ExactIndex
@@ -379,12 +378,6 @@ def test_clusters_are_those_of_the_seed():
         cluster(vectors, 201)
     with pytest.raises(ValueError, match="row 3 holds NaN"):
         cluster(vectors.index_fill(0, torch.tensor([3]), torch.nan), 2)
-
-
-def test_docstring_examples():
-    result = doctest.testmod(exact)
-    assert result.attempted >= 1
-    assert result.failed == 0
 
 
 def test_a_model_is_told_from_another_of_its_run_although_all_vectors_lie_close():

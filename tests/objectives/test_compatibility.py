@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
 import torch
 
-from tripletmas.objectives import compatibility
 from tripletmas.objectives.compatibility import average_compatibility, backward_compatibility, flips
 
 NAN = math.nan
@@ -48,9 +46,3 @@ def test_flips():
     assert found == (0.25, 0.25, 0.5)
     with pytest.raises(ValueError, match="the same queries"):
         flips(before, after.nan_to_num(), before.long(), before.long())
-
-
-def test_docstring_examples():
-    result = doctest.testmod(compatibility)
-    assert result.attempted >= 1
-    assert result.failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from functools import partial
 
 import oracles
@@ -168,9 +167,3 @@ def test_what_is_taken_out_of_a_list_is_in_no_ones_way(removed: list[bool], dept
     kept = [item for item, gone in zip(ranked, removed, strict=True) if not gone]
     expected = (kept + [0] * depth)[:depth]
     assert metrics.without(torch.tensor([ranked]), torch.tensor([removed]), depth).tolist() == [expected]
-
-
-def test_docstring_examples():
-    result = doctest.testmod(metrics, extraglobs={"torch": torch})
-    assert result.attempted >= 9
-    assert result.failed == 0

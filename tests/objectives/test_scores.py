@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import math
 from collections.abc import Callable
@@ -209,9 +208,3 @@ UNFINISHED[2] = NAN
 def test_what_is_refused(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_docstring_examples():
-    result = doctest.testmod(f)
-    assert result.attempted >= 1
-    assert result.failed == 0

@@ -79,7 +79,7 @@ def short(name: str) -> str:
 
 
 def refused(error: Exception, *, hyphens: bool = False) -> str:
-    """What jsonargparse says of a value of a wrong type, in a sentence; other messages in one line.
+    r"""What jsonargparse says of a value of a wrong type, in a sentence; other messages in one line.
 
     Args:
         hyphens: whether the option is written so, where it calls its value `min_score`.
