@@ -106,7 +106,8 @@ def _written(image: Image.Image, path: Path) -> Future[str]:
 def _encoded(image: Image.Image, path: Path) -> str:
     save_png(image, path)
     content = io.BytesIO()
-    image.convert("RGB").save(content, "webp", lossless=True)
+    # without loss "quality" is effort: 36 % less time, 1 % more bytes
+    image.convert("RGB").save(content, "webp", lossless=True, quality=50, method=2)
     return data_uri(content.getvalue(), "webp")
 
 
