@@ -32,8 +32,7 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     form = _form([name for name in _FORMATS if options[name]], options.out)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
-    given = [Path(run) for run in options.runs]
-    directories = [path for path in given if not _is_page(path)] or given
+    directories = _without_pages([Path(run) for run in options.runs])
     know_kinds(directories, trust_code=options.trust_code)
     if form:
         return _print_as(form, directories, seeds)
@@ -47,10 +46,14 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def _is_page(path: Path) -> bool:
-    """Whether a folder holds a page over runs, and no run: `runs/*` names those, too."""
-    pages = any((path / name).is_file() for name in ("report.html", "comparison.html"))
-    return pages and not is_run(path) and not seed_directories(path)
+def _without_pages(paths: list[Path]) -> list[Path]:
+    """Without folders that hold a page over runs, and no run: `runs/*` names those, too."""
+
+    def is_page(path: Path) -> bool:
+        pages = any((path / name).is_file() for name in ("report.html", "comparison.html"))
+        return pages and not is_run(path) and not seed_directories(path)
+
+    return [path for path in paths if not is_page(path)] or paths
 
 
 def _form(asked: Sequence[str], out: str | None) -> str:
