@@ -105,6 +105,7 @@ def trained(
     return state_of(strategy.deployed(model)), strategy.state_dict(), scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", quick(OBJECTIVES, "metric"))
 @pytest.mark.parametrize("name", ALL)
 def test_every_strategy_learns_there_as_on_the_cpu(name: str, objective: str, tmp_path: Path):

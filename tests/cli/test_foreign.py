@@ -179,6 +179,7 @@ def test_yaml_constructs_nothing(place, call):
     assert not Path("unpickled").exists()
 
 
+@pytest.mark.slow
 def test_an_archive_reaches_nothing_beside_itself(place, call):
     Image.new("L", (8, 8)).save("beside.png")
     with zipfile.ZipFile("all.zip", "w") as archive:

@@ -153,6 +153,7 @@ def test_an_embedding_that_has_collapsed_is_refused(place, call):
     failed(call("query", "old.index", "images/a/x/0.png", "--run", "collapsed"), message)
 
 
+@pytest.mark.slow
 def test_an_embedding_that_has_nearly_collapsed_is_refused(place, call):
     """What is left of the differences is a thousandth: scores differ in the sixth digit. Two images may be as near."""
     shutil.copytree("run", "nearly")
@@ -496,6 +497,7 @@ def test_a_name_that_is_not_utf_8(place, call):
     assert "\\udcff.png" in Path("page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_an_index_of_an_earlier_model_is_told_when_it_is_built(place, call):
     arguments = ("index", "build", "run", "--images", "images/a", "--out")
     text = call(*arguments, "first.index", "--after", "0")[1]

@@ -86,6 +86,7 @@ def test_what_is_wrong_is_told_by_name(place, call):
     failed(call("doctor", "shop.index"), "shop.index: 1 of its files")
 
 
+@pytest.mark.slow
 def test_what_is_gone_or_was_left_is_told(place, call):
     Path("run/gallery/task01.safetensors").unlink()
     Path("run/scores.json.part").touch()

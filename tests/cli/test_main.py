@@ -267,6 +267,7 @@ def test_seeds_are_runs_of_their_own(trained):
     assert first == (trained / "mas" / "scores.json").read_text()  # seed 0 is the default
 
 
+@pytest.mark.slow
 def test_mean_and_deviation_over_seeds(trained, call):
     values = [
         sum(json.loads((trained / "seeds" / f"seed{s}" / "scores.json").read_text())["matrices"]["seen"]["recall@1"][2])

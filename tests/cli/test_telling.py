@@ -103,6 +103,7 @@ def test_verbose_tells_each_step_and_how_long_it_took(call, tmp_path: Path, capl
     assert logging.getLogger("tripletmas").propagate
 
 
+@pytest.mark.slow
 def test_the_status_is_the_same_and_problems_are_told(call, made: Path, tmp_path: Path):
     run = Path(shutil.copytree(made / "run", tmp_path / "run"))
     (run / "scores.json").write_text("{")

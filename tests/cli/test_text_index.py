@@ -66,6 +66,7 @@ def test_a_text_finds_itself_first(index, call, tmp_path):
     assert f"<q>{text}</q>" in (tmp_path / "b").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_in_it_stays_and_new_texts_come(index, answers, call):
     status, printed, _ = call("index", "add", index, "--csv", answers, "--text", "answer")
     assert status == 0

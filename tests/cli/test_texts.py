@@ -63,6 +63,7 @@ def test_a_report_shows_texts(trained, call, undrawn):
     assert "of-texts" in page
 
 
+@pytest.mark.slow
 def test_evaluate(trained, call, tmp_path):
     status, _, complaint = call("evaluate", trained, "--gallery", "stale,compensated,query", "--json", tmp_path / "a")
     assert status == 0, complaint

@@ -133,6 +133,7 @@ def other_vectors(shop: Path, change) -> None:
     replace(index, vectors=change(index.vectors.clone())).save("shop.index")
 
 
+@pytest.mark.slow
 def test_the_wrong_model_is_told_by_a_cosine(shop: Path, call):
     """All vectors turned by a rotation: of random directions in 8 dimensions the cosine is small."""
     turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]

@@ -127,6 +127,7 @@ def test_what_is_kept_is_what_was_fitted(kind: str, new: int, tmp_path: Path):
     assert other.identity != found.identity
 
 
+@pytest.mark.slow
 def test_equal_blocks_give_equal_bytes(monkeypatch: pytest.MonkeyPatch):
     """Also where a block begins elsewhere, lies elsewhere in memory, or is a single row."""
     found = fit_map("mlp", normalize(random(60, 33), dim=1), normalize(random(60, 21, seed=1), dim=1))

@@ -46,6 +46,7 @@ def test_the_comparison_page_and_table(run: Path, finetune: Path, tmp_path: Path
     assert max(map(len, terminal(comparison([finetune, run]), 80).splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_they_are(stored: Path):
     """Not as markup of rich."""
     assert "[red] a & b,$" in terminal(comparison([stored]), 400)
@@ -87,6 +88,7 @@ def test_some_seeds_of_a_group(tmp_path: Path):
             read_group(tmp_path / path, seeds=seeds)
 
 
+@pytest.mark.slow
 def test_a_single_run_shows_no_deviation(finetune: Path):
     markdown = comparison_markdown(comparison([finetune]))
     head = "| method | average | forgetting | backward transfer | learning | seconds | class 0,class… |"
@@ -102,6 +104,7 @@ def mas(**options: Any) -> dict:
 AUTO = mas(strength="auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "labels"),
     [
@@ -183,6 +186,7 @@ def test_runs_are_compared_by_what_they_learned(tmp_path: Path):
             comparison(runs)
 
 
+@pytest.mark.slow
 def test_the_kind_of_a_run_that_does_not_say_it_is_told_by_its_scores(tmp_path: Path):
     assert read_run(write_run(tmp_path / "a", alone=True, objective="recognition")).kind.name == "recognition"
     assert read_run(write_run(tmp_path / "b", alone=True)).kind.name == "metric"
@@ -213,6 +217,7 @@ def test_the_best_is_marked_and_what_is_level_with_it(several: list[Path], tmp_p
     assert marks(comparison(equal), RESULTS[-1]) == ["", ""]  # seconds are no score
 
 
+@pytest.mark.slow
 def test_who_ends_highest_is_said_as_far_as_the_seeds_tell(several: list[Path], tmp_path: Path):
     compared = comparison(several)
     assert verdict(compared) == (
@@ -232,6 +237,7 @@ def test_who_ends_highest_is_said_as_far_as_the_seeds_tell(several: list[Path], 
     assert verdict(comparison(several[:1])) == ""
 
 
+@pytest.mark.slow
 def test_other_programs_get_the_comparison(several: list[Path], tmp_path: Path):
     compared = comparison(several)
     latex = comparison_latex(compared)
@@ -253,6 +259,7 @@ def test_other_programs_get_the_comparison(several: list[Path], tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_the_page_is_headed_by_what_all_rows_have_in_common(tmp_path: Path, undrawn):
     models = ({"name": "conv4", "width": 64}, {"name": "mlp"})
     runs = [write_run(tmp_path / f"{i}", model=each) for i, each in enumerate(models)]
@@ -264,6 +271,7 @@ def test_the_page_is_headed_by_what_all_rows_have_in_common(tmp_path: Path, undr
     assert "model conv4" in write_comparison(runs[:1] * 2, tmp_path / "same").read_text()
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path, undrawn):
     write_run(tmp_path / "mas" / "seed0", matrix=MATRIX)
     write_run(tmp_path / "mas" / "seed1", seed=1, done=2)
@@ -275,6 +283,7 @@ def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path, undrawn):
     assert "1 of 2 runs did not finish" in Page(write_comparison([tmp_path / "mas", none], tmp_path / "out")).text
 
 
+@pytest.mark.slow
 def test_comparison_of_recognition_says_what_it_compares(recognition: Path, tmp_path: Path, undrawn):
     strategy = {"name": "mas+distill", "mas": {"strength": 1.0}, "distill": {"weight": 1.0}}
     other = write_run(tmp_path / "other", matrix=MATRIX, objective="recognition", strategy=strategy)
@@ -289,6 +298,7 @@ def test_comparison_of_recognition_says_what_it_compares(recognition: Path, tmp_
 # --- beyond one matrix: forward transfer, what was never learned, intransigence, paired differences
 
 
+@pytest.mark.slow
 def test_forward_transfer_is_compared_where_it_was_measured(finetune: Path, tmp_path: Path):
     compared = comparison([write_run(tmp_path / "ahead", matrix=MATRIX, baseline=0.5), finetune])
     assert re.search(r"mas +\+0\.100\n", terminal(compared).replace("  \n", "\n"))
@@ -331,6 +341,7 @@ def several(tmp_path_factory) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
     """mas and finetune share the seeds 0 and 1.
 
@@ -356,6 +367,7 @@ def test_paired_differences_are_those_of_the_common_seeds(several: list[Path]):
         assert "mas: seeds left out of the differences, since only it or finetune has them: 2" in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_paired_differences_and_intransigence_on_the_page(several: list[Path], tmp_path: Path, undrawn):
     text = Page(write_comparison(several, tmp_path)).text
     for words in (
@@ -379,6 +391,7 @@ def test_there_are_no_paired_differences_of_single_runs(run: Path, finetune: Pat
         assert word not in terminal(compared)
 
 
+@pytest.mark.slow
 def test_intransigence_is_against_the_joint_run_of_the_seed_else_their_mean(several: list[Path]):
     """Diagonals of joint: (0.9, 1.0) and (0.9, 0.9), mean (0.9, 0.95).
 
@@ -403,6 +416,7 @@ def _panel(title: str, base: float) -> Panel:
     return Panel(title, {"mas, relative unit": near, "ewc": far}, (base, 0.01))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bottom", [None, -0.1])
 def test_the_sensitivity_figure(tmp_path: Path, bottom: float | None):
     """It shows the change to finetune: the same change on data sets of other difficulty is the same picture."""
@@ -414,6 +428,7 @@ def test_the_sensitivity_figure(tmp_path: Path, bottom: float | None):
     assert imread(tmp_path / "three.png").shape[1] > 2 * imread(tmp_path / "one.png").shape[1] * 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("curves", "message"),
     [

@@ -60,6 +60,7 @@ def test_one_changed_bit_or_a_lost_file_has_it_drawn_again(run):
         assert kept.kept_page(run) is not None, path
 
 
+@pytest.mark.slow
 def test_a_new_file_and_another_version_have_it_drawn_again(run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(version, "__version__", "of another day")

@@ -275,6 +275,7 @@ def test_movement_by_layer_by_hand(tmp_path: Path):
     torch.testing.assert_close(found.distance, expected, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_embedding_is_repeatable_and_says_what_it_shows(run: Path):
     one, two = (final_picture(read_run(run)) for _ in range(2))
     assert one is not None

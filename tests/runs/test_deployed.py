@@ -42,6 +42,7 @@ def test_a_run_and_what_was_exported_of_it_are_one_model(folder: Path):
     assert torch.equal(embed_images(of_run, images)[0], embed_images(exported, images)[0])
 
 
+@pytest.mark.slow
 def test_a_run_before_its_last_task(folder: Path):
     first = load_deployed(folder / "run", after=0)
     assert first.after_task == 0

@@ -104,6 +104,7 @@ def model_after(run: RunDirectory, experiment: Experiment, number: int) -> nn.Mo
     return experiment.model.eval()
 
 
+@pytest.mark.slow
 def test_parts_are_what_is_stored_and_what_is_moved(run, experiment):
     parts = parts_of_run(run, experiment, 2)
     galleries = Galleries(("linear",))

@@ -57,6 +57,7 @@ def result(path: Path) -> dict[str, object]:
     return found | {"records": records, "state": {name: value.tolist() for name, value in state.model.items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stride", "seeds"), [(60, 1), pytest.param(1, 3, marks=pytest.mark.long)])
 def test_a_run_goes_on_to_the_same_end(stride, seeds, tiny_stream, scratch):
     stream = tiny_stream[:2]

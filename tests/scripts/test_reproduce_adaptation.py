@@ -97,6 +97,7 @@ def test_all_start_from_the_same_weights_and_no_query_is_used(monkeypatch):
         assert all(torch.equal(weights[name], learned[name]) for name in learned)
 
 
+@pytest.mark.slow
 def test_in_its_own_gallery_a_part_is_found_at_least_as_often():
     setting = script.Setting("digits", "mlp", [3, 3, 4], old_epochs=1, new_epochs=1, batch_size=32)
     among_all, among_own = (script.run_seed(digits(), setting, [], 1, gallery) for gallery in ("seen", "task"))

@@ -84,6 +84,7 @@ def test_what_cannot_be_served_is_told(lance, made, other_run, call):
     assert call("serve", lance, "--check")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_is_told_and_no_more(lance, served):
     with served(lance) as client:
         shutil.rmtree(Path(lance.removeprefix("lancedb://").partition("#")[0]))

@@ -87,6 +87,7 @@ def test_held_out_facts_are_only_in_unseen_scenes(train: list[Scene]):
         assert {each.parts[place] for each in held_out} <= {each.parts[place] for each in seen}
 
 
+@pytest.mark.slow
 def test_facts_of_three_orders_with_a_long_tail(train: list[Scene]):
     counts = Counter(each for scene in train for each in facts_of(scene))
     attributes = len(SHAPES) * (len(COLOURS) + len(TEXTURES) + 2) + len(POSED) * len(POSES)  # 2: small, large

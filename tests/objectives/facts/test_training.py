@@ -296,6 +296,7 @@ def test_data_that_have_changed_since_training_are_told(learned, tmp_path, call,
 # --- commands
 
 
+@pytest.mark.slow
 def test_the_run_and_its_report(run, call, undrawn):
     assert call("report", run)[0] == 0
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
@@ -390,6 +391,7 @@ def test_a_combination_that_no_fact_has_is_told(ask, names):
     assert "is a combination that no fact of the run has" in ask("--fact", ", ".join(new), "-k", "1")[1]
 
 
+@pytest.mark.slow
 def test_export_and_index_of_a_run_on_facts(run, call, write_images, tmp_path):
     assert call("export", run, "--embeddings", tmp_path / "all.npz", "--part", "query")[0] == 0
     table = np.load(tmp_path / "all.npz")

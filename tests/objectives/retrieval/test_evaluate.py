@@ -71,6 +71,7 @@ def test_own_gallery_equals_the_oracle(size: int, classes: int, duplicated: floa
     assert_agrees_with_oracle(found, found, torch.arange(size), evaluate(found))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(0, 25), st.integers(1, 6), st.integers(0, 2**31))
 def test_gallery_that_holds_some_queries_equals_the_oracle(num_queries: int, others: int, classes: int, seed: int):

@@ -57,6 +57,7 @@ def one_by_one(lots: Sequence[Lot]) -> list[RetrievalScores]:
     return [evaluate(query, gallery, self_positions=positions) for query, gallery, positions in lots]
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10**6),
     sizes=st.lists(st.tuples(st.integers(1, 70), st.integers(0, 70)), min_size=1, max_size=6),

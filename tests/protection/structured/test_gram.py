@@ -425,6 +425,7 @@ def test_the_default_budget_depends_on_the_depth():
     assert Gram(model, 0.3).budget == 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.3, 0.03])
 @pytest.mark.parametrize("optimizer", [AdamW, SGD])
 def test_no_layer_moves_further_than_the_budget(budget: float, optimizer: type):
