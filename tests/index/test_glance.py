@@ -90,6 +90,7 @@ def test_a_damaged_index_is_unclear_wherever_it_is_no_index(tmp_path):
     "wrong",
     [
         {"ids": torch.tensor([0, 2, 1])},
+        {"ids": torch.tensor([0, 1, 1])},
         {"part": torch.tensor([0, 1, 0], dtype=torch.int32)},
         {"labels": torch.tensor([0, 1, 0])},
         {"labels": torch.tensor([0, -2, 0])},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tripletmas.protection.importance.mas import mas_importance
 from tripletmas.protection.names import named_as_in
 from tripletmas.protection.penalty import laid_out_as
 from tripletmas.protection.place import placed_parameters
+from tripletmas.protection.pretrained import warn_of_unlike
 from tripletmas.protection.protection import MAS, Protection
 from tripletmas.protection.shards import places_of
 from tripletmas.protection.structured import gram_matrix
@@ -197,6 +199,44 @@ def test_prefixes_of_several_parts_are_exchanged():
 
 def placed_values(model: nn.Module) -> dict[str, Tensor]:
     return {name: place.parameter for name, place in placed_parameters(model).items()}
+
+
+def test_a_weight_of_another_shape_is_not_the_one_of_its_name():
+    """What was called one is called two now; one is a new layer, of another shape."""
+    model = nn.ModuleDict({"one": nn.Linear(4, 5), "two": nn.Linear(4, 3)})
+    state = {f"reference/one.{name}": value.detach() for name, value in model["two"].named_parameters()}
+    assert set(named_as_in(model, state)) == {"reference/two.weight", "reference/two.bias"}
+
+
+@pytest.mark.parametrize("factor", [0.02, 50.0])
+def test_weights_that_grew_or_shrank_are_those_of_the_model(factor: float):
+    layer = nn.Linear(40, 30, bias=False)
+    state = {"reference/weight": layer.weight.detach() * factor}
+    warn_of_unlike("Gram", state, dict(layer.named_parameters()))  # a warning is an error here
+
+
+def test_a_thousand_weights_tell_another_model():
+    for inputs, warned in ((50, True), (49, False)):
+        layer, other = nn.Linear(inputs, 20, bias=False), nn.Linear(inputs, 20, bias=False)
+        told = pytest.warns(UserWarning, match="unlike those of the model") if warned else nullcontext()
+        with told:
+            warn_of_unlike("Gram", {"reference/weight": other.weight.detach()}, dict(layer.named_parameters()))
+
+
+def test_a_batch_is_given_by_the_names_of_the_model_itself():
+    """Not by those of the one module inside it, which asks for `input`."""
+
+    class Outside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.Linear(4, 2)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            return self.inside(pictures)
+
+    model, pictures = Outside(), torch.randn(6, 4)
+    found = MAS(model).consolidate([{"pictures": pictures, "labels": torch.zeros(6)}])
+    assert torch.equal(found["inside.weight"], MAS(model).consolidate([pictures])["inside.weight"])
 
 
 # --- errors of others, and words

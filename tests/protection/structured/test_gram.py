@@ -759,3 +759,26 @@ def test_a_network_of_the_field():
     # deep channels of an untrained network are zero at some places of 2 x 2, and are not held there
     assert all(counts.zero < 0.3 * counts.weights for counts in coverage.layers.values())
     assert len(gram.shares()) == 21 + 20
+
+
+def test_a_layer_beyond_the_budget_is_brought_back_although_those_before_it_are_within():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
+    gram = Gram(model, 0.05)
+    gram.consolidate([torch.randn(20, 3)])
+    with torch.no_grad():
+        model[2].weight.mul_(1.5)
+    gram.settle()
+    shares = list(gram.shares().values())
+    assert shares[:2] == [0, 0]
+    assert shares[2] == pytest.approx(0.05**2, rel=0.01)
+
+
+def test_what_is_held_follows_the_model_into_another_type():
+    model = nn.Linear(3, 2)
+    gram = Gram(model, strength=1.0)
+    gram.consolidate([torch.randn(20, 3)])
+    model.double()
+    gram.value()
+    assert {value.dtype for name, value in gram.state_dict().items() if name.startswith("reference/")} == {
+        torch.float64
+    }

@@ -63,6 +63,16 @@ def test_sizes_are_passed_over_only_where_they_cannot_do(needed):
     assert found.factor.shape[2] == needed
 
 
+def test_little_directions_do_not_pile_up_where_the_rest_is_large():
+    """The rest has half of the trace: what the factors have cannot be 99 % of it, and 99.5 % of theirs is kept."""
+    basis = torch.linalg.qr(torch.randn(COLUMNS, 10, generator=torch.Generator().manual_seed(0)).double())[0]
+    one, other = (
+        LowRank(basis[None, :, :5], torch.tensor([5 / COLUMNS])),
+        LowRank(basis[None, :, 5:] * 1e-3, torch.zeros(1)),
+    )
+    assert added(one, other).factor.shape[2] == 5
+
+
 @pytest.mark.parametrize("make", [moment, lambda seed: compressed(moment(seed)), lambda seed: torch.ones(3, 1, 1)])
 def test_the_spectrum(make):
     gram = make(0)
