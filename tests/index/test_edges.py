@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,21 @@ def test_bytes_that_ask_for_many_candidates_are_no_index(kind: str, owner: str, 
     setattr(changed, field, value)
     with pytest.raises(ValueError, match=rf"the data are no index of faiss\W+{field} "):
         make_index(3, kind=kind, data=torch.from_numpy(faiss.serialize_index(table)))
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_what_holds_vectors_was_trained(in_a_file: bool):
+    """faiss would say so at the first search, of no file."""
+    faiss = pytest.importorskip("faiss")
+    first = make_index(3, kind="IVF2,Flat")
+    first.add(random(90, 3))
+    index = faiss.deserialize_index(first.serialize().numpy())
+    faiss.downcast_index(index).is_trained = False
+    data, empty = torch.from_numpy(faiss.serialize_index(index)), torch.zeros(90 * 20, dtype=torch.uint8)
+    lists = {"trained": data, "sizes": torch.tensor([45, 45]), "content": empty}
+    made = partial(MappedLists, 3, **lists) if in_a_file else partial(make_index, 3, data=data)
+    with pytest.raises(ValueError, match="holds vectors, and says that it was not trained"):
+        made(kind="IVF2,Flat")
 
 
 @pytest.mark.parametrize("kind", ["HNSW4", "IVF2,Flat"])

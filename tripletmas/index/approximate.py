@@ -138,6 +138,8 @@ class FaissIndex:
         if (index.d, index.metric_type) != (self.dim, _metric_number(self.metric)):
             raise ValueError(f"the index has another dimension than {self.dim}, or another metric than {self.metric!r}")
         check_candidates(index)
+        if index.ntotal:
+            check_trained(index)
         return index
 
 
@@ -201,6 +203,16 @@ def check_candidates(index: Any) -> None:
         for count in [getattr(each, name) for each in owners + graphs if hasattr(each, name)]:
             if not 1 <= count <= _CANDIDATES:
                 raise ValueError(f"the data are no index of faiss: {name} is {count}, not 1 to {_CANDIDATES}")
+
+
+def check_trained(index: Any) -> None:
+    """Whether what was read, and holds vectors, says that it was trained, as faiss asks before each search.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not all(each.is_trained for each in layers(index)):
+        raise ValueError("the data are no index of faiss: it holds vectors, and says that it was not trained")
 
 
 def train(index: Any, kind: str, rows: np.ndarray) -> None:

@@ -83,6 +83,8 @@ class MappedLists:
         about = [(type(each), each.metric_type, each.nlist, each.code_size) for each in (core, expected)]
         fits = self._index.d == self.dim and about[0] == about[1] and len(self._sizes) == core.nlist
         self._size = int(self._sizes.sum())
+        if self._size:
+            approximate.check_trained(self._index)
         if not fits or int(self._sizes.min()) < 0 or len(self._content) != self._size * self._entry:
             told = f"{len(self._sizes)} lists with {len(self._content)} bytes"
             raise ValueError(f"{told} are not those of the index {self.kind!r}")
