@@ -295,6 +295,12 @@ def test_bytes_that_ask_for_many_candidates_are_no_index(kind: str, owner: str, 
         make_index(3, kind=kind, data=torch.from_numpy(faiss.serialize_index(table)))
 
 
+def test_what_lists_have_learned_is_bytes():
+    sizes, content = torch.tensor([45, 45]), torch.zeros(90 * 20, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"trained must be uint8 of shape \(bytes,\), got torch.bool of \(163,\)"):
+        MappedLists(3, kind="IVF2,Flat", trained=torch.zeros(163, dtype=torch.bool), sizes=sizes, content=content)
+
+
 @pytest.mark.parametrize("in_a_file", [False, True])
 def test_what_holds_vectors_was_trained(in_a_file: bool):
     """faiss would say so at the first search, of no file."""

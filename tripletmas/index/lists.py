@@ -248,6 +248,8 @@ def _without_lists(kind: str) -> ValueError:
 
 
 def _read(trained: Tensor, kind: str) -> Any:
+    if trained.dtype != torch.uint8 or trained.ndim != 1:
+        raise ValueError(f"trained must be uint8 of shape (bytes,), got {trained.dtype} of {tuple(trained.shape)}")
     with approximate.limited(trained.nbytes, kind), approximate.clean_errors("the data are no index of faiss"):
         index = base.import_faiss("an index").deserialize_index(trained.contiguous().numpy())
     approximate.check_candidates(index)
