@@ -123,24 +123,36 @@ class FaissIndex:
 
     def _read(self, *, copy: bool) -> Any:
         """The index in the data; unless `copy`, faiss (since 1.11) reads codes and graphs from where they are."""
-        data = self._data
-        assert data is not None
-        if data.dtype != torch.uint8 or data.ndim != 1 or data.device.type != "cpu":
-            raise ValueError(f"data must be uint8 of shape (bytes,), got {data.dtype} of {tuple(data.shape)}")
-        faiss = base.import_faiss("an index")
-        content = data.numpy()
-        reader = getattr(faiss, "ZeroCopyIOReader", None)
-        with limited(content.size, self.kind), clean_errors("the data are no index of faiss"):
-            if reader is None or copy:
-                index = faiss.deserialize_index(content)
-            else:
-                index = faiss.read_index(reader(faiss.swig_ptr(content), content.size))
+        assert self._data is not None
+        index = read(self._data, self.kind, copy=copy)
         if (index.d, index.metric_type) != (self.dim, _metric_number(self.metric)):
             raise ValueError(f"the index has another dimension than {self.dim}, or another metric than {self.metric!r}")
-        check_candidates(index)
         if index.ntotal:
             check_trained(index)
         return index
+
+
+def read(data: Tensor, kind: str, *, name: str = "data", copy: bool = True) -> Any:
+    """The index of this kind that faiss has serialized, (bytes,) uint8 on the CPU, which `name` calls in an error.
+
+    Args:
+        copy: else faiss (since 1.11) reads codes and graphs where they lie: contiguous, as long as the index lives.
+
+    Raises:
+        ValueError: if the data are of another type, or not such an index.
+    """
+    if data.dtype != torch.uint8 or data.ndim != 1 or data.device.type != "cpu":
+        raise ValueError(f"{name} must be uint8 of shape (bytes,), got {data.dtype} of {tuple(data.shape)}")
+    faiss = base.import_faiss("an index")
+    content = data.contiguous().numpy()
+    reader = getattr(faiss, "ZeroCopyIOReader", None)
+    with limited(content.size, kind), clean_errors("the data are no index of faiss"):
+        if reader is None or copy:
+            index = faiss.deserialize_index(content)
+        else:
+            index = faiss.read_index(reader(faiss.swig_ptr(content), content.size))
+    _check_candidates(index)
+    return index
 
 
 _ENDLESS = re.compile(r"(?<![0-9])0+(?![0-9])|HNSW0*1(?![0-9])|NSG0*[123](?![0-9])")
@@ -188,12 +200,8 @@ def set_efforts(index: Any, kind: str, efforts: dict[str, int | None]) -> None:
         setattr(owner, field, value)
 
 
-def check_candidates(index: Any) -> None:
-    """Whether what was read says of candidates, to search or to build with, what somebody may have set.
-
-    Raises:
-        ValueError: if not.
-    """
+def _check_candidates(index: Any) -> None:
+    """Whether what was read says of candidates, to search or to build with, what somebody may have set."""
     faiss = base.import_faiss("an index")
     found = layers(index)
     lists = getattr(found[-1], "quantizer", None)  # what finds the lists may be a graph, too

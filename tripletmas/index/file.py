@@ -55,13 +55,18 @@ def locked(path: str | Path, *, new: bool = False) -> Iterator[None]:
     """
     if new and Path(path).is_dir():  # before there is a lock beside it
         raise ValueError(f"{path} is a folder: name a file for the index")
-    if not new and not Path(path).is_file():
-        raise ValueError(f"no such index file: {path}; tripletmas index build makes one")
+    if not new:
+        _check_there(path)
     if not is_main():
         yield
         return
     with held(Path(f"{os.path.realpath(path)}.lock"), path):  # one file has one lock, whatever links lead to it
         yield
+
+
+def _check_there(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f"no such index file: {path}; tripletmas index build makes one")
 
 
 def write_index_file(
@@ -126,8 +131,7 @@ def read_index_file(path: str | Path, *, verify: bool = True) -> tuple[Params, t
     Raises:
         ValueError: if there is no such file, if it is no index, was cut short, or is of another format.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"no such index file: {path}; tripletmas index build makes one")
+    _check_there(path)
     tensors, header = read_tensors(path, _REMEDY, header=HEADER, verify=verify, large=True)
     if header is None:
         raise ValueError(f"{path} is a safetensors file, but no index: tripletmas index build writes those")

@@ -74,7 +74,8 @@ class MappedLists:
         approximate.set_efforts(empty, kind, {"nprobe": nprobe, "ef_search": None})
         self._size, self._entry = 0, expected.code_size + _IDS
         if trained is not None and sizes is not None and content is not None:
-            self._index, self._sizes, self._content = _read(trained, kind), sizes.contiguous(), content.contiguous()
+            self._index = approximate.read(trained, kind, name="trained")
+            self._sizes, self._content = sizes.contiguous(), content.contiguous()
             self._take_lists(expected, nprobe)
 
     def _take_lists(self, expected: Any, nprobe: int | None) -> None:
@@ -167,7 +168,7 @@ class Listing:
             most = max(lists, min(_TRAINING * lists, _TRAINING_BYTES // (4 * dim)))
             approximate.train(index, kind, _some(blocks(), count, most).numpy())
             trained = torch.from_numpy(base.import_faiss("an index").serialize_index(index))
-        core = _core_of(_read(trained, kind), kind)
+        core = _core_of(approximate.read(trained, kind), kind)
         return cls(kind, trained, core.nlist, core.code_size, count)
 
     @property
@@ -187,7 +188,7 @@ class Listing:
             blocks: of the vectors: called once to see which list each belongs to, then to put them there.
             ids: (count,), ascending.
         """
-        index = _read(self.trained, self.kind)
+        index = approximate.read(self.trained, self.kind)
         core = _core_of(index, self.kind)
         list_of, at = np.empty(self.count, np.int32), 0
         for block in _shown(blocks(), "vectors given to lists", self.count):
@@ -245,15 +246,6 @@ def _without_lists(kind: str) -> ValueError:
         "an index on the disk has lists of vectors, plain or compressed (IVF4096,Flat, IVF4096,SQ8, "
         f"OPQ16,IVF4096,PQ16), and the kind {kind!r} has none: choose such a --kind"
     )
-
-
-def _read(trained: Tensor, kind: str) -> Any:
-    if trained.dtype != torch.uint8 or trained.ndim != 1:
-        raise ValueError(f"trained must be uint8 of shape (bytes,), got {trained.dtype} of {tuple(trained.shape)}")
-    with approximate.limited(trained.nbytes, kind), approximate.clean_errors("the data are no index of faiss"):
-        index = base.import_faiss("an index").deserialize_index(trained.contiguous().numpy())
-    approximate.check_candidates(index)
-    return index
 
 
 def _put_lists(core: Any, owner: object, sizes: Tensor, content: Tensor) -> None:
