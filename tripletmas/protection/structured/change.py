@@ -6,6 +6,7 @@ Of weights that are spread over processes each sees to its own; sums over proces
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,26 @@ from torch import Tensor, nn
 from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
-from tripletmas.protection.structured.local_map import local_map, totals
-from tripletmas.protection.structured.quadratic import Quadratic, way_back
+from tripletmas.protection.structured.local_map import LocalMap, local_map, totals
+from tripletmas.protection.structured.quadratic import Quadratic, to_edge
 
 TOLERANCE = 0.001  # of a share
 
 Maps = Mapping[LinearMap, Held]
+
+
+class Limit(NamedTuple):
+    """How far maps may be from where they are held.
+
+    Attributes:
+        most: the share of a response that may have changed.
+        moved: the names of the weights that bringing back may move; others are frozen, or another optimizer's.
+        beside: what is kept beside a weight, and is moved with it.
+    """
+
+    most: float
+    moved: Collection[str]
+    beside: Callable[[nn.Parameter], list[Tensor]]
 
 
 def values_of(maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> list[Tensor]:
@@ -47,12 +62,19 @@ def pull(
     reference: Mapping[str, Tensor],
     weights: Mapping[LinearMap, Tensor | float],
     signs: Mapping[str, float],
+    limit: Limit | None = None,
 ) -> None:
     """Add the gradient of every form, times its weight, to those of the parameters that have a sign; and keep the share
-    of each map's response that was found changed."""
+    of each map's response that was found changed.
+
+    Maps that were found beyond the limit when they were last pulled are brought back to it first. Of two that share a
+    weight the first is pulled before the second is brought back.
+    """
     here, moved, instead = [local_map(each, current) for each in maps], [], Instead()
+    far = set() if limit is None else _found_beyond(limit.most, maps)
     for each, held in zip(here, maps.values(), strict=True):
-        value, half = held.form.moved(each.change(current, reference), each)
+        edge = _to_edge(each, held, current, reference, limit) if limit and each.map in far else None
+        value, half = edge or held.form.moved(each.change(current, reference), each)
         moved.append(value)
         half.mul_(2 * weights[each.map])
         for name, part in each.spread(half, current):
@@ -64,40 +86,41 @@ def pull(
         held.found = (total + held.form.value) / held.form.tasks
 
 
-def found_far(maps: Maps, most: float) -> Maps:
+def bring_back(
+    maps: Maps, current: Mapping[str, nn.Parameter], reference: Mapping[str, Tensor], limit: Limit
+) -> bool:
+    """Bring every map that is beyond the limit to the nearest weights within; whether there were any."""
+    found = [_to_edge(local_map(each, current), held, current, reference, limit) for each, held in maps.items()]
+    return any(edge is not None for edge in found)
+
+
+def _found_beyond(most: float, maps: Maps) -> set[LinearMap]:
     """Those of which a larger share had changed when they were last pulled: what that says is known without waiting for
     this step. One that was brought back then is found at the edge, on a side that is rounding's: it is among them."""
     if not maps:
-        return {}
+        return set()
     found = torch.stack([held.found for held in maps.values()]).tolist()
-    return {
-        each: held for (each, held), share in zip(maps.items(), found, strict=True) if share > most * (1 - TOLERANCE)
-    }
+    return {each for each, share in zip(maps, found, strict=True) if share > most * (1 - TOLERANCE)}
 
 
-def bring_back(
-    maps: Maps,
-    most: float,
+def _to_edge(
+    here: LocalMap,
+    held: Held,
     current: Mapping[str, nn.Parameter],
     reference: Mapping[str, Tensor],
-    moved: Collection[str],
-    beside: Callable[[nn.Parameter], list[Tensor]],
-) -> bool:
-    """Of these maps, those of which a larger share has changed, and whether there were any.
-
-    To the nearest weights at which it is so large; only weights with these names are moved, and with each of them what
-    is kept `beside` it.
-    """
-    found = False
-    for each, held in maps.items():
-        here = local_map(each, current)
-        change = here.change(current, reference)
-        total, half = held.form.of(change, here)
-        value, tasks = float(total), held.form.tasks
-        if value <= most * tasks * (1 + TOLERANCE):
-            continue
-        found = True
-        for name, part in here.spread(way_back(value, half, most * tasks, held.spectrum, here), current):
-            for weights in [current[name].detach(), *beside(current[name])] if name in moved else []:
-                here.rows(weights).sub_(part)
-    return found
+    limit: Limit,
+) -> tuple[Tensor, Tensor] | None:
+    """Bring a map to the nearest weights at which it is within the limit; its form there, as `Quadratic.moved`, or None
+    if it was within."""
+    change, most = here.change(current, reference), limit.most * held.form.tasks
+    total, half = held.form.of(change, here)
+    value = float(total)
+    if value <= most * (1 + TOLERANCE):
+        return None
+    way, half = to_edge(value, half, most, held.spectrum, here)
+    for name, part in here.spread(way, current):
+        for weights in [current[name].detach(), *limit.beside(current[name])] if name in limit.moved else []:
+            here.rows(weights).sub_(part)
+    if not all(name in limit.moved for name in here.map.parameters):  # it did not get there
+        return held.form.moved(here.change(current, reference), here)
+    return held.form.added(change.sub_(way), half), half

@@ -29,7 +29,7 @@ from tripletmas.protection.structured.budget import (
     default_budget,
     warn_if_unstable,
 )
-from tripletmas.protection.structured.change import anchored, bring_back, found_far, pull, values_of
+from tripletmas.protection.structured.change import Limit, anchored, bring_back, pull, values_of
 from tripletmas.protection.structured.following import Kept, followed
 from tripletmas.protection.structured.gram_matrix import scaled
 from tripletmas.protection.structured.held import Held
@@ -172,10 +172,8 @@ class Gram(Guard):
             pull(here, parameters, self._reference, self._pulls(optimizer, here), stepped)
         else:
             pulled = turns(here, stepped, begins=first)
-            if self._has_budget:
-                most = (FURTHEST * self._budget_now()) ** 2
-                bring_back(found_far(pulled, most), most, parameters, self._reference, stepped, self._loop.beside)
-            pull(pulled, parameters, self._reference, self._pulls(optimizer, pulled), stepped)
+            limit = self._limit(FURTHEST, stepped) if self._has_budget else None
+            pull(pulled, parameters, self._reference, self._pulls(optimizer, pulled), stepped, limit)
             self._adapt(optimizer, here.values(), own)
         self._loop.checked_rates.add(optimizer)
         return own
@@ -186,10 +184,9 @@ class Gram(Guard):
         it first; call it yourself to use or save a model before that."""
         self._warn_if_unprotected()
         if self._has_budget:
-            parameters, trained = named_parameters(self.model), trainable(self.model).keys()
-            most = self._budget_now() ** 2
+            parameters, limit = named_parameters(self.model), self._limit(1, trainable(self.model))
             for _ in range(_ROUNDS):
-                if not bring_back(self._present(), most, parameters, self._reference, trained, self._loop.beside):
+                if not bring_back(self._present(), parameters, self._reference, limit):
                     break
             self._note_weights()  # these changes are its own
 
@@ -314,6 +311,10 @@ class Gram(Guard):
 
     def _budget_now(self) -> float:
         return default_budget(len(self._held)) if self._given is None else self._given
+
+    def _limit(self, budgets: float, moved: Collection[str]) -> Limit:
+        """So many times the budget, for bringing back weights with these names."""
+        return Limit((budgets * self._budget_now()) ** 2, moved, self._loop.beside)
 
     def _weight(self, held: Held) -> Tensor | float:
         """What the form of a map is multiplied with in the penalty."""

@@ -6,7 +6,6 @@ Shapes: square (groups, columns, columns); factor (groups, columns, rank), rest 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 WIDE = 1024  # columns from which on a square Gram costs more at each step than it is worth
 KEPT = 0.99  # of the trace, by a low rank
+MOST = 128  # directions of one: what a layer learns lies in few, and the others are held alike
 
 
 class LowRank(NamedTuple):
@@ -78,30 +78,23 @@ def square(gram: GramMatrix) -> Tensor:
 
 
 def compressed(whole: Tensor) -> GramMatrix:
-    """The directions that keep 99 % of the trace, and what is left spread evenly; the Gram itself if it is not wide, or
-    if a quarter of its columns does not keep so much.
+    """The directions that keep 99 % of the trace, 128 at most, and what is left spread evenly; the Gram itself if it is
+    not wide.
 
     What the Gram makes of random vectors, twice, spans its large directions: Halko et al., Finding Structure with
-    Randomness, SIAM Review 2011. Twice as many are tried until they keep enough; sizes that cannot are passed over.
+    Randomness, SIAM Review 2011.
     """
     columns = whole.shape[-1]
-    trace, size = whole.diagonal(dim1=1, dim2=2).sum(1), 64
-    squares = whole.square().sum((1, 2))
-    while columns > WIDE and 4 * size <= columns:
-        generator = torch.Generator().manual_seed(0)
-        basis = torch.randn(columns, size, generator=generator).to(whole).expand(len(whole), -1, -1)
-        for _ in range(2):
-            basis = torch.linalg.qr(whole @ basis)[0]
-        inside = basis.transpose(1, 2) @ whole @ basis
-        missing = KEPT * trace - inside.diagonal(dim1=1, dim2=2).sum(1)
-        if bool((missing <= 0).all()):
-            values, vectors = torch.linalg.eigh(inside)
-            factor = basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-            return _cut(factor, torch.zeros_like(trace), trace, KEPT * trace)
-        # n more eigenvalues sum up to the root of n times the sum of their squares at most
-        more = missing.clamp_min(0).square() / (squares - inside.square().sum((1, 2))).clamp_min(1e-30)
-        size *= 2 ** max(1, int(math.log2(1 + float(more.max()) / size)))
-    return whole
+    if columns <= WIDE:
+        return whole
+    trace = whole.diagonal(dim1=1, dim2=2).sum(1)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(columns, min(2 * MOST, columns), generator=generator).to(whole).expand(len(whole), -1, -1)
+    for _ in range(2):
+        basis = torch.linalg.qr(whole @ basis)[0]
+    values, vectors = torch.linalg.eigh(basis.mT @ whole @ basis)
+    factor = basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1)
+    return _cut(factor, torch.zeros_like(trace), trace, KEPT * trace)
 
 
 def largest_curvature(gram: GramMatrix) -> Tensor:
@@ -138,10 +131,11 @@ def spectrum(gram: GramMatrix) -> Spectrum:
 
 def _cut(factor: Tensor, rest: Tensor, trace: Tensor, kept: Tensor) -> LowRank:
     """factor factor^T + rest I, of this trace (groups,), with no more directions than have `kept` (groups,) of the
-    factor's; what is left of the trace is spread over all others."""
+    factor's, nor than `MOST`; what is left of the trace is spread over all others."""
     values, vectors = torch.linalg.eigh(factor.mT @ factor)  # ascending
     known = values > values.amax(1, keepdim=True) * values.shape[1] * torch.finfo(values.dtype).eps
-    rank = min(int(known.sum(1).max()), int((values.flip(1).cumsum(1) < kept.unsqueeze(1)).sum(1).max()) + 1)
+    needed = int((values.flip(1).cumsum(1) < kept.unsqueeze(1)).sum(1).max()) + 1
+    rank = min(int(known.sum(1).max()), needed, MOST)
     values, vectors, known = values[:, -rank:], vectors[..., -rank:], known[:, -rank:]
     large = (values + rest.unsqueeze(1)) * known
     little = ((trace - large.sum(1)) / (factor.shape[1] - known.sum(1)).clamp_min(1)).clamp_min(0)

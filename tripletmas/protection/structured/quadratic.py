@@ -43,10 +43,13 @@ class Quadratic(NamedTuple):
             here: what this process has of the map, whose part of the sum it is then; None for all of it.
         """
         half = times(change, self.gram if here is None else of_groups(self.gram, here.groups))
-        if self.offset is None:
-            return _inner(change, half), half
-        half = half.add_(self.offset)  # in place here and in `times`: at a large layer new memory costs more than sums
-        return _inner(change, half + self.offset), half
+        if self.offset is not None:
+            half = half.add_(self.offset)  # in place here and in `times`: at a large layer new memory costs more than sums
+        return self.added(change, half), half
+
+    def added(self, change: Tensor, half: Tensor) -> Tensor:
+        """What a change adds to T, a scalar, given half the form's gradient there."""
+        return _inner(change, half if self.offset is None else half + self.offset)
 
     def of(self, change: Tensor, here: LocalMap | None = None) -> tuple[Tensor, Tensor]:
         """(the form, a scalar; half its gradient, like `change`) at a change D of the weights."""
@@ -57,7 +60,7 @@ class Quadratic(NamedTuple):
         """The change that is nearest to this one and at which the form is at most so much; where it is so nowhere, one
         at which it is about least. The spectrum is that of the Gram."""
         value, half = self.of(change, here)
-        return change - way_back(float(value), half, most, spectrum, here)
+        return change - to_edge(float(value), half, most, spectrum, here)[0]
 
     def anchored(self, change: Tensor, here: LocalMap | None = None, *, own: bool) -> Quadratic:
         """The same form around the weights after a change D; unless `own`, every task has its reference there."""
@@ -77,12 +80,14 @@ def first_task(gram: GramMatrix, weight: float = 1.0) -> Quadratic:
     return Quadratic(gram, None, diagonal(gram).new_zeros(()), weight)
 
 
-def way_back(value: float, half: Tensor, most: float, spectrum: Spectrum, here: LocalMap | None = None) -> Tensor:
-    """What a change D, at which the form is `value` and half its gradient H = D A + C, is beyond the nearest change at
-    which the form is `most`.
+def to_edge(
+    value: float, half: Tensor, most: float, spectrum: Spectrum, here: LocalMap | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of a change D, at which the form is `value` and half its gradient H = D A + C: (what D is beyond the nearest
+    change at which the form is `most`, half the gradient there).
 
-    It is m H (I + m A)^-1, and the form there is less by sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2, q_j and l_j
-    eigenvectors and eigenvalues of A: m is searched.
+    These are m G and G = H (I + m A)^-1, and the form there is less by sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2,
+    q_j and l_j eigenvectors and eigenvalues of A: m is searched.
     """
     groups = slice(None) if here is None else here.groups
     vectors, large, little = (each[groups] for each in spectrum)
@@ -91,10 +96,11 @@ def way_back(value: float, half: Tensor, most: float, spectrum: Spectrum, here: 
     other = (half.square().sum((1, 2)) - slopes.sum(1)).clamp_min(0) * (little > 0)
     if here is not None:
         slopes, other = (here.total_of_groups(each, len(spectrum.little)) for each in (slopes, other))
-    high = _multiplier(value, most, slopes, other, spectrum)
-    everywhere = (high * (little > 0) / (1 + high * little)).view(-1, 1, 1)
-    along = turned.mul_((high / (1 + high * large)).unsqueeze(1) - everywhere) @ vectors.mT
-    return along.addcmul_(half, everywhere)
+    multiplier = _multiplier(value, most, slopes, other, spectrum)
+    everywhere = ((little > 0) / (1 + multiplier * little)).view(-1, 1, 1)
+    there = turned.mul_((1 / (1 + multiplier * large)).unsqueeze(1) - everywhere) @ vectors.mT
+    there.addcmul_(half, everywhere)
+    return there * multiplier, there
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
@@ -104,7 +110,7 @@ def _inner(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _multiplier(value: float, most: float, slopes: Tensor, other: Tensor, spectrum: Spectrum) -> float:
-    """The m at which a form of this value is `most`, as `way_back` has it.
+    """The m at which a form of this value is `most`, as `to_edge` has it.
 
     Args:
         slopes, other: |H q_j|^2 over all rows: (groups, n) in the directions of the spectrum, (groups,) in all others.
