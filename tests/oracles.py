@@ -479,6 +479,17 @@ def moved_responses(model: nn.Module, inputs: Tensor, changed: nn.Module) -> dic
     return {name: moved[name] / length[name] for name in moved}
 
 
+def low_rank(whole: Tensor, kept: float, most: int) -> tuple[Tensor, Tensor]:
+    """Of symmetric (groups, n, n) the eigenvectors with the largest eigenvalues, so many that in every group they have
+    this part of the trace, or so many at most; as a factor (groups, n, rank), and what every other direction has."""
+    values, vectors = torch.linalg.eigh(whole)
+    values, vectors, rank = values.flip(1), vectors.flip(2), 1
+    while rank < most and any(float(each[:rank].sum()) < kept * float(each.sum()) for each in values):
+        rank += 1
+    rest = values[:, rank:].sum(1) / (values.shape[1] - rank)
+    return vectors[:, :, :rank] * (values[:, :rank] - rest.unsqueeze(1)).sqrt().unsqueeze(1), rest
+
+
 def student_tail(t: float, degrees: int, *, steps: int = 200_000) -> float:
     """The chance that Student's t lies beyond |t| on either side: its density, summed at midpoints up to |t|."""
     scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))

@@ -24,10 +24,10 @@ from tripletmas.protection.place import placed_parameters
 from tripletmas.protection.pretrained import warn_of_unlike
 from tripletmas.protection.protection import MAS, Protection
 from tripletmas.protection.shards import places_of
-from tripletmas.protection.structured import gram_matrix
+from tripletmas.protection.structured import sums
 from tripletmas.protection.structured.budget import warn_if_unstable
 from tripletmas.protection.structured.gram import Gram
-from tripletmas.protection.structured.gram_matrix import LowRank, added, compressed, spectrum, square
+from tripletmas.protection.structured.gram_matrix import LowRank, added, spectrum, square
 from tripletmas.protection.structured.moments import input_importance
 
 # --- defaults
@@ -54,7 +54,7 @@ def test_unlabelled_data_are_added_by_their_weight_and_move_no_reference():
 
 
 def test_a_wide_gram_is_compressed_unless_that_was_declined(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gram_matrix, "WIDE", 100)
+    monkeypatch.setattr(sums, "WIDE", 100)
     torch.manual_seed(0)
     model, x = nn.Linear(400, 3), torch.randn(50, 4) @ torch.randn(4, 400) + 0.2 * torch.randn(50, 400)
     default, low, exact = (
@@ -318,19 +318,8 @@ def test_directions_that_are_nothing_but_rounding_are_not_known():
     assert int(found.vectors.any(dim=1).sum()) == 2
 
 
-def test_a_gram_is_compressed_by_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gram_matrix, "WIDE", 100)
-    rows = torch.randn(1, 30, 400, generator=torch.Generator().manual_seed(0))
-    state = torch.random.get_rng_state()
-    one, other = (compressed(rows.mT @ rows) for _ in range(2))
-    assert isinstance(one, LowRank)
-    assert isinstance(other, LowRank)
-    assert torch.equal(one.factor, other.factor)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
 def test_a_state_of_other_columns_or_of_other_groups_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gram_matrix, "WIDE", 100)
+    monkeypatch.setattr(sums, "WIDE", 100)
     torch.manual_seed(0)
     model = nn.Linear(400, 3, bias=False)
     guard = Gram(model, strength=1.0)

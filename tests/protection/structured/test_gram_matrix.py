@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import low_rank
 from torch import Tensor, nn
 
-from tripletmas.protection.structured import gram_matrix
+from tripletmas.protection.structured import sums
 from tripletmas.protection.structured.gram import Gram
 from tripletmas.protection.structured.gram_matrix import (
+    KEPT,
+    MOST,
     LowRank,
     added,
-    compressed,
     diagonal,
     energy,
     largest_curvature,
@@ -34,33 +36,8 @@ def moment(seed: int) -> Tensor:
     return (inputs.T @ inputs / len(inputs)).unsqueeze(0)
 
 
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    monkeypatch.setattr(gram_matrix, "WIDE", 100)
-
-
-def test_a_low_rank_keeps_the_large_directions_and_spreads_the_rest_evenly():
-    whole = moment(0)
-    found = compressed(whole)
-    assert isinstance(found, LowRank)
-    rank = found.factor.shape[2]
-    assert rank <= 2 * RANK
-    values, vectors = torch.linalg.eigh(whole[0])
-    kept = vectors[:, -rank:] * values[-rank:] @ vectors[:, -rank:].T
-    assert values[-rank:].sum() >= gram_matrix.KEPT * values.sum() > values[1 - rank :].sum()
-    others = torch.eye(COLUMNS) - vectors[:, -rank:] @ vectors[:, -rank:].T
-    assert torch.allclose(square(found)[0], kept + others * values[:-rank].mean(), rtol=0, atol=1e-6 * values[-1])
-    assert diagonal(found).sum().item() == pytest.approx(values.sum().item())
-
-
-@pytest.mark.parametrize("needed", [70, 110, 150, 200, 250])
-def test_sizes_are_passed_over_only_where_they_cannot_do(needed):
-    """So many equal eigenvalues have 99 % of the trace; of 1024 columns 256 are tried at most: 64, 128, 256."""
-    basis = torch.linalg.qr(torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)).double())[0]
-    values = torch.cat([torch.full((needed,), 0.991 / needed), torch.full((1024 - needed,), 0.009 / (1024 - needed))])
-    found = compressed((basis * values @ basis.T).unsqueeze(0))
-    assert isinstance(found, LowRank)
-    assert found.factor.shape[2] == needed
+def low(whole: Tensor) -> LowRank:
+    return LowRank(*low_rank(whole, KEPT, MOST))
 
 
 def test_little_directions_do_not_pile_up_where_the_rest_is_large():
@@ -73,7 +50,7 @@ def test_little_directions_do_not_pile_up_where_the_rest_is_large():
     assert added(one, other).factor.shape[2] == 5
 
 
-@pytest.mark.parametrize("make", [moment, lambda seed: compressed(moment(seed)), lambda seed: torch.ones(3, 1, 1)])
+@pytest.mark.parametrize("make", [moment, lambda seed: low(moment(seed)), lambda seed: torch.ones(3, 1, 1)])
 def test_the_spectrum(make):
     gram = make(0)
     vectors, large, little = spectrum(gram)
@@ -82,7 +59,7 @@ def test_the_spectrum(make):
     assert torch.allclose(inside + outside * little.view(-1, 1, 1), square(gram), atol=1e-9)
 
 
-@pytest.mark.parametrize("make", [moment, lambda seed: compressed(moment(seed))])
+@pytest.mark.parametrize("make", [moment, lambda seed: low(moment(seed))])
 def test_what_is_computed_of_it_is_what_the_square_says(make):
     gram, matrices = make(0), torch.randn(1, 3, COLUMNS).double()
     whole = square(gram)
@@ -94,8 +71,8 @@ def test_what_is_computed_of_it_is_what_the_square_says(make):
     assert largest_curvature(gram).item() == pytest.approx(torch.linalg.eigvalsh(whole).max().item(), rel=0.05)
 
 
-@pytest.mark.parametrize("one", [moment, lambda seed: compressed(moment(seed))])
-@pytest.mark.parametrize("other", [moment, lambda seed: compressed(moment(seed))])
+@pytest.mark.parametrize("one", [moment, lambda seed: low(moment(seed))])
+@pytest.mark.parametrize("other", [moment, lambda seed: low(moment(seed))])
 def test_sums(one, other):
     first, second = one(0), other(1)
     total = added(first, second)
@@ -109,9 +86,8 @@ def test_sums(one, other):
 def test_a_sum_of_the_same_many_times(dtype: torch.dtype):
     """Directions of the one lie in those of the other: nothing is divided by what is nearly 0, and no rank grows, also
     where the rest has more than its hundredth."""
-    one = compressed(moment(0).to(dtype))
-    assert isinstance(one, LowRank)
-    one = LowRank(one.factor, 4 * one.rest)
+    factor, rest = (each.to(dtype) for each in low(moment(0)))
+    one = LowRank(factor, 4 * rest)
     total = one
     for times_as_much in range(2, 12):
         total = added(total, one)
@@ -123,11 +99,18 @@ def test_a_sum_of_the_same_many_times(dtype: torch.dtype):
         assert torch.allclose(vectors.mT @ vectors, torch.eye(large.shape[1], dtype=dtype), atol=1e-3)
 
 
-def test_white_noise_stays_square():
-    assert isinstance(compressed(torch.eye(COLUMNS).unsqueeze(0)), Tensor)
+def test_a_sum_has_so_many_directions_at_most():
+    """Of white noise, whose directions are all alike."""
+    rows = torch.randn(2, 1, COLUMNS, COLUMNS, generator=torch.Generator().manual_seed(0)).double()
+    one, other = (LowRank(*low_rank(each.mT @ each / COLUMNS, KEPT, MOST)) for each in rows)
+    total = added(one, other)
+    assert isinstance(total, LowRank)
+    assert total.factor.shape[2] == MOST
+    assert diagonal(total).sum().item() == pytest.approx((diagonal(one) + diagonal(other)).sum().item())
 
 
-def test_a_wide_layer_is_held_and_saved(tmp_path: Path):
+def test_a_wide_layer_is_held_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sums, "WIDE", 100)
     torch.manual_seed(0)
     model = nn.Linear(COLUMNS, 3).double()
     x = (torch.randn(500, RANK) @ torch.randn(RANK, COLUMNS)).double()

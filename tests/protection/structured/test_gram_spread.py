@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from tripletmas.basics import distributed
 from tripletmas.basics.weights import named_parameters, trainable
-from tripletmas.protection.structured import gram_matrix
+from tripletmas.protection.structured import sums
 from tripletmas.protection.structured.gram import Gram
 from tripletmas.protection.structured.moments import relative_grams
 
@@ -93,7 +93,7 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4) ->
 
 
 def held(folder: str) -> dict[str, Any]:
-    gram_matrix.WIDE = 200
+    sums.WIDE = 200
     return {way: three_tasks(way, Path(folder, way)) for way in WAYS}
 
 
@@ -139,7 +139,7 @@ def read(folder: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gram_matrix, "WIDE", 200)
+    monkeypatch.setattr(sums, "WIDE", 200)
 
 
 @pytest.mark.slow

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracles import low_rank
 from torch import Tensor
 
-from tripletmas.protection.structured import gram_matrix
-from tripletmas.protection.structured.gram_matrix import LowRank, compressed, spectrum
+from tripletmas.protection.structured.gram_matrix import KEPT, MOST, LowRank, spectrum
 from tripletmas.protection.structured.quadratic import Quadratic, first_task
 
 GROUPS, ROWS, COLUMNS = 2, 3, 300
@@ -27,15 +27,10 @@ def change(seed: int) -> Tensor:
 
 def form(kind: str) -> Quadratic:
     """Of two tasks that were learned with different weights, or of one."""
-    grams = [compressed(moment(seed)) if kind == "low rank" else moment(seed) for seed in (0, 1)]
-    assert isinstance(grams[0], LowRank) == (kind == "low rank")
+    moments = [moment(seed) for seed in (0, 1)]
+    grams = [LowRank(*low_rank(each, KEPT, MOST)) if kind == "low rank" else each for each in moments]
     one = first_task(grams[0])
     return one if kind == "one task" else one.anchored(0.1 * change(2), own=True).with_task(grams[1], 1.0, 1.0)
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    monkeypatch.setattr(gram_matrix, "WIDE", 100)
 
 
 @pytest.mark.parametrize("part", [0.9, 0.1, 1e-4])

@@ -1,10 +1,10 @@
-"""The inputs of every linear map inside a model: second moments, gathered while a forward pass is watched."""
+"""The inputs of every linear map inside a model, given to who sums them up while a forward pass is watched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -12,13 +12,29 @@ from tripletmas.protection.engine.convolution import Convolution
 from tripletmas.protection.engine.kinds import Embedding, Linear, Scale
 from tripletmas.protection.engine.rule import Rule
 from tripletmas.protection.engine.rules import RULES
-from tripletmas.protection.engine.second_moments import second_moment
+from tripletmas.protection.engine.second_moments import input_parts, own_moment
 from tripletmas.protection.engine.watch import Call, Watch, Weight, tensors_in
 from tripletmas.protection.structured.linear_map import Kind, LinearMap
 
 
+class Sums(Protocol):
+    """Takes what each map sees; a map that is used twice in a pass gives twice."""
+
+    def draw(self, each: LinearMap, columns: int, rows: int) -> Tensor | None:
+        """The numbers of the inputs that count, of so many in a pass; None for all."""
+        ...
+
+    def add_inputs(self, each: LinearMap, inputs: Tensor, weight: float) -> None:
+        """Inputs (groups, columns, rows), without the 1 of a bias, each of which stands for so many."""
+        ...
+
+    def add_moment(self, each: LinearMap, moment: Tensor) -> None:
+        """The second moment (groups, columns, columns) of all that it saw."""
+        ...
+
+
 class LayerInputs(Watch):
-    """Gives every linear map that a forward pass uses, with the second moment of the inputs it sees.
+    """Gives every linear map that a forward pass uses the inputs it sees, or their second moment.
 
     Functions are watched, not modules, so that no use of a weight is missed; what is a view of a parameter (rows of a
     packed weight, its transpose) is that parameter. A weight that is computed from parameters is none of theirs.
@@ -26,20 +42,12 @@ class LayerInputs(Watch):
     Args:
         parameters: all of the model's, by canonical name.
         wanted: names of those that matter; a map without any of them is not given.
-        draw: (map, columns, rows) -> the numbers of the inputs that count in a pass, and stand for all; None for all.
-        take: is given each map, its moment and of how many rows, once for each use.
+        sums: is given them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, Tensor],
-        wanted: frozenset[str],
-        draw: Callable[[LinearMap, int, int], Tensor | None],
-        take: Callable[[LinearMap, Tensor, int], None],
-    ):
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], wanted: frozenset[str], sums: Sums):
         super().__init__(model, parameters, unrolls=False)
-        self._parameters, self._wanted, self._draw, self._take = dict(parameters), wanted, draw, take
+        self._parameters, self._wanted, self._sums = dict(parameters), wanted, sums
 
     def counts(self) -> bool:
         return True  # responses are held whether or not there is a gradient
@@ -61,9 +69,15 @@ class LayerInputs(Watch):
 
     def _measure(self, rule: Rule) -> None:
         found = self._map_of(rule)
-        if found is not None and not self._wanted.isdisjoint(found.parameters):
+        if found is None or self._wanted.isdisjoint(found.parameters):
+            return
+        if isinstance(rule, Embedding | Scale):
             has = {"has_weight": found.weight is not None, "has_bias": found.bias is not None}
-            self._take(found, *second_moment(rule, **has, draw=partial(self._draw, found)))
+            self._sums.add_moment(found, own_moment(rule, **has))
+        else:
+            assert isinstance(rule, Linear | Convolution)
+            for inputs, weight in input_parts(rule, partial(self._sums.draw, found)):
+                self._sums.add_inputs(found, inputs, weight)
 
     def _map_of(self, rule: Rule) -> LinearMap | None:
         places = {role: self._place(tensor) for role, tensor in rule.weights.items()}

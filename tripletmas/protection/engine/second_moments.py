@@ -1,13 +1,14 @@
-"""The second moment of what a call's weights are applied to: the sum over samples and positions of a a^T.
+"""What the weights of a call are applied to: its second moment where that is a number or two a channel or a word, else
+the inputs themselves, in parts.
 
-Shapes: moments (groups, columns, columns); a has a 1 after it where there is a bias. Inputs (groups, columns, rows): a
+Shapes: moments (groups, columns, columns); parts (groups, columns, rows), without the 1 that a bias is applied to: a
 convolution's patches are so copied in long runs, of a line of the image, not in those of a kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,55 +17,32 @@ from torch import Tensor
 
 from tripletmas.protection.engine.convolution import Convolution
 from tripletmas.protection.engine.kinds import Embedding, Linear, Scale
-from tripletmas.protection.engine.rule import Rule, buffer_size
+from tripletmas.protection.engine.rule import buffer_size
 
 # (columns, rows of a pass) -> the rows that count, as their numbers; None for all
 Draw = Callable[[int, int], Tensor | None]
 
-_COMPUTED_WHOLE = 256  # columns of a product with itself; of wider ones half is computed, and mirrored
 
-
-def second_moment(rule: Rule, *, has_weight: bool, has_bias: bool, draw: Draw) -> tuple[Tensor, int]:
-    """The moment of a call, and of how many rows it is; of drawn rows as much as all would have on the average."""
-    if isinstance(rule, Embedding):
-        counts = torch.bincount(rule.input.flatten().long(), minlength=len(rule.weights["weight"]))
-        if rule.padding_index is not None:  # its row is not trained
-            counts[rule.padding_index] = 0
-        return counts.to(rule.weights["weight"].dtype).view(-1, 1, 1), rule.input.numel()
+def own_moment(rule: Embedding | Scale, *, has_weight: bool, has_bias: bool) -> Tensor:
+    """The sum over samples and positions of a a^T, a 1 after a where there is a bias, of each word or channel by
+    itself."""
     if isinstance(rule, Scale):
-        return _of_scale(rule, has_weight, has_bias), rule.input.numel()
+        return _of_scale(rule, has_weight, has_bias)
+    counts = torch.bincount(rule.input.flatten().long(), minlength=len(rule.weights["weight"]))
+    if rule.padding_index is not None:  # its row is not trained
+        counts[rule.padding_index] = 0
+    return counts.to(rule.weights["weight"].dtype).view(-1, 1, 1)
+
+
+def input_parts(rule: Linear | Convolution, draw: Draw) -> Iterator[tuple[Tensor, float]]:
+    """The inputs of a call, of which one stands for so many: parts (groups, columns, rows) and that number."""
     if isinstance(rule, Convolution):
-        return _of_convolution(rule, has_bias, draw)
-    assert isinstance(rule, Linear)
-    inputs = rule.input.flatten(0, -2)
-    rows = len(inputs)
-    chosen = draw(inputs.shape[1], rows)
-    inputs = inputs if chosen is None else inputs[chosen]
-    return _of_inputs(inputs.t().unsqueeze(0), has_bias) * (rows / max(1, len(inputs))), rows
-
-
-def _of_inputs(inputs: Tensor, has_bias: bool) -> Tensor:
-    inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-    products = inputs.new_empty(len(inputs), inputs.shape[1], inputs.shape[1])
-    _put_products(products, inputs)
-    if not has_bias:
-        return products
-    sums = inputs.sum(2, keepdim=True)
-    ones = sums.new_full((len(sums), 1, 1), inputs.shape[2])
-    return torch.cat([torch.cat([products, sums], 2), torch.cat([sums.transpose(1, 2), ones], 2)], 1)
-
-
-def _put_products(into: Tensor, inputs: Tensor) -> None:
-    """inputs inputs^T, of which what lies on one side of the diagonal is computed once."""
-    columns = inputs.shape[1]
-    if columns <= _COMPUTED_WHOLE:
-        torch.matmul(inputs, inputs.transpose(1, 2), out=into)
+        yield from _patch_parts(rule, draw)
         return
-    first, rest = slice(0, columns // 2), slice(columns // 2, None)
-    _put_products(into[:, first, first], inputs[:, first])
-    _put_products(into[:, rest, rest], inputs[:, rest])
-    into[:, rest, first] = inputs[:, rest] @ inputs[:, first].transpose(1, 2)
-    into[:, first, rest] = into[:, rest, first].transpose(1, 2)
+    inputs = rule.input.flatten(0, -2)
+    chosen = draw(inputs.shape[1], len(inputs))
+    counted = inputs if chosen is None else inputs[chosen.to(inputs.device)]
+    yield counted.t().unsqueeze(0), len(inputs) / max(1, len(counted))
 
 
 def _of_scale(rule: Scale, has_weight: bool, has_bias: bool) -> Tensor:
@@ -84,7 +62,7 @@ def _of_scale(rule: Scale, has_weight: bool, has_bias: bool) -> Tensor:
     return torch.stack([square, total, total, torch.full_like(total, inputs.shape[1])], 1).view(-1, 2, 2)
 
 
-def _of_convolution(rule: Convolution, has_bias: bool, draw: Draw) -> tuple[Tensor, int]:
+def _patch_parts(rule: Convolution, draw: Draw) -> Iterator[tuple[Tensor, float]]:
     windows = _windows(rule)
     columns = windows.shape[1] // rule.groups * math.prod(rule.kernel)
     places = torch.Size([windows.shape[0], *windows.shape[2 : 2 + len(rule.kernel)]])
@@ -95,12 +73,10 @@ def _of_convolution(rule: Convolution, has_bias: bool, draw: Draw) -> tuple[Tens
         parts = windows.split(max(1, at_once * len(windows) // rows))
     else:
         # one place after the other: (rows, channels, *kernel)
-        where: list[Any] = list(torch.unravel_index(chosen, places))
+        where: list[Any] = list(torch.unravel_index(chosen.to(windows.device), places))
         parts = windows[(where[0], slice(None), *where[1:])].split(at_once)
-    total = torch.zeros((), device=windows.device)
     for part in parts:
-        total = total + _of_inputs(_patches(rule, part), has_bias)
-    return total * (1.0 if chosen is None else rows / len(chosen)), rows
+        yield _patches(rule, part), 1.0 if chosen is None else rows / len(chosen)
 
 
 def _patches(rule: Convolution, windows: Tensor) -> Tensor:

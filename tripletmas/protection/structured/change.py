@@ -86,9 +86,7 @@ def pull(
         held.found = (total + held.form.value) / held.form.tasks
 
 
-def bring_back(
-    maps: Maps, current: Mapping[str, nn.Parameter], reference: Mapping[str, Tensor], limit: Limit
-) -> bool:
+def bring_back(maps: Maps, current: Mapping[str, nn.Parameter], reference: Mapping[str, Tensor], limit: Limit) -> bool:
     """Bring every map that is beyond the limit to the nearest weights within; whether there were any."""
     found = [_to_edge(local_map(each, current), held, current, reference, limit) for each, held in maps.items()]
     return any(edge is not None for edge in found)

@@ -172,8 +172,8 @@ class Gram(Guard):
             pull(here, parameters, self._reference, self._pulls(optimizer, here), stepped)
         else:
             pulled = turns(here, stepped, begins=first)
-            limit = self._limit(FURTHEST, stepped) if self._has_budget else None
-            pull(pulled, parameters, self._reference, self._pulls(optimizer, pulled), stepped, limit)
+            limit, pulls = self._limit(FURTHEST, stepped) if self._has_budget else None, self._pulls(optimizer, pulled)
+            pull(pulled, parameters, self._reference, pulls, stepped, limit)
             self._adapt(optimizer, here.values(), own)
         self._loop.checked_rates.add(optimizer)
         return own

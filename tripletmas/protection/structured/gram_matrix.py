@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WIDE = 1024  # columns from which on a square Gram costs more at each step than it is worth
 KEPT = 0.99  # of the trace, by a low rank
 MOST = 128  # directions of one: what a layer learns lies in few, and the others are held alike
 
@@ -59,7 +58,7 @@ def added(one: GramMatrix, other: GramMatrix) -> GramMatrix:
         factor, rest = torch.cat([one.factor, other.factor], dim=2), one.rest + other.rest
         own = factor.square().sum((1, 2))
         trace = own + factor.shape[1] * rest
-        return _cut(factor, rest, trace, torch.minimum(KEPT * trace, (1 + KEPT) / 2 * own))
+        return cut(factor, rest, trace, torch.minimum(KEPT * trace, (1 + KEPT) / 2 * own))
     return square(one) + square(other)
 
 
@@ -75,26 +74,6 @@ def square(gram: GramMatrix) -> Tensor:
             gram.rest.unsqueeze(1).expand(-1, gram.factor.shape[1])
         )
     return gram
-
-
-def compressed(whole: Tensor) -> GramMatrix:
-    """The directions that keep 99 % of the trace, 128 at most, and what is left spread evenly; the Gram itself if it is
-    not wide.
-
-    What the Gram makes of random vectors, twice, spans its large directions: Halko et al., Finding Structure with
-    Randomness, SIAM Review 2011.
-    """
-    columns = whole.shape[-1]
-    if columns <= WIDE:
-        return whole
-    trace = whole.diagonal(dim1=1, dim2=2).sum(1)
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(columns, min(2 * MOST, columns), generator=generator).to(whole).expand(len(whole), -1, -1)
-    for _ in range(2):
-        basis = torch.linalg.qr(whole @ basis)[0]
-    values, vectors = torch.linalg.eigh(basis.mT @ whole @ basis)
-    factor = basis @ vectors * values.clamp_min(0).sqrt().unsqueeze(1)
-    return _cut(factor, torch.zeros_like(trace), trace, KEPT * trace)
 
 
 def largest_curvature(gram: GramMatrix) -> Tensor:
@@ -129,7 +108,7 @@ def spectrum(gram: GramMatrix) -> Spectrum:
     return Spectrum(vectors * known.unsqueeze(1), values * known, torch.zeros_like(values[:, 0]))
 
 
-def _cut(factor: Tensor, rest: Tensor, trace: Tensor, kept: Tensor) -> LowRank:
+def cut(factor: Tensor, rest: Tensor, trace: Tensor, kept: Tensor) -> LowRank:
     """factor factor^T + rest I, of this trace (groups,), with no more directions than have `kept` (groups,) of the
     factor's, nor than `MOST`; what is left of the trace is spread over all others."""
     values, vectors = torch.linalg.eigh(factor.mT @ factor)  # ascending

@@ -27,15 +27,12 @@ from tripletmas.protection.batches import (
 from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.inputs import LayerInputs
 from tripletmas.protection.replicas import as_one
-from tripletmas.protection.structured.gram_matrix import GramMatrix, compressed, diagonal, energy, scaled
+from tripletmas.protection.structured.gram_matrix import GramMatrix, diagonal, energy, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.local_map import local_map
+from tripletmas.protection.structured.sums import MomentSums, gram_of
 
 Grams = dict[LinearMap, GramMatrix]
-
-# A map with more columns, or that has seen more rows, counts only so many rows of a pass, drawn at random, for all.
-_EXACT_COLUMNS, _EXACT_ROWS = 1024, 10**6
-_DRAWN_ROWS, _DRAWN_A_COLUMN = 4096, 4
 
 
 @torch.no_grad()
@@ -52,9 +49,10 @@ def relative_grams(
     Args:
         batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
         forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
-        exact: count every position, and keep every Gram square. Else of maps with more than 1024 columns, and of others
-            once they have seen 10^6 rows, 4096 rows of a batch are drawn, or four times the columns; and Grams of more
-            than 1024 columns are kept as a low rank with 99 % of the trace and the diagonal of the rest.
+        exact: count every position, and keep every Gram square. Else, once a map has seen 16384 positions, of later
+            ones fewer and fewer are drawn at random (of n so far, 16384 / n of them); and of a map with more than 1024
+            columns, where it is 4096, the 128 largest directions are kept at most, fewer if they have 99 % of the
+            trace, and what is left is spread evenly over all others.
 
     Raises:
         ValueError: with no trainable parameter or no sample; where the inputs of a layer are not finite; where nothing
@@ -72,7 +70,7 @@ def relative_grams(
         explained = {name for each in moments for name in each.parameters}
         for name in wanted.keys() - explained:
             moments[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
-        found, silent = _in_their_own_unit(moments, named_parameters(model), exact)
+        found, silent = _in_their_own_unit(moments, named_parameters(model))
     if not found:
         raise ValueError("no layer answers anything on these data: all inputs or all weights are zero")
     if silent:
@@ -90,9 +88,7 @@ def refuse_unless_by_rows(model: nn.Module) -> None:
             )
 
 
-def _in_their_own_unit(
-    moments: dict[LinearMap, Tensor], parameters: Mapping[str, Tensor], exact: bool
-) -> tuple[Grams, list[str]]:
+def _in_their_own_unit(moments: dict[LinearMap, Tensor], parameters: Mapping[str, Tensor]) -> tuple[Grams, list[str]]:
     """The moments, in the order of the model, divided by the maps' squared answers; names of maps without any."""
     order = {name: number for number, name in enumerate(parameters)}
     found, silent = {}, []
@@ -100,7 +96,7 @@ def _in_their_own_unit(
         moment = moments.pop(each)
         if not moment.isfinite().all():
             raise ValueError(f"the inputs of {each.name!r} are not finite on these data: NaN or infinity before it")
-        gram = moment if exact else compressed(moment)
+        gram = gram_of(moment)
         answer = float(energy(each.matrices(parameters), gram))
         if answer > 0 and math.isfinite(answer):
             found[each] = scaled(gram, 1 / answer)
@@ -144,24 +140,7 @@ def _moments(
 ) -> tuple[dict[LinearMap, Tensor], int]:
     """The sums over the samples of this process, and how many these are."""
     call = ModelCall(model, None, forward)
-    moments: dict[LinearMap, Tensor] = {}
-    seen: dict[LinearMap, int] = {}
-    total = 0
-    generator = torch.Generator().manual_seed(0)  # a function of the data alone
-
-    def draw(each: LinearMap, columns: int, rows: int) -> Tensor | None:
-        most = max(_DRAWN_ROWS, _DRAWN_A_COLUMN * columns)
-        if exact or (seen.get(each, 0) + rows <= _EXACT_ROWS and columns <= _EXACT_COLUMNS) or rows <= most:
-            return None
-        return torch.randint(rows, (most,), generator=generator).to(device_of(model))
-
-    def take(each: LinearMap, moment: Tensor, rows: int) -> None:
-        seen[each] = seen.get(each, 0) + rows
-        if each in moments:
-            moments[each].add_(moment)
-        else:
-            moments[each] = moment
-
+    sums, total = MomentSums(exact=exact), 0
     with measuring(model) as moved, torch.no_grad():
         for batch in each_batch(batches):
             inputs = moved(call.inputs_of(batch))
@@ -169,6 +148,6 @@ def _moments(
             if not count:
                 continue
             total += count
-            with LayerInputs(model, named_parameters(model), frozenset(trainable(model)), draw, take):
+            with LayerInputs(model, named_parameters(model), frozenset(trainable(model)), sums):
                 call(model, inputs)
-    return moments, total
+    return sums.sums, total

@@ -44,7 +44,7 @@ class Quadratic(NamedTuple):
         """
         half = times(change, self.gram if here is None else of_groups(self.gram, here.groups))
         if self.offset is not None:
-            half = half.add_(self.offset)  # in place here and in `times`: at a large layer new memory costs more than sums
+            half.add_(self.offset)  # in place, as in `times`: at a large layer new memory costs more than sums
         return self.added(change, half), half
 
     def added(self, change: Tensor, half: Tensor) -> Tensor:
