@@ -15,7 +15,7 @@ from tripletmas.protection.penalty import Instead, give_back, gradient_to_add_to
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.local_map import LocalMap, local_map, totals
-from tripletmas.protection.structured.quadratic import Quadratic, to_edge
+from tripletmas.protection.structured.quadratic import Edge, Quadratic, to_edge
 
 TOLERANCE = 0.001  # of a share
 
@@ -34,6 +34,10 @@ class Limit(NamedTuple):
     most: float
     moved: Collection[str]
     beside: Callable[[nn.Parameter], list[Tensor]]
+
+    def moves_all_of(self, each: LinearMap) -> bool:
+        """Whether bringing back may move all that the map is made of, so that it gets there."""
+        return all(name in self.moved for name in each.parameters)
 
 
 def values_of(maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> list[Tensor]:
@@ -70,19 +74,25 @@ def pull(
     Maps that were found beyond the limit when they were last pulled are brought back to it first. Of two that share a
     weight the first is pulled before the second is brought back.
     """
-    here, moved, instead = [local_map(each, current) for each in maps], [], Instead()
     far = set() if limit is None else _found_beyond(limit.most, maps)
-    for each, held in zip(here, maps.values(), strict=True):
-        edge = _to_edge(each, held, current, reference, limit) if limit and each.map in far else None
-        value, half = edge or held.form.moved(each.change(current, reference), each)
-        moved.append(value)
-        half.mul_(2 * weights[each.map])
-        for name, part in each.spread(half, current):
+    looked_at, moved, instead = [], [], Instead()
+    for each, held in maps.items():
+        here, half = local_map(each, current), None
+        if limit is not None and each in far:
+            edge = _to_edge(here, held, current, reference, limit)
+            if edge is not None and limit.moves_all_of(each):
+                half, held.found = edge.half, held.form.value.new_tensor(edge.value / held.form.tasks)
+        if half is None:
+            value, half = held.form.moved(here.change(current, reference), here)
+            looked_at.append((here, held))
+            moved.append(value)
+        half.mul_(2 * weights[each])
+        for name, part in here.spread(half, current):
             if name in signs:
                 gradient = gradient_to_add_to(current[name], instead)
-                each.rows(gradient).add_(part, alpha=signs[name])
+                here.rows(gradient).add_(part, alpha=signs[name])
     give_back(instead)
-    for held, total in zip(maps.values(), totals(here, moved), strict=True):
+    for (_, held), total in zip(looked_at, totals([here for here, _ in looked_at], moved), strict=True):
         held.found = (total + held.form.value) / held.form.tasks
 
 
@@ -107,18 +117,14 @@ def _to_edge(
     current: Mapping[str, nn.Parameter],
     reference: Mapping[str, Tensor],
     limit: Limit,
-) -> tuple[Tensor, Tensor] | None:
-    """Bring a map to the nearest weights at which it is within the limit; its form there, as `Quadratic.moved`, or None
-    if it was within."""
-    change, most = here.change(current, reference), limit.most * held.form.tasks
-    total, half = held.form.of(change, here)
-    value = float(total)
+) -> Edge | None:
+    """Bring a map to the nearest weights at which it is within the limit; None if it was within."""
+    total, half = held.form.of(here.change(current, reference), here)
+    value, most = float(total), limit.most * held.form.tasks
     if value <= most * (1 + TOLERANCE):
         return None
-    way, half = to_edge(value, half, most, held.spectrum, here)
-    for name, part in here.spread(way, current):
+    edge = to_edge(value, half, most, held.spectrum, here)
+    for name, part in here.spread(edge.half, current):
         for weights in [current[name].detach(), *limit.beside(current[name])] if name in limit.moved else []:
-            here.rows(weights).sub_(part)
-    if not all(name in limit.moved for name in here.map.parameters):  # it did not get there
-        return held.form.moved(here.change(current, reference), here)
-    return held.form.added(change.sub_(way), half), half
+            here.rows(weights).sub_(part, alpha=edge.multiplier)
+    return edge

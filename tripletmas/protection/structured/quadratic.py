@@ -45,11 +45,7 @@ class Quadratic(NamedTuple):
         half = times(change, self.gram if here is None else of_groups(self.gram, here.groups))
         if self.offset is not None:
             half.add_(self.offset)  # in place, as in `times`: at a large layer new memory costs more than sums
-        return self.added(change, half), half
-
-    def added(self, change: Tensor, half: Tensor) -> Tensor:
-        """What a change adds to T, a scalar, given half the form's gradient there."""
-        return _inner(change, half if self.offset is None else half + self.offset)
+        return _inner(change, half if self.offset is None else half + self.offset), half
 
     def of(self, change: Tensor, here: LocalMap | None = None) -> tuple[Tensor, Tensor]:
         """(the form, a scalar; half its gradient, like `change`) at a change D of the weights."""
@@ -60,7 +56,8 @@ class Quadratic(NamedTuple):
         """The change that is nearest to this one and at which the form is at most so much; where it is so nowhere, one
         at which it is about least. The spectrum is that of the Gram."""
         value, half = self.of(change, here)
-        return change - to_edge(float(value), half, most, spectrum, here)[0]
+        edge = to_edge(float(value), half, most, spectrum, here)
+        return change - edge.multiplier * edge.half
 
     def anchored(self, change: Tensor, here: LocalMap | None = None, *, own: bool) -> Quadratic:
         """The same form around the weights after a change D; unless `own`, every task has its reference there."""
@@ -80,27 +77,36 @@ def first_task(gram: GramMatrix, weight: float = 1.0) -> Quadratic:
     return Quadratic(gram, None, diagonal(gram).new_zeros(()), weight)
 
 
-def to_edge(
-    value: float, half: Tensor, most: float, spectrum: Spectrum, here: LocalMap | None = None
-) -> tuple[Tensor, Tensor]:
-    """Of a change D, at which the form is `value` and half its gradient H = D A + C: (what D is beyond the nearest
-    change at which the form is `most`, half the gradient there).
+class Edge(NamedTuple):
+    """Where a form is as much as is allowed, seen from a change D beyond it.
 
-    These are m G and G = H (I + m A)^-1, and the form there is less by sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2,
-    q_j and l_j eigenvectors and eigenvalues of A: m is searched.
+    Attributes:
+        multiplier, half: the nearest change there is D - multiplier * half, and half the form's gradient there.
+        value: of the form there.
+    """
+
+    multiplier: float
+    half: Tensor
+    value: float
+
+
+def to_edge(value: float, half: Tensor, most: float, spectrum: Spectrum, here: LocalMap | None = None) -> Edge:
+    """Of a change D, at which the form is `value` and half its gradient H = D A + C, the nearest at which it is `most`.
+
+    Half the gradient there is G = H (I + m A)^-1, the change D - m G, and the form there is less by
+    sum_j |H q_j|^2 m (2 + m l_j) / (1 + m l_j)^2, q_j and l_j eigenvectors and eigenvalues of A: m is searched.
     """
     groups = slice(None) if here is None else here.groups
     vectors, large, little = (each[groups] for each in spectrum)
     turned = half @ vectors
     slopes = turned.square().sum(1)
-    other = (half.square().sum((1, 2)) - slopes.sum(1)).clamp_min(0) * (little > 0)
+    other = (torch.linalg.vector_norm(half, dim=(1, 2)).square() - slopes.sum(1)).clamp_min(0) * (little > 0)
     if here is not None:
         slopes, other = (here.total_of_groups(each, len(spectrum.little)) for each in (slopes, other))
-    multiplier = _multiplier(value, most, slopes, other, spectrum)
+    multiplier, less = _multiplier(value, most, slopes, other, spectrum)
     everywhere = ((little > 0) / (1 + multiplier * little)).view(-1, 1, 1)
     there = turned.mul_((1 / (1 + multiplier * large)).unsqueeze(1) - everywhere) @ vectors.mT
-    there.addcmul_(half, everywhere)
-    return there * multiplier, there
+    return Edge(multiplier, there.addcmul_(half, everywhere), value - less)
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
@@ -109,8 +115,10 @@ def _inner(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).sum()
 
 
-def _multiplier(value: float, most: float, slopes: Tensor, other: Tensor, spectrum: Spectrum) -> float:
-    """The m at which a form of this value is `most`, as `to_edge` has it.
+def _multiplier(value: float, most: float, slopes: Tensor, other: Tensor, spectrum: Spectrum) -> tuple[float, float]:
+    """The m at which a form of this value is `most`, as `to_edge` has it, and how much less that is.
+
+    By Newton's method from 0: the form is convex in m, so that it comes to the edge from one side.
 
     Args:
         slopes, other: |H q_j|^2 over all rows: (groups, n) in the directions of the spectrum, (groups,) in all others.
@@ -119,9 +127,12 @@ def _multiplier(value: float, most: float, slopes: Tensor, other: Tensor, spectr
         torch.cat([one.flatten(), rest.flatten()]).to("cpu", torch.float64)
         for one, rest in ((slopes, other), (spectrum.large, spectrum.little))
     )
-    low, high = 1e-6 / float(values.max()), 1e12 / float(values.max())
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        less = (slopes * middle * (2 + middle * values) / (1 + middle * values).square()).sum()
-        low, high = (low, middle) if value - float(less) <= most else (middle, high)
-    return high
+    multiplier, less, furthest = 0.0, 0.0, 1e12 / float(values.max())
+    for _ in range(100):
+        steepness = 2 * float((slopes / (1 + multiplier * values) ** 3).sum())
+        step = (value - less - most) / steepness if steepness > 0 else furthest
+        multiplier = min(multiplier + step, furthest)
+        less = float((slopes * multiplier * (2 + multiplier * values) / (1 + multiplier * values).square()).sum())
+        if step <= 1e-9 * multiplier or multiplier == furthest:
+            break
+    return multiplier, less
