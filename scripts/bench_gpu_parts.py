@@ -220,7 +220,7 @@ def step(asked: Asked) -> None:
     for model, size in cases.items():
         options = argparse.Namespace(model=model, size=size, batch=8 if asked.small else 64, optimizer="adamw")
         options.steps, options.repeats, options.warm_up = (1, 2, 0) if asked.small else (5, 7, 20)
-        options.device = asked.device
+        options.device, options.images, options.clock = asked.device, None, "wall"
         for row in bench_training_step.measure(options):
             memory = {} if row["extra_memory"] is None else {"peak MiB": row["extra_memory"] / 2**20}
             milliseconds = 1000 * row["median_seconds"]
@@ -246,11 +246,12 @@ def waiting(asked: Asked) -> None:
     """How often Python waits for the device in a training step, and in a batch of importance."""
     size, batch = (8, 8) if asked.small else (64, 64)
     options = argparse.Namespace(
-        model="mlp" if asked.small else "resnet18", size=size, batch=batch, device=asked.device
+        model="mlp" if asked.small else "resnet18", size=size, batch=batch, device=asked.device, images=None
     )
-    model, inputs = bench_training_step.made(options)
+    model, tasks = bench_training_step.made(options)
+    inputs, _ = tasks[0][0]
     for name in ("none", "attached", "gram"):
-        training = bench_training_step.Training(name, model, inputs, "adamw")
+        training = bench_training_step.Training(name, model, tasks, "adamw", "wall")
         training.step()
         asked.note(what=f"a training step, {name}", **waits(asked, training.step))
     with asked.kernels():

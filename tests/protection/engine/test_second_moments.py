@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tripletmas.protection.engine.rules import Convolution, Linear
+from tripletmas.protection.engine.rules import RULES, Convolution, Linear
 from tripletmas.protection.engine.second_moments import Draw, input_parts
 
 
@@ -33,3 +36,24 @@ def test_drawn_places_of_a_convolution_stand_for_all():
     patches = F.unfold(images, (3, 2)).transpose(1, 2).flatten(0, 1)
     assert torch.allclose(whole[0], patches.T @ patches)
     assert torch.allclose(some, whole)
+
+
+@pytest.mark.parametrize(
+    ("function", "images", "weight", "options"),
+    [
+        (F.conv1d, (3, 4, 9), (6, 4, 3), {"stride": 2, "padding": 1}),
+        (F.conv2d, (3, 4, 7, 6), (6, 2, 3, 2), {"groups": 2, "dilation": (2, 1), "padding": "same"}),
+        (F.conv2d, (3, 4, 7, 6), (8, 1, 3, 3), {"groups": 4, "stride": (2, 1), "padding": (0, 1)}),
+        (F.conv2d, (4, 7, 6), (2, 4, 1, 1), {}),
+        (F.conv3d, (2, 2, 4, 5, 3), (3, 2, 2, 3, 1), {"padding": 1}),
+        (F.conv_transpose2d, (3, 4, 4, 5), (4, 3, 3, 2), {"groups": 2, "stride": 2, "padding": 1, "output_padding": 1}),
+    ],
+)
+def test_places_that_are_drawn_one_by_one_are_those_of_all(function: Any, images: Any, weight: Any, options: Any):
+    """Every place, once, in another order: the same moment."""
+    torch.manual_seed(0)
+    rule = RULES[function](torch.randn(images).double(), torch.randn(weight).double(), None, **options)
+    assert isinstance(rule, Convolution)
+    whole = moment(rule, lambda columns, rows: None)
+    assert torch.allclose(moment(rule, lambda columns, rows: torch.randperm(rows)), whole)
+    assert whole.shape[0] == options.get("groups", 1)

@@ -99,13 +99,16 @@ def test_exact_makes_all_of_a_wide_one(monkeypatch: pytest.MonkeyPatch):
     assert torch.allclose(square(gram_of(summed(parts, linear(), exact=True))), whole(parts, linear()))
 
 
-@pytest.mark.parametrize(("columns", "most"), [(1024, 16384), (1025, 4096)])
-def test_of_later_inputs_fewer_and_fewer_are_drawn(columns: int, most: int):
+@pytest.mark.parametrize(
+    ("columns", "groups", "most"), [(1024, 1, 16384), (1025, 1, 4096), (9, 100, 16384), (9, 114, 1024)]
+)
+def test_of_later_inputs_fewer_and_fewer_are_drawn(columns: int, groups: int, most: int):
     """`most` in a first batch, a half of that in a second one of the same size; all of small batches at first."""
+    each = LinearMap("weight", None, "convolution", groups)
     drawn = MomentSums(exact=False)
-    numbers = [drawn.draw(linear(), columns, 10 * most) for _ in range(3)]
-    assert [len(each) for each in numbers if each is not None] == [most, most // 2, most // 3]
-    assert all(each is not None and 0 <= int(each.min()) <= int(each.max()) < 10 * most for each in numbers)
+    numbers = [drawn.draw(each, columns, 10 * most) for _ in range(3)]
+    assert [len(found) for found in numbers if found is not None] == [most, most // 2, most // 3]
+    assert all(found is not None and 0 <= int(found.min()) <= int(found.max()) < 10 * most for found in numbers)
     small = MomentSums(exact=False)
-    assert [small.draw(linear(), columns, most // 2) is None for _ in range(4)] == [True, True, False, False]
-    assert MomentSums(exact=True).draw(linear(), columns, 10 * most) is None
+    assert [small.draw(each, columns, most // 2) is None for _ in range(4)] == [True, True, False, False]
+    assert MomentSums(exact=True).draw(each, columns, 10 * most) is None

@@ -63,49 +63,74 @@ def _of_scale(rule: Scale, has_weight: bool, has_bias: bool) -> Tensor:
 
 
 def _patch_parts(rule: Convolution, draw: Draw) -> Iterator[tuple[Tensor, float]]:
-    windows = _windows(rule)
+    images = _padded(rule)
+    windows = _windows(rule, images)
     columns = windows.shape[1] // rule.groups * math.prod(rule.kernel)
     places = torch.Size([windows.shape[0], *windows.shape[2 : 2 + len(rule.kernel)]])
     # as many rows at a time as fit a buffer, and as many as there are columns: sums of squares cost, too
     rows, at_once = places.numel(), max(columns, buffer_size(windows) // (columns * rule.groups))
     chosen = draw(columns, rows)
     if chosen is None:
-        parts = windows.split(max(1, at_once * len(windows) // rows))
-    else:
-        # one place after the other: (rows, channels, *kernel)
-        where: list[Any] = list(torch.unravel_index(chosen.to(windows.device), places))
-        parts = windows[(where[0], slice(None), *where[1:])].split(at_once)
-    for part in parts:
-        yield _patches(rule, part), 1.0 if chosen is None else rows / len(chosen)
+        for part in windows.split(max(1, at_once * len(windows) // rows)):
+            yield _patches(rule, part), 1.0
+        return
+    pixels, numbers = _pixels(images)
+    under = _windows(rule, numbers)
+    for part in chosen.to(images.device).split(at_once):
+        where: list[Any] = list(torch.unravel_index(part, places))
+        kernels = under[(where[0], slice(None), *where[1:])]
+        yield _drawn_patches(rule, pixels, kernels), rows / len(chosen)
 
 
 def _patches(rule: Convolution, windows: Tensor) -> Tensor:
     """What a convolution's weight is applied to: (groups, channels of a group * kernel, rows).
 
     Args:
-        windows: (n, channels, *positions, *kernel), without the positions where single places were drawn.
+        windows: (n, channels, *positions, *kernel).
     """
     dims = len(rule.kernel)
-    if rule.transposed:  # it adds up in the output what lies mirrored in the input
-        windows = windows.flip(list(range(-dims, 0)))
-    windows = windows.unflatten(1, (rule.groups, -1))  # (n, groups, channels, ...)
-    if windows.ndim == 3 + dims:  # single places: each is a run by itself
-        return windows.transpose(0, 1).flatten(2).transpose(1, 2)
+    windows = _as_applied(rule, windows).unflatten(1, (rule.groups, -1))  # (n, groups, channels, ...)
     last = windows.ndim
     patches = windows.permute(1, 2, *range(last - dims, last), 0, *range(3, last - dims))
     return patches.flatten(2 + dims).flatten(1, 1 + dims)
 
 
-def _windows(rule: Convolution) -> Tensor:
-    """Views of the padded input under the kernel at all its places: (n, channels, *positions, *kernel)."""
+def _drawn_patches(rule: Convolution, pixels: Tensor, kernels: Tensor) -> Tensor:
+    """The same of single places. All channels of a pixel lie side by side, and are copied at once.
+
+    Args:
+        pixels: (pixels, channels).
+        kernels: (rows, 1, *kernel), the numbers of the pixels under the kernel.
+    """
+    numbers = _as_applied(rule, kernels).flatten(1)
+    found = pixels.index_select(0, numbers.flatten())
+    return found.view(*numbers.shape, rule.groups, -1).permute(2, 3, 1, 0).flatten(1, 2)
+
+
+def _as_applied(rule: Convolution, windows: Tensor) -> Tensor:
+    """A transposed convolution adds up in the output what lies mirrored in the input."""
+    return windows.flip(list(range(-len(rule.kernel), 0))) if rule.transposed else windows
+
+
+def _pixels(images: Tensor) -> tuple[Tensor, Tensor]:
+    """(pixels, channels) of images (n, channels, *positions), and the numbers of these pixels (n, 1, *positions)."""
+    pixels = images.movedim(1, -1)
+    numbers = torch.arange(pixels[..., 0].numel(), device=images.device)
+    return pixels.flatten(0, -2), numbers.view(len(images), 1, *images.shape[2:])
+
+
+def _padded(rule: Convolution) -> Tensor:
+    """The images (n, channels, *positions) over which the kernel goes."""
     images = rule.input if rule.input.ndim == len(rule.kernel) + 2 else rule.input.unsqueeze(0)
-    stride = rule.stride
     if rule.transposed:
-        images, stride = _spaced(rule, images), (1,) * len(rule.kernel)
-    elif rule.added:
-        images = F.pad(images, rule.added)
-    else:
-        images = F.pad(images, [side for amount in reversed(rule.padding) for side in (amount, amount)])
+        return _spaced(rule, images)
+    sides = rule.added or [side for amount in reversed(rule.padding) for side in (amount, amount)]
+    return F.pad(images, sides) if any(sides) else images
+
+
+def _windows(rule: Convolution, images: Tensor) -> Tensor:
+    """Views of what is under the kernel at all its places: (n, channels, *positions, *kernel)."""
+    stride = (1,) * len(rule.kernel) if rule.transposed else rule.stride
     for dim, (size, jump, spread) in enumerate(zip(rule.kernel, stride, rule.dilation, strict=True)):
         # one dimension after the other: windows of the span, of which every `spread`-th is under the kernel
         images = images.unfold(dim + 2, spread * (size - 1) + 1, jump)[..., ::spread]

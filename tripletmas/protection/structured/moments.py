@@ -50,9 +50,10 @@ def relative_grams(
         batches: any iterable of tensors, (inputs, labels, ...) tuples or dicts.
         forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
         exact: count every position, and keep every Gram square. Else, once a map has seen 16384 positions, of later
-            ones fewer and fewer are drawn at random (of n so far, 16384 / n of them); and of a map with more than 1024
-            columns, where it is 4096, the 128 largest directions are kept at most, fewer if they have 99 % of the
-            trace, and what is left is spread evenly over all others.
+            ones fewer and fewer are drawn at random (of n so far, 16384 / n of them); of a map with more than 1024
+            columns it is 4096, and 1024 where many groups have so many. Of one with more than 1024 the 128 largest
+            directions are kept at most, fewer if they have 99 % of the trace; what is left is spread evenly over all
+            others.
 
     Raises:
         ValueError: with no trainable parameter or no sample; where the inputs of a layer are not finite; where nothing

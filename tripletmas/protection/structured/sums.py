@@ -22,7 +22,7 @@ WIDE = 1024  # columns from which on a square moment costs more at each step tha
 _VECTORS = 2 * MOST
 _COMPUTED_WHOLE = 256  # columns of a product with itself; of wider ones half is computed
 # So many rows of a map count fully; of later ones fewer and fewer, drawn at random, each for all around it.
-_ROWS, _ROWS_OF_WIDE = 16384, 4096
+_ROWS, _ROWS_OF_WIDE, _ROWS_OF_GROUPS = 16384, 4096, 1024
 
 
 @final
@@ -47,7 +47,8 @@ class MomentSums:
         """As `engine.inputs.Sums`."""
         before = self._seen.get(each, 0)
         self._seen[each] = before + rows
-        most = int((_ROWS_OF_WIDE if columns > WIDE else _ROWS) * rows / (before + rows))
+        fully = _ROWS if columns * each.groups <= WIDE else _ROWS_OF_WIDE if each.groups == 1 else _ROWS_OF_GROUPS
+        most = int(fully * rows / (before + rows))
         if self._exact or rows <= most:
             return None
         return torch.randint(rows, (max(1, most),), generator=self._generator)
