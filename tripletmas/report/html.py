@@ -14,7 +14,7 @@ from threading import BoundedSemaphore
 from typing import Protocol
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -137,4 +137,14 @@ def _environment() -> Environment:
     loader = PackageLoader("tripletmas.report", "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters.update(contents=contents, begun=begun, number=number, middle_cut=middle_cut, end_cut=end_cut)
+    made.filters.update(breakable=breakable)
     return made
+
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow column breaks after its underscores, slashes and plus signs, rather than anywhere.
+
+    >>> str(breakable("runs/gram_0.5 & more"))
+    'runs/<wbr>gram_<wbr>0.5 &amp; more'
+    """
+    return Markup(re.sub(r"([_/+])(?=\w)", r"\1<wbr>", str(escape(name))))
