@@ -99,6 +99,14 @@ def test_a_sum_of_the_same_many_times(dtype: torch.dtype):
         assert torch.allclose(vectors.mT @ vectors, torch.eye(large.shape[1], dtype=dtype), atol=1e-3)
 
 
+def test_the_share_that_is_kept():
+    """Eigenvalues 5, 2 and 1, 1: the directions have 7 of 9; of a second group 3 and 1, 1, 1 has 3 + 1 of 6."""
+    factor = torch.zeros(2, 4, 2)
+    factor[0, 0, 0], factor[0, 1, 1], factor[1, 0, 0] = 2.0, 1.0, 2.0**0.5
+    assert LowRank(factor[:1], torch.ones(1)).kept_share() == pytest.approx(7 / 9)
+    assert LowRank(factor, torch.ones(2)).kept_share() == pytest.approx((7 + 4) / (9 + 6))
+
+
 def test_a_sum_has_so_many_directions_at_most():
     """Of white noise, whose directions are all alike."""
     rows = torch.randn(2, 1, COLUMNS, COLUMNS, generator=torch.Generator().manual_seed(0)).double()
@@ -121,6 +129,8 @@ def test_a_wide_layer_is_held_and_saved(tmp_path: Path, monkeypatch: pytest.Monk
     with torch.no_grad():
         model.weight.add_(0.05 * torch.randn(3, COLUMNS))
     assert gram.value().item() == pytest.approx(exact.value().item(), rel=0.03)
+    assert exact.kept_shares() == {}
+    assert gram.kept_shares() == {"weight": pytest.approx(1.0, abs=0.01)}
     gram.save(tmp_path / "wide")
     assert torch.equal(Gram.load(tmp_path / "wide", model).value(), gram.value())
     assert (tmp_path / "wide").stat().st_size < 1.2 * 8 * (2 * 3 * COLUMNS + (2 * RANK + 2) * (COLUMNS + 1))

@@ -31,7 +31,7 @@ from tripletmas.protection.structured.budget import (
 )
 from tripletmas.protection.structured.change import Limit, anchored, bring_back, pull, values_of
 from tripletmas.protection.structured.following import Kept, followed
-from tripletmas.protection.structured.gram_matrix import scaled
+from tripletmas.protection.structured.gram_matrix import LowRank, scaled
 from tripletmas.protection.structured.held import Held
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.moments import (
@@ -64,7 +64,8 @@ class Gram(Guard):
     With a `strength` the penalty is strength * sum over layers and tasks of the shares.
     Needs forward passes only and no label. It holds weights: keep batch norm in eval mode, whose statistics are none.
 
-    Memory: two copies of the trainable parameters, and a square matrix of its inputs for each layer.
+    Memory: two copies of the trainable parameters, and of each layer a square matrix of its inputs, or of more than
+    1024 inputs 128 directions (`kept_shares`).
 
     Args:
         budget: how far the answers of each layer may move, as a part of their length, in (0, 1]. None takes, unless
@@ -140,6 +141,12 @@ class Gram(Guard):
             each.name: float(value / held.form.tasks)
             for (each, held), value in zip(present.items(), values, strict=True)
         }
+
+    def kept_shares(self) -> dict[str, float]:
+        """Of each map with more than 1024 inputs, the share of their second moment that lies in the directions that are
+        kept; what is left is held alike in all others."""
+        forms = {each.name: held.form.gram for each, held in self._present().items()}
+        return {name: gram.kept_share() for name, gram in forms.items() if isinstance(gram, LowRank)}
 
     def set_strength(self, strength: float) -> None:
         """From now on hold with this strength, without a budget."""
@@ -267,14 +274,8 @@ class Gram(Guard):
         self._note_measured(left_out=False)
 
     def save(self, path: str | Path) -> None:
-        settings = {
-            "holds": "gram",
-            "budget": self._given,
-            "strength": None if self._has_budget else self.strength,
-            "reference": self.reference,
-            "decay": self.decay,
-            "exact": self.exact,
-        }
+        settings = {"holds": "gram", "budget": self._given, "strength": None if self._has_budget else self.strength}
+        settings |= {"reference": self.reference, "decay": self.decay, "exact": self.exact}
         write_protection(path, self.state_dict(), settings)
 
     @staticmethod
@@ -287,15 +288,8 @@ class Gram(Guard):
         with read_protection(path, model) as (state, settings):
             if settings.get("holds") != "gram":
                 raise ValueError("it holds weights one by one: Protection.load reads it")
-            gram = Gram(
-                model,
-                settings["budget"],
-                strength=settings["strength"],
-                reference=settings["reference"],
-                decay=settings["decay"],
-                exact=settings["exact"],
-                forward=forward,
-            )
+            options = {name: settings[name] for name in ("strength", "reference", "decay", "exact")}
+            gram = Gram(model, settings["budget"], **options, forward=forward)
             gram.load_state_dict(state)
         return gram
 

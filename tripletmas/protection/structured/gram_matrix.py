@@ -21,6 +21,12 @@ class LowRank(NamedTuple):
     factor: Tensor
     rest: Tensor
 
+    def kept_share(self) -> float:
+        """The share of the trace that lies in the directions of the factor, over groups."""
+        columns, rank = self.factor.shape[1:]
+        inside, rest = float(self.factor.square().sum()), float(self.rest.sum())
+        return (inside + rank * rest) / (inside + columns * rest)
+
 
 GramMatrix = Tensor | LowRank
 
