@@ -99,6 +99,24 @@ def test_a_sum_of_the_same_many_times(dtype: torch.dtype):
         assert torch.allclose(vectors.mT @ vectors, torch.eye(large.shape[1], dtype=dtype), atol=1e-3)
 
 
+def test_where_float32_does_not_converge_float64_does(monkeypatch: pytest.MonkeyPatch):
+    """As on a Gram of 4,608 columns of a ResNet-18; which matrices these are depends on the build of LAPACK."""
+    found = torch.linalg.eigh
+
+    def fails_in_float32(matrix: Tensor):
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("linalg.eigh: the algorithm failed to converge")
+        return found(matrix)
+
+    gram = moment(0).float()
+    expected = spectrum(gram)
+    monkeypatch.setattr(torch.linalg, "eigh", fails_in_float32)
+    vectors, large, _ = spectrum(gram)
+    assert vectors.dtype == large.dtype == torch.float32
+    assert torch.allclose(large[:, -RANK:], expected.large[:, -RANK:], rtol=1e-4)
+    assert torch.allclose(vectors * large.unsqueeze(1) @ vectors.mT, gram, atol=1e-4 * float(large.max()))
+
+
 def test_the_share_that_is_kept():
     """Eigenvalues 5, 2 and 1, 1: the directions have 7 of 9; of a second group 3 and 1, 1, 1 has 3 + 1 of 6."""
     factor = torch.zeros(2, 4, 2)

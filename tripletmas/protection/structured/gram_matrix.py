@@ -91,6 +91,16 @@ def largest_curvature(gram: GramMatrix) -> Tensor:
     return times(vector, gram).norm(dim=2).max()
 
 
+def eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors; in float64 where LAPACK's float32 does not converge, as may happen to
+    large matrices of which much is about 0."""
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:
+        values, vectors = torch.linalg.eigh(symmetric.double())
+    return values.to(symmetric.dtype), vectors.to(symmetric.dtype)
+
+
 class Spectrum(NamedTuple):
     """Eigenvectors (groups, columns, n), their eigenvalues (groups, n), and that of all other directions (groups,).
 
@@ -108,7 +118,7 @@ def spectrum(gram: GramMatrix) -> Spectrum:
         large = gram.factor.square().sum(1)
         vectors = gram.factor / large.sqrt().clamp_min(1e-30).unsqueeze(1)
         return Spectrum(vectors, large + gram.rest.unsqueeze(1), gram.rest)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = eigenvectors(gram)
     noise = values.amax(1, keepdim=True) * gram.shape[-1] * torch.finfo(gram.dtype).eps
     known = values > noise
     return Spectrum(vectors * known.unsqueeze(1), values * known, torch.zeros_like(values[:, 0]))
@@ -117,7 +127,7 @@ def spectrum(gram: GramMatrix) -> Spectrum:
 def cut(factor: Tensor, rest: Tensor, trace: Tensor, kept: Tensor) -> LowRank:
     """factor factor^T + rest I, of this trace (groups,), with no more directions than have `kept` (groups,) of the
     factor's, nor than `MOST`; what is left of the trace is spread over all others."""
-    values, vectors = torch.linalg.eigh(factor.mT @ factor)  # ascending
+    values, vectors = eigenvectors(factor.mT @ factor)
     known = values > values.amax(1, keepdim=True) * values.shape[1] * torch.finfo(values.dtype).eps
     needed = int((values.flip(1).cumsum(1) < kept.unsqueeze(1)).sum(1).max()) + 1
     rank = min(int(known.sum(1).max()), needed, MOST)
