@@ -92,8 +92,7 @@ def largest_curvature(gram: GramMatrix) -> Tensor:
 
 
 def eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors; in float64 where LAPACK's float32 does not converge, as may happen to
-    large matrices of which much is about 0."""
+    """Eigenvalues, ascending, and eigenvectors; in float64 where LAPACK's float32 does not converge."""
     try:
         values, vectors = torch.linalg.eigh(symmetric)
     except torch.linalg.LinAlgError:
@@ -118,10 +117,14 @@ def spectrum(gram: GramMatrix) -> Spectrum:
         large = gram.factor.square().sum(1)
         vectors = gram.factor / large.sqrt().clamp_min(1e-30).unsqueeze(1)
         return Spectrum(vectors, large + gram.rest.unsqueeze(1), gram.rest)
-    values, vectors = eigenvectors(gram)
+    seen = diagonal(gram).amax(0) > 0  # of thousands of columns that no input has LAPACK does not find the eigenvectors
+    seen |= ~seen.any()
+    values, inside = eigenvectors(gram[:, seen][:, :, seen])
     noise = values.amax(1, keepdim=True) * gram.shape[-1] * torch.finfo(gram.dtype).eps
     known = values > noise
-    return Spectrum(vectors * known.unsqueeze(1), values * known, torch.zeros_like(values[:, 0]))
+    vectors = inside.new_zeros(len(gram), gram.shape[1], values.shape[1])
+    vectors[:, seen] = inside * known.unsqueeze(1)
+    return Spectrum(vectors, values * known, torch.zeros_like(values[:, 0]))
 
 
 def cut(factor: Tensor, rest: Tensor, trace: Tensor, kept: Tensor) -> LowRank:
