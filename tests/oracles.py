@@ -481,13 +481,15 @@ def moved_responses(model: nn.Module, inputs: Tensor, changed: nn.Module) -> dic
 
 def low_rank(whole: Tensor, kept: float, most: int) -> tuple[Tensor, Tensor]:
     """Of symmetric (groups, n, n) the eigenvectors with the largest eigenvalues, so many that in every group they have
-    this part of the trace, or so many at most; as a factor (groups, n, rank), and what every other direction has."""
+    this part of the trace, or so many at most; as a factor (groups, n, rank), and what every other direction has, by
+    column: none in those that are 0."""
     values, vectors = torch.linalg.eigh(whole)
     values, vectors, rank = values.flip(1), vectors.flip(2), 1
     while rank < most and any(float(each[:rank].sum()) < kept * float(each.sum()) for each in values):
         rank += 1
-    rest = values[:, rank:].sum(1) / (values.shape[1] - rank)
-    return vectors[:, :, :rank] * (values[:, :rank] - rest.unsqueeze(1)).sqrt().unsqueeze(1), rest
+    seen = whole.diagonal(dim1=1, dim2=2) > 0
+    rest = values[:, rank:].sum(1, keepdim=True) / (seen.sum(1, keepdim=True) - rank)
+    return vectors[:, :, :rank] * (values[:, :rank] - rest).sqrt().unsqueeze(1), rest * seen
 
 
 def student_tail(t: float, degrees: int, *, steps: int = 200_000) -> float:

@@ -306,7 +306,7 @@ def test_a_sum_of_low_ranks_is_exact_where_they_share_directions():
     """9 and 4, 16 and nothing, and 1 everywhere: twice that is 20, 10, 2, 2 and 34, 2, 2, 2."""
     factor = torch.zeros(2, 4, 2).double()
     factor[0, 0, 0], factor[0, 1, 1], factor[1, 0, 0] = 3, 2, 4
-    one = LowRank(factor, torch.ones(2).double())
+    one = LowRank(factor, torch.ones(2, 4).double())
     found = square(added(one, one))
     torch.testing.assert_close(found, torch.diag_embed(torch.tensor([[20.0, 10, 2, 2], [34, 2, 2, 2]]).double()))
 
@@ -316,6 +316,20 @@ def test_directions_that_are_nothing_but_rounding_are_not_known():
     found = spectrum(rows.mT @ rows)
     assert int((found.large > 0).sum()) == 2
     assert int(found.vectors.any(dim=1).sum()) == 2
+
+
+def test_a_state_of_an_earlier_version_has_one_rest_for_all_columns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sums, "WIDE", 100)
+    torch.manual_seed(0)
+    model = nn.Linear(400, 3, bias=False)
+    guard, other = Gram(model, strength=1.0), Gram(model, strength=1.0)
+    guard.consolidate([torch.randn(50, 4) @ torch.randn(4, 400) + 0.2 * torch.randn(50, 400)])
+    state = guard.state_dict()
+    (rest,) = (name for name in state if name.startswith("rest/"))
+    other.load_state_dict({**state, rest: state[rest][:, 0]})
+    with torch.no_grad():
+        model.weight.add_(0.1)
+    assert other.value() == guard.value() > 0
 
 
 def test_a_state_of_other_columns_or_of_other_groups_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -328,6 +342,6 @@ def test_a_state_of_other_columns_or_of_other_groups_is_refused(monkeypatch: pyt
     (key,) = (name for name in state if name.startswith("factor/"))
     (rest,) = (name for name in state if name.startswith("rest/"))
     guard.load_state_dict(state)
-    for wrong in ({key: state[key][:, 1:]}, {rest: state[rest].repeat(2)}):
+    for wrong in ({key: state[key][:, 1:]}, {rest: state[rest].repeat(2, 1)}):
         with pytest.raises(ValueError, match=r"what is held of .* has another shape"):
             guard.load_state_dict({**state, **wrong})

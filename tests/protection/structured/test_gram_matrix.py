@@ -44,8 +44,8 @@ def test_little_directions_do_not_pile_up_where_the_rest_is_large():
     """The rest has half of the trace: what the factors have cannot be 99 % of it, and 99.5 % of theirs is kept."""
     basis = torch.linalg.qr(torch.randn(COLUMNS, 10, generator=torch.Generator().manual_seed(0)).double())[0]
     one, other = (
-        LowRank(basis[None, :, :5], torch.tensor([5 / COLUMNS])),
-        LowRank(basis[None, :, 5:] * 1e-3, torch.zeros(1)),
+        LowRank(basis[None, :, :5], torch.full((1, COLUMNS), 5 / COLUMNS)),
+        LowRank(basis[None, :, 5:] * 1e-3, torch.zeros(1, COLUMNS)),
     )
     assert added(one, other).factor.shape[2] == 5
 
@@ -131,11 +131,13 @@ def test_where_float32_does_not_converge_float64_does(monkeypatch: pytest.Monkey
 
 
 def test_the_share_that_is_kept():
-    """Eigenvalues 5, 2 and 1, 1: the directions have 7 of 9; of a second group 3 and 1, 1, 1 has 3 + 1 of 6."""
+    """Eigenvalues 5, 2 and 1, 1: the directions have 7 of 9; of a second group 3, 1 and 1, 1, of which 4 of 6; and of a
+    column that no input has none."""
     factor = torch.zeros(2, 4, 2)
     factor[0, 0, 0], factor[0, 1, 1], factor[1, 0, 0] = 2.0, 1.0, 2.0**0.5
-    assert LowRank(factor[:1], torch.ones(1)).kept_share() == pytest.approx(7 / 9)
-    assert LowRank(factor, torch.ones(2)).kept_share() == pytest.approx((7 + 4) / (9 + 6))
+    assert LowRank(factor[:1], torch.ones(1, 4)).kept_share() == pytest.approx(7 / 9)
+    assert LowRank(factor, torch.ones(2, 4)).kept_share() == pytest.approx((7 + 4) / (9 + 6))
+    assert LowRank(factor[:1], torch.tensor([[1.0, 1, 1, 0]])).kept_share() == pytest.approx(7 / 8)
 
 
 def test_a_sum_has_so_many_directions_at_most():

@@ -93,6 +93,22 @@ def test_of_fewer_inputs_than_vectors_nothing_is_made_up(monkeypatch: pytest.Mon
     assert torch.allclose(square(found), three @ three.mT, atol=1e-3)
 
 
+def test_what_is_left_lies_in_the_columns_that_inputs_have(monkeypatch: pytest.MonkeyPatch):
+    """Of a kernel that lies over the border of small images most columns are never anything: what little there is
+    otherwise is not spread over them, and a change there is free."""
+    monkeypatch.setattr(sums, "WIDE", 100)
+    part = inputs(0.03)
+    part[:, 50:] = 0
+    found = gram_of(summed([(part, 1.0)], linear()))
+    assert isinstance(found, LowRank)
+    assert not found.rest[:, 50:].any()
+    change = torch.randn(1, 200, COLUMNS, generator=torch.Generator().manual_seed(2)).double()
+    answer, expected = ((change * product).sum().item() for product in (times(change, found), change @ part @ part.mT))
+    assert answer == pytest.approx(expected, rel=0.02)
+    change[:, :, :50] = 0
+    assert not times(change, found).any()
+
+
 def test_exact_makes_all_of_a_wide_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sums, "WIDE", 100)
     parts = [(inputs(1.0), 1.0)]

@@ -1,6 +1,7 @@
-"""A Gram as it is kept: square, or, where it is wide, its large directions and the same little in every other.
+"""A Gram as it is kept: square, or, where it is wide, its large directions and the same little in every other that
+inputs have.
 
-Shapes: square (groups, columns, columns); factor (groups, columns, rank), rest (groups,); matrices
+Shapes: square (groups, columns, columns); factor (groups, columns, rank), rest (groups, columns); matrices
 (groups, rows, columns).
 """
 
@@ -16,16 +17,16 @@ MOST = 128  # directions of one: what a layer learns lies in few, and the others
 
 
 class LowRank(NamedTuple):
-    """factor factor^T + rest I; the columns of the factor are at right angles to each other."""
+    """factor factor^T + diag(rest); the columns of the factor are at right angles to each other, and the rest is one
+    number, and 0 in the columns that no input has."""
 
     factor: Tensor
     rest: Tensor
 
     def kept_share(self) -> float:
         """The share of the trace that lies in the directions of the factor, over groups."""
-        columns, rank = self.factor.shape[1:]
-        inside, rest = float(self.factor.square().sum()), float(self.rest.sum())
-        return (inside + rank * rest) / (inside + columns * rest)
+        inside = float(self.factor.square().sum() + self.factor.shape[2] * self.rest.amax(1).sum())
+        return inside / float(diagonal(self).sum())
 
 
 GramMatrix = Tensor | LowRank
@@ -35,7 +36,7 @@ def times(matrices: Tensor, gram: GramMatrix) -> Tensor:
     """matrices @ Gram; one of one column is a number for each group."""
     if isinstance(gram, LowRank):
         product = matrices @ gram.factor @ gram.factor.transpose(1, 2)
-        return product.addcmul_(matrices, gram.rest.view(-1, 1, 1))
+        return product.addcmul_(matrices, gram.rest.unsqueeze(1))
     return matrices * gram if gram.shape[-1] == 1 else matrices @ gram
 
 
@@ -47,7 +48,7 @@ def energy(matrices: Tensor, gram: GramMatrix) -> Tensor:
 def diagonal(gram: GramMatrix) -> Tensor:
     """(groups, columns)."""
     if isinstance(gram, LowRank):
-        return gram.factor.square().sum(2) + gram.rest.unsqueeze(1)
+        return gram.factor.square().sum(2) + gram.rest
     return gram.diagonal(dim1=1, dim2=2)
 
 
@@ -63,8 +64,9 @@ def added(one: GramMatrix, other: GramMatrix) -> GramMatrix:
     if isinstance(one, LowRank) and isinstance(other, LowRank):
         factor, rest = torch.cat([one.factor, other.factor], dim=2), one.rest + other.rest
         own = factor.square().sum((1, 2))
-        trace = own + factor.shape[1] * rest
-        return cut(factor, rest, trace, torch.minimum(KEPT * trace, (1 + KEPT) / 2 * own))
+        trace, seen = own + rest.sum(1), (rest > 0) | factor.any(2)
+        level = rest.sum(1) / seen.sum(1)
+        return cut(factor, level, seen, torch.minimum(KEPT * trace, (1 + KEPT) / 2 * own), trace)
     return square(one) + square(other)
 
 
@@ -76,9 +78,7 @@ def of_groups(gram: GramMatrix, groups: slice) -> GramMatrix:
 def square(gram: GramMatrix) -> Tensor:
     """(groups, columns, columns)."""
     if isinstance(gram, LowRank):
-        return gram.factor @ gram.factor.transpose(1, 2) + torch.diag_embed(
-            gram.rest.unsqueeze(1).expand(-1, gram.factor.shape[1])
-        )
+        return gram.factor @ gram.factor.transpose(1, 2) + torch.diag_embed(gram.rest)
     return gram
 
 
@@ -103,7 +103,7 @@ def eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 class Spectrum(NamedTuple):
     """Eigenvectors (groups, columns, n), their eigenvalues (groups, n), and that of all other directions (groups,).
 
-    Of eigenvalues that cannot be told from 0 the vectors are 0.
+    Of eigenvalues that cannot be told from 0 the vectors are 0. In columns that no input has it is 0.
     """
 
     vectors: Tensor
@@ -116,7 +116,8 @@ def spectrum(gram: GramMatrix) -> Spectrum:
     if isinstance(gram, LowRank):
         large = gram.factor.square().sum(1)
         vectors = gram.factor / large.sqrt().clamp_min(1e-30).unsqueeze(1)
-        return Spectrum(vectors, large + gram.rest.unsqueeze(1), gram.rest)
+        little = gram.rest.amax(1)
+        return Spectrum(vectors, large + little.unsqueeze(1), little)
     seen = diagonal(gram).amax(0) > 0  # of thousands of columns that no input has LAPACK does not find the eigenvectors
     seen |= ~seen.any()
     values, inside = eigenvectors(gram[:, seen][:, :, seen])
@@ -127,15 +128,19 @@ def spectrum(gram: GramMatrix) -> Spectrum:
     return Spectrum(vectors, values * known, torch.zeros_like(values[:, 0]))
 
 
-def cut(factor: Tensor, rest: Tensor, trace: Tensor, kept: Tensor) -> LowRank:
-    """factor factor^T + rest I, of this trace (groups,), with no more directions than have `kept` (groups,) of the
-    factor's, nor than `MOST`; what is left of the trace is spread over all others."""
+def cut(factor: Tensor, level: Tensor, seen: Tensor, kept: Tensor, trace: Tensor) -> LowRank:
+    """factor factor^T, and a level (groups,) in every other direction of the columns that are seen (groups, columns).
+
+    With no more directions than have `kept` (groups,) of the factor's, nor than `MOST`; what is left of the trace
+    (groups,) is spread over the others.
+    """
     values, vectors = eigenvectors(factor.mT @ factor)
     known = values > values.amax(1, keepdim=True) * values.shape[1] * torch.finfo(values.dtype).eps
     needed = int((values.flip(1).cumsum(1) < kept.unsqueeze(1)).sum(1).max()) + 1
     rank = min(int(known.sum(1).max()), needed, MOST)
     values, vectors, known = values[:, -rank:], vectors[..., -rank:], known[:, -rank:]
-    large = (values + rest.unsqueeze(1)) * known
-    little = ((trace - large.sum(1)) / (factor.shape[1] - known.sum(1)).clamp_min(1)).clamp_min(0)
-    length = (large - little.unsqueeze(1)).clamp_min(0) / values.where(known, torch.ones_like(values))
-    return LowRank(factor @ vectors * length.sqrt().unsqueeze(1), little)
+    large = (values + level.unsqueeze(1)) * known
+    others = (seen.sum(1) - known.sum(1)).clamp_min(1)
+    little = ((trace - large.sum(1)) / others).clamp_min(0).unsqueeze(1)
+    length = (large - little).clamp_min(0) / values.where(known, torch.ones_like(values))
+    return LowRank(factor @ vectors * length.sqrt().unsqueeze(1), little * seen)

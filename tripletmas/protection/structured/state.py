@@ -67,7 +67,7 @@ def _held_of(each: LinearMap, parts: dict[str, dict[str, Tensor]], current: Mapp
         raise ValueError(f"the state lacks the weights that {each.name} is held at")
     device, scalars = current[each.parameters[0]].device, parts["scalars"][each.key]
     kept = {kind: parts[kind][each.key].to(device) for kind in _FORM if each.key in parts[kind]}
-    gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], kept["rest"])
+    gram = kept["gram"] if "gram" in kept else LowRank(kept["factor"], _by_column(kept["rest"], kept["factor"]))
     value, _, multiplier, found, *rests = scalars.to(next(iter(kept.values()))).unbind()
     form = Quadratic(gram, kept.get("offset"), value, float(scalars[1]))
     if not _fits(form, each.shape(current)):
@@ -77,11 +77,16 @@ def _held_of(each: LinearMap, parts: dict[str, dict[str, Tensor]], current: Mapp
     return Held(form, multiplier, found, rests=bool(rests[0]) if rests else None)
 
 
+def _by_column(rest: Tensor, factor: Tensor) -> Tensor:
+    """The rest (groups, columns); files of earlier versions have one number for all columns of a group."""
+    return rest.unsqueeze(1).expand(-1, factor.shape[1]).clone() if rest.ndim == 1 else rest
+
+
 def _fits(form: Quadratic, matrices: tuple[int, int, int]) -> bool:
     """Whether a form is one of matrices of this shape."""
     groups, _, columns = matrices
     if isinstance(form.gram, LowRank):
-        right = form.gram.factor.shape[:2] == (groups, columns) and form.gram.rest.shape == (groups,)
+        right = form.gram.factor.shape[:2] == (groups, columns) and form.gram.rest.shape == (groups, columns)
     else:
         right = form.gram.shape == (groups, columns, columns)
     return right and (form.offset is None or form.offset.shape == matrices)

@@ -83,12 +83,13 @@ def gram_of(total: Tensor) -> GramMatrix:
     and what is left spread evenly."""
     if total.shape[1] == total.shape[2]:
         return torch.tril(total) + torch.tril(total, -1).mT
-    columns, products, trace = total.shape[1], total[..., :-1], total[..., -1].sum(1)
+    columns, products, squares = total.shape[1], total[..., :-1], total[..., -1]
     inside = _vectors(columns, total).mT @ products
     values, vectors = eigenvectors((inside + inside.mT) / 2)
     known = values > values.amax(1, keepdim=True) * _VECTORS * torch.finfo(values.dtype).eps
     factor = products @ (vectors * (known / values.where(known, torch.ones_like(values)).sqrt()).unsqueeze(1))
-    return cut(factor, torch.zeros_like(trace), trace, KEPT * trace)
+    trace = squares.sum(1)
+    return cut(factor, torch.zeros_like(trace), squares > 0, KEPT * trace, trace)
 
 
 def _add_to_moment(total: Tensor, inputs: Tensor, weight: float) -> None:
