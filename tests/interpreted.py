@@ -94,8 +94,7 @@ def compiled(launch: fused.Launch, capability: int, *, is_added: bool, out: dict
             aligned[(place,)] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, constexprs=places, attrs=aligned)
-    options = {"num_warps": launch.tile.warps, "num_stages": launch.tile.stages}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.tile.options())
     registers, spilled = _resources(made.asm["cubin"], Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
     return Compiled(made.asm["ptx"], registers, spilled, made.metadata.shared)
 

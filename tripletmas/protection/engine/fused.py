@@ -46,6 +46,10 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler is told: to round a * b + c once, as before 3.9, which warns where that is left open."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
 
 # (most rows, most columns, tile): the first that fits. Chosen so that nothing is spilled out of registers for compute
 # capability 8.0 and 9.0 (tests compile and look); not by time on a GPU, for which `scripts/bench_gpu.py` asks.
@@ -240,12 +244,12 @@ def run(launch: Launch, total: Tensor) -> None:
     strides = out if launch.kernel == "sum_products" or total.ndim == 4 else out.unsqueeze(3)
     sizes = launch.sizes | _strides(strides, *(f"out_{name}" for name in names))
     sizes |= {"num_samples": launch.num_samples, "samples_of_one": samples_of_one}
-    rows, columns, positions, warps, stages = launch.tile
+    rows, columns, positions = launch.tile[:3]
     constants = launch.constants | {"ROWS": rows, "COLUMNS": columns, "POSITIONS": positions, "IS_ADDED": parts == 1}
     kernel = getattr(_kernels(), launch.kernel)
     with torch.cuda.device_of(total):
         kernel[(launch.tiles, parts, launch.groups)](
-            *launch.tensors, out, **sizes, **constants, num_warps=warps, num_stages=stages
+            *launch.tensors, out, **sizes, **constants, **launch.tile.options()
         )
     if parts > 1:
         total.add_(out.sum(0))
