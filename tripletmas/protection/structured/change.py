@@ -35,10 +35,6 @@ class Limit(NamedTuple):
     moved: Collection[str]
     beside: Callable[[nn.Parameter], list[Tensor]]
 
-    def moves_all_of(self, each: LinearMap) -> bool:
-        """Whether bringing back may move all that the map is made of, so that it gets there."""
-        return all(name in self.moved for name in each.parameters)
-
 
 def values_of(maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> list[Tensor]:
     """The form of each map, a scalar, at the model's parameters as they are."""
@@ -74,23 +70,18 @@ def pull(
     Maps that were found beyond the limit when they were last pulled are brought back to it first. Of two that share a
     weight the first is pulled before the second is brought back.
     """
-    far = set() if limit is None else _found_beyond(limit.most, maps)
+    limits = {} if limit is None else dict.fromkeys(_found_beyond(limit.most, maps), limit)
     looked_at, moved, instead = [], [], Instead()
     for each, held in maps.items():
-        here, half = local_map(each, current), None
-        if limit is not None and each in far:
-            edge = _to_edge(here, held, current, reference, limit)
-            if edge is not None and limit.moves_all_of(each):
-                half, held.found = edge.half, held.form.value.new_tensor(edge.value / held.form.tasks)
+        here = local_map(each, current)
+        half = _half_at_edge(here, held, current, reference, limits.get(each))
         if half is None:
             value, half = held.form.moved(here.change(current, reference), here)
             looked_at.append((here, held))
             moved.append(value)
-        half.mul_(2 * weights[each])
-        for name, part in here.spread(half, current):
+        for name, part in here.spread(half.mul_(2 * weights[each]), current):
             if name in signs:
-                gradient = gradient_to_add_to(current[name], instead)
-                here.rows(gradient).add_(part, alpha=signs[name])
+                here.rows(gradient_to_add_to(current[name], instead)).add_(part, alpha=signs[name])
     give_back(instead)
     for (_, held), total in zip(looked_at, totals([here for here, _ in looked_at], moved), strict=True):
         held.found = (total + held.form.value) / held.form.tasks
@@ -109,6 +100,22 @@ def _found_beyond(most: float, maps: Maps) -> set[LinearMap]:
         return set()
     found = torch.stack([held.found for held in maps.values()]).tolist()
     return {each for each, share in zip(maps, found, strict=True) if share > most * (1 - TOLERANCE)}
+
+
+def _half_at_edge(
+    here: LocalMap,
+    held: Held,
+    current: Mapping[str, nn.Parameter],
+    reference: Mapping[str, Tensor],
+    limit: Limit | None,
+) -> Tensor | None:
+    """Bring a map back to the limit, if there is one; half its gradient there, None if it did not need to or did not
+    get there."""
+    edge = None if limit is None else _to_edge(here, held, current, reference, limit)
+    if limit is None or edge is None or not all(name in limit.moved for name in here.map.parameters):
+        return None
+    held.found = held.form.value.new_tensor(edge.value / held.form.tasks)
+    return edge.half
 
 
 def _to_edge(
