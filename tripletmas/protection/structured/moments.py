@@ -53,7 +53,7 @@ def relative_grams(
             ones fewer and fewer are drawn at random (of n so far, 16384 / n of them); of a map with more than 1024
             columns it is 4096, and 1024 where many groups have so many. Of one with more than 1024 the 128 largest
             directions are kept at most, fewer if they have 99 % of the trace; what is left is spread evenly over all
-            others.
+            others that inputs have.
 
     Raises:
         ValueError: with no trainable parameter or no sample; where the inputs of a layer are not finite; where nothing

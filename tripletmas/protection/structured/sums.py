@@ -1,6 +1,6 @@
 """Second moments of the inputs of linear maps, summed up as the inputs come.
 
-Of a wide map it is kept what the moment does to random vectors, from which its large directions are found; the moment
+Of a wide map is kept what its moment does to random vectors, from which its large directions are found; the moment
 itself is never made: Tropp et al., Fixed-Rank Approximation of a Positive-Semidefinite Matrix from Streaming Data,
 NeurIPS 2017.
 
@@ -80,7 +80,7 @@ class MomentSums:
 
 def gram_of(total: Tensor) -> GramMatrix:
     """The moment that was summed up, or what is kept of it: the directions that keep 99 % of the trace, 128 at most,
-    and what is left spread evenly."""
+    and what is left, spread evenly over all others that inputs have."""
     if total.shape[1] == total.shape[2]:
         return torch.tril(total) + torch.tril(total, -1).mT
     columns, products, squares = total.shape[1], total[..., :-1], total[..., -1]
