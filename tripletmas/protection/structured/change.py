@@ -74,7 +74,7 @@ def pull(
     looked_at, moved, instead = [], [], Instead()
     for each, held in maps.items():
         here = local_map(each, current)
-        half = _half_at_edge(here, held, current, reference, limits.get(each))
+        half = _half_at_edge(here, held, current, reference, limits[each]) if each in limits else None
         if half is None:
             value, half = held.form.moved(here.change(current, reference), here)
             looked_at.append((here, held))
@@ -107,12 +107,11 @@ def _half_at_edge(
     held: Held,
     current: Mapping[str, nn.Parameter],
     reference: Mapping[str, Tensor],
-    limit: Limit | None,
+    limit: Limit,
 ) -> Tensor | None:
-    """Bring a map back to the limit, if there is one; half its gradient there, None if it did not need to or did not
-    get there."""
-    edge = None if limit is None else _to_edge(here, held, current, reference, limit)
-    if limit is None or edge is None or not all(name in limit.moved for name in here.map.parameters):
+    """Bring a map back to the limit; half its gradient there, None if it did not need to or did not get there."""
+    edge = _to_edge(here, held, current, reference, limit)
+    if edge is None or not all(name in limit.moved for name in here.map.parameters):
         return None
     held.found = held.form.value.new_tensor(edge.value / held.form.tasks)
     return edge.half

@@ -100,6 +100,11 @@ def eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(symmetric.dtype), vectors.to(symmetric.dtype)
 
 
+def above_rounding(values: Tensor, size: int) -> Tensor:
+    """Which eigenvalues (groups, n), of matrices of this size, can be told from 0."""
+    return values > values.amax(1, keepdim=True) * size * torch.finfo(values.dtype).eps
+
+
 class Spectrum(NamedTuple):
     """Eigenvectors (groups, columns, n), their eigenvalues (groups, n), and that of all other directions (groups,).
 
@@ -121,8 +126,7 @@ def spectrum(gram: GramMatrix) -> Spectrum:
     seen = diagonal(gram).amax(0) > 0  # of thousands of columns that no input has LAPACK does not find the eigenvectors
     seen |= ~seen.any()
     values, inside = eigenvectors(gram[:, seen][:, :, seen])
-    noise = values.amax(1, keepdim=True) * gram.shape[-1] * torch.finfo(gram.dtype).eps
-    known = values > noise
+    known = above_rounding(values, gram.shape[-1])
     vectors = inside.new_zeros(len(gram), gram.shape[1], values.shape[1])
     vectors[:, seen] = inside * known.unsqueeze(1)
     return Spectrum(vectors, values * known, torch.zeros_like(values[:, 0]))
@@ -135,7 +139,7 @@ def cut(factor: Tensor, level: Tensor, seen: Tensor, kept: Tensor, trace: Tensor
     (groups,) is spread over the others.
     """
     values, vectors = eigenvectors(factor.mT @ factor)
-    known = values > values.amax(1, keepdim=True) * values.shape[1] * torch.finfo(values.dtype).eps
+    known = above_rounding(values, values.shape[1])
     needed = int((values.flip(1).cumsum(1) < kept.unsqueeze(1)).sum(1).max()) + 1
     rank = min(int(known.sum(1).max()), needed, MOST)
     values, vectors, known = values[:, -rank:], vectors[..., -rank:], known[:, -rank:]

@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tripletmas.protection.structured.gram_matrix import KEPT, MOST, GramMatrix, cut, eigenvectors
+from tripletmas.protection.structured.gram_matrix import KEPT, MOST, GramMatrix, above_rounding, cut, eigenvectors
 from tripletmas.protection.structured.linear_map import LinearMap
 
 WIDE = 1024  # columns from which on a square moment costs more at each step than it is worth
@@ -86,7 +86,7 @@ def gram_of(total: Tensor) -> GramMatrix:
     columns, products, squares = total.shape[1], total[..., :-1], total[..., -1]
     inside = _vectors(columns, total).mT @ products
     values, vectors = eigenvectors((inside + inside.mT) / 2)
-    known = values > values.amax(1, keepdim=True) * _VECTORS * torch.finfo(values.dtype).eps
+    known = above_rounding(values, _VECTORS)
     factor = products @ (vectors * (known / values.where(known, torch.ones_like(values)).sqrt()).unsqueeze(1))
     trace = squares.sum(1)
     return cut(factor, torch.zeros_like(trace), squares > 0, KEPT * trace, trace)
