@@ -2,7 +2,7 @@
 """What the product's own loop costs beside a bare loop of PyTorch: seconds of an epoch of the same model and batches.
 
     .venv/bin/python scripts/bench_loop.py --threads 1
-    .venv/bin/python scripts/bench_loop.py --models mlp conv4 --steps 40 --rounds 9 --json loop.json
+    .venv/bin/python scripts/bench_loop.py --models mlp conv4 --steps 40 --rounds 9 --json docs/results
 
 The bare loop is what one writes by hand: a DataLoader over a TensorDataset, forward, the same loss, its value read off,
 backward, the optimizer's step. The other one is what `tripletmas train` does in an epoch: it also looks whether losses,
@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from tables import Cell, Table, keep, machine
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -131,8 +128,8 @@ class Loops:
         )
 
 
-def measured(case: Case, steps: int, rounds: int, clock: str) -> dict[str, dict[str, float]]:
-    """For each loop seconds a step, the median, and its ratio to the bare one."""
+def measured(case: Case, steps: int, rounds: int, clock: str) -> dict[str, list[float]]:
+    """For each loop the seconds a step of every round."""
     loops = Loops(case, 2 * steps, clock)
     names = list(loops.models)
     for name in names:
@@ -142,13 +139,17 @@ def measured(case: Case, steps: int, rounds: int, clock: str) -> dict[str, dict[
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             taken[name].append(loops.seconds(name))
-    return {
-        name: {
-            "seconds": statistics.median(own),
-            "ratio": statistics.median(one / bare for one, bare in zip(own, taken["bare"], strict=True)),
-        }
-        for name, own in taken.items()
+    return taken
+
+
+def row_of(model: str, taken: dict[str, list[float]]) -> dict[str, Cell]:
+    """Milliseconds of the bare loop, and of each other one its ratio to that."""
+    shape = "x".join(map(str, CASES[model].shape[1:]))
+    ratios: dict[str, Cell] = {
+        name: [one / bare for one, bare in zip(own, taken["bare"], strict=True)] for name, own in taken.items()
     }
+    name = f"{model}, {CASES[model].batch} of {shape}"
+    return {"model, batch": name, **ratios, "bare": [1000 * each for each in taken["bare"]]}
 
 
 def main() -> None:
@@ -158,22 +159,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--json", type=Path, help="a folder: the table as JSON, for fill_tables.py")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()  # as `tripletmas train` does
-    table = Table("model", "batch", "loop", "ms a step", "ratio")
-    found = {}
+    rows: list[Mapping[str, Cell]] = []
     for model in options.models:
-        found[model] = measured(CASES[model], options.steps, options.rounds, options.clock)
-        for name, row in found[model].items():
-            table.add_row(model, str(CASES[model].batch), name, f"{1000 * row['seconds']:.2f}", f"{row['ratio']:.3f}")
-    print(f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}, AdamW, a median of {options.rounds}")
-    Console(width=100).print(table)
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name != "json"}
-        options.json.write_text(json.dumps({"settings": settings, "rows": found}, indent=1) + "\n", encoding="utf-8")
+        rows.append(row_of(model, measured(CASES[model], options.steps, options.rounds, options.clock)))
+    about = (
+        "Milliseconds a step of a bare loop, and the ratio of the product's loop to it, by precision and layout; "
+        f"AdamW, CPU, {torch.get_num_threads()} threads"
+    )
+    table = Table({"model, batch": "name", **dict.fromkeys(["bare", *PRECISIONS], "median")}, rows, about)
+    print(table.text())
+    keep(table, options.json, "bench-loop", settings=machine(options))
 
 
 if __name__ == "__main__":

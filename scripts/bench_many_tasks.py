@@ -2,7 +2,7 @@
 """What grows with the number of tasks: a stream of many tiny ones, each as large as the others, part by part.
 
     .venv/bin/python scripts/bench_many_tasks.py
-    .venv/bin/python scripts/bench_many_tasks.py --tasks 50 --strategies mas --json tasks.json
+    .venv/bin/python scripts/bench_many_tasks.py --tasks 50 --strategies mas --json docs/results
 
 Each strategy learns them by the library's own loop into a run directory, and what a task takes is timed in parts. Two
 parts grow since what they do grows: all tasks seen are embedded and searched again after each (a row of the score
@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest import mock
 
 import torch
+from tables import Cell, Table, keep, machine
 
 import tripletmas as tm
 from tripletmas.objectives.retrieval.objective import Retrieval
@@ -47,6 +47,7 @@ PARTS: dict[str, tuple[object, str]] = {
     "the record": (RunDirectory, "append"),
     "checkpoint": (RunDirectory, "save_checkpoint"),
 }
+WHOLE = ("checkpoint bytes", "memory MB")
 GROWS = ("embedding of all tasks", "scores of all tasks", "what a report shows")
 
 
@@ -111,23 +112,26 @@ def measure(name: str, stream: tm.Stream, folder: Path) -> list[dict[str, float]
     return rows
 
 
-def table(rows: list[dict[str, float]]) -> str:
-    """In Markdown: milliseconds of the processor, bytes and megabytes, of the first and of the last tenth."""
-    tenth = max(1, len(rows) // 10)
-    first, last = rows[1 : 1 + tenth], rows[-tenth:]
-    lines = ["| part | first | last | ratio |", "| --- | ---: | ---: | ---: |"]
-    for name in rows[0]:
-        before, after = (statistics.mean(row[name] for row in some) for some in (first, last))
-        ratio = f"{after / before:.2f}" if before else "–"
-        lines.append(f"| {name}{' (grows)' if name in GROWS else ''} | {before:.1f} | {after:.1f} | {ratio} |")
-    return "\n".join(lines)
+def table(found: dict[str, list[dict[str, float]]]) -> Table:
+    """A row for each part, a column for each strategy: the mean of the first tenth of the tasks, and of the last."""
+    first = next(iter(found.values()))
+    rows: list[Mapping[str, Cell]] = []
+    for part in first[0]:
+        row = {"part": f"{part}{' (grows)' if part in GROWS else ''}"}
+        for name, tasks in found.items():
+            tenth = max(1, len(tasks) // 10)
+            ends = (fmean(task[part] for task in some) for some in (tasks[1 : 1 + tenth], tasks[-tenth:]))
+            row[name] = " → ".join(f"{each:.{0 if part in WHOLE else 1}f}" for each in ends)
+        rows.append(row)
+    about = f"Of {len(first)} tasks the first tenth → the last: milliseconds of the processor a task, bytes, megabytes"
+    return Table({"part": "name", **dict.fromkeys(found, "text")}, rows, about)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--strategies", nargs="+", default=["finetune", "mas", "gram", "distill"], metavar="NAME")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--json", type=Path, help="a folder: the table as JSON, for fill_tables.py")
     options = parser.parse_args()
     if options.tasks < 3:
         parser.error(f"--tasks must be >= 3, got {options.tasks}")
@@ -136,9 +140,8 @@ def main() -> None:
     for name in options.strategies:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = measure(name, stream, Path(folder) / "run")
-        print(f"{name}, {options.tasks} tasks, ms of the processor a task\n\n{table(found[name])}\n", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"{table({name: found[name]}).text()}", flush=True)
+    keep(table(found), options.json, "bench-many-tasks", settings=machine(options))
 
 
 if __name__ == "__main__":

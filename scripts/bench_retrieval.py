@@ -2,7 +2,7 @@
 """What scoring retrieval costs, against the bare search of faiss and against pytorch-metric-learning.
 
     .venv/bin/python scripts/bench_retrieval.py
-    .venv/bin/python scripts/bench_retrieval.py --sizes 12000x12000 250000x10000 --json retrieval.json
+    .venv/bin/python scripts/bench_retrieval.py --sizes 12000x12000 250000x10000 --json docs/results
     .venv/bin/python scripts/bench_retrieval.py --million
     .venv/bin/python scripts/bench_retrieval.py --ways bare ours --before OTHER_CHECKOUT
 
@@ -27,18 +27,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import faiss
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from tables import Cell, Table, keep, machine
 from torch.nn import functional
 
 from tripletmas.models.embedding import Embeddings
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, help="of torch and faiss; default: as they choose")
     parser.add_argument("--million", action="store_true", help=f"only ours, once, {MILLION}, with a bar of progress")
-    parser.add_argument("--json", type=Path, help="also write the results there")
+    parser.add_argument("--json", type=Path, help="a folder: the table as JSON, for fill_tables.py")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # what a process of its own is asked
     options = parser.parse_args()
     if options.rounds < 1:
@@ -76,28 +77,20 @@ def main() -> None:
     if options.peak:
         print(own_peak(Data(*options.sizes[0], options.dim, options.noise), options.peak))
         return
-    about = {
-        "torch": torch.__version__,
-        "faiss": faiss.__version__,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "dim": options.dim,
-        "rounds": options.rounds,
-        "clock": options.clock,
-    }
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(f"torch {torch.__version__}, faiss {faiss.__version__}, {torch.get_num_threads()} threads", flush=True)
     if options.million:
-        results = {MILLION: once(Data(*size(MILLION), options.dim, options.noise), options.clock)}
-        print(json.dumps(results[MILLION], indent=1))
-    else:
-        print(header(options.ways), flush=True)
-        results = {}
-        for gallery, queries in options.sizes:
-            name = f"{gallery}x{queries}"
-            results[name] = measured(gallery, queries, options)
-            print(line(name, results[name], options.ways), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({**about, "results": results}, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(once(Data(*size(MILLION), options.dim, options.noise), options.clock), indent=1))
+        return
+    columns = {"gallery x queries": "name", "depth": "whole", **{f"{way} s": "median" for way in options.ways}}
+    columns |= {f"{way} / bare": "median" for way in ratios_of(options.ways)}
+    columns |= {f"{way} MB": "whole" for way in options.ways} | {"ours to peer": "text"}
+    rows: list[Mapping[str, Cell]] = []
+    for gallery, queries in options.sizes:
+        rows.append(measured(gallery, queries, options))
+        lines = Table(columns, rows[-1:]).markdown().splitlines()
+        print("\n".join(lines if len(rows) == 1 else lines[-1:]), flush=True)
+    about = "Scoring retrieval and the bare search, medians of rounds, and the peak of memory above the data"
+    keep(Table(columns, rows, about), options.json, "bench-retrieval", settings=machine(options))
 
 
 def size(text: str) -> tuple[int, int]:
@@ -134,8 +127,15 @@ class Data:
         counts = searched.labels.bincount(minlength=int(labels.max()) + 1)[self.queries.labels]
         itself = int(self.gallery is None)
         self.depth = max(int(counts.max()) - itself, 8) + itself  # R, or the deepest recall@k; and the query itself
-        self.unit_queries = functional.normalize(self.queries.vectors, dim=1)
-        self.unit_gallery = self.unit_queries if itself else functional.normalize(searched.vectors, dim=1)
+
+    @cached_property
+    def unit_queries(self) -> torch.Tensor:
+        return functional.normalize(self.queries.vectors, dim=1)
+
+    @cached_property
+    def unit_gallery(self) -> torch.Tensor:
+        """A copy of the gallery, which `ours` does not need: made when another way asks for it."""
+        return functional.normalize(self.gallery.vectors, dim=1) if self.gallery else self.unit_queries
 
 
 # --- the three ways
@@ -184,7 +184,8 @@ def evaluate_of(checkout: Path) -> Callable[..., RetrievalScores]:
 # --- measuring
 
 
-def measured(num_gallery: int, num_queries: int, options: argparse.Namespace) -> dict[str, Any]:
+def measured(num_gallery: int, num_queries: int, options: argparse.Namespace) -> dict[str, Cell]:
+    """The row of a size."""
     data = Data(num_gallery, num_queries, options.dim, options.noise)
     clock, ways = CLOCKS[options.clock], options.ways
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -196,18 +197,18 @@ def measured(num_gallery: int, num_queries: int, options: argparse.Namespace) ->
             if number:
                 seconds[way].append(clock() - started)
     medians = {way: statistics.median(values) for way, values in seconds.items()}
-    result = {
-        "depth": data.depth,
-        "median_seconds": medians,
-        "all_seconds": seconds,
-        "ratio_to_bare": {way: value / medians["bare"] for way, value in medians.items()} if "bare" in ways else {},
-        "peak_megabytes": {way: peak(num_gallery, num_queries, way, options) for way in ways},
-    }
-    if "ours" in ways:
-        result["values"] = answers["ours"].values
-        if "peer" in ways:
-            result["difference_to_peer"] = difference(answers["ours"], answers["peer"])
-    return result
+    row: dict[str, Cell] = {"gallery x queries": f"{num_gallery} x {num_queries}", "depth": [data.depth]}
+    row |= {f"{way} s": seconds[way] for way in ways}
+    row |= {f"{way} / bare": [medians[way] / medians["bare"]] for way in ratios_of(ways)}
+    row |= {f"{way} MB": [peak(num_gallery, num_queries, way, options)] for way in ways}
+    if "ours" in ways and "peer" in ways:
+        row["ours to peer"] = f"{difference(answers['ours'], answers['peer']):.1e}"
+    return row
+
+
+def ratios_of(ways: list[str]) -> list[str]:
+    """The ways that are compared with the bare one."""
+    return [way for way in ways if way != "bare" and "bare" in ways]
 
 
 def difference(found: RetrievalScores, theirs: dict[str, float]) -> float:
@@ -229,7 +230,8 @@ def peak(num_gallery: int, num_queries: int, way: str, options: argparse.Namespa
 
 
 def own_peak(data: Data, way: str) -> float:
-    WAYS[way](Data(200, 200, data.unit_queries.shape[1], 1.0))  # what is loaded at the first call does not count
+    dim = (data.unit_queries, data.unit_gallery)[0].shape[1]  # both are made now: they are data
+    WAYS[way](Data(200, 200, dim, 1.0))  # what is loaded at the first call does not count
     before = reset_high_water()
     WAYS[way](data)
     return high_water() - before
@@ -261,22 +263,6 @@ def once(data: Data, clock: str) -> dict[str, Any]:
         "depth": data.depth,
         "values": found.values,
     }
-
-
-# --- printing
-
-
-def header(ways: list[str]) -> str:
-    columns = [f"{'gallery x queries':<18}{'depth':>6}", *(f"{way + ' s':>9}" for way in ways)]
-    columns += [f"{way + '/bare':>11}" for way in ways if way != "bare"]
-    return "".join([*columns, *(f"{way + ' MB':>9}" for way in ways), f"{'ours to peer':>14}"])
-
-
-def line(name: str, result: dict[str, Any], ways: list[str]) -> str:
-    columns = [f"{name:<18}{result['depth']:>6}", *(f"{result['median_seconds'][way]:>9.3f}" for way in ways)]
-    columns += [f"{result['ratio_to_bare'].get(way, float('nan')):>11.2f}" for way in ways if way != "bare"]
-    columns += [f"{result['peak_megabytes'][way]:>9.0f}" for way in ways]
-    return "".join([*columns, f"{result.get('difference_to_peer', float('nan')):>14.1e}"])
 
 
 if __name__ == "__main__":

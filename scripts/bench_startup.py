@@ -2,7 +2,7 @@
 """How long commands take that compute little, each in a process of its own, and what of that they import.
 
     .venv/bin/python scripts/bench_startup.py
-    .venv/bin/python scripts/bench_startup.py --rounds 3 --only "index info" query --json startup.json
+    .venv/bin/python scripts/bench_startup.py --rounds 3 --only "index info" query --json docs/results
 
 A small run on digits is trained, and an index of images built, in a temporary folder; then the commands take turns.
 Shown are medians over the rounds: the seconds until the process has ended, those of the processor (which do not count
@@ -15,13 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tables import Cell, Table, keep, machine
 
 LARGE = ("torch", "torchvision", "pytorch_metric_learning", "scipy", "sklearn", "matplotlib", "faiss", "transformers")
 WHY = {
@@ -99,7 +101,7 @@ def bare(program: str) -> dict[str, Any]:
     began, before = time.perf_counter(), processor_of_children()
     subprocess.run([sys.executable, "-c", program], check=True)
     seconds, spent = time.perf_counter() - began, processor_of_children() - before
-    return {"seconds": seconds, "processor": spent, "before": float("nan"), "modules": []}
+    return {"seconds": seconds, "processor": spent, "modules": []}
 
 
 def processor_of_children() -> float:
@@ -108,8 +110,8 @@ def processor_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(folder: Path, rounds: int, only: list[str]) -> dict[str, dict[str, Any]]:
-    """Command -> its medians."""
+def measure(folder: Path, rounds: int, only: list[str]) -> Table:
+    """A row for each command."""
     commands = {name: words for name, words in prepare(folder).items() if not only or name in only}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*BARE, *commands)}
     for _ in range(rounds):
@@ -117,46 +119,34 @@ def measure(folder: Path, rounds: int, only: list[str]) -> dict[str, dict[str, A
             found[name].append(bare(program))
         for name, words in commands.items():
             found[name].append(once(words, folder))
-    return {
-        name: {
-            **{key: statistics.median(each[key] for each in rows) for key in ("seconds", "processor", "before")},
-            "modules": rows[-1]["modules"],
-        }
-        for name, rows in found.items()
-    }
+    columns = {"seconds": "seconds", "of the processor": "processor", "before it begins": "before"}
+    rows: list[Mapping[str, Cell]] = []
+    for name, of in found.items():
+        times = {column: [each[key] for each in of] for column, key in columns.items() if key in of[0]}
+        rows.append({"command": name, **times, "large packages": ", ".join(of[-1]["modules"]) or "none"})
+    forms = {"command": "name", **dict.fromkeys(columns, "median"), "large packages": "name"}
+    return Table(forms, rows, "Commands that compute little, each in a process of its own; medians")
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """In Markdown; below it, what needs each of the large packages."""
-    lines = [
-        "| command | seconds | of the processor | before it begins | large packages |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
-    for name, row in rows.items():
-        before = "–" if row["before"] != row["before"] else f"{row['before']:.2f}"
-        packages = ", ".join(row["modules"]) or "none"
-        lines.append(f"| {name} | {row['seconds']:.2f} | {row['processor']:.2f} | {before} | {packages} |")
-    needed = {package for row in rows.values() for package in row["modules"]}
-    lines += ["", "| package | who needs it |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {package} | {WHY[package]} |" for package in LARGE if package in needed)])
+def needed_by(measured: Table) -> str:
+    """In Markdown: what needs each of the large packages that were imported."""
+    imported = {package for row in measured.rows for package in str(row["large packages"]).split(", ")}
+    lines = ["| package | who needs it |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {package} | {WHY[package]} |" for package in LARGE if package in imported)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=[], metavar="COMMAND", help="as in the table; all if not given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--json", type=Path, help="a folder: the table as JSON, for fill_tables.py")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds must be >= 1, got {options.rounds}")
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), options.rounds, options.only)
-    print(table(rows))
-    if options.json:
-        known = {
-            name: {k: None if v != v else v for k, v in row.items()} for name, row in rows.items()
-        }  # no nan in JSON
-        options.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        measured = measure(Path(folder), options.rounds, options.only)
+    print(f"{measured.text()}\n{needed_by(measured)}")
+    keep(measured, options.json, "bench-startup", settings=machine(options))
 
 
 if __name__ == "__main__":

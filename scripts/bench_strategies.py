@@ -2,7 +2,7 @@
 """What each strategy costs: time of a training step in the second task, relative to finetune, and what it keeps.
 
     .venv/bin/python scripts/bench_strategies.py --threads 2
-    .venv/bin/python scripts/bench_strategies.py --objective recognition --model conv4 --json strategies.json
+    .venv/bin/python scripts/bench_strategies.py --objective recognition --model conv4 --json docs/results
 
 Every strategy of the catalog learns a first task of random images, then the second, a pass in each round, with the
 library's own loop. All take turns in every round, so that what else the machine does hits all alike. A step is timed
@@ -14,15 +14,14 @@ optimizer and samples of earlier tasks that are read again are not in it.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
-import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tables import Cell, Table, keep, machine
 
 import tripletmas as tm
 from tripletmas.basics.weights import trainable
@@ -91,8 +90,8 @@ def make_stream(options: argparse.Namespace) -> tm.Stream:
     return tm.make_stream(tm.Source(data), tasks=2, test_share=1e-6)[0]
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each strategy, finetune first."""
+def measure(options: argparse.Namespace) -> Table:
+    """A row for each strategy, finetune first; one that trains nothing in the second task has no times."""
     stream = make_stream(options)
     names = [BASELINE, *(name for name in options.strategies if name != BASELINE)]
     trainings = [Training(name, stream, options) for name in names]
@@ -103,30 +102,18 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         first = turn % len(trainings)  # whoever comes after the hungriest finds the caches and the memory it left
         for training in trainings[first:] + trainings[:first]:
             seconds[training.name].append(training.seconds_per_step())
-    return [
-        {
-            "strategy": training.name,
-            "median_seconds": statistics.median(seconds[training.name]),
-            "fastest_seconds": min(seconds[training.name]),
-            "ratio": statistics.median(
-                own / bare for own, bare in zip(seconds[training.name], seconds[BASELINE], strict=True)
-            ),
-            "bytes_kept": training.bytes_kept(),
-            "copies_kept": training.bytes_kept() / training.bytes_trainable(),
-        }
-        for training in trainings
-    ]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """In Markdown; a strategy that trains nothing in the second task has no times."""
-    lines = ["| strategy | median ms | fastest ms | ratio | kept |", "| --- | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        trains = not math.isnan(row["ratio"])
-        times = [1000 * row["median_seconds"], 1000 * row["fastest_seconds"], row["ratio"]]
-        cells = [f"{value:.{places}f}" if trains else "–" for value, places in zip(times, (2, 2, 3), strict=True)]
-        lines.append("| " + " | ".join([row["strategy"], *cells, f"{row['copies_kept']:.2f}"]) + " |")
-    return "\n".join(lines)
+    rows: list[Mapping[str, Cell]] = []
+    for training in trainings:
+        own, row = seconds[training.name], {"strategy": training.name}
+        if not math.isnan(own[0]):
+            row |= {"ms": [1000 * each for each in own]}
+            row |= {"time": [each / bare for each, bare in zip(own, seconds[BASELINE], strict=True)]}
+        rows.append({**row, "kept": [training.bytes_kept() / training.bytes_trainable()]})
+    about = (
+        f"{options.model}, {options.objective}, {options.batch_size} images of {options.size}x{options.size}, adamw: "
+        "a step in the second task, its time relative to finetune, and what is kept in copies of the weights"
+    )
+    return Table({"strategy": "name", "ms": "median", "time": "median", "kept": "median"}, rows, about)
 
 
 def main() -> None:
@@ -140,7 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, help="of the CPU; torch's own choice if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--json", type=Path, help="a folder: the table as JSON, for fill_tables.py")
     options = parser.parse_args()
     if options.batch_size < 2 * SAMPLES_PER_CLASS:
         parser.error(
@@ -150,19 +137,9 @@ def main() -> None:
         parser.error(f"--steps must be >= 2, for the first of a pass is not timed, got {options.steps}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    rows = measure(options)
-    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
-    print(
-        f"{options.model}, {options.objective}, {options.batch_size} images of {options.size}x{options.size}, adamw, "
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n\n{table(rows)}"
-    )
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name != "json"}
-        settings |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "machine": platform.machine()}
-        found = [
-            {key: None if value != value else value for key, value in row.items()} for row in rows
-        ]  # nan is no JSON
-        options.json.write_text(json.dumps({"settings": settings, "rows": found}, indent=2) + "\n", encoding="utf-8")
+    measured = measure(options)
+    print(measured.text())
+    keep(measured, options.json, f"bench-strategies-{options.objective}", settings=machine(options))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,21 @@
     {"about": "...", "columns": {"strategy": "name", "fresh": "spread"},
      "rows": [{"strategy": "mas", "fresh": [0.9, 0.8]}, ...]}
 
-A cell is a text, told as it is, or the numbers of all seeds, told as its column says (`FORMS`); what a row lacks is
-empty.
+A cell is a text, told as it is, or the numbers of all seeds, or of all rounds of a timing, told as its column says
+(`FORMS`); what a row lacks is empty.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from tripletmas.report.numbers import Spread, number
@@ -28,6 +30,8 @@ FORMS: dict[str, Callable[[Spread], str]] = {
     "change": lambda of: of.text(signed=True),
     "mean": lambda of: number(of.mean),
     "share": lambda of: f"{of.mean:.0%}",
+    "median": lambda of: number(median(of.values), 2),  # of rounds
+    "whole": lambda of: number(median(of.values), 0),
 }
 
 
@@ -75,20 +79,38 @@ def table_of(content: Mapping[str, Any]) -> Table:
     return Table(forms, rows)
 
 
-def keep(table: Table, folder: Path | None, name: str, *, versions: Mapping[str, str] | None = None) -> None:
+def keep(
+    table: Table,
+    folder: Path | None,
+    name: str,
+    *,
+    versions: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Write FOLDER/NAME.json, where a folder is named.
 
     Args:
         versions: of what the runs were made with.
+        settings: how it was measured, such as the options of the script.
     """
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"script": Path(sys.argv[0]).name, **({"versions": dict(versions)} if versions else {})}
+    made: dict[str, Any] = {"script": Path(sys.argv[0]).name}
+    made |= {key: dict(of) for key, of in (("versions", versions), ("settings", settings)) if of}
     head = json.dumps({"about": table.about, **made, "columns": dict(table.columns)}, indent=1)
     rows = [json.dumps({name: _plain(row[name]) for name in table.columns if name in row}) for row in table.rows]
     lines = [head.removesuffix("\n}") + ",", ' "rows": [', ",\n".join(rows), " ]", "}\n"]
     (folder / f"{name}.json").write_text("\n".join(lines), encoding="utf-8")
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of a script that times something, and what it ran on."""
+    import torch
+
+    given = {name: value for name, value in vars(options).items() if name != "json"}
+    ran = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "machine": platform.machine()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in {**given, **ran}.items()}
 
 
 def mean_of(cell: Cell) -> float:

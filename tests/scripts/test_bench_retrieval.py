@@ -21,19 +21,19 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_bench_retrieval(tmp_path: Path):
     given = ["--sizes", "300x300", "400x50", *SMALL, "--clock", "cpu", "--before", str(SCRIPT.parents[1])]
-    ran = run(*given, "--json", str(tmp_path / "retrieval.json"))
+    ran = run(*given, "--json", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    found = json.loads((tmp_path / "retrieval.json").read_text())
-    assert (found["dim"], found["clock"]) == (8, "cpu")
-    assert list(found["results"]) == ["300x300", "400x50"]
-    for name, result in found["results"].items():
-        assert set(result["median_seconds"]) == {"bare", "ours", "peer", "before"}
-        assert result["ratio_to_bare"]["bare"] == 1
-        assert all(len(values) == 1 for values in result["all_seconds"].values())
-        assert all(math.isnan(value) or value >= 0 for value in result["peak_megabytes"].values())
-        assert result["difference_to_peer"] <= 1e-6
-        assert 0 < result["values"]["recall@1"] < 1
-        assert name in ran.stdout
+    found = json.loads((tmp_path / "bench-retrieval.json").read_text())
+    assert (found["settings"]["dim"], found["settings"]["clock"]) == (8, "cpu")
+    assert [row["gallery x queries"] for row in found["rows"]] == ["300 x 300", "400 x 50"]
+    ways = ("bare", "ours", "peer", "before")
+    for row in found["rows"]:
+        assert all(len(row[f"{way} s"]) == 1 for way in ways)
+        for way in ways[1:]:
+            assert row[f"{way} / bare"] == pytest.approx([row[f"{way} s"][0] / row["bare s"][0]])
+        assert all(math.isnan(value) or value >= 0 for way in ways for value in row[f"{way} MB"])
+        assert float(row["ours to peer"]) <= 1e-6
+        assert f"| {row['gallery x queries']} |" in ran.stdout
 
 
 @pytest.mark.slow

@@ -69,33 +69,35 @@ def test_bench_checkpoint(tmp_path: Path):
 @pytest.mark.slow
 def test_bench_startup(tmp_path: Path):
     small = ["--rounds", "1", "--only", "version", "index info"]
-    ran = run("bench_startup.py", *small, "--json", str(tmp_path / "x.json"))
+    ran = run("bench_startup.py", *small, "--json", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    found = json.loads((tmp_path / "x.json").read_text())
-    assert list(found) == ["python alone", "import torch", "version", "index info"]
-    assert all(row["processor"] > 0 for row in found.values())
+    rows = json.loads((tmp_path / "bench-startup.json").read_text())["rows"]
+    assert [row["command"] for row in rows] == ["python alone", "import torch", "version", "index info"]
+    assert all(min(row["of the processor"]) > 0 for row in rows)
+    assert ["before it begins" in row for row in rows] == [False, False, True, True]
     assert "| torch |" not in ran.stdout  # neither command needs it
 
 
 @pytest.mark.slow
 def test_bench_many_tasks(tmp_path: Path):
-    ran = run("bench_many_tasks.py", "--tasks", "3", "--strategies", "gram", "--json", str(tmp_path / "x.json"))
+    ran = run("bench_many_tasks.py", "--tasks", "3", "--strategies", "gram", "--json", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    (rows,) = json.loads((tmp_path / "x.json").read_text()).values()
-    assert len(rows) == 3
-    assert all(row["checkpoint bytes"] > 0 and row["training"] > 0 for row in rows)
+    rows = json.loads((tmp_path / "bench-many-tasks.json").read_text())["rows"]
+    ends = {row["part"]: [float(each) for each in row["gram"].split(" → ")] for row in rows}
+    assert all(len(each) == 2 for each in ends.values())
+    assert min(ends["checkpoint bytes"] + ends["training"]) > 0
     assert "| scores of all tasks (grows) |" in ran.stdout
 
 
 @pytest.mark.slow
 def test_bench_loop(tmp_path: Path):
     small = ["--models", "mlp", "--steps", "2", "--rounds", "1", "--threads", "1", "--clock", "cpu"]
-    ran = run("bench_loop.py", *small, "--json", str(tmp_path / "x.json"))
+    ran = run("bench_loop.py", *small, "--json", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
-    rows = json.loads((tmp_path / "x.json").read_text())["rows"]["mlp"]
-    assert list(rows) == ["bare", "product", "fp32+channels_last", "bf16", "bf16+channels_last"]
-    assert rows["bare"]["ratio"] == 1
-    assert all(row["seconds"] > 0 for row in rows.values())
+    (row,) = json.loads((tmp_path / "bench-loop.json").read_text())["rows"]
+    assert row.pop("model, batch") == "mlp, 32 of 8x8"
+    assert row.keys() == {"bare", "product", "fp32+channels_last", "bf16", "bf16+channels_last"}
+    assert all(len(each) == 1 and each[0] > 0 for each in row.values())
 
 
 @pytest.mark.slow
