@@ -151,6 +151,8 @@ def test_warnings_are_told_again_at_the_end_each_once(hostile, call, tmp_path):
     assert complaint.splitlines()[-2:] == again
     status, _, complaint = call("train", "--data.per_class", "6", *given[2:], "--out", tmp_path / "digits")
     assert "warned of before" not in complaint
+    # quiet, nothing is printed in between: the log has told it
+    assert call("train", *data, *given, "--quiet", "--out", tmp_path / "quiet") == (0, "", "")
 
 
 # --- what is no error of ours

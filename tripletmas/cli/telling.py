@@ -123,6 +123,11 @@ def _does(command: str, arguments: Sequence[str]) -> bool:
     return command in _DOES and not given.intersection(_DOES[command])
 
 
+def is_quiet() -> bool:
+    """Whether a command runs that was asked to be quiet."""
+    return logging.root.manager.disable >= logging.INFO
+
+
 @contextmanager
 def _without_progress() -> Iterator[None]:
     """Inside, only warnings are logged, and no bar is drawn."""

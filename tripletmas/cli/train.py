@@ -19,7 +19,7 @@ from tripletmas.basics.sentences import short
 from tripletmas.cli.console import console, make_parser, numbers, open_run, print_comparison
 from tripletmas.cli.live_page import LivePage
 from tripletmas.cli.outputs import check_place
-from tripletmas.cli.telling import ALSO
+from tripletmas.cli.telling import ALSO, is_quiet
 from tripletmas.runs import configuration, log, loop, sweeps, trust
 from tripletmas.runs.directory import RunDirectory, is_run, seed_directories
 from tripletmas.runs.experiment import config_of, run_experiment
@@ -163,8 +163,9 @@ def _run(
         if write_report:
             content["report"] = str(_report(out))
             print(f"report: {content['report']}")
-    for message in warned:
-        print(f"warned of before: {message}", file=sys.stderr)
+    if not is_quiet():  # else nothing has been printed since
+        for message in warned:
+            print(f"warned of before: {message}", file=sys.stderr)
     return content
 
 
