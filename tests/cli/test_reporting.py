@@ -13,6 +13,7 @@ from synthetic_runs import write_run
 
 from tripletmas.cli.live_page import LivePage
 from tripletmas.report import page as page_module
+from tripletmas.report.folder import write_folder_report
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,9 @@ def test_a_folder_of_runs_has_a_page(call, two: list[Path], tmp_path: Path, undr
     for name in ("a", "deep/b", "c", "seeds", "seeds/seed1"):
         assert (runs / name / "report" / "report.html").is_file()
     assert "../deep/b/report/report.html" in found.sources
+    assert "tasks done note a mas" in found.text
+    deep = write_folder_report(runs / "deep")
+    assert "tasks done b mas" in Page(deep).text  # nothing is to be noted of it
     written = (runs / "a" / "report" / "report.html").stat().st_mtime_ns
     assert call("report", runs, "--quiet") == (0, "", "")
     assert (runs / "a" / "report" / "report.html").stat().st_mtime_ns == written  # nothing has changed
