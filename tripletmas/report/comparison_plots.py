@@ -52,7 +52,8 @@ def draw_forgetting(figure: Figure, theme: Theme, comparison: Comparison) -> Non
     row_axis(axes, [_short(method) for method in methods], edge=0.6)
     axes.margins(x=0.14)
     axes.tick_params(axis="y", labelcolor=theme.ink)
-    axes.set_xlabel(f"forgetting ({comparison.kind.primary.label} lost since the best moment)")
+    # its end is that of the axis: from its middle it would reach beyond the figure, since names stand on the left
+    axes.set_xlabel(f"forgetting ({comparison.kind.primary.label} lost since the best moment)", loc="right")
 
 
 def draw_per_task(figure: Figure, theme: Theme, comparison: Comparison) -> None:

@@ -52,10 +52,12 @@ def draw_matrix(
     axes.set_ylabel(row)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    digits = 2 if high >= 0.1 else 3  # a small drift is not none
+    letters = 8.5 if digits == 2 else min(8.5, 72 / size)
     if numbered:
         for i, j in (~matrix.isnan()).nonzero().tolist():
             colour = number_colour((float(matrix[i, j]) - low) / (high - low))
-            write_in_cell(axes, j, i, number(float(matrix[i, j]), 2), colour, 8.5)
+            write_in_cell(axes, j, i, number(float(matrix[i, j]), digits), colour, letters)
     colour_bar(figure, image, axes)
 
 

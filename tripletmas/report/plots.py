@@ -120,7 +120,7 @@ def _draw_epochs(
         axes.axvline(start + 0.5, color=theme.muted, linewidth=0.7, linestyle=(0, (2, 2)))
     for start, end in pairwise(edges):
         style = {"marker": "o" if end - start < 30 else None, "markersize": 2.5, "label": name, "gid": "epoch"}
-        axes.plot(range(start + 1, end + 1), values[start:end], color=colour, **style)
+        axes.plot(range(start + 1, end + 1), values[start:end], color=colour, clip_on=False, **style)
     top = max((value for value in values if math.isfinite(value)), default=1.0)
     axes.set_ylim(0 if min(values) >= 0 else None, top * 1.08 if top > 0 else None)
     axes.set_xlim(0.4, len(values) + 0.6)

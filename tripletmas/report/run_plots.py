@@ -137,7 +137,7 @@ def _galleries(run: Run, out: Path, stored: Stored) -> Found:
     # the map of what the run is judged by has the shorter name
     name = "scores" if run.primary.metric == run.primary.searched else "recall_scores"
     for kind, ending in KINDS.items():
-        text = texts.GALLERY_MAP.format(metric=label) if kind == "fresh" else "The same scale, the same queries."
+        text = texts.GALLERY_MAP.format(metric=begun(label)) if kind == "fresh" else "The same scale, the same queries."
         for scope, matrices in stored.items():
             if kind in matrices:
                 title = f"{kind.capitalize()} gallery, {SCOPES[scope]}"
@@ -188,12 +188,12 @@ def _drift(run: Run, out: Path) -> Found:
     if by_task is not None:
         high = max(float(by_task.nan_to_num(0).max()), 0.01)
         draw = partial(draw_matrix, matrix=by_task, task_names=run.task_names, high=high, column="of task")
-        alt = f"Drift of the earlier tasks after the last one: {_listed(by_task[-1, :-1].tolist())}."
+        alt = f"Drift of the earlier tasks after the last one: {_listed(by_task[-1, :-1].tolist(), 3)}."
         shown = of_matrix(by_task, run.task_names, "after learning task")
         yield make_plot(out / "drift_tasks.png", "Drift by task", texts.DRIFT_BY_TASK, draw, alt=alt, values=shown)
     if by_class:
         draw, most = partial(draw_class_drift, drifts=by_class), most_and_least(by_class)[0]
-        alt = f"Most drifted: {', '.join(f'{each.name} {each.drift:.2f}' for each in most[:5])}."
+        alt = f"Most drifted: {', '.join(f'{each.name} {number(each.drift)}' for each in most[:5])}."
         shown = Values(
             ["class", "task", "drift"], [[each.name, str(each.task + 1), number(each.drift)] for each in by_class]
         )
@@ -209,5 +209,5 @@ def _drift(run: Run, out: Path) -> Found:
         yield make_plot(out / "movement.png", title, texts.MOVEMENT, draw, values=Values(head, rows))
 
 
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(number(value, 2) for value in values)
+def _listed(values: Sequence[float], digits: int = 2) -> str:
+    return ", ".join(number(value, digits) for value in values)
