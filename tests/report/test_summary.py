@@ -18,7 +18,7 @@ from tripletmas.report.plots import draw_over_tasks
 from tripletmas.report.read import read_run
 from tripletmas.report.spots import spots_of
 from tripletmas.report.style import LIGHT, canvas
-from tripletmas.report.summary import said
+from tripletmas.report.summary import said, worth_of
 from tripletmas.report.summary_of_seeds import said_of_seeds
 from tripletmas.report.values import of_curves, of_epochs, of_matrix
 
@@ -97,6 +97,17 @@ def test_what_the_old_index_is_worth(tmp_path: Path, share: float, worth: str):
     (path / "scores.json").write_text(json.dumps(content))
     assert worth in _texts(path)["The old index"]
     assert f"{100 * share:.0f}\N{NO-BREAK SPACE}% of it is left" in _texts(path)["The old index"]
+
+
+def test_an_old_index_that_finds_more_has_lost_nothing():
+    """By chance stored vectors can find more than fresh ones: of 101 % nobody would know what they mean."""
+    assert worth_of(0.91, 0.9) == worth_of(0.9, 0.9) == "nothing is lost. It can stay as it is."
+
+
+def test_an_accuracy_is_compared_with_guessing_without_a_gallery(tmp_path: Path):
+    guess = {"metric": "accuracy", "queries": 100, "score": 0.9, "chance": 0.5}
+    path = _with(write_run(tmp_path / "run", matrix=MATRIX, objective="recognition"), guess=[guess] * 3)
+    assert _texts(path)["Learned"].endswith("accuracy 0.883 on average, where guessing has about 0.50.")
 
 
 def test_values_of_plots_as_tables():

@@ -93,7 +93,8 @@ def verdict(comparison: Comparison) -> str:
         return ""
     methods, label = comparison.methods, comparison.kind.primary.label
     names = " and ".join(methods[i].label for i in best)
-    text = f"Highest at the end: {names}, with an average {label} of {_shown(methods[best[0]], column)}"
+    aside = ", joint training left out" if comparison.joint else ""
+    text = f"Highest at the end{aside}: {names}, with an average {label} of {_shown(methods[best[0]], column)}"
     level = [method.label for method, mark in zip(methods, found, strict=True) if mark == LEVEL_WITH_BEST]
     if level:
         return f"{text}; over the seeds that there are, not told apart from it: {listed(level)}."
@@ -124,7 +125,8 @@ def explained(comparison: Comparison) -> str:
         )
     return (
         f"Bold: the best mean. ≈: not told apart from it by a paired t-test over common seeds (p ≥ {LEVEL:g}), "
-        f"so that the order may be noise. Who shares less than two seeds with the best was not tested.{reference}"
+        "so that the order may be noise. Methods that share fewer than two seeds with the best were not tested."
+        f"{reference}"
     )
 
 

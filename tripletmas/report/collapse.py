@@ -11,8 +11,8 @@ _SHOWN = 4  # tasks
 
 ADVICE = (
     "Nothing can be found among vectors that are nearly one. What helps: a pretrained model; more steps "
-    "(<code>--training.epochs</code>) or images; a lower <code>--training.lr</code>; of triplets "
-    "<code>--loss.mining all --training.warmup 0.15</code>; another <code>--loss</code>."
+    "(<code>--training.epochs</code>) or images; a lower <code>--training.lr</code>; for a loss of triplets "
+    "<code>--loss.mining all</code> and <code>--training.warmup 0.15</code>; another <code>--loss</code>."
 )
 VOID = "Says nothing here: what was never learned cannot be forgotten."
 

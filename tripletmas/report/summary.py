@@ -66,7 +66,8 @@ def _guessed(run: Run) -> str:
     if not pairs or any(None in pair for pair in pairs):
         return ""
     score, chance = (fmean(map(float, values)) for values in zip(*pairs, strict=True))
-    return f"; on its own gallery {number(score)}, where guessing has about {number(chance, 2)}"
+    own = f"; on its own gallery {number(score)}" if run.primary.gallery == "seen" else ""
+    return f"{own}, where guessing has about {number(chance, 2)}"
 
 
 def _forgotten(run: Run, matrix: Tensor) -> str:
@@ -93,7 +94,7 @@ def _by_growth(run: Run, lost: float) -> str:
         return ""
     text = " On a task's own gallery, where forgetting alone counts, they "
     if alone <= LITTLE:
-        return f"{text}lost nothing: what is more is only what there is to confuse them with."
+        return f"{text}lost nothing: there is only more to confuse them with."
     rest = ": the rest is that there is more to confuse them with" if alone < lost - LITTLE else ""
     return f"{text}fell by {number(alone)}{rest}."
 
@@ -107,7 +108,7 @@ def _index(run: Run) -> str:
         return "What stored vectors are still worth was not measured."
     text = (
         f"Vectors that were stored when their task was learned have {run.primary.searched_label} {number(stale)}, "
-        f"embedded again they have {number(fresh)}: {percent(stale, fresh)} of it is left. {worth_of(stale, fresh)}"
+        f"embedded again they have {number(fresh)}: {worth_of(stale, fresh)}"
     )
     moved = means.get("compensated", math.nan)
     if math.isnan(moved):
@@ -117,7 +118,8 @@ def _index(run: Run) -> str:
 
 def worth_of(stale: float, fresh: float) -> str:
     """What an index is worth that is left as it is, by its score and that of one that is embedded again."""
-    return next(words for share, words in _WORTH.items() if stale >= share * fresh)
+    left = "nothing is lost" if stale >= fresh else f"{percent(stale, fresh)} of it is left"
+    return f"{left}. {next(words for share, words in _WORTH.items() if stale >= share * fresh)}"
 
 
 def percent(part: float, whole: float) -> str:

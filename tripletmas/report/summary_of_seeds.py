@@ -75,7 +75,7 @@ def _index(method: Method) -> str:
     text = (
         f"Vectors that were stored when their task was learned have {method.runs[0].primary.searched_label} "
         f"{method.galleries['stale'].text()}, embedded again they have {method.galleries['fresh'].text()}: "
-        f"{percent(stale, fresh)} of it is left. {worth_of(stale, fresh)}"
+        f"{worth_of(stale, fresh)}"
     )
     if "compensated" not in method.galleries:
         return text
