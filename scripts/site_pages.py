@@ -32,6 +32,7 @@ _FILES = {  # module -> what it writes
     "models/exported.py": "An exported model",
 }
 _NO_TAG = re.compile(r"<(?=[a-zA-Z])(?!img |https?:)")
+_CODE, _OPTION = re.compile(r"<code>[^<]*</code>"), re.compile(r"(?<![\w-])--?\w[\w.-]*")
 _LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)]*)?(\))")
 
 
@@ -65,7 +66,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """What the theme leaves out: the keyboard reaches code and tables that scroll, and the search has a name (WCAG)."""
+    """What the theme leaves out: the keyboard reaches code and tables that scroll, and the search has a name (WCAG).
+
+    The words of an option stay in one line: browsers break after the hyphens before them.
+    """
+    output = _CODE.sub(lambda code: _OPTION.sub(r'<span class="option">\g<0></span>', code[0]), output)
     output = re.sub(r"<pre>(?=(?:<span></span>)?<code\b)", '<pre tabindex="0">', output)
     wide = '<div class="wide" tabindex="0" role="group" aria-label="Table">'
     output = re.sub(r"<table>.*?</table>", lambda table: f"{wide}{table[0]}</div>", output, flags=re.S)

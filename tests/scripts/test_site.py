@@ -8,8 +8,13 @@ from pathlib import Path
 
 import build_site
 import pytest
+from chromium import PROGRAM, browser
 
 ROOT = Path(__file__).resolve().parents[2]
+# the words of code that stand in more than one line, of those that have no place to break but after their hyphens
+BROKEN = """[...document.querySelectorAll('.option, .md-typeset td code')]
+    .filter((each) => /^[-]*[\\w.]+$/.test(each.textContent) && each.getClientRects().length > 1)
+    .map((each) => each.textContent)"""
 
 
 def test_faults_are_found(tmp_path):
@@ -41,3 +46,17 @@ def test_it_is_built(tmp_path):
     assert "Memory Aware Synapses" in search
     page = (tmp_path / "site" / "reference" / "protection.html").read_text(encoding="utf-8")
     assert "consolidate" in page
+    if PROGRAM is not None:
+        check_on_a_phone(tmp_path)
+
+
+def check_on_a_phone(folder: Path) -> None:
+    """No page is wider than the screen, and no word of code is broken."""
+    with browser(folder) as tab:
+        tab.screen(360, 800, phone=True)
+        for name in ("index", "expect", "gram", "results"):
+            tab.open((folder / "site" / f"{name}.html").as_uri())
+            assert tab.run("document.querySelectorAll('.option').length"), name
+            assert tab.run(BROKEN) == [], name
+            assert tab.run("document.documentElement.scrollWidth") == 360, name
+        assert tab.complaints == []
