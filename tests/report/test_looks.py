@@ -97,7 +97,7 @@ def test_words_of_a_command_stay_whole_on_a_phone(tab: Browser, tmp_path: Path, 
 
 @pytest.mark.parametrize("objective", ["metric", "recognition"])
 def test_the_plot_of_forgetting_has_room_for_what_its_axis_is(objective: str, tmp_path: Path):
-    strategies = [{"name": "mas", "strength": 0.123456789, "decay": decay} for decay in (0.5, 0.25)]
+    strategies = [{"name": "mas", "strength": 1 / number, "decay": 0.9 / number} for number in (7, 9)]
     runs = [write_run(tmp_path / str(i), strategy=each, objective=objective) for i, each in enumerate(strategies)]
     compared = comparison(runs)
     figure = drawn(lambda figure, theme: draw_forgetting(figure, theme, compared), LIGHT)
