@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from chromium import PROGRAM, Browser, browser
 from synthetic_runs import write_run
 
 from tripletmas.report.compare import comparison
-from tripletmas.report.comparison_plots import draw_forgetting
+from tripletmas.report.comparison_plots import draw_embeddings, draw_forgetting
+from tripletmas.report.embedding_plot import Groups, Picture
 from tripletmas.report.folder import write_folder_report
 from tripletmas.report.heat_map import draw_matrix
 from tripletmas.report.page import write_comparison, write_report
@@ -106,6 +109,22 @@ def test_the_plot_of_forgetting_has_room_for_what_its_axis_is(objective: str, tm
     assert written.get_text().endswith("lost since the best moment)")
     assert written.get_window_extent().x0 >= 0
     assert written.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_names_of_classes_do_not_stand_on_each_other():
+    """Four pictures are the smallest. Three classes have one middle: their names move, and none by two lines."""
+    points = np.random.default_rng(0).normal(size=(60, 2)) + np.repeat([[0, 0], [0, 0], [0, 0.1], [9, 5]], 15, axis=0)
+    groups = Groups(torch.arange(4).repeat_interleave(15), ("1", "8", "a long name", "0"), "class")
+    picture = Picture(points, groups, "t-SNE", 60)
+    figure = drawn(lambda figure, theme: draw_embeddings(figure, theme, [("mas", picture)] * 4), LIGHT)
+    painted(figure, LIGHT)
+    for axes in figure.axes:
+        boxes = [each.get_window_extent() for each in axes.texts]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        shown = axes.transData.inverted().transform([[(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2] for box in boxes])
+        middles = np.stack([np.median(points[i * 15 : (i + 1) * 15], axis=0) for i in range(4)])
+        assert np.abs(shown - middles)[:, 1].max() < 2 * 0.07 * np.ptp(points[:, 1])
+        assert np.abs(shown - middles)[3] == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_a_small_drift_is_not_written_as_none():

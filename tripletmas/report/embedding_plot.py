@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ _LAID_OUT = {
     "means little)",
     "PCA": "seen along their two principal directions (PCA)",
 }
+_LETTER, _LINE = 0.045, 0.07  # of a name, in shares of the smallest picture: a quarter of a comparison's width
+_ROUNDS = 50  # of moving names apart
 MAX_COLOURS = 16  # more classes than this cannot be told apart: the colour is then the task
 
 
@@ -112,17 +116,31 @@ def draw_embedding(figure: Figure, theme: Theme, picture: Picture) -> None:
 def draw_points(axes: Axes, picture: Picture, theme: Theme = LIGHT) -> None:
     """Draw the picture on axes without scales: only nearness means anything in it."""
     without_scales(axes)
-    groups = picture.groups
-    for i, name in enumerate(short_names(groups.names)):
-        members = picture.points[(groups.of == i).numpy()]
+    groups, names = picture.groups, short_names(picture.groups.names)
+    members = [picture.points[(groups.of == i).numpy()] for i in range(len(names))]
+    for i, name in enumerate(names):
         colour, marker = groups.style(i, theme)
         mark = {"color": colour, "marker": marker, "alpha": 0.75, "linewidths": 0, "label": name}
-        axes.scatter(members[:, 0], members[:, 1], s=16, **mark)
-        if groups.by == "class":
-            x, y = np.median(members, axis=0)
+        axes.scatter(members[i][:, 0], members[i][:, 1], s=16, **mark)
+    axes.margins(0.03)
+    if groups.by == "class":
+        extent = np.maximum(np.ptp(picture.points, axis=0), 1e-9)
+        middles = np.stack([np.median(each, axis=0) for each in members])
+        for name, (x, y) in zip(names, _apart(middles / extent, names) * extent, strict=True):
             place = axes.text(x, y, name, ha="center", va="center", color=theme.ink, zorder=5)
             place.set(fontsize=10, weight="bold", path_effects=halo(theme))
-    axes.margins(0.03)
+
+
+def _apart(middles: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The middles (n, 2) of names, in shares of the picture, moved up and down until none stands on another."""
+    middles = middles.copy()
+    for _ in range(_ROUNDS):
+        for i, j in combinations(range(len(names)), 2):
+            (wide, high), room = middles[j] - middles[i], _LETTER * (len(names[i]) + len(names[j])) / 2
+            if abs(wide) < room and abs(high) < _LINE:
+                middles[j, 1] += (push := math.copysign((_LINE - abs(high)) / 2, high))
+                middles[i, 1] -= push
+    return middles
 
 
 def name_tasks(figure: Figure, axes: Axes, picture: Picture) -> None:
