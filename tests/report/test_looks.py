@@ -13,11 +13,14 @@ import torch
 from chromium import PROGRAM, Browser, browser
 from synthetic_runs import write_run
 
+from tripletmas.objectives.grid import Grid, Hit, Row
 from tripletmas.report.compare import comparison
 from tripletmas.report.comparison_plots import draw_embeddings, draw_forgetting
 from tripletmas.report.embedding_plot import Groups, Picture
 from tripletmas.report.folder import write_folder_report
+from tripletmas.report.grid import query_page
 from tripletmas.report.heat_map import draw_matrix
+from tripletmas.report.layers import LayerImportance, draw_importance
 from tripletmas.report.page import write_comparison, write_report
 from tripletmas.report.plots import draw_loss
 from tripletmas.report.style import LIGHT, drawn, painted
@@ -98,6 +101,21 @@ def test_words_of_a_command_stay_whole_on_a_phone(tab: Browser, tmp_path: Path, 
     assert tab.run("document.documentElement.scrollWidth") == 360
 
 
+@needs_browser
+@pytest.mark.slow
+def test_scores_of_a_query_stay_whole_on_a_phone(tab: Browser, tmp_path: Path):
+    hits = tuple(Hit(f"shop/month{i}/mug/photographs/0000{i}.jpg", 0.9, "mug") for i in range(5))
+    pictures = {name: torch.zeros(3, 64, 64, dtype=torch.uint8) for name in ("mug.jpg", *(hit.name for hit in hits))}
+    grid = Grid(("",), (Row("mug.jpg", (hits,)),), pictures=pictures)
+    (tmp_path / "page.html").write_text(query_page(grid, about="an index", measure="cosine"), encoding="utf-8")
+    tab.screen(360, 900)
+    tab.open((tmp_path / "page.html").as_uri())
+    heights = tab.run("[...document.querySelectorAll('.large li strong')].map((each) => each.offsetHeight)")
+    assert len(heights) == 5
+    assert max(heights) < 30  # a line
+    assert set(tab.run(f"({BREAKS})('.path')")) == {"/"}
+
+
 @pytest.mark.parametrize("objective", ["metric", "recognition"])
 def test_the_plot_of_forgetting_has_room_for_what_its_axis_is(objective: str, tmp_path: Path):
     strategies = [{"name": "mas", "strength": 1 / number, "decay": 0.9 / number} for number in (7, 9)]
@@ -125,6 +143,23 @@ def test_names_of_classes_do_not_stand_on_each_other():
         middles = np.stack([np.median(points[i * 15 : (i + 1) * 15], axis=0) for i in range(4)])
         assert np.abs(shown - middles)[:, 1].max() < 2 * 0.07 * np.ptp(points[:, 1])
         assert np.abs(shown - middles)[3] == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("decades", range(6))
+def test_numbers_below_importance_stand_apart(decades: int):
+    """Long names of layers leave each of the two axes a fifth of the picture."""
+    share, mean = (torch.logspace(low, high, 6, dtype=torch.float64) for low, high in ((-decades - 0.3, -0.1), (-3, 1)))
+    found = LayerImportance(("predicate_object.block3.conv",) * 6, share, mean)
+    figure = drawn(lambda figure, theme: draw_importance(figure, theme, found), LIGHT)
+    painted(figure, LIGHT)
+    boxes = [
+        label.get_window_extent()
+        for axes in figure.axes
+        for label, value in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+        if axes.get_xlim()[0] * 0.99 < value < axes.get_xlim()[1] * 1.01
+    ]
+    assert len(boxes) >= 4
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_a_small_drift_is_not_written_as_none():

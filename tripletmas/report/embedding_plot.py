@@ -68,11 +68,11 @@ class Picture:
     def text(self) -> str:
         """How to read the picture."""
         shown, names, by = len(self.points), self.groups.names, self.groups.by
-        points = f"{shown} of {self.of} queries" if shown < self.of else f"{self.of} queries"
+        points = f"{shown} of the {self.of:,} queries" if shown < self.of else f"The {self.of:,} queries"
         why = "" if by == "class" else ": there are too many classes to tell their colours apart"
         if len(names) > MAX_COLOURS:
             why += "; it runs from dark (first task) to bright (last)"
-        text = f"The {points} as the final model embeds them, {_LAID_OUT[self.method]}. The colour is the {by}{why}."
+        text = f"{points} as the final model embeds them, {_LAID_OUT[self.method]}. The colour is the {by}{why}."
         return text + (" Classes that form clean groups can be found by nearest neighbour." if not why else "")
 
 

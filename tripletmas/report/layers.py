@@ -95,7 +95,7 @@ def draw_importance(figure: Figure, theme: Theme, importance: LayerImportance) -
         axes.scatter(values[positive], positive.nonzero().flatten(), s=26, color=colour, zorder=3, label=title)
         for row in (~positive).nonzero().flatten().tolist():
             axes.text(0.02, row, "zero", va="center", fontsize=8, color=theme.muted, **whole)
-        log_axis(axes, ticks=5)
+        log_axis(axes, ticks=3)
         low, high = float(values[positive].min()), float(values[positive].max())
         axes.set_xlim(10 ** math.floor(math.log10(low) - 0.15), 10 ** math.ceil(math.log10(high) + 0.05))
         axes.tick_params(axis="x", which="minor", length=0)

@@ -87,10 +87,10 @@ def draw_over_tasks(figure: Figure, theme: Theme, matrix: Tensor, task_names: Se
 
 
 def draw_unseen(figure: Figure, theme: Theme, values: Sequence[float], label: str) -> None:
-    """The score on classes that are in no task, after each task."""
+    """The score on what is in no task, classes or facts, after each task."""
     line = Line(values, number(values[-1], 2), theme.series[0], style={"marker": "o"})
     low = lower_end([torch.tensor(values, dtype=torch.float64)])
-    draw_lines(figure, theme, [line], f"{label} on unseen classes", low)
+    draw_lines(figure, theme, [line], f"{label}, never trained on", low)
 
 
 def draw_loss(
