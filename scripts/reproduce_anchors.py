@@ -96,7 +96,7 @@ def draw(tables: Mapping[str, Table], path: Path) -> None:
         axes.set_xlabel("samples kept of each class")
         axes.grid(axis="y", alpha=0.3)
     panels[0][0].set_ylabel("recall@1, stale (line) and fresh (dots)")
-    panels[0][-1].legend(loc="lower right", fontsize=8)
+    panels[0][0].legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

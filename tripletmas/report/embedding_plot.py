@@ -136,10 +136,11 @@ def _apart(middles: np.ndarray, names: Sequence[str]) -> np.ndarray:
     middles = middles.copy()
     for _ in range(_ROUNDS):
         for i, j in combinations(range(len(names)), 2):
-            (wide, high), room = middles[j] - middles[i], _LETTER * (len(names[i]) + len(names[j])) / 2
-            if abs(wide) < room and abs(high) < _LINE:
-                middles[j, 1] += (push := math.copysign((_LINE - abs(high)) / 2, high))
+            wide, high = middles[j] - middles[i]
+            if abs(wide) < _LETTER * (len(names[i]) + len(names[j])) / 2 and abs(high) < _LINE:
+                push = math.copysign((_LINE - abs(high)) / 2, high)
                 middles[i, 1] -= push
+                middles[j, 1] += push
     return middles
 
 
