@@ -137,6 +137,20 @@ def test_the_map_has_one_projection_for_all_steps(stored: Path, tmp_path: Path):
     assert "turned by 0.000" in still.said[1].replace("-0.000", "0.000")
 
 
+def test_pages_whose_script_does_not_run_show_the_last_step(stored: Path, tmp_path: Path):
+    """Queries 0 and 1 are of one class, 2 of another, and new: it has a mark, and no trail."""
+    steps = {0: [[1.0, 0.0], [0.0, 1.0]], 1: [[1.0, 0.0], [0.0, -1.0], [-1.0, 0.0]]}
+    found = read_map(read_run(followed(tmp_path / "run", steps, [0, 0, 1])))
+    assert found is not None
+    before, now = (points.tolist() for points in found.points)
+    assert found.last_marks == [now[:2], now[2:]]
+    ways = "".join("M{} {}L{} {}".format(*before[i], *now[i]) for i in (0, 1))
+    assert found.last_trails == [ways, ""]
+    (shown,) = re.findall("<noscript>.*?</noscript>", (stored / "report" / "report.html").read_text(), re.DOTALL)
+    assert shown.count("<use") == 36
+    assert len(re.findall(r"M\d+ \d+L", shown)) == 24
+
+
 def test_the_map_names_the_tasks_of_its_files(unfinished: Path):
     """It has the files of tasks 2 and 3, and that of a fourth, which is not finished."""
     found = read_map(read_run(unfinished))

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -23,7 +21,7 @@ from tripletmas.objectives.grid import FOLLOWED
 from tripletmas.report import texts
 from tripletmas.report.embedding_plot import Groups, grouped
 from tripletmas.report.read import Run
-from tripletmas.report.style import Theme, without_scales
+from tripletmas.report.style import Theme
 
 _MAX_POINTS = 1200
 _WIDTH, _LEAST, _MOST, _EDGE = 1000, 420, 720, 24  # of the drawing; the height follows the points
@@ -71,6 +69,31 @@ class EmbeddingMap:
         return [_SHAPES[self.groups.style(group)[1]] for group in range(len(self.groups.names))]
 
     @property
+    def mark_size(self) -> float:
+        """The size of the marks: many are smaller, or they would hide each other."""
+        return 0.75 if self.shown > 250 else 1.0
+
+    @property
+    def trail_opacity(self) -> float:
+        """Many trails are fainter, too."""
+        return min(0.45, max(0.1, 45 / self.shown))
+
+    @property
+    def last_marks(self) -> list[list[list[int]]]:
+        """For each group the places of its points at the last step, for pages whose script does not run."""
+        now, of = self.points[-1], self.groups.of.numpy()
+        return [now[of == group].tolist() for group in range(len(self.groups.names))]
+
+    @property
+    def last_trails(self) -> list[str]:
+        """For each group, as the path of an SVG, how its points came there from the step before."""
+        now = self.points[-1]
+        old = self.points[-2] if len(self.points) > 1 else now[:0]
+        ways, of = np.hstack([old, now[: len(old)]]), self.groups.of.numpy()[: len(old)]
+        groups = (ways[of == group].tolist() for group in range(len(self.groups.names)))
+        return ["".join(f"M{x} {y}L{to_x} {to_y}" for x, y, to_x, to_y in group) for group in groups]
+
+    @property
     def text(self) -> str:
         """How to read the map."""
         text = texts.MAP.format(kept=f"{100 * self.kept:.0f} %", coloured_by=self.groups.by)
@@ -85,6 +108,8 @@ class EmbeddingMap:
             "steps": [points.flatten().tolist() for points in self.points],
             "groups": self.groups.of.tolist(),
             "shapes": self.shapes,
+            "size": self.mark_size,
+            "opacity": self.trail_opacity,
             "classes": classes,
             "labels": [classes.index(label) for label in self.labels],
             "said": self.said,
@@ -121,23 +146,6 @@ def read_map(run: Run) -> EmbeddingMap | None:
         width=_WIDTH,
         height=height,
     )
-
-
-def draw_map(figure: Figure, theme: Theme, found: EmbeddingMap) -> None:
-    """The last step, for pages whose script does not run; a faint line leads to each point from the step before."""
-    now = found.points[-1]
-    figure.set_size_inches(8.4, 8.4 * found.height / found.width + 0.4)
-    axes = figure.add_subplot()
-    if len(found.points) > 1:
-        old = found.points[-2]
-        trails = np.stack([old, now[: len(old)]], axis=1)
-        axes.add_collection(LineCollection(list(trails), colors=theme.muted, linewidths=0.6, alpha=0.4, zorder=1))
-    for i in range(len(found.groups.names)):
-        colour, marker = found.groups.style(i, theme)
-        axes.scatter(*now[found.groups.of.numpy() == i].T, s=18, color=colour, marker=marker, linewidths=0, zorder=2)
-    axes.set_xlim(0, found.width)
-    axes.set_ylim(found.height, 0)
-    without_scales(axes)
 
 
 def _said(run: Run, after: Sequence[int], steps: Sequence[Tensor]) -> Iterator[str]:

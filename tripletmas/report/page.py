@@ -20,7 +20,7 @@ from tripletmas.report.grid import GRID_TOOLS, groups
 from tripletmas.report.html import Plot, make_plot, render, write_svg
 from tripletmas.report.made import made_by
 from tripletmas.report.read import Run, read_run
-from tripletmas.report.run_plots import map_plot, run_plots
+from tripletmas.report.run_plots import run_plots
 from tripletmas.report.summary import said
 from tripletmas.report.summary_of_seeds import said_of_seeds
 from tripletmas.runs.directory import is_run, seed_directories
@@ -54,7 +54,7 @@ def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = 
     plots = run_plots(run, out, brief=brief)
     if svg:
         write_svg([*plots.learning, *plots.galleries, *plots.drift])
-    found, grid = (None, None) if brief else (read_map(run), read_grid(run.directory))
+    grid = None if brief else read_grid(run.directory)
     values = {
         "title": run.name,
         "about": rows.about(run),
@@ -69,8 +69,7 @@ def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = 
         "grid": grid or _NO_GRID,
         "groups": groups(grid or _NO_GRID, run),
         **GRID_TOOLS,
-        "map": found,
-        "map_plot": found and map_plot(found, out),
+        "map": None if brief else read_map(run),
         "said": said(run),
         "made": made_by(run),
         "galleries": gallery_rows(run),

@@ -15,7 +15,6 @@ from tripletmas.objectives.compatibility import average_compatibility, backward_
 from tripletmas.objectives.scores import last_row
 from tripletmas.report import plots, texts
 from tripletmas.report.drift import draw_class_drift, drift_by_class, drift_by_task, most_and_least
-from tripletmas.report.embedding_map import EmbeddingMap, draw_map
 from tripletmas.report.embedding_plot import draw_embedding, final_picture
 from tripletmas.report.galleries import KINDS, SCOPES, draw_galleries, stored_matrices
 from tripletmas.report.heat_map import draw_matrix
@@ -62,13 +61,6 @@ def run_plots(run: Run, out: Path, *, brief: bool = False) -> Sections:
 
 def _plots(found: Sequence[Plot | str]) -> list[Plot]:
     return [each for each in found if isinstance(each, Plot)]
-
-
-def map_plot(found: EmbeddingMap, out: Path) -> Plot:
-    """The last step of the map, for readers whose browser runs no script."""
-    return make_plot(
-        out / "map.png", "The last step", "", partial(draw_map, found=found), alt=found.said[-1], wide=True
-    )
 
 
 def _scores(run: Run, out: Path) -> Found:

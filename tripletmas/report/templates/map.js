@@ -10,9 +10,7 @@
   const make = (name, parent) => parent.appendChild(document.createElementNS("http://www.w3.org/2000/svg", name));
   const trails = make("g", svg), dots = make("g", svg);
   trails.setAttribute("class", "trails");
-  // Many marks are smaller and their trails fainter, or they would hide each other.
-  const size = data.groups.length > 250 ? 0.75 : 1;
-  trails.style.strokeOpacity = Math.min(0.45, Math.max(0.1, 45 / data.groups.length));
+  trails.style.strokeOpacity = data.opacity;
   const points = data.groups.map((group, i) => {
     const trail = make("path", trails), dot = make("path", dots);
     dot.setAttribute("class", "dot");
@@ -27,7 +25,7 @@
     points.forEach(({ trail, dot }, i) => {
       const now = place(step, i), before = step > 0 ? place(step - 1, i) : null;
       dot.classList.toggle("absent", !now);
-      if (now) dot.style.transform = `translate(${now[0]}px, ${now[1]}px) scale(${size})`;
+      if (now) dot.style.transform = `translate(${now[0]}px, ${now[1]}px) scale(${data.size})`;
       if (now && before) trail.setAttribute("d", `M${before}L${now}`);
       else trail.removeAttribute("d");
     });
