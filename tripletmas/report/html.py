@@ -106,8 +106,8 @@ def _written(image: Image.Image, path: Path) -> Future[str]:
 def _encoded(image: Image.Image, path: Path) -> str:
     save_png(image, path)
     content = io.BytesIO()
-    # without loss "quality" is effort: 36 % less time, 1 % more bytes
-    image.convert("RGB").save(content, "webp", lossless=True, quality=50, method=2)
+    # without loss "quality" is effort: a quarter of the default's time, and a quarter more bytes
+    image.save(content, "webp", lossless=True, quality=20, method=2)
     return data_uri(content.getvalue(), "webp")
 
 

@@ -149,13 +149,13 @@ def _empty() -> Figure:
 
 
 def _picture(figure: Figure) -> Image.Image:
-    """What is on a `canvas`."""
+    """What is on a `canvas`, all of which has been painted over."""
     canvas: Any = figure.canvas
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes: no reason to fail or to worry anyone.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         canvas.draw()
-    return Image.fromarray(np.array(canvas.buffer_rgba()), "RGBA")
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def save_svg(draw: Callable[[Figure, Theme], None], path: Path) -> None:
