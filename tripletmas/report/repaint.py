@@ -50,10 +50,11 @@ def _of_letters(old: Theme, new: Theme) -> _Colours:
 @cache
 def _of_lines(old: Theme, new: Theme) -> _Colours:
     """The colours of a theme; those of series that follow each other lie along the map."""
-    steps = [(step + 0.5) / colormaps[MAP].N for step in range(colormaps[MAP].N)]
+    colours = colormaps[MAP]  # a copy, each time it is asked for
+    steps = [(step + 0.5) / colours.N for step in range(colours.N)]
     (first, last), (start, end) = old.ramp, new.ramp
     found = {
-        to_hex(colormaps[MAP](place)): to_hex(colormaps[MAP](start + (place - first) / (last - first) * (end - start)))
+        to_hex(colours(place)): to_hex(colours(start + (place - first) / (last - first) * (end - start)))
         for place in steps
     }
     named = [each.name for each in fields(Theme) if isinstance(getattr(old, each.name), str) and each.name != "name"]
