@@ -40,13 +40,13 @@ WHY = {
 PROGRAM = """
 import json, sys, time
 from tripletmas.cli.main import main
-before = time.process_time()
+before, noted, sys.argv = time.process_time(), sys.argv[2], ["tripletmas", *json.loads(sys.argv[1])]
 try:
-    status = main(json.loads(sys.argv[1]))
+    status = main()
 except SystemExit as left:
     status = left.code or 0
 found = {"status": status, "before": before, "processor": time.process_time(), "modules": sorted(sys.modules)}
-open(sys.argv[2], "w").write(json.dumps(found))
+open(noted, "w").write(json.dumps(found))
 """
 BARE = {"python alone": "pass", "import torch": "import torch"}
 

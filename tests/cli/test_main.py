@@ -78,6 +78,25 @@ def test_torch_is_not_imported_for_what_needs_no_torch(argument):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_what_a_process_of_its_own_imports_is_not_looked_through_for_garbage():
+    program = """
+import gc, sys
+from tripletmas.cli.main import main
+seen = lambda: print("seen", gc.get_freeze_count(), gc.get_threshold()[0])
+seen()
+main(sys.argv[1:])
+seen()
+main()
+seen()
+"""
+    words = [sys.executable, "-c", program, "completion", "bash"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    before, called, alone = re.findall(r"^seen (\d+) (\d+)$", done.stdout, re.MULTILINE)
+    assert called == before
+    assert int(alone[0]) > int(before[0]) + 1000
+    assert alone[1] == "10000"
+
+
 def test_an_unknown_command_comes_with_a_suggestion(call):
     failed(call("tran"), r"unknown command 'tran' \(did you mean 'train'\?\)")
     failed(call("xyz"), r"unknown command 'xyz' \(known: train, .*\); see: tripletmas --help")

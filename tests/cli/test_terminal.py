@@ -114,7 +114,8 @@ def test_a_reader_that_has_left_is_no_error(arguments):
 
 def test_lines_of_a_log_are_there_before_the_end():
     script = (
-        "import time, tripletmas.cli.main as m; m._main = lambda *_: (print('here'), time.sleep(60)); m.main(['x'])"
+        "import time, tripletmas.cli.main as m\n"
+        "m._main = lambda *_, alone: (print('here'), time.sleep(60)); m.main(['x'])"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

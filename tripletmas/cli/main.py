@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -13,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from tripletmas.basics import progress
 from tripletmas.basics.sentences import refused, suggestion
@@ -73,7 +75,7 @@ what people do (`tripletmas example shop` draws pictures for it):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command; without arguments that of the process, which is then the command's alone.
 
     The exit status is 0 if it went well, 2 for what the user can fix, 1 for what should not happen, 130 after Ctrl-C.
     """
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = [each for each in given if each != "--debug"] or ("",)
     with guarded(), _progress():
         try:
-            return _main(name, rest)
+            return _main(name, rest, alone=arguments is None)
         except BrokenPipeError:  # the reader of a pipe, such as head, has left
             return 0
         except Exception as error:
@@ -101,9 +103,9 @@ def _progress() -> Iterator[None]:
         yield
 
 
-def _main(name: str, arguments: Sequence[str]) -> int:
+def _main(name: str, arguments: Sequence[str], *, alone: bool) -> int:
     if name in COMMANDS:
-        return _run(name, arguments)
+        return _run(name, arguments, alone=alone)
     if name in ("-V", "--version"):
         print(f"tripletmas {__version__}")
     elif name in ("", "-h", "--help", "help"):
@@ -118,15 +120,14 @@ def _table(lines: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:11} {text}" for name, text in lines.items())
 
 
-def _run(name: str, arguments: Sequence[str]) -> int:
+def _run(name: str, arguments: Sequence[str], *, alone: bool) -> int:
     module, _, function = COMMANDS[name][0].partition(".")
     telling, arguments = taken(name, arguments)
     try:
         with sharing(name, arguments) as works:
             if works:
                 with telling.heard(name, arguments):
-                    # imported one by one: doctor is for installations in which torch or faiss cannot be imported
-                    content = getattr(importlib.import_module(f"tripletmas.cli.{module}"), function)(arguments)
+                    content = getattr(_imported(f"tripletmas.cli.{module}", alone=alone), function)(arguments)
                 telling.tell(content)
     except ProblemsFound as error:
         telling.tell(error.content)
@@ -135,6 +136,20 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         command = " ".join([name, *arguments[:1]]) if name == "index" else name
         return _failed(f"{refused(error, hyphens=True)}; see: tripletmas {command} --help")
     return 0
+
+
+def _imported(name: str, *, alone: bool) -> ModuleType:
+    """A module of commands, imported by itself: doctor is for installations in which torch or faiss cannot be imported.
+
+    In a process of its own what comes with it stays: Python does not look through it for garbage any more, nor take it
+    apart as the process ends, and looks less often through what comes later.
+    """
+    if not alone:
+        return importlib.import_module(name)
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
+    module = importlib.import_module(name)
+    gc.freeze()
+    return module
 
 
 def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
