@@ -95,11 +95,14 @@ def verdict(comparison: Comparison) -> str:
     names = " and ".join(methods[i].label for i in best)
     aside = ", joint training left out" if comparison.joint else ""
     text = f"Highest at the end{aside}: {names}, with an average {label} of {_shown(methods[best[0]], column)}"
-    level = [method.label for method, mark in zip(methods, found, strict=True) if mark == LEVEL_WITH_BEST]
-    if level:
-        return f"{text}; over the seeds that there are, not told apart from it: {listed(level)}."
+    if LEVEL_WITH_BEST in found:
+        return f"{text}; over the seeds that there are, not told apart from it: {listed(_level(methods, found))}."
     others = [methods[i] for i in _rivals(methods, column, comparison.joint) if i not in best]
     return f"{text}; {_told(methods[best[0]], others, column)}."
+
+
+def _level(methods: Sequence[Method], found: Sequence[str]) -> list[str]:
+    return [method.label for method, mark in zip(methods, found, strict=True) if mark == LEVEL_WITH_BEST]
 
 
 def _told(best: Method, others: Sequence[Method], column: Column) -> str:
