@@ -42,6 +42,7 @@ ONLY_IN = {
     "jsonargparse": {"runs", "cli"},
     "pytorch_metric_learning": {"objectives", "data", "integrations"},
     "sklearn": {"data", "report", "objectives"},
+    "threadpoolctl": {"report"},
     "scipy": {"report", "data"},
     "optuna": {"runs"},
     "filelock": {"basics"},

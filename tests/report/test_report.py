@@ -15,7 +15,9 @@ import torch
 from matplotlib.image import imread
 from report_pages import MATRIX, NAMES, Page, ink, printed
 from safetensors.torch import save_file
+from sklearn.manifold import TSNE
 from synthetic_runs import write_run
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tripletmas.report.embedding_plot import final_picture, project
 from tripletmas.report.layers import group_by_layer, importance_by_layer, movement_by_layer
@@ -285,6 +287,24 @@ def test_the_picture_of_the_embedding_is_repeatable_and_says_what_it_shows(run: 
     nearest = np.linalg.norm(one.points[:, None] - one.points[None], axis=-1) + np.diag([np.inf] * 180)
     same = one.groups.of[nearest.argmin(axis=1)] == one.groups.of
     assert same.float().mean() > 0.9  # the classes are far apart in 16 dimensions, and stay so in 2
+
+
+@pytest.mark.slow
+def test_t_sne_takes_one_core(monkeypatch):
+    """Beside other programs its threads wait for each other, and take more seconds of all cores than one takes."""
+    found, fit = [], TSNE.fit_transform
+
+    def noted(self: TSNE, vectors: np.ndarray) -> np.ndarray:
+        found.extend(each["num_threads"] for each in threadpool_info())
+        return fit(self, vectors)
+
+    monkeypatch.setattr(TSNE, "fit_transform", noted)
+    of: Any = SimpleNamespace(classes=Classes(tasks=((0, 1),)), task_name=str)
+    vectors = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    with threadpool_limits(2):
+        assert project(vectors, torch.arange(60) % 2, torch.zeros(60), of).method == "t-SNE"
+        assert found == [1] * len(threadpool_info())
+        assert {each["num_threads"] for each in threadpool_info()} == {2}
 
 
 @pytest.mark.parametrize(("count", "dim"), [(1, 4), (2, 4), (20, 4), (80, 1), (80, 2), (80, 4)])
