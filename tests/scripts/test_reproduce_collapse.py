@@ -22,7 +22,7 @@ SMALL = {
 @pytest.mark.slow
 def test_from_nothing_to_a_table(monkeypatch, capsys):
     monkeypatch.setattr(script, "settings", lambda options: {"small": SMALL, "other": SMALL})
-    monkeypatch.setattr(logging.root.manager, "disable", 0)  # which the script sets, and later tests read what is logged
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # the script sets it, and later tests read the log
     monkeypatch.setattr(sys, "argv", ["reproduce_collapse.py", "--seeds", "0,1", "--only", "small"])
     script.main()
     told = capsys.readouterr().out.splitlines()
