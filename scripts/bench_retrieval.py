@@ -79,11 +79,16 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, faiss {faiss.__version__}, {torch.get_num_threads()} threads", flush=True)
     if options.million:
-        print(json.dumps(once(Data(*size(MILLION), options.dim, options.noise), options.clock), indent=1))
+        found = once(Data(*size(MILLION), options.dim, options.noise), options.clock)
+        print(json.dumps(found, indent=1))
+        numbers: dict[str, Cell] = {name: [of] for name, of in found.items() if name != "values"}
+        row = {"gallery x queries": MILLION, **numbers, "recall@1": [found["values"]["recall@1"]]}
+        forms = {"gallery x queries": "name", **dict.fromkeys(numbers, "whole"), "recall@1": "mean"}
+        keep(Table(forms, [row], "Scoring a million"), options.json, "bench-million", settings=machine(options))
         return
     columns = {"gallery x queries": "name", "depth": "whole", **{f"{way} s": "median" for way in options.ways}}
     columns |= {f"{way} / bare": "median" for way in ratios_of(options.ways)}
-    columns |= {f"{way} MB": "whole" for way in options.ways} | {"ours to peer": "text"}
+    columns |= {f"{way} MB": "whole" for way in options.ways} | {"ours to peer": "text", "recall@1": "mean"}
     rows: list[Mapping[str, Cell]] = []
     for gallery, queries in options.sizes:
         rows.append(measured(gallery, queries, options))
@@ -201,6 +206,8 @@ def measured(num_gallery: int, num_queries: int, options: argparse.Namespace) ->
     row |= {f"{way} s": seconds[way] for way in ways}
     row |= {f"{way} / bare": [medians[way] / medians["bare"]] for way in ratios_of(ways)}
     row |= {f"{way} MB": [peak(num_gallery, num_queries, way, options)] for way in ways}
+    if "ours" in ways:
+        row["recall@1"] = [answers["ours"]["recall@1"]]
     if "ours" in ways and "peer" in ways:
         row["ours to peer"] = f"{difference(answers['ours'], answers['peer']):.1e}"
     return row

@@ -34,8 +34,10 @@ STRATEGIES = ("gram", "distill", "replay")
 
 def strategy_of(name: str, kept: int, setting: str) -> Config | None:
     """The options of a strategy that keeps so many samples of each class; None where it cannot."""
-    if name == "replay":  # a batch needs pairs
-        return {"name": "finetune"} if not kept else None if kept == 1 else {"name": name, "memory": kept * CLASSES}
+    if name == "replay" and kept == 1:
+        return None  # a batch needs pairs
+    if name == "replay":
+        return {"name": name, "memory": kept * CLASSES} if kept else {"name": "finetune"}
     own = {"distill": {"strength": DISTILL[setting]}} if name == "distill" else {}
     if not kept:
         return {"name": name, **own.get(name, {})}
@@ -61,17 +63,18 @@ def table(results: Results, setting: str) -> Table:
     columns = {"strategy": "name", "kept of each class": "text", "seeds": "text"}
     columns |= dict.fromkeys(GALLERIES, "spread") | {"stale - none kept": "change"}
     rows: list[Mapping[str, Cell]] = []
-    stale: dict[tuple[str, int], list[float]] = {}
+    stale: dict[tuple[str, int], dict[int, float]] = {}  # by seed
     for (name, kept), runs in runs_of(setting).items():
-        done = [found for found in map(results.get, runs.values()) if found and "summary" in found]
+        found = {seed: results.get(run) for seed, run in runs.items()}
+        done = {seed: each for seed, each in found.items() if each and "summary" in each}
         row: dict[str, Cell] = {"strategy": name, "kept of each class": str(kept)}
         row["seeds"] = str(len(done)) if done else "missing"
         if done:
-            row |= {gallery: [average(each, gallery) for each in done] for gallery in GALLERIES}
-            stale[name, kept] = [average(each, "stale") for each in done]
-            none = stale.get((name, 0), [])
-            if kept and len(none) == len(done):
-                row["stale - none kept"] = [own - bare for own, bare in zip(stale[name, kept], none, strict=True)]
+            row |= {gallery: [average(each, gallery) for each in done.values()] for gallery in GALLERIES}
+            stale[name, kept] = {seed: average(each, "stale") for seed, each in done.items()}
+            none = stale.get((name, 0), {})
+            if kept and none.keys() & done.keys():
+                row["stale - none kept"] = [own - none[seed] for seed, own in stale[name, kept].items() if seed in none]
         rows.append(row)
     return Table(columns, rows, SETTINGS[setting].about)
 

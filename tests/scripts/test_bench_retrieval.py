@@ -33,6 +33,7 @@ def test_bench_retrieval(tmp_path: Path):
             assert row[f"{way} / bare"] == pytest.approx([row[f"{way} s"][0] / row["bare s"][0]])
         assert all(math.isnan(value) or value >= 0 for way in ways for value in row[f"{way} MB"])
         assert float(row["ours to peer"]) <= 1e-6
+        assert 0 < row["recall@1"][0] < 1
         assert f"| {row['gallery x queries']} |" in ran.stdout
 
 
