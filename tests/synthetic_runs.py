@@ -44,6 +44,7 @@ def write_run(
     search: dict | None = None,
     searches: list[dict] | None = None,
     baseline: float | None = None,
+    ahead: float | None = None,
     galleries: bool = False,
     samples: str = "",
     alone: bool = False,
@@ -59,6 +60,7 @@ def write_run(
         galleries: also write what is known of stored vectors: the scores on stale and compensated galleries, drift,
             unseen classes, the cost of re-embedding, the shown embeddings, neighbours, and the compatibility matrix.
         baseline: recall@1 of the untrained model on every task; each task is then 0.1 above it before it is learned.
+        ahead: recall@1 of every task but the first, on its own gallery, before it is learned, in place of that.
         samples: which samples the tasks have, told by their fingerprints; "" for runs that recorded none.
         alone: the configuration says nothing, as that of a run which a program of its own began.
     """
@@ -128,10 +130,12 @@ def write_run(
                 importance[name] = importance[name] + 10.0**-i * torch.rand(importance[name].shape, generator=random)
             run.importance().write(task, importance)
     if baseline is not None:
+        ahead = baseline + 0.1
         for task in range(num_tasks):
             scores.record_baseline("task", "recall@1", task, baseline)
-            if 0 < task <= done:
-                scores.record("task", "recall@1", task - 1, task, baseline + 0.1)
+    if ahead is not None:
+        for task in range(1, min(done + 1, num_tasks)):
+            scores.record("task", "recall@1", task - 1, task, ahead)
     run.keep_scores(scores.to_json())
     if done == num_tasks:
         vectors, labels = _clusters(2 * num_tasks, points, 1.0, random)

@@ -306,9 +306,8 @@ def test_without_an_update_all_galleries_are_fresh(tiny_stream, tmp_path):
     scores = train_stream(perceptron(), tiny_stream, Frozen(), loss, SMALL, run)
     for scope in ("seen", "task"):
         for kind in ("stale", "compensated"):
-            torch.testing.assert_close(
-                scores.matrix("recall@1", scope), scores.matrix("recall@1", f"{scope}_{kind}"), equal_nan=True
-            )
+            fresh, kept = (scores.matrix("recall@1", gallery) for gallery in (scope, f"{scope}_{kind}"))
+            torch.testing.assert_close(fresh.tril(), kept.tril())
     assert all(abs(value) < 1e-5 for task in run.records()[-1]["drift"] for value in task)
 
 

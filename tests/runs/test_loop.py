@@ -257,7 +257,8 @@ def test_the_moments_of_a_strategy(tiny_stream, tmp_path):
     assert recorder.moments == [
         "prepare",
         *["before c0,c1", "data c0,c1 after 0", *of_task, "after c0,c1", "deployed"],
-        "deployed",  # its embeddings of what comes next are one half of the drift
+        "deployed",  # what comes next is scored
+        "deployed",  # and its embeddings of it are one half of the drift
         *["before c2,c3", "data c2,c3 after 1", *of_task, "after c2,c3", "deployed"],
     ]
 
@@ -748,7 +749,11 @@ def test_scores_before_a_task_is_learned(tiny_stream, tmp_path):
     ahead = scores.matrix("recall@1", "task")[0, 1]
     assert ahead == score_alone(first, tiny_stream[1], Embedder())["recall@1"]
     without = train_stream(perceptron(), tiny_stream, Finetune(), triplet(), SMALL)
-    assert torch.equal(without.matrix().nan_to_num(-1), scores.matrix().nan_to_num(-1))  # looking ahead changes nothing
+    assert without.matrices.keys() == scores.matrices.keys()
+    assert not without.baseline  # of the untrained model alone it has to be asked for
+    for gallery in ("seen", "task"):
+        one, other = (each.matrix(gallery=gallery).nan_to_num(-1) for each in (without, scores))
+        assert torch.equal(one, other)  # to score the untrained model changes nothing
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """The score matrix of a run, and what is read off it: average, forgetting, transfer, plasticity, intransigence.
 
-score[t, i] is the score after learning task t, on task i: (T, T) float64, nan where not measured, which above the
-diagonal is everywhere unless tasks were scored before they were learned. Every function of a matrix looks at the last
-measured row, so that an unfinished run has numbers too; a nan in what a number is made of makes the number nan. No
-function changes its input.
+score[t, i] is the score after learning task t, on task i: (T, T) float64, nan where not measured. That is all above the
+diagonal, but on the `task` gallery of a run what is right above it: a task scored before it was learned. Every function
+of a matrix looks at the last measured row, so that an unfinished run has numbers too; a nan in what a number is made of
+makes the number nan. No function changes its input.
 
 On the `seen` gallery a task's score also falls because the gallery grows with every task, not by forgetting alone; on
 the `task` gallery only forgetting moves it.

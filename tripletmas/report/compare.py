@@ -17,7 +17,7 @@ from torch import Tensor
 from tripletmas.objectives import scores as measures
 from tripletmas.objectives.kind import Kind
 from tripletmas.objectives.scores import PairedDifference
-from tripletmas.report import collapse
+from tripletmas.report import collapse, gains
 from tripletmas.report.galleries import KINDS, stored_matrices
 from tripletmas.report.labels import labels_of
 from tripletmas.report.numbers import Spread, averages
@@ -185,6 +185,7 @@ def _method(
         return measures.intransigence(matrix, joint.get(_seed(run), mean))
 
     curves = [averages(matrix) for _, matrix in done]
+    finished = [run for run, _ in done]
     return Method(
         label=label,
         runs=runs,
@@ -199,8 +200,8 @@ def _method(
         per_task=tuple(of_matrix(lambda matrix, i=i: float(matrix[-1, i])) for i in range(num_tasks)),
         seconds=over_runs(lambda run, _: run.seconds()),
         curves=torch.tensor(curves, dtype=torch.float64),
-        galleries=_galleries([run for run, _ in done]),
-        note="; ".join(filter(None, (_note(len(runs), seeds, joint), collapse.note([run for run, _ in done])))),
+        galleries=_galleries(finished),
+        note="; ".join(filter(None, (_note(len(runs), seeds, joint), collapse.note(finished), gains.note(finished)))),
         void=any(collapse.learned_nothing(run) for run, _ in done),
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tripletmas.basics.files import save_text
-from tripletmas.report import collapse, tables
+from tripletmas.report import collapse, gains, tables
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.comparison_plots import draw_average
 from tripletmas.report.html import Plot, make_plot, render, write_svg
@@ -132,7 +132,8 @@ def _is_older(path: Path, runs: Sequence[Run]) -> bool:
 def _row(path: Path, runs: Sequence[Run], folder: Path) -> Row:
     run = runs[0]
     done = [f"{each.num_done} of {len(each.task_names)}" for each in runs]
-    said = [collapse.note(runs), "" if all(each.finished for each in runs) else "not finished: the numbers are so far"]
+    unfinished = "" if all(each.finished for each in runs) else "not finished: the numbers are so far"
+    said = [collapse.note(runs), gains.note(runs), unfinished]
     return Row(
         name=path.relative_to(folder).as_posix(),
         href=quote(f"../{path.relative_to(folder).as_posix()}/{_PAGE.as_posix()}"),

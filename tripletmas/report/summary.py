@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tripletmas.objectives import scores as measures
 from tripletmas.objectives.scores import last_row
-from tripletmas.report import collapse
+from tripletmas.report import collapse, gains
 from tripletmas.report.galleries import stored_matrices
 from tripletmas.report.numbers import number
 from tripletmas.report.read import Run
@@ -56,7 +56,7 @@ def _learned(run: Run, matrix: Tensor) -> str:
     text = f"{tasks[0].upper()}{tasks[1:]}. Right after it was learned, a task had {run.primary.label} "
     text += f"{number(measures.plasticity(matrix))}{' on average' if done > 1 else ''}"
     end = ". That is no better than guessing." if collapse.learned_nothing(run) else "."
-    return f"{text}{_guessed(run)}{end}"
+    return f"{text}{_guessed(run)}{end}{gains.sentence(run)}"
 
 
 def _guessed(run: Run) -> str:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from tripletmas.basics.sentences import counted
 from tripletmas.objectives import scores as measures
-from tripletmas.report import collapse
+from tripletmas.report import collapse, gains
 from tripletmas.report.compare import Method
 from tripletmas.report.numbers import begun, number
 from tripletmas.report.significance import paired_test
@@ -38,7 +38,10 @@ def _learned(method: Method) -> str:
     what = f"all {tasks} tasks" if tasks > 1 else "the one task"
     text = f"{begun(seeds)} learned {what}. Right after it was learned, a task had {_label(method)} "
     text += f"{method.learning.text()}{' on average' if tasks > 1 else ''}."
-    return f"{text} In one of them or more that is no better than guessing." if method.void else text
+    if method.void:
+        return f"{text} In one of them or more that is no better than guessing."
+    note = gains.note(method.runs)
+    return f"{text} {begun(note)}." if note else text
 
 
 def _forgotten(method: Method) -> str:

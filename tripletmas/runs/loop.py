@@ -252,11 +252,11 @@ def _choose_strength(
 
 
 def _score_ahead(learner: Learner, stream: Stream, number: int, scores: Scores, run: RunDirectory | None) -> None:
-    """Score the task that comes next, or, before the first, all tasks, on their own galleries, where that is asked for.
+    """Score the task that comes next on its own gallery; before the first all tasks, where that is asked for.
 
-    They are what forward transfer is made of.
+    The former tells what learning the task brings, both together are what forward transfer is made of.
     """
-    if not learner.config.forward_transfer:
+    if not number and not learner.config.forward_transfer:
         return
     model = learner.strategy.deployed(learner.model)
     tasks = stream[number : number + 1] if number else stream

@@ -54,7 +54,7 @@ class TrainConfig:
             is stuck then begins again, at a tenth of the rate.
         eval_batch_size: samples that are embedded at once in evaluation.
         num_workers: processes that load images; 0 loads in the training process.
-        forward_transfer: also score each task before it is learned, on its own gallery, and the untrained model.
+        forward_transfer: also score the untrained model, on each task's own gallery.
         seed: initial weights, batches and augmentation are a function of it, the task and the epoch; the order of
             classes and the held-out samples are the stream's.
     """
