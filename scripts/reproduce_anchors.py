@@ -13,7 +13,6 @@ is the linear one, into whose fit go samples that anchors keep. Runs that are th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import reproduce_rivals
 from best_strengths import Config, Method, Results, Setting, execute, tested
+from options import make_parser
 from reproduce_pretrained import GALLERIES, average
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep, mean_of
@@ -105,15 +105,9 @@ def draw(tables: Mapping[str, Table], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/anchors", ("fashion-mnist", "clothing"))
     parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; none for all")
-    parser.add_argument("--fashion-mnist", default="data", help="where Fashion-MNIST lies")
-    parser.add_argument("--clothing", default="data/clothing", help="the folder or archive of clothing-dataset-small")
-    parser.add_argument("--out", default="runs/anchors", type=Path)
-    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
     parser.add_argument("--figure", type=Path, help="write the figure there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     if unknown := [each for each in options.settings if each not in SETTINGS]:
         parser.error(f"unknown setting {unknown[0]!r}: there are {', '.join(SETTINGS)}")

@@ -13,7 +13,6 @@ those of `reproduce_rivals.py` and `reproduce_pretrained.py`. Runs that are ther
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from pathlib import Path
 import reproduce_pretrained
 import reproduce_rivals
 from best_strengths import Config, Method, Results, Setting, execute, placed, validated
+from options import make_parser
 from reproduce_pretrained import usefulness, with_model
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep
@@ -108,18 +108,10 @@ def draw(results: Results, settings: dict[str, Setting], defaults: dict[str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/budgets", ("omniglot", "fashion-mnist", "clothing", "birds"))
     parser.add_argument("settings", nargs="*", help=f"of {'; '.join(SETTINGS)}; none for all")
-    parser.add_argument("--omniglot", default="data", help="where Omniglot lies")
-    parser.add_argument("--fashion-mnist", default="data", help="where Fashion-MNIST lies")
-    parser.add_argument("--clothing", default="data/clothing", help="the folder or archive of clothing-dataset-small")
-    parser.add_argument("--birds", default="data/birds", help="the folder or archive of photographs of birds")
     parser.add_argument("--model", help="FILE:NAME of another pretrained model")
-    parser.add_argument("--out", default="runs/budgets", type=Path)
-    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
     parser.add_argument("--figure", type=Path, help="write the figure there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     if unknown := [each for each in options.settings if each not in SETTINGS]:
         parser.error(f"unknown setting {unknown[0]!r}: there are {'; '.join(SETTINGS)}")

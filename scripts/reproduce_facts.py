@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from options import make_parser
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep
 
@@ -188,17 +189,13 @@ def adaptation_table(out: Path, seeds: list[int]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/facts")
     parser.add_argument("data", nargs="*", help=f"{', '.join(SETTINGS)}; none for all that can be read")
     parser.add_argument("--nlvr", default=None, help="the folder of nlvr-facts.zip")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--out", type=Path, default=Path("runs/facts"))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--tune", action="store_true", help="the grid of strengths on validation data")
     parser.add_argument("--adaptation", action="store_true", help="importance from unlabelled images of a part")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     names = options.data or [name for name in SETTINGS if options.nlvr or options.table or name.startswith("shapes")]
     unknown = [name for name in names if name not in SETTINGS]

@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from best_strengths import placed
+from options import make_parser
 from reproduce_rivals import SETTINGS
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep
@@ -190,18 +191,11 @@ def figure(options: argparse.Namespace, data: list[str], strategies: list[str], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/forecast", ("omniglot", "fashion-mnist", "clothing"))
     parser.add_argument("data", nargs="*", help=f"of {', '.join(DATA)}; none for all")
-    parser.add_argument("--omniglot", default="data", help="where Omniglot lies")
-    parser.add_argument("--fashion-mnist", default="data", help="where Fashion-MNIST lies")
-    parser.add_argument("--clothing", default="data/clothing", help="the folder or archive of clothing-dataset-small")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
-    parser.add_argument("--out", type=Path, default=Path("runs/forecast"))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--calibrate", action="store_true", help="print the constants that the runs of seed 0 call for")
     parser.add_argument("--figure", type=Path, help="write the figure of forecasts against measurements there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     data: list[str] = options.data or list(DATA)
     strategies: list[str] = options.strategies.split(",")

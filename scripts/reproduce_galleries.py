@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from options import make_parser
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep, mean_of
 
@@ -125,17 +126,11 @@ def table(options: argparse.Namespace, data: str, methods: list[str], seeds: lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/galleries", ("omniglot", "fashion-mnist"))
     parser.add_argument("data", nargs="*", help="omniglot, fashion-mnist; none for both")
-    parser.add_argument("--omniglot", default="data")
-    parser.add_argument("--fashion-mnist", default="data")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--out", type=Path, default=Path("runs/galleries"))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--tune", action="store_true", help="the grid of strengths on validation data")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     data = options.data or list(SETTINGS)
     methods = list(GRID) if options.tune else options.methods.split(",")

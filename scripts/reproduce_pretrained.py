@@ -17,7 +17,6 @@ after its last whole epoch, and one that is done is not repeated.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from best_strengths import Config, Method, Results, Setting, chosen_strategy, execute, placed, tested, wanted
 from lite0_weights import MODEL, weights_file
+from options import make_parser
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep
 
@@ -182,17 +182,11 @@ def _strengths(strategy: Config) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/pretrained", ("birds", "clothing"))
     parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; none for all")
     parser.add_argument("--methods", default="", help="some of them only, with ; between them")
-    parser.add_argument("--birds", default="data/birds", help="the folder or archive of photographs of birds")
-    parser.add_argument("--clothing", default="data/clothing", help="that of clothing-dataset-small")
     parser.add_argument("--model", help="FILE:NAME of another pretrained model")
-    parser.add_argument("--out", default="runs/pretrained", type=Path)
-    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
     parser.add_argument("--plan", action="store_true", help="only time a step, and print how long the runs will take")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     names = options.methods.split(";") if options.methods else list(METHODS)
     for what, given, known in (("setting", options.settings, SETTINGS), ("method", names, METHODS)):

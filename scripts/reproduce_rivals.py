@@ -13,7 +13,6 @@ of its configuration: runs that are there are not repeated, so the script goes o
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterable, Mapping
@@ -32,6 +31,7 @@ from best_strengths import (
     validated,
     wanted,
 )
+from options import make_parser
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep
 
@@ -224,18 +224,11 @@ def draw(results: Results, settings: list[str], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/rivals", ("omniglot", "fashion-mnist", "clothing"))
     parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}")
     parser.add_argument("--all", action="store_true", help="all settings")
     parser.add_argument("--methods", default="", help="some of them only, with ; between them")
-    parser.add_argument("--omniglot", default="data", help="where Omniglot lies")
-    parser.add_argument("--fashion-mnist", default="data", help="where Fashion-MNIST lies")
-    parser.add_argument("--clothing", default="data/clothing", help="the folder or archive of clothing-dataset-small")
-    parser.add_argument("--out", default="runs/rivals", type=Path)
-    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
     parser.add_argument("--figure", type=Path, help="write the figure of sensitivity to the strength there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     settings = list(SETTINGS) if options.all else options.settings
     names = options.methods.split(";") if options.methods else list(METHODS)

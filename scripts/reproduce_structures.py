@@ -13,13 +13,13 @@ that are there are not repeated.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import reproduce_rivals
 from best_strengths import Method, Results, Setting, execute, wanted
+from options import make_parser
 from reproduce_pretrained import table, usefulness
 from side_by_side import run_side_by_side
 from tables import keep
@@ -51,15 +51,8 @@ def with_strategies(setting: Setting) -> Setting:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/structures", ("omniglot", "fashion-mnist", "clothing"))
     parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; none for all")
-    parser.add_argument("--omniglot", default="data", help="where Omniglot lies")
-    parser.add_argument("--fashion-mnist", default="data", help="where Fashion-MNIST lies")
-    parser.add_argument("--clothing", default="data/clothing", help="the folder or archive of clothing-dataset-small")
-    parser.add_argument("--out", default="runs/structures", type=Path)
-    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     if unknown := [each for each in options.settings if each not in SETTINGS]:
         parser.error(f"unknown setting {unknown[0]!r}: there are {', '.join(SETTINGS)}")

@@ -10,11 +10,11 @@ and prints the table of what is there.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 from pathlib import Path
 
+from options import make_parser
 from side_by_side import run_side_by_side
 from tables import Table, keep, table_of
 
@@ -52,16 +52,12 @@ VARIANTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/reproduce")
     parser.add_argument("data", choices=list(VARIANTS))
     parser.add_argument("--root", help="where the data are, if not in ./data")
-    parser.add_argument("--out", default="runs/reproduce", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--variants", help="some of them only: such as digits-slow, omniglot-free")
-    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print the tables of the runs that are done")
-    parser.add_argument("--json", type=Path, help="a folder: of each variant FOLDER/VARIANT.json, for fill_tables.py")
     options = parser.parse_args()
 
     variants = options.variants.split(",") if options.variants else list(VARIANTS[options.data])

@@ -16,14 +16,13 @@ Python these are others.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from best_strengths import Config, Method, Results, Setting, chosen_strategy, execute, tested, wanted
+from options import make_parser
 from reproduce_pretrained import GALLERIES, average, usefulness
 from side_by_side import run_side_by_side
 from tables import Cell, Table, keep
@@ -137,15 +136,11 @@ def minilm() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "runs/text")
     parser.add_argument("--methods", default="", help="some of them only, with ; between them")
     parser.add_argument("--data", default="data/banking77", help="the folder of train.csv and test.csv")
     parser.add_argument("--model", default=None, help="the folder of a sentence encoder (default: MiniLM of pip)")
-    parser.add_argument("--out", default="runs/text", type=Path)
     parser.add_argument("--seeds", default="0,1,2", help="of the test runs")
-    parser.add_argument("--jobs", default=1, type=int, help="runs at the same time")
-    parser.add_argument("--table", action="store_true", help="only print the table of the runs that are there")
-    parser.add_argument("--json", type=Path, help="a folder: the tables as JSON, for fill_tables.py")
     options = parser.parse_args()
     names = options.methods.split(";") if options.methods else list(METHODS)
     if unknown := [each for each in names if each not in METHODS]:
