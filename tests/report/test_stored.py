@@ -25,10 +25,13 @@ from tripletmas.report.drift import ClassDrift, draw_class_drift, drift_by_class
 from tripletmas.report.embedding_map import read_map
 from tripletmas.report.galleries import choice_rows, gallery_rows
 from tripletmas.report.grid import groups, thumbnail, verdict
+from tripletmas.report.heat_map import draw_matrix
 from tripletmas.report.page import write_comparison
 from tripletmas.report.read import Classes, read_run
+from tripletmas.report.spots import spots_of
 from tripletmas.report.style import DARK, LIGHT, Theme, canvas, contrast
 from tripletmas.report.tables import comparison_markdown
+from tripletmas.report.values import of_matrix
 from tripletmas.runs.directory import RunDirectory
 
 
@@ -72,6 +75,31 @@ def test_of_many_classes_the_most_and_the_least_drifted_are_drawn(tmp_path: Path
     with canvas(tmp_path / "drift.png") as figure:
         draw_class_drift(figure, LIGHT, drifts)
     assert 0.005 < ink(tmp_path / "drift.png") < 0.9
+
+
+@pytest.mark.parametrize("size", [2, 3, 18])
+def test_a_map_begins_with_the_first_row_and_ends_with_the_last_column_that_has_a_number(tmp_path: Path, size: int):
+    """No class drifts in its own task: nothing is known after the first one, and nothing of the last."""
+    drifts = torch.full((size, size), torch.nan, dtype=torch.float64)
+    for after, of in zip(*torch.tril_indices(size, size, -1).tolist(), strict=True):
+        drifts[after, of] = (after + of) / 100
+    names = [f"t{i + 1}" for i in range(size)]
+    with canvas(tmp_path / "map.png") as figure:
+        draw_matrix(figure, LIGHT, drifts, names, high=0.4, column="of task")
+        figure.canvas.draw()
+        spots = spots_of(figure)
+        image = figure.axes[0].images[0]
+    assert image.get_array().shape == (size - 1, size - 1)  # pyright: ignore[reportOptionalMemberAccess]
+    assert len(spots) == size * (size - 1) // 2
+    said = spots[-1][2]  # after the last task, of the last but one: with names or, where some are left out, numbers
+    assert re.fullmatch(
+        rf"after learning task {size}(  t{size})?, of task t?{size - 1}: {(2 * size - 3) / 100:.3f}", said
+    )
+    table = of_matrix(drifts, names, "after learning task")
+    assert table is not None
+    assert table.head[1:] == [f"{i + 1}\N{EN SPACE}t{i + 1}" for i in range(size - 1)]
+    assert [row[0] for row in table.rows] == [f"{i + 1}\N{EN SPACE}t{i + 1}" for i in range(1, size)]
+    assert table.rows[-1][-1] == f"{(2 * size - 3) / 100:.3f}"
 
 
 def test_queries_whose_answer_changed_come_first(stored: Path):

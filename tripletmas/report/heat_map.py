@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from tripletmas.report.numbers import number, short_names
+from tripletmas.report.numbers import measured_part, number, short_names
 from tripletmas.report.style import MAP, ON_BRIGHT, ON_DARK, Theme, contrast
 
 MAX_NUMBERS = 12  # a map with more rows or columns than this shows colours only
@@ -33,21 +33,24 @@ def draw_matrix(
 ) -> None:
     """A matrix over tasks (t, t), such as that of scores, as a heat map from `low` to `high`; nan stays empty.
 
+    Rows above all that was measured, and columns to the right of it, are left out: no class drifts in its own task.
+
     Args:
         row, column: what a row and a column are, for the axes.
     """
-    size = len(matrix)
+    above, width = measured_part(matrix)
+    rows, columns = range(above, len(matrix)), range(width)
+    size = max(len(rows), width)
     numbered = size <= MAX_NUMBERS
     figure.set_figheight(min(5.2, 1.3 + 0.45 * size) if size < 10 else 5.2)
     axes = figure.add_subplot()
-    image = axes.imshow(matrix.numpy(), cmap=MAP, vmin=low, vmax=high, aspect="auto")
-    names = short_names(task_names[:size], 12 if numbered else 9)
+    place = (-0.5, width - 0.5, len(matrix) - 0.5, above - 0.5)  # a cell lies at the numbers of its tasks
+    image = axes.imshow(matrix[above:, :width].numpy(), cmap=MAP, vmin=low, vmax=high, aspect="auto", extent=place)
+    names = short_names(task_names[: len(matrix)], 12 if numbered else 9)
     step = max(1, math.ceil(size / 15))
-    numbers = [str(i + 1) for i in range(size)]
     long = max(map(len, names)) * size > 36
-    columns = numbers if long else names
-    axes.set_xticks(range(0, size, step), columns[::step])
-    axes.set_yticks(range(0, size, step), [f"{numbers[i]}  {names[i]}" for i in range(0, size, step)])
+    axes.set_xticks(columns[::step], [str(i + 1) if long else names[i] for i in columns[::step]])
+    axes.set_yticks(rows[::step], [f"{i + 1}  {names[i]}" for i in rows[::step]])
     axes.set_xlabel(column)
     axes.set_ylabel(row)
     axes.tick_params(length=0)

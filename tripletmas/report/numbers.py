@@ -76,6 +76,17 @@ def averages(matrix: Tensor) -> list[float]:
     return [average(matrix[: t + 1, : t + 1]) for t in range(len(matrix))]
 
 
+def measured_part(matrix: Tensor) -> tuple[int, int]:
+    """(rows above the first that has a number, columns up to the last that has one); of an empty matrix all is shown.
+
+    Drift has none in the first row, and none in the last column: no class drifts in its own task.
+    """
+    known = ~matrix.isnan()
+    if not bool(known.any()):
+        return 0, matrix.shape[1]
+    return int(known.any(dim=1).nonzero()[0]), int(known.any(dim=0).nonzero()[-1]) + 1
+
+
 def lower_end(matrices: Sequence[Tensor]) -> float:
     """Where the scale of scores begins, the same for all matrices that are compared: the tenth below the least."""
     scores = torch.cat([matrix.flatten() for matrix in matrices]) if matrices else torch.empty(0)

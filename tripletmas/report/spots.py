@@ -62,7 +62,9 @@ def _of_map(axes: Axes, image: AxesImage) -> Iterator[Spot]:
     values = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
     if values.size > MOST:
         return
-    for (row, column), value in np.ndenumerate(values):
+    left, _, _, top = (round(edge + 0.5) for edge in image.get_extent())
+    for (down, across), value in np.ndenumerate(values):
+        row, column = down + top, across + left
         if not math.isnan(value):
             said = (
                 f"{axes.get_ylabel()} {rows.get(row, row + 1)}, {axes.get_xlabel()} {columns.get(column, column + 1)}"

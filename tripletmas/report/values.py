@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tripletmas.report.numbers import averages, number
+from tripletmas.report.numbers import averages, measured_part, number
 
 _MOST = 1500  # cells: a longer table is left to the files that it comes from
 
@@ -33,12 +33,13 @@ def of_matrix(matrix: Tensor, names: Sequence[str], first: str, *, mean: bool = 
     if size * size > _MOST:
         return None
     named = numbered(names, size)
+    above, width = measured_part(matrix)
     means = [[number(value)] for value in averages(matrix)] if mean else [[]] * size
     rows = [
-        [named[i], *means[i], *("" if math.isnan(value) else number(value) for value in matrix[i].tolist())]
-        for i in range(size)
+        [named[i], *means[i], *("" if math.isnan(value) else number(value) for value in matrix[i, :width].tolist())]
+        for i in range(above, size)
     ]
-    return Values([first, *(["mean"] if mean else []), *named], rows)
+    return Values([first, *(["mean"] if mean else []), *named[:width]], rows)
 
 
 def of_curves(curves: Mapping[str, Sequence[float]], names: Sequence[str], first: str = "after task") -> Values | None:
