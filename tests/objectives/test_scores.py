@@ -119,6 +119,16 @@ def test_scores_before_learning_disturb_no_other_number():
     assert f.summarize(unfinished) == f.summarize(THREE)
 
 
+def test_a_record_of_a_task_that_is_not_known_says_nothing():
+    """As that of the next task of a run that was killed, of which the records alone are left."""
+    scores = f.Scores(("one", "two"))
+    told = {"kind": "ahead", "scores": {"task": {"recall@1": [0.25]}}}
+    scores.take({**told, "task": 2})
+    assert not scores.matrices
+    scores.take({**told, "task": 1})
+    assert float(scores.matrix("recall@1", "task")[0, 1]) == 0.25
+
+
 def test_the_summary_has_forward_transfer_where_it_was_measured():
     ahead = THREE.clone()
     ahead[0, 1], ahead[1, 2] = 0.5, 0.25

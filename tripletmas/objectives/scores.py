@@ -56,12 +56,15 @@ class Scores:
     def take(self, record: Mapping[str, Any]) -> None:
         """Enter what a record of a run says: of kind "task" after that task, of kind "ahead" on one not yet learned.
 
-        One of kind "ahead" and task 0 is of the untrained model, on all tasks that there were.
+        One of kind "ahead" and task 0 is of the untrained model, on all tasks that there were. One on a task that is not
+        among these says nothing.
         """
         number = record.get("task", 0)
         if record["kind"] == "task":
             self.enter(number, record.get("scores", {}))
             return
+        if number >= len(self.task_names):
+            return  # whoever reads the records alone knows no task that is not done
         for gallery, metrics in record["scores"].items():
             for metric, found in metrics.items():
                 values = [math.nan if each is None else each for each in found]
