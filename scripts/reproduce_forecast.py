@@ -47,7 +47,8 @@ def run_one(job: tuple[str, str, int, dict[str, str], Path]) -> str:
 
     result = out.with_suffix(".json")
     if not result.exists():
-        run_experiment(placed({**SETTINGS[data].config, "strategy": STRATEGIES[strategy], "seed": seed}, places), out)
+        config = {**SETTINGS[data].config, "strategy": STRATEGIES[strategy], "gallery": {"compensate": "linear"}}
+        run_experiment(placed({**config, "seed": seed}, places), out)
         aside = result.with_suffix(".part")
         aside.write_text(json.dumps(told(out)), encoding="utf-8")
         aside.rename(result)

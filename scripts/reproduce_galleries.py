@@ -73,6 +73,7 @@ def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
     if not result.exists():
         place = {"root": root, "validation": validation, **SETTINGS[data][1]}
         config = {"data": place, "model": MODEL, "training": TRAINING, "strategy": strategy, "seed": seed}
+        config["gallery"] = {"compensate": "linear"}
         run_experiment(config, out)
         found = scored(out)
         aside = result.with_suffix(".part")

@@ -241,6 +241,22 @@ def test_naming_the_default_again_keeps_the_options_of_the_file(tmp_path):
     assert config["data"]["order_seed"] == 7
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--strategy", "gram"], None),
+        (["--strategy", "gram+distill"], None),
+        (["--strategy", "gram", "--gallery.compensate", "auto"], "auto"),
+        (["--strategy", "mas+distill"], "linear"),
+        (["--strategy", "pretrained"], "linear"),
+    ],
+)
+def test_what_is_held_is_not_moved_unless_a_map_is_named(given: list[str], expected: str | None):
+    found = config(*given)
+    assert found["gallery"]["compensate"] == expected
+    assert resolve(found)["gallery"]["compensate"] == expected
+
+
 def test_a_preset_is_read_by_its_name(file, tmp_path, monkeypatch):
     found = config("--config", "no-reindex", "--training.epochs", "3")
     assert (found["strategy"]["name"], found["gallery"]["compensate"]) == ("mas+distill", "linear")

@@ -14,6 +14,7 @@ from tripletmas.data.batches import seed_everything
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.tasks import Task
 from tripletmas.objectives.objective import Objective
+from tripletmas.runs.galleries import GalleryConfig
 from tripletmas.runs.loop import train_stream
 from tripletmas.runs.options import TrainConfig, make_optimizer
 from tripletmas.strategies.base import Strategy
@@ -43,7 +44,7 @@ def test_a_model_may_change_its_input_in_place(name: str, objective: str):
         samples = stream[0].train.samples
         kept = samples.clone()
         strategy = build(name, objective)
-        scores = train_stream(model, stream, strategy, make_objective(objective), CONFIG)
+        scores = train_stream(model, stream, strategy, make_objective(objective), CONFIG, gallery=GalleryConfig())
         assert torch.equal(samples, kept)
         found.append((weights(strategy.deployed(model)), scores.matrix("recall@1", "seen_compensated")))
     assert torch.equal(found[0][0], found[1][0])

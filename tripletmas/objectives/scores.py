@@ -56,8 +56,8 @@ class Scores:
     def take(self, record: Mapping[str, Any]) -> None:
         """Enter what a record of a run says: of kind "task" after that task, of kind "ahead" on one not yet learned.
 
-        One of kind "ahead" and task 0 is of the untrained model, on all tasks that there were. One on a task that is not
-        among these says nothing.
+        One of kind "ahead" and task 0 is of the untrained model, on all tasks that there were.
+        One on a task that has no name here says nothing.
         """
         number = record.get("task", 0)
         if record["kind"] == "task":

@@ -176,6 +176,13 @@ def build_strategy(name: str, given: Mapping[str, Any], *, searched: str | None 
     return Combine({single: _strategy(single, given.get(single, {})) for single in singles}, searched=searched)
 
 
+def defaults_for(strategy: str) -> dict[str, Any]:
+    """option -> its default, where it is another one for this strategy, or for a part of this combination."""
+    singles = _combined(strategy) if is_combination(strategy) else [strategy]
+    has_map = all(getattr(STRATEGIES.get(single), "compensate", Strategy.compensate) for single in singles)
+    return {} if has_map else {"gallery.compensate": None}
+
+
 def is_combination(name: str) -> bool:
     """Whether a strategy's name is `a+b`; what says itself where its code is stands alone."""
     return "+" in name and not plugins.is_written_out(name)

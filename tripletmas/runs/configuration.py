@@ -206,10 +206,10 @@ def _parser(chosen: Mapping[str, str], kind: Kind, program: str, extra) -> jsona
         _add(group, part, catalog.options(part, chosen[part], kind))
     _add(parser.add_argument_group("training"), "training", options_of(TrainConfig, leave_out=("seed",)))
     named = {f"{part}.{key}": value for part, values in kind.defaults.items() for key, value in values.items()}
-    named |= defaults_for(chosen["model"])
+    named |= {**defaults_for(chosen["model"]), **catalog.defaults_for(chosen["strategy"])}
+    _add(parser.add_argument_group("gallery"), "gallery", options_of(GalleryConfig))
     known = {action.dest for action in parser._actions}
     parser.set_defaults({key: value for key, value in named.items() if key in known})
-    _add(parser.add_argument_group("gallery"), "gallery", options_of(GalleryConfig))
     group = parser.add_argument_group("search: of a strength that is `auto`, for each task on that task's data alone")
     _add(group, "search", options_of(SearchConfig))
     group = parser.add_argument_group("run")

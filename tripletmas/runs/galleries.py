@@ -43,7 +43,7 @@ class GalleryConfig:
         compensate: the map that moves stored vectors after each task, fitted on the new task's samples before and after
             it: linear (an affine map), sdc (as the nearest samples moved), mlp (a small network), procrustes (a
             rotation), shrunk (a linear map, the nearer to the identity the fewer the samples), auto (after each task
-            what does best on held-out samples of it, or nothing); null moves none.
+            what does best on held-out samples of it, or nothing); null moves none, as is the default of gram.
         images: a folder (or zip archive) of unlabelled images of your own, such as those of the gallery that are at
             hand: embedded before and after each task, too, they join the samples on which the map is fitted and chosen.
         invert: read these images' black as white and their white as black, for digits and omniglot, which are white on

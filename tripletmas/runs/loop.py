@@ -79,7 +79,7 @@ def train_stream(
         loss: (raw embeddings (batch, dim), labels (batch,)) -> scalar; any loss of pytorch-metric-learning, a loss of
             facts, or the objective of another kind of task, such as `Recognition`.
         search: before each task after the first, search the strategy's strength on that task's data.
-        gallery: what becomes of stored galleries; None for the defaults.
+        gallery: what becomes of stored galleries; None for the defaults, with the map of the strategy.
         unseen: classes of no task, scored on their own gallery after each task: does the embedding still generalise?
         listener: called at the start and whenever a checkpoint has been saved: what the run's records tell then stands.
 
@@ -96,7 +96,8 @@ def train_stream(
     """
     learner = Learner(model, objective_of(loss), strategy, config or TrainConfig())
     with run.locked() if run else nullcontext():
-        return _train(learner, stream, run, search, gallery or GalleryConfig(), unseen, listener or _nothing)
+        of_gallery = gallery or GalleryConfig(compensate=strategy.compensate)
+        return _train(learner, stream, run, search, of_gallery, unseen, listener or _nothing)
 
 
 def _train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,11 +26,14 @@ class Strategy:
         freezes_batchnorm: whether the running statistics of batch norm stand still after the first task, unless the
             configuration says otherwise.
         trains: whether any task is trained.
+        compensate: the map that moves stored vectors after each task, unless the configuration says otherwise; None
+            where it would only move what is held.
     """
 
     protections: tuple[Guard, ...] = ()
     freezes_batchnorm: bool = False
     trains: bool = True
+    compensate: Literal["linear"] | None = "linear"
 
     def check(self, model: nn.Module, batch: Any) -> None:
         """Before `prepare`, and before a run is begun: the model, and a few samples of the first task with labels.

@@ -46,6 +46,7 @@ class Combine(Strategy):
         self.parts = dict(parts)
         self.searched = searched
         self.freezes_batchnorm = any(part.freezes_batchnorm for part in parts.values())
+        self.compensate = None if any(part.compensate is None for part in parts.values()) else Strategy.compensate
         self._data = _only([n for n, part in parts.items() if _defines_data(part)], "define the training data")
         self._deploys = _only([n for n, part in parts.items() if _deploys(part)], "deploy a model of their own")
         anchors = [name for name, part in parts.items() if isinstance(part, Anchors)]

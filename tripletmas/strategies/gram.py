@@ -21,7 +21,8 @@ class Gram(Consolidate):
     Penalty: for each layer and earlier task, the share of the layer's squared response that has changed, E||dW a||^2
     over E||W a||^2 with a the layer's inputs then. A budget bounds its root, on the average over tasks, for each layer
     by itself; a strength weighs the sum.
-    Stored vectors hardly move under it, and a map that is fitted on new images moves them: gallery.compensate null.
+    Stored vectors hardly move under it, and a map that is fitted on new images moves them: none is used, unless
+    gallery.compensate names one.
     Stores two copies of the weights and a square matrix of its inputs for each layer, however many tasks; costs a
     forward pass over the data after each task, and a matrix product for each layer at a step.
 
@@ -37,6 +38,7 @@ class Gram(Consolidate):
     """
 
     freezes_batchnorm = True
+    compensate = None
 
     def __init__(
         self,
