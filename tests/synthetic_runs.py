@@ -46,6 +46,7 @@ def write_run(
     baseline: float | None = None,
     ahead: float | None = None,
     galleries: bool = False,
+    compensate: str | None = "linear",
     samples: str = "",
     alone: bool = False,
 ) -> Path:
@@ -59,6 +60,7 @@ def write_run(
         search: how a strength is searched; `searches` are the records of that.
         galleries: also write what is known of stored vectors: the scores on stale and compensated galleries, drift,
             unseen classes, the cost of re-embedding, the shown embeddings, neighbours, and the compatibility matrix.
+        compensate: the map that moves stored vectors; None for none.
         baseline: recall@1 of the untrained model on every task; each task is then 0.1 above it before it is learned.
         ahead: recall@1 of every task but the first, on its own gallery, before it is learned, in place of that.
         samples: which samples the tasks have, told by their fingerprints; "" for runs that recorded none.
@@ -74,7 +76,8 @@ def write_run(
         matrix = [[float(0.97 * (1 - decay) ** (t - i) - noise[t, i]) for i in range(t + 1)] for t in range(num_tasks)]
     factors = dict(RECOGNITION if objective == "recognition" else METRIC_LEARNING)
     if galleries:
-        for gallery, (stored, part) in product(("seen", "task"), STORED.items()):
+        kinds = {kind: part for kind, part in STORED.items() if kind != "compensated" or compensate}
+        for gallery, (stored, part) in product(("seen", "task"), kinds.items()):
             factors[f"{gallery}_{stored}"] = {m: part * of for m, of in factors[gallery].items() if m in RETRIEVAL}
     config = {
         "version": {"tripletmas": "0.1.0", "torch": "2.15.0", "python": "3.11.2"},
@@ -84,7 +87,7 @@ def write_run(
         "loss": {"name": "triplet", "mining": "batch_hard", "margin": 0.2},
         "strategy": strategy,
         "training": {"epochs": epochs, "lr": 0.001, "optimizer": "adamw"},
-        "gallery": {"compensate": "linear"},
+        "gallery": {"compensate": compensate},
         **({"search": search} if search else {}),
         "seed": seed,
         "device": "cpu",

@@ -236,7 +236,7 @@ def test_text_has_contrast(theme: Theme):
         assert contrast(colour, theme.background) >= 4.5
 
 
-def test_a_comparison_has_the_galleries_that_all_runs_have(stored: Path, run: Path, tmp_path: Path, undrawn):
+def test_a_comparison_has_the_galleries_that_any_run_has(stored: Path, run: Path, tmp_path: Path, undrawn):
     other = write_run(tmp_path / "finetune", strategy={"name": "finetune"}, matrix=MATRIX, galleries=True)
     compared = comparison([stored, other])
     assert compared.galleries == ("fresh", "stale", "compensated")
@@ -244,4 +244,20 @@ def test_a_comparison_has_the_galleries_that_all_runs_have(stored: Path, run: Pa
     assert re.search(row, terminal(compared))
     assert "| finetune | 0.750 | 0.525 | 0.675 |" in comparison_markdown(compared)
     assert re.search(row, Page(write_comparison([stored, other], tmp_path / "out")).text)
-    assert comparison([run, other]).galleries == ()
+    assert comparison([run]).galleries == ()
+    without = comparison([run, other])
+    assert without.galleries == ("fresh", "stale", "compensated")
+    assert re.search(r"mas +– +– +– *$", terminal(without), flags=re.M)
+
+
+def test_a_method_without_a_map_is_compared_by_what_it_has(tmp_path: Path, undrawn):
+    """A strategy that holds what vectors say moves none: its column says so, and its name need not."""
+    held, moved = {"matrix": MATRIX, "galleries": True, "compensate": None}, {"matrix": MATRIX, "galleries": True}
+    gram = write_run(tmp_path / "gram", strategy={"name": "gram"}, **held)
+    found = terminal(comparison([gram, write_run(tmp_path / "mas", **moved)]))
+    assert re.search(r"gram +0\.750 +0\.525 +– *$", found, flags=re.M)
+    assert re.search(r"mas +0\.750 +0\.525 +0\.675 *$", found, flags=re.M)
+    same = comparison([gram, write_run(tmp_path / "moved", strategy={"name": "gram"}, **moved)])
+    assert [method.label for method in same.methods] == ["gram, compensate=None", "gram, compensate=linear"]
+    maps = comparison([write_run(tmp_path / "sdc", compensate="sdc", strategy={"name": "distill"}), tmp_path / "mas"])
+    assert [method.label for method in maps.methods] == ["distill, compensate=sdc", "mas, compensate=linear"]

@@ -106,10 +106,8 @@ class Comparison:
 
     @property
     def galleries(self) -> tuple[str, ...]:
-        """The kinds of galleries that all finished runs of all methods have; stored vectors must be among them."""
-        finished = [method for method in self.methods if method.seeds]
-        kinds = [kind for kind in KINDS if finished and all(kind in method.galleries for method in finished)]
-        return tuple(kinds) if len(kinds) > 1 else ()
+        """The kinds of galleries that all finished runs of any method have; empty where none stored vectors."""
+        return tuple(kind for kind in KINDS if any(kind in method.galleries for method in self.methods))
 
 
 def comparison(directories: Sequence[Path | str], *, seeds: Sequence[int] | None = None) -> Comparison:

@@ -38,7 +38,8 @@ def _telling(run: Run, rows: Sequence[Run]) -> set[str]:
     Across strategies only what lies outside their own options tells anything: mas has a strength, joint has none. So
     it is across models. How a strength was searched tells searches apart; a run without one needs no such words. Of a
     part that the other run says nothing of, as one that a program made, nothing is known to differ; and options of the
-    data that made no other stream tell nothing.
+    data that made no other stream tell nothing. That one strategy moves stored vectors and another does not, its column
+    shows.
     """
     own = comparable(run.config)
     return {key for row in rows for key in differing_keys(own, comparable(row.config)) if _tells(key, run, row)}
@@ -52,6 +53,8 @@ def _tells(key: str, run: Run, row: Run) -> bool:
         return row.strategy == run.strategy
     if part == "search":
         return key in own and key in other
+    if key == "gallery.compensate" and row.strategy != run.strategy and None in (own.get(key), other.get(key)):
+        return False
     if _is_of_a_model(key) and own.get("model.name") != other.get("model.name"):
         return False
     if part == "data" and option not in (*differing_data(run, row), *SHOWN):

@@ -157,7 +157,7 @@ def more(comparison: Comparison) -> list[Block]:
 
 
 def _galleries(comparison: Comparison) -> Block:
-    """The three galleries of everything seen; empty where not all runs have them."""
+    """The galleries of everything seen, each where a method has it; empty where none stored vectors."""
     title = GALLERIES.format(metric=comparison.kind.primary.searched_label)
     columns = [gallery_column(kind) for kind in comparison.galleries]
     return _block_of(comparison, title, columns) if columns else Block(title, [], [])
