@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_a_killed_process_holds_nobody_up(other, tmp_path):
         assert now["process"] == os.getpid()
     assert holder(lock) is None
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_one_that_is_patient_waits(other, tmp_path):
+    ended = threading.Timer(0.3, other.kill)
+    ended.start()
+    with locked(tmp_path / "lock", "x", patience=60):
+        assert other.wait() == -signal.SIGKILL
+    ended.join()
 
 
 def test_it_is_given_back_after_an_error(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,13 @@ from sklearn.manifold import TSNE
 from synthetic_runs import write_run
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from tripletmas.basics.locks import locked
+from tripletmas.report import html
 from tripletmas.report.embedding_plot import final_picture, project
+from tripletmas.report.folder import write_folder_report
 from tripletmas.report.layers import group_by_layer, importance_by_layer, movement_by_layer
 from tripletmas.report.numbers import Spread, begun
-from tripletmas.report.page import write_report
+from tripletmas.report.page import write_comparison, write_report
 from tripletmas.report.read import Classes, read_run
 from tripletmas.report.search import draw_search, search_table
 from tripletmas.report.style import LIGHT, canvas
@@ -165,6 +169,22 @@ def test_a_second_report_is_the_same_and_drops_plots_without_data(run: Path):
     (run / "report" / "stale.png").write_bytes(b"")
     assert write_report(run).read_bytes() == page
     assert not (run / "report" / "stale.png").exists()
+
+
+@pytest.mark.parametrize("write", [write_report, write_folder_report, write_comparison])
+def test_a_page_that_another_process_writes_is_waited_for(
+    write: Callable[..., Path], tmp_path: Path, undrawn, monkeypatch
+):
+    """Two at once would take each other's plots away. That one is patient, tests of the lock show."""
+    monkeypatch.setattr(html, "_PATIENCE", 0.0)
+    run = write_run(tmp_path / "runs" / "mas", matrix=MATRIX)
+    given = {write_report: (run,), write_folder_report: (run.parent,), write_comparison: ([run], tmp_path / "out")}[
+        write
+    ]
+    out = write(*given).parent
+    with locked(out / ".lock", "x"), pytest.raises(ValueError, match=f"the page in {out} is being changed by another"):
+        write(*given)
+    assert write(*given).exists()
 
 
 def test_names_are_escaped(stored: Path):

@@ -21,21 +21,22 @@ from tripletmas.basics.files import make_folder
 
 
 @contextmanager
-def locked(lock: Path, what: str | Path) -> Iterator[None]:
+def locked(lock: Path, what: str | Path, *, patience: float = 0) -> Iterator[None]:
     """Keeps out every other process that asks for this lock.
 
     The file `lock` stays behind, empty: to delete it would let two in. The note beside it says who holds it.
 
     Args:
         what: is being changed, as it is called in the error.
+        patience: seconds to wait for a process that holds it.
 
     Raises:
-        ValueError: if another process holds it, with what is known of that process.
+        ValueError: if another process holds it still, with what is known of that process.
     """
     make_folder(lock.parent)
     held = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        held.acquire(timeout=patience)
     except Timeout:
         who = _told(lock)
         raise ValueError(f"{what} is being changed by another process{who}: try again when that is done") from None

@@ -13,7 +13,7 @@ from tripletmas.basics.files import save_text
 from tripletmas.report import collapse, gains, tables
 from tripletmas.report.compare import Comparison, comparison
 from tripletmas.report.comparison_plots import draw_average
-from tripletmas.report.html import Plot, make_plot, render, write_svg
+from tripletmas.report.html import Plot, make_plot, only_writer, render, write_svg
 from tripletmas.report.numbers import begun
 from tripletmas.report.page import write_report
 from tripletmas.report.read import Run, read_group
@@ -90,20 +90,20 @@ def write_folder_report(folder: Path | str, *, svg: bool = False) -> Path:
             continue
         groups.append((path, runs))
         rows.append(_row(path, runs, folder))
-    out.mkdir(exist_ok=True)
-    streams = [_stream(together, out, number) for number, together in enumerate(_by_stream(groups))]
-    if svg:
-        write_svg(plot for stream in streams for plot in stream.plots)
-    values = {
-        "title": f"Runs in {folder.resolve().name}",
-        "about": [_counted(found)],
-        "rows": rows,
-        "streams": streams,
-        "tables": tables,
-        "versions": next((runs[0].section("version") for _, runs in groups), {}),
-    }
-    page = out / "report.html"
-    save_text(page, render("folder.html.j2", values))
+    with only_writer(out):
+        streams = [_stream(together, out, number) for number, together in enumerate(_by_stream(groups))]
+        if svg:
+            write_svg(plot for stream in streams for plot in stream.plots)
+        values = {
+            "title": f"Runs in {folder.resolve().name}",
+            "about": [_counted(found)],
+            "rows": rows,
+            "streams": streams,
+            "tables": tables,
+            "versions": next((runs[0].section("version") for _, runs in groups), {}),
+        }
+        page = out / "report.html"
+        save_text(page, render("folder.html.j2", values))
     return page
 
 

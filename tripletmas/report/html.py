@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,12 +19,22 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tripletmas.basics.locks import locked
 from tripletmas.report import texts
 from tripletmas.report.numbers import begun, end_cut, middle_cut, number
 from tripletmas.report.repaint import repaint
 from tripletmas.report.spots import Spot, spots_of
 from tripletmas.report.style import DARK, LIGHT, THEMES, Theme, drawn, painted, save_png, save_svg
 from tripletmas.report.values import Values
+
+_PATIENCE = 600.0  # seconds; a page takes less than a minute
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Keeps the folder of a page, made if absent, from other processes that write the page in it: they wait."""
+    with locked(out / ".lock", f"the page in {out}", patience=_PATIENCE):
+        yield
 
 
 class Draw(Protocol):

@@ -48,7 +48,7 @@ def changed_files(run: Path) -> list[str]:
 
 def _made_of(run: Path) -> dict[str, Any]:
     """The checksums of all files that a report is made of, and of itself; the versions of what draws it."""
-    written = [each for each in (run / "report").iterdir() if each.name != _NOTE]
+    written = [each for each in (run / "report").iterdir() if each.name != _NOTE and not each.name.startswith(".")]
     package = Path(__file__).parents[1]
     ours = [each for each in package.rglob("*") if "__pycache__" not in each.parts]
     return {

@@ -17,7 +17,7 @@ from tripletmas.report.embedding_plot import final_picture
 from tripletmas.report.forecast import forecast_rows
 from tripletmas.report.galleries import best_stored, choice_rows, gallery_rows
 from tripletmas.report.grid import GRID_TOOLS, groups
-from tripletmas.report.html import Plot, make_plot, render, write_svg
+from tripletmas.report.html import Plot, make_plot, only_writer, render, write_svg
 from tripletmas.report.made import made_by
 from tripletmas.report.read import Run, read_run
 from tripletmas.report.run_plots import run_plots
@@ -30,6 +30,8 @@ _NO_GRID = Grid((), ())
 
 def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = False) -> Path:
     """Write `<run>/report/report.html` and its plots, and return the page's path; an earlier report is replaced.
+
+    While another process writes it, this one waits.
 
     Of a directory with seed0, seed1, ... each seed gets its report, and `<directory>/report/report.html` shows the
     mean and spread over the seeds and links to them.
@@ -46,10 +48,16 @@ def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = 
         for seed in seeds:
             write_report(seed, svg=svg)
         links = [(seed.name, f"../{seed.name}/report/report.html") for seed in seeds]
-        return _write_methods(comparison([directory]), directory / "report" / "report.html", links, svg=svg)
-    run = read_run(directory)
-    out = directory / "report"
-    out.mkdir(exist_ok=True)
+        with only_writer(directory / "report"):
+            return _write_methods(comparison([directory]), directory / "report" / "report.html", links, svg=svg)
+    read_run(directory)  # what is no run gets no folder
+    with only_writer(directory / "report"):
+        return _write_run(read_run(directory), brief=brief, svg=svg)
+
+
+def _write_run(run: Run, *, brief: bool, svg: bool) -> Path:
+    """The page of one run."""
+    out = run.path / "report"
     _clear(out)
     plots = run_plots(run, out, brief=brief)
     if svg:
@@ -81,7 +89,7 @@ def write_report(run_directory: Path | str, *, brief: bool = False, svg: bool = 
         "versions": run.section("version"),
     }
     page = _write(out / "report.html", "run.html.j2", values)
-    kept.note(directory, is_whole=not brief)
+    kept.note(run.path, is_whole=not brief)
     return page
 
 
@@ -96,6 +104,8 @@ def write_comparison(
 ) -> Path:
     """Write `comparison.html` and its plots into the directory `out`, made if absent, and return the page's path.
 
+    While another process writes there, this one waits.
+
     Args:
         seeds: compare the runs of these seeds only; None for all.
         svg: write the plots as SVG, too, for print.
@@ -103,12 +113,13 @@ def write_comparison(
     Raises:
         ValueError: as `comparison`.
     """
-    return _write_methods(comparison(directories, seeds=seeds), Path(out) / "comparison.html", [], svg=svg)
+    compared = comparison(directories, seeds=seeds)
+    with only_writer(Path(out)):
+        return _write_methods(compared, Path(out) / "comparison.html", [], svg=svg)
 
 
 def _write_methods(compared: Comparison, page: Path, links: Sequence[tuple[str, str]], *, svg: bool) -> Path:
     """The page of several methods; of one, when it links to the reports of its seeds."""
-    page.parent.mkdir(parents=True, exist_ok=True)
     first, plots = compared.methods[0].runs[0], _comparison_plots(compared, page.parent)
     if svg:
         write_svg(plots)
