@@ -121,7 +121,8 @@ def _galleries(run: Run, out: Path, stored: Stored) -> Found:
     label = run.primary.searched_label
     for scope, matrices in stored.items():
         curves = {kind: averages(matrix) for kind, matrix in matrices.items()}
-        text = texts.CURVES_SEEN if scope == "seen" else texts.CURVES_TASK
+        moved = texts.CURVES_MOVED if "compensated" in matrices else ""
+        text = texts.CURVES_SEEN + moved if scope == "seen" else texts.CURVES_TASK
         alt = " ".join(f"{kind.capitalize()}: {_listed(values)}." for kind, values in curves.items())
         draw = partial(draw_galleries, curves=curves, low=scale[0], label=label, names=run.task_names)
         shown, title = of_curves(curves, run.task_names), f"Average {label}, {SCOPES[scope]}"

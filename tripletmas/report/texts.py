@@ -51,11 +51,11 @@ GALLERIES = (
 )
 CURVES_SEEN = (
     "Mean over the tasks learned so far, searching everything seen. Queries are always embedded by the present model. "
-    "Where stale falls below fresh, stored vectors no longer fit; compensated wins a part back without reading an old "
-    "image."
+    "Where stale falls below fresh, stored vectors no longer fit."
 )
+CURVES_MOVED = " Compensated wins a part of that back without reading an old image."
 CURVES_TASK = "The same, searching only the items of the query's own task: the gallery does not grow."
-GALLERY_MAP = "{metric} on each task (column) after learning each task (row). All six maps have one scale of colours."
+GALLERY_MAP = "{metric} on each task (column) after learning each task (row). All galleries have one scale of colours."
 DRIFT_BY_TASK = (
     "How far the gallery items of each task (column) have turned by the time each later task is learned (row): mean of "
     "1 − cosine of the stored and the fresh vector. 0: not at all; 1: at a right angle."
