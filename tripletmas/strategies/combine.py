@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Combine(Strategy):
         self.parts = dict(parts)
         self.searched = searched
         self.freezes_batchnorm = any(part.freezes_batchnorm for part in parts.values())
-        self.compensate = None if any(part.compensate is None for part in parts.values()) else Strategy.compensate
+        self.compensate = _map_of(parts.values())
         self._data = _only([n for n, part in parts.items() if _defines_data(part)], "define the training data")
         self._deploys = _only([n for n, part in parts.items() if _deploys(part)], "deploy a model of their own")
         anchors = [name for name, part in parts.items() if isinstance(part, Anchors)]
@@ -125,6 +125,11 @@ def _defines_data(part: Strategy) -> bool:
 
 def _deploys(part: Strategy) -> bool:
     return type(part).deployed is not Strategy.deployed
+
+
+def _map_of(parts: Iterable[Strategy]) -> Literal["linear"] | None:
+    """The map that moves stored vectors; none where a part holds them."""
+    return Strategy.compensate if all(part.compensate for part in parts) else None
 
 
 def _only(names: Sequence[str], what: str) -> str | None:
