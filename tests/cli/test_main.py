@@ -411,7 +411,8 @@ def test_a_new_task_folder_is_learned_by_resume(call, task_folders, tmp_path, mo
     after = (out / "metrics.jsonl").read_text()
     assert after.startswith(before)
     added = [json.loads(line) for line in after[len(before) :].splitlines()]
-    assert [(record["kind"], record["task"], record["name"]) for record in added] == [
+    assert [(record["kind"], record["task"], record.get("name")) for record in added] == [
+        ("ahead", 2, None),
         ("epoch", 2, "d"),
         ("epoch", 2, "d"),
         ("task", 2, "d"),
