@@ -65,7 +65,7 @@ def test_a_report_shows_texts(trained, call, undrawn):
 
 @pytest.mark.slow
 def test_evaluate(trained, call, tmp_path):
-    status, _, complaint = call("evaluate", trained, "--gallery", "stale,compensated,query", "--json", tmp_path / "a")
+    status, _, complaint = call("evaluate", trained, "--gallery", "stale,linear,query", "--json", tmp_path / "a")
     assert status == 0, complaint
     scores = json.loads((tmp_path / "a").read_text())
     kept = RunDirectory(trained).scores()["matrices"]["seen"]["recall@1"][-1]

@@ -87,9 +87,9 @@ SMALL = ("--data.tasks", "[2,2,6]", "--model.hidden", "[16]", "--model.dim", "8"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunDirectory:
-    """Digits in three tasks, under gram, which says how far responses moved."""
+    """Digits in three tasks, under gram, which says how far responses moved, and a map that is named."""
     path = tmp_path_factory.mktemp("forecast") / "run"
-    options = ("--strategy", "gram", "--report", "false", "--device", "cpu", *SMALL)
+    options = ("--strategy", "gram", "--gallery.compensate", "linear", "--report", "false", "--device", "cpu", *SMALL)
     assert main(["train", "--out", str(path), *options]) == 0
     return RunDirectory.open(path)
 
