@@ -73,6 +73,7 @@ def test_apply_switch_and_drop(store, call):
     status, printed, _ = call("upgrade", store, *MODELS, "--apply")
     assert status == 0
     assert "96 points have their new vector" in printed
+    assert "nothing in the store was changed" not in printed
     assert torch.equal(vectors(store), before), "searched until the switch"
     plan = Plan.open("plan")
     moved = plan.fitted.map.apply(before)

@@ -241,6 +241,12 @@ def test_naming_the_default_again_keeps_the_options_of_the_file(tmp_path):
     assert config["data"]["order_seed"] == 7
 
 
+def test_a_percentage_in_the_help_is_one(capsys):
+    with pytest.raises(SystemExit):
+        config("--help")
+    assert "35 to 100 % of the area" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

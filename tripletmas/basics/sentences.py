@@ -86,6 +86,8 @@ def refused(error: Exception, *, hyphens: bool = False) -> str:
 
     >>> refused(ValueError('Parser key "training.lr":\n  Expected a <class \'float\'>. Got value: fast'))
     "--training.lr takes float, not 'fast'"
+    >>> refused(ValueError('Parser key "k": Expected a <class \'int\'>. Got value: NestedArg(key=\'x\', val=1)'))
+    "unknown option '-k.x': -k has none of its own"
     >>> refused(ValueError("the following arguments are required: data.root"))
     '--data.root is needed'
     """
@@ -93,10 +95,12 @@ def refused(error: Exception, *, hyphens: bool = False) -> str:
     match = _REFUSED.fullmatch(message)
     if not match:
         return _NEEDED.sub(r"--\1 is needed", message)
+    dashes = "-" if len(match["key"]) == 1 else "--"
+    option = match["key"].replace("_", "-") if hyphens else match["key"]
+    if nested := re.match(r"NestedArg\(key='([^']*)'", match["value"]):
+        return f"unknown option '{dashes}{option}.{nested[1]}': {dashes}{option} has none of its own"
     types = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", match["several"] or match["one"])
     for theirs, ours in (("<class 'NoneType'>", "null"), ("<class 'tuple'>", "list"), ("<class '", ""), ("'>", "")):
         types = types.replace(theirs, ours)
     names = [name.strip(" '") for name in re.split(r", (?![^\[]*\])", types)]  # list[int, str] stays whole
-    dashes = "-" if len(match["key"]) == 1 else "--"
-    option = match["key"].replace("_", "-") if hyphens else match["key"]
     return f"{dashes}{option} takes {' or '.join(names)}, not {match['value']!r}"

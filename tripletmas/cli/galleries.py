@@ -34,7 +34,9 @@ def kinds_of(text: str, compensate: str | None) -> dict[str, str]:
         if name not in known:
             raise ValueError(f"unknown gallery {name!r}{suggestion(name, known)}")
         if name == COMPENSATED and compensate is None:
-            raise ValueError("the run compensates nothing (gallery.compensate is null): name a map, such as auto")
+            raise ValueError(
+                "the run compensates nothing (gallery.compensate is null): name a map, such as auto, in --gallery"
+            )
         kinds[name] = compensate or name if name == COMPENSATED else name
     return kinds
 

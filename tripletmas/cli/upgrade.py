@@ -152,7 +152,7 @@ def plan_of(options: Namespace) -> tuple[Plan, Path]:
         )
     folder = Path(options.out or Path("upgrades") / f"{read_place(options.store).slug}-{plan.name[:17]}")
     plan.save(folder)
-    _print(plan, folder)
+    _print(plan, folder, goes_on=options.apply)
     return plan, folder
 
 
@@ -185,7 +185,7 @@ def _shares(text: str) -> tuple[float, ...]:
     return tuple(shares)
 
 
-def _print(plan: Plan, folder: Path) -> None:
+def _print(plan: Plan, folder: Path, *, goes_on: bool) -> None:
     bare = f"; {plan.without} more have none that is of use" if plan.without else ""
     gone = f"; {plan.missing} more could not be read, or have changed" if plan.missing else ""
     print(
@@ -200,7 +200,7 @@ def _print(plan: Plan, folder: Path) -> None:
             f"recall@1 is that in a gallery of {plan.sample - plan.sample // 2}, for the store names no classes "
             "(?label=COLUMN); in the whole store it is another"
         )
-    print(f"nothing in the store was changed; the plan and its map are in {folder}")
+    print(f"{'' if goes_on else 'nothing in the store was changed; '}the plan and its map are in {folder}")
 
 
 def _named(identity: Identity) -> str:

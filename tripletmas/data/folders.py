@@ -278,7 +278,8 @@ def read_entries(
 ) -> Source:
     """Reads the images (see `read_images`) and sorts them into parts, which share the samples and the class names."""
     images = ImageFiles(root, [entry.file for entry in entries], prepared)
-    samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable)
+    option = "--data.skip_unreadable true, or skip_unreadable=True in Python,"
+    samples, kept = read_images(images, in_memory=in_memory, skip_unreadable=skip_unreadable, option=option)
     entries = [entries[i] for i in kept]
     labels, class_names = encode_labels([entry.class_name for entry in entries])
     groups, own = groups_of([entry.class_name for entry in entries], [entry.group for entry in entries])

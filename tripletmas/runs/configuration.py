@@ -238,7 +238,7 @@ def _add(group, part: str, options: Mapping[str, Option]) -> None:
             type=option.type | Literal["auto"] if is_strength else option.type,
             required=required,
             default=None if required else option.default,
-            help=option.help.replace("%", "%%"),
+            help=option.help,
         )
 
 

@@ -50,7 +50,7 @@ def facts(
     columns = by_order(table.tasks)
     groups = [table.tasks[each] for each in columns]
     files = ImageFiles(root, list(table.facts), Preparation((size, size), channels))
-    samples, _ = read_images(files, in_memory=in_memory, skip_unreadable=False)
+    samples, _ = read_images(files, in_memory=in_memory, option=None)
     everything = LabelledDataset(
         samples,
         truth_of(table.facts.values(), columns),
