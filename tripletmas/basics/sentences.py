@@ -95,12 +95,16 @@ def refused(error: Exception, *, hyphens: bool = False) -> str:
     match = _REFUSED.fullmatch(message)
     if not match:
         return _NEEDED.sub(r"--\1 is needed", message)
-    dashes = "-" if len(match["key"]) == 1 else "--"
-    option = match["key"].replace("_", "-") if hyphens else match["key"]
+    option = _option(match["key"].replace("_", "-") if hyphens else match["key"])
     if nested := re.match(r"NestedArg\(key='([^']*)'", match["value"]):
-        return f"unknown option '{dashes}{option}.{nested[1]}': {dashes}{option} has none of its own"
+        return f"unknown option '{option}.{nested[1]}': {option} has none of its own"
     types = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", match["several"] or match["one"])
     for theirs, ours in (("<class 'NoneType'>", "null"), ("<class 'tuple'>", "list"), ("<class '", ""), ("'>", "")):
         types = types.replace(theirs, ours)
     names = [name.strip(" '") for name in re.split(r", (?![^\[]*\])", types)]  # list[int, str] stays whole
-    return f"{dashes}{option} takes {' or '.join(names)}, not {match['value']!r}"
+    return f"{option} takes {' or '.join(names)}, not {match['value']!r}"
+
+
+def _option(name: str) -> str:
+    """As it is typed."""
+    return f"-{name}" if len(name) == 1 else f"--{name}"

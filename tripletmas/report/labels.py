@@ -53,13 +53,19 @@ def _tells(key: str, run: Run, row: Run) -> bool:
         return row.strategy == run.strategy
     if part == "search":
         return key in own and key in other
-    if key == "gallery.compensate" and row.strategy != run.strategy and None in (own.get(key), other.get(key)):
+    if _is_of_a_strategy(key, run, row):
         return False
     if _is_of_a_model(key) and own.get("model.name") != other.get("model.name"):
         return False
     if part == "data" and option not in (*differing_data(run, row), *SHOWN):
         return False
     return any(each.partition(".")[0] == part for each in other)
+
+
+def _is_of_a_strategy(key: str, run: Run, row: Run) -> bool:
+    """Whether it says only that one strategy moves stored vectors and the other does not."""
+    maps = [comparable(each.config).get(key) for each in (run, row)]
+    return key == "gallery.compensate" and run.strategy != row.strategy and None in maps
 
 
 def _is_of_a_model(key: str) -> bool:
