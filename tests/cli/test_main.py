@@ -964,3 +964,21 @@ def test_a_run_of_an_older_version_is_gone_on_with(call, runs, monkeypatch):
     path.write_text(yaml.safe_dump(config))
     assert call("resume", runs / "mas")[0] == 0
     assert "validation" not in path.read_text()
+
+
+@pytest.mark.parametrize(("alone", "executed"), [("", "[False, True]"), ("'--version'", "[True, True]")])
+def test_what_a_loss_has_no_need_of_is_imported_late_in_a_process_of_a_command(alone, executed):
+    """It is whole once something of it is asked for; who calls `main` from a program has imports as they are."""
+    program = f"""
+import sys, importlib
+from tripletmas.cli.main import main
+sys.argv[1:] = ["completion", "bash"]
+main({f"[{alone}]" if alone else ""})
+from pytorch_metric_learning import losses
+before = "scipy.stats.distributions" in sys.modules
+from scipy.stats import rankdata
+assert list(rankdata([3, 1, 2])) == [3, 1, 2]
+print([before, "scipy.stats.distributions" in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == executed

@@ -19,6 +19,7 @@ from types import ModuleType
 from tripletmas.basics import progress
 from tripletmas.basics.sentences import refused, suggestion
 from tripletmas.basics.version import __version__
+from tripletmas.cli.late import import_late
 from tripletmas.cli.processes import sharing
 from tripletmas.cli.telling import OPTIONS, ProblemsFound, logged, taken
 from tripletmas.cli.terminal import guarded
@@ -142,10 +143,11 @@ def _imported(name: str, *, alone: bool) -> ModuleType:
     """A module of commands, imported by itself: doctor is for installations in which torch or faiss cannot be imported.
 
     In a process of its own what comes with it stays: Python does not look through it for garbage any more, nor take it
-    apart as the process ends, and looks less often through what comes later.
+    apart as the process ends, and looks less often through what comes later; what is seldom used is imported late.
     """
     if not alone:
         return importlib.import_module(name)
+    import_late()
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     module = importlib.import_module(name)
     gc.freeze()
