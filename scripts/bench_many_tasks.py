@@ -52,11 +52,11 @@ GROWS = ("embedding of all tasks", "scores of all tasks", "what a report shows")
 
 
 def make_stream(tasks: int) -> tm.Stream:
-    """Tasks of two classes, eight samples each, around a point of their own."""
+    """Tasks of two classes, eight samples each, so far around a point of their own that there is something to learn."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(2 * tasks).repeat_interleave(8)
     centres = torch.randn(2 * tasks, FEATURES, generator=generator)
-    samples = centres[labels] + 0.1 * torch.randn(len(labels), FEATURES, generator=generator)
+    samples = centres[labels] + torch.randn(len(labels), FEATURES, generator=generator)
     data = tm.LabelledDataset(samples, labels, [f"{label:04d}" for label in range(2 * tasks)])
     return tm.make_stream(tm.Source(data), tasks=tasks, test_share=0.25)[0]
 
