@@ -32,7 +32,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"holds more than {MOST:,} values, those that aliases repeat included")
         found = None if node is None else loader.construct_document(node)
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text ({error})") from None
+        raise ValueError(f"is not UTF-8 text ({error}): save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"is no YAML: {_reason(error)}") from None
     except RecursionError:

@@ -1,4 +1,4 @@
-"""A user's table: a CSV file in UTF-8 with a header, row by row."""
+"""A user's table: a CSV file in UTF-8 with a header, row by row; columns are parted by commas, semicolons or tabs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import difflib
 import logging
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TextIO
 
 from tripletmas.basics.sentences import listed
@@ -14,10 +15,12 @@ from tripletmas.basics.sentences import listed
 logger = logging.getLogger(__name__)
 
 _LONGEST_LINE = 2**24  # characters
-_QUOTE = "quote a cell that holds a comma"
+_SEPARATORS = (",", ";", "\t")
+_QUOTE = "quote a cell that holds a comma, or what else parts the columns"
+_AFTER_QUOTE = "a quoted cell goes on after its quote; within one, a quote is written twice"
 _REASONS = {  # what Python's reader says -> what a user can mend
     "unexpected end of data": "a quote is opened here, and never closed",
-    "',' expected after '\"'": "a quoted cell goes on after its quote; within one, a quote is written twice",
+    **{f"'{each}' expected after '\"'": _AFTER_QUOTE for each in _SEPARATORS},
 }
 
 
@@ -35,7 +38,7 @@ def read_rows(
         ValueError: naming the file, and the line of what is wrong: a column that is there twice, or is nearly one that
             is not; more or fewer cells than columns; a quote that is not closed; a cell of several lines.
     """
-    lines = _lines(path)
+    lines = _lines(path, needed)
     _, header = next(lines, (1, []))
     columns = [name.strip() for name in header]
     try:
@@ -55,12 +58,13 @@ def read_rows(
             raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: str, needed: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """(number of the line that it begins in, cells) of all rows that are not blank, the header among them."""
     number = 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(lines_of(file, path), strict=True)
+            separator, lines = _separated(lines_of(file, path), needed)
+            rows = csv.reader(lines, strict=True, delimiter=separator)
             for cells in rows:
                 if cells:
                     yield number, cells
@@ -70,9 +74,23 @@ def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder: name a CSV file") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from None
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
     except csv.Error as error:
         raise ValueError(f"{path}, line {number}: {_REASONS.get(str(error), error)}") from None
+
+
+def _separated(lines: Iterator[str], needed: Collection[str]) -> tuple[str, Iterator[str]]:
+    """(what parts the columns, all lines): that by which the first line names the columns that are needed; where none
+    does, which is an error, the most frequent in it."""
+    read: list[str] = []
+    for line in lines:
+        read.append(line)
+        if line.strip():
+            break
+    header = "".join(read).strip("\r\n ")
+    named = {each: {name.strip() for name in next(csv.reader([header], delimiter=each), [])} for each in _SEPARATORS}
+    right = (each for each in _SEPARATORS if named[each].issuperset(needed))
+    return next(right, max(_SEPARATORS, key=header.count)), chain(read, lines)
 
 
 def lines_of(file: TextIO, path: str) -> Iterator[str]:
