@@ -58,3 +58,20 @@ def test_what_is_changed_in_a_month_that_was_learned_is_refused(shop: Path, tmp_
     status, _, complaints = call("resume", run)
     assert status == 2
     assert "the data of task '1' have changed" in complaints
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_a_task_whose_name_is_the_number_of_another_is_shown_by_its_name(shop: Path, tmp_path: Path, call):
+    """Months are numbered from 1, tasks from 0; tables show names."""
+    run = tmp_path / "run"
+    assert call(*arguments(shop, run))[0] == 0
+    for task, note in (("1", "'1' is taken as the name of a task, whose number is 0; number 1 is '2'"), ("2", "")):
+        file = tmp_path / f"{task}.json"
+        status, shown, said = call("evaluate", run, "--task", task, "--json", file)
+        assert (status, json.loads(file.read_text())["tasks"]) == (0, [task])
+        assert (note in said) if note else ("note:" not in said)
+        assert f" {task} " in shown
+    status, _, said = call("evaluate", run, "--task", "0", "--json", file)
+    assert (status, json.loads(file.read_text())["tasks"]) == (0, ["1"]), "no name"
+    assert "note:" not in said

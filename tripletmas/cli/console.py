@@ -30,7 +30,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "execute the run's parts of one's own, as they were recorded, though no training by you named them",
     },
-    "--after": {"type": int, "default": None, "help": "the model after this task (default: the last)"},
+    "--after": {"type": int, "default": None, "help": "the model after this task, from 0 (default: the last)"},
     "--device": {"type": str, "default": "auto", "help": "auto, cpu, cuda or cuda:NUMBER"},
     "--images": {"type": str, "required": True, "help": "a folder or zip archive of images, in any sub-folders"},
     "--skip-unreadable": {"action": "store_true", "help": "leave out images that cannot be read"},

@@ -35,7 +35,7 @@ from tripletmas.runs.watch import judged, score_of
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     """Score the model of a run: each task's queries in the gallery of all tasks, and in their own."""
     parser = make_parser("evaluate", evaluate.__doc__, "run", "--after", "--trust-code")
-    parser.add_argument("--task", type=str, default=None, help="show only this task: its number, from 0, or its name")
+    parser.add_argument("--task", type=str, default=None, help="show only this task: its name, or its number from 0")
     parser.add_argument(
         "--json",
         type=str,
@@ -171,12 +171,18 @@ def _values(options: Sequence[str]) -> list[str]:
 
 
 def _chosen(stream: Stream, task: str | None) -> list[int]:
-    """The numbers of the tasks that are asked for, by number or by name."""
+    """The numbers of the tasks that are asked for, by name, which tables show, or else by number."""
     if task is None:
         return list(range(len(stream)))
-    chosen = [number for number in range(len(stream)) if task == str(number)]
-    chosen += [number for number, each in enumerate(stream) if task == each.name]
-    if not chosen:
+    named = [number for number, each in enumerate(stream) if task == each.name]
+    numbered = [number for number in range(len(stream)) if task == str(number)]
+    if not named + numbered:
         names = ", ".join(f"{number} ({each.name})" for number, each in enumerate(stream))
         raise ValueError(f"no task {task!r}; there are {names}")
-    return chosen[:1]
+    if named and numbered and named != numbered:
+        print(
+            f"note: {task!r} is taken as the name of a task, whose number is {named[0]}; number {task} is "
+            f"{stream[numbered[0]].name!r}",
+            file=sys.stderr,
+        )
+    return (named + numbered)[:1]

@@ -69,7 +69,7 @@ def query(arguments: Sequence[str]) -> dict[str, Any]:
     )
     parser.add_argument("-k", "--k", type=int, default=10, help="how many neighbours of each")
     parser.add_argument("--run", type=str, default=None, help="the run directory (default: the one in the index)")
-    parser.add_argument("--after", type=int, default=None, help="the model after this task (default: the last)")
+    parser.add_argument("--after", type=int, default=None, help="the model after this task, from 0 (default: the last)")
     parser.add_argument("--allow-stale", action="store_true", help="search although vectors are of another model")
     parser.add_argument(
         "--move-queries",

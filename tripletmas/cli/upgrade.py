@@ -80,7 +80,7 @@ def add_models(parser: ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=str, default=None, metavar="MODEL", help=f"the model {what}: a run, a folder, timm:NAME"
         )
-        parser.add_argument(f"--{name}-after", type=int, default=None, help="of a run, the model after this task")
+        parser.add_argument(f"--{name}-after", type=int, default=None, help="of a run, after which task, from 0")
         parser.add_argument(f"--{name}-weights", type=str, default=None, metavar="FILE", help="of timm: or torchvision")
         parser.add_argument(f"--{name}-size", type=str, default=None, help="of its images, for the same: 224, 224x160")
 
