@@ -174,15 +174,15 @@ def _chosen(stream: Stream, task: str | None) -> list[int]:
     """The numbers of the tasks that are asked for, by name, which tables show, or else by number."""
     if task is None:
         return list(range(len(stream)))
-    named = [number for number, each in enumerate(stream) if task == each.name]
-    numbered = [number for number in range(len(stream)) if task == str(number)]
-    if not named + numbered:
-        names = ", ".join(f"{number} ({each.name})" for number, each in enumerate(stream))
-        raise ValueError(f"no task {task!r}; there are {names}")
-    if named and numbered and named != numbered:
+    names = [each.name for each in stream]
+    numbers = list(map(str, range(len(names))))
+    if task not in names + numbers:
+        raise ValueError(f"no task {task!r}; there are {', '.join(map('{} ({})'.format, numbers, names))}")
+    found = (names if task in names else numbers).index(task)
+    if task in numbers and task != numbers[found]:
+        other = names[int(task)]
         print(
-            f"note: {task!r} is taken as the name of a task, whose number is {named[0]}; number {task} is "
-            f"{stream[numbered[0]].name!r}",
+            f"note: {task!r} is taken as the name of a task, whose number is {found}; number {task} is {other!r}",
             file=sys.stderr,
         )
-    return (named + numbered)[:1]
+    return [found]
