@@ -970,7 +970,7 @@ def test_a_run_of_an_older_version_is_gone_on_with(call, runs, monkeypatch):
 def test_what_a_loss_has_no_need_of_is_imported_late_in_a_process_of_a_command(alone, executed):
     """It is whole once something of it is asked for; who calls `main` from a program has imports as they are."""
     program = f"""
-import sys, importlib
+import sys
 from tripletmas.cli.main import main
 sys.argv[1:] = ["completion", "bash"]
 main({f"[{alone}]" if alone else ""})

@@ -21,6 +21,11 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def not_text(error: UnicodeDecodeError) -> str:
+    """What is said of a file that is not in UTF-8, behind its name."""
+    return f"is not UTF-8 text ({error}): save it as UTF-8"
+
+
 def one_line(name: object) -> str:
     r"""A name, as of a file, in whose place a sentence stays one line.
 

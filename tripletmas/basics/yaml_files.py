@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from tripletmas.basics.sentences import not_text
+
 MOST = 10_000  # values in a file, what aliases repeat included
 MOST_BYTES = 10_000_000
 _OTHER_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # of base 8, and of base 60
@@ -32,7 +34,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"holds more than {MOST:,} values, those that aliases repeat included")
         found = None if node is None else loader.construct_document(node)
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text ({error}): save it as UTF-8") from None
+        raise ValueError(not_text(error)) from None
     except yaml.YAMLError as error:
         raise ValueError(f"is no YAML: {_reason(error)}") from None
     except RecursionError:

@@ -177,7 +177,8 @@ def _chosen(stream: Stream, task: str | None) -> list[int]:
     names = [each.name for each in stream]
     numbers = list(map(str, range(len(names))))
     if task not in names + numbers:
-        raise ValueError(f"no task {task!r}; there are {', '.join(map('{} ({})'.format, numbers, names))}")
+        known = ", ".join(f"{number} ({name})" for number, name in zip(numbers, names, strict=True))
+        raise ValueError(f"no task {task!r}; there are {known}")
     found = (names if task in names else numbers).index(task)
     if task in numbers and task != numbers[found]:
         other = names[int(task)]

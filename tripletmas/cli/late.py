@@ -25,7 +25,10 @@ class _Late(MetaPathFinder):
         return found
 
 
+_FINDER = _Late()
+
+
 def import_late() -> None:
     """From now on in this process, which is a command's own: another program's imports are its own affair."""
-    if not any(isinstance(finder, _Late) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Late())
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)

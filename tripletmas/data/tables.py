@@ -10,7 +10,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from itertools import chain
 from typing import TextIO
 
-from tripletmas.basics.sentences import listed
+from tripletmas.basics.sentences import listed, not_text
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _lines(path: str, needed: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder: name a CSV file") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+        raise ValueError(f"{path} {not_text(error)}") from None
     except csv.Error as error:
         raise ValueError(f"{path}, line {number}: {_REASONS.get(str(error), error)}") from None
 

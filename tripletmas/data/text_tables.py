@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tripletmas.basics.sentences import listed
+from tripletmas.basics.sentences import listed, not_text
 from tripletmas.data.dataset import LabelledDataset
 from tripletmas.data.images import find_files
 from tripletmas.data.names import encode_labels
@@ -227,7 +227,7 @@ def _json_lines(path: str, needed: Sequence[str], optional: Sequence[str]) -> Ro
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder: name a file of JSON lines") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+        raise ValueError(f"{path} {not_text(error)}") from None
 
 
 def _cells(content: object, needed: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
@@ -249,7 +249,7 @@ def _content(file: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from None
+        raise ValueError(f"{file} {not_text(error)}") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     if not text:
