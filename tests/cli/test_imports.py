@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,33 @@ def test_a_finished_run_is_resumed_without_drawing(shop):
 def test_networks_of_torchvision_are_told_of_by_it_alone(shop):
     assert "torchvision" in imported("train", "--model", "resnet18", "--help")
     assert imported("train", "--model", "conv4", "--help") == {"torch"}
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "10000 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")])
+@pytest.mark.slow
+def test_threads_wait_briefly_where_the_environment_does_not_say_how(given, expected):
+    """In a command's own process, before torch is there, which reads it; other programs' threads are their affair."""
+    program = """
+import os, sys
+from tripletmas.cli.main import main
+words = sys.argv[1:]
+main(words)
+assert "torch" in sys.modules and "GOMP_SPINCOUNT" not in os.environ
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", program, "list", "strategies"]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    own = """
+import os, sys
+from importlib.abc import MetaPathFinder
+class Told(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"), file=sys.stderr)
+sys.meta_path.insert(0, Told())
+from tripletmas.cli.main import main
+main()
+"""
+    command = [sys.executable, "-c", own, "list", "strategies"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**environment, **given})
+    assert done.stderr.splitlines()[0] == expected

@@ -115,3 +115,36 @@ def test_bench_report(tmp_path: Path):
     ran = run("bench_report.py", str(write_run(tmp_path / "run", num_tasks=2)), "--rounds", "1")
     assert ran.returncode == 0, ran.stderr
     assert "; 0 whose dark picture is another" in ran.stdout
+
+
+@pytest.mark.slow
+def test_bench_train(tmp_path: Path):
+    small = [
+        "--data",
+        "digits",
+        "--data.tasks",
+        "[4,6]",
+        "--training.epochs",
+        "2",
+        "--strategy",
+        "mas",
+        "--device",
+        "cpu",
+    ]
+    ran = run("bench_train.py", "--rounds", "1", "--json", str(tmp_path), "--words", *small)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "bench-train.json").read_text())
+    parts = {row["part"]: row["seconds"] for row in found["rows"]}
+    assert list(parts)[-1] == "in all"
+    (whole,) = parts.pop("in all")
+    assert abs(sum(seconds for (seconds,) in parts.values()) - whole) < 0.1  # each second counts once
+    shown = ("training", "checkpoints", "import torch", "the report: t-SNE", "start of Python", "end of the process")
+    assert all(parts[name][0] > 0 for name in shown), parts
+
+
+@pytest.mark.slow
+def test_bench_train_says_what_went_wrong():
+    ran = run("bench_train.py", "--rounds", "1", "--words", "--data", "digit")
+    assert ran.returncode == 1
+    assert "unknown data 'digit' (did you mean 'digits'?)" in ran.stderr
+    assert run("bench_train.py", "--rounds", "0").returncode == 2

@@ -147,11 +147,22 @@ def _imported(name: str, *, alone: bool) -> ModuleType:
     """
     if not alone:
         return importlib.import_module(name)
+    _wait_briefly()
     import_late()
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     module = importlib.import_module(name)
     gc.freeze()
     return module
+
+
+def _wait_briefly() -> None:
+    """Have threads that wait for each other in torch and faiss sleep sooner, unless the environment says how they wait.
+
+    GNU's OpenMP, which reads this when torch is imported, has them spin. Where other programs want the cores as well,
+    such as another training, a command then took two to three times as long; where none does, 3 % less.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def _told(error: Exception, *, debug: bool) -> tuple[str, int]:
