@@ -28,6 +28,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,13 @@ class Training:
         return self.clock() - began
 
     def stored(self) -> float | None:
-        """Of the Gram, in copies of the weights; None for the others."""
+        """Of the Gram, in copies of the weights: its state, and the eigenvectors of layers that it has had to bring
+        back, which it keeps while a task is learned; None for the others."""
         if self.gram is None:
             return None
-        numbers = sum(value.numel() for value in self.gram.state_dict().values())
-        return numbers / sum(parameter.numel() for parameter in self.model.parameters())
+        kept = [*self.gram.state_dict().values()]
+        kept += [each for held in self.gram._held.values() for each in vars(held).get("_of_square", ())]
+        return bytes_of(kept) / bytes_of(self.model.parameters())
 
     def extra_memory(self) -> int | None:
         """Bytes at the peak of a step beyond what is held between steps; None on CPUs, where torch does not count."""
@@ -129,6 +132,10 @@ class Training:
     def _wait(self) -> None:
         if self.learned[0][0].device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors)
 
 
 class Transformer(torch.nn.Module):

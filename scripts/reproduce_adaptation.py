@@ -2,7 +2,7 @@
 """Adaptation: does importance measured on only a part of the old classes keep that part better than on all of them?
 
     .venv/bin/python scripts/reproduce_adaptation.py fashion-mnist-related --root FOLDER --strengths 1,3,10
-    .venv/bin/python scripts/reproduce_adaptation.py omniglot --root FOLDER --json runs/adaptation/omniglot.json
+    .venv/bin/python scripts/reproduce_adaptation.py omniglot --root FOLDER --json docs/results
 
 For each seed an old task of two halves is learned. From the same weights a new task is then learned under MAS, whose
 importance was measured on unlabelled training images of each half alone ("part"), of all old classes, and of all with
@@ -10,7 +10,7 @@ as few images as a half has; with no protection (finetune); and not at all (froz
 trains or measures on them; each is searched among all queries, old and new, or (--gallery task) among those of its own
 half or of the new task. A seed draws which classes (alphabets) are in which half and which are new, the initial weights
 and the batches. Each half is the part in turn. In `fashion-mnist-related` the halves are kinds of clothes, always the
-same, and have a table each. With --json, seeds that are done are not repeated.
+same. Seeds that are done are not repeated: --out has a file for each setting.
 
 Source: after the adaptation experiment of Aljundi et al., Memory Aware Synapses, ECCV 2018; data and measure are ours.
 """
@@ -20,14 +20,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tables import Cell, Table, keep
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -89,7 +89,8 @@ def main() -> None:
     parser.add_argument("--strengths", default="0.3,1,3,10", help="in the relative unit")
     parser.add_argument("--gallery", default="seen", choices=["seen", "task"], help="all queries; or each part's own")
     parser.add_argument("--epochs", type=int, help="of both tasks, in place of those of the data set")
-    parser.add_argument("--json", type=Path, help="results, after each seed; seeds that are in it are not repeated")
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="a folder: what each seed has found")
+    parser.add_argument("--json", type=Path, help="a folder: the table as JSON, for fill_tables.py")
     options = parser.parse_args()
 
     epochs = {"old_epochs": options.epochs, "new_epochs": options.epochs} if options.epochs else {}
@@ -97,20 +98,20 @@ def main() -> None:
     strengths = [float(strength) for strength in options.strengths.split(",")]
     settings = {"setting": options.data, "gallery": options.gallery, "strengths": strengths, **asdict(setting)}
     results: dict[str, Any] = {"settings": settings, "seeds": {}}
-    if options.json and options.json.exists():
-        results = json.loads(options.json.read_text())
+    found = options.out / f"{options.data}.json"
+    if found.exists():
+        results = json.loads(found.read_text(encoding="utf-8"))
         if results["settings"] != settings:
-            parser.error(f"{options.json} has other settings: {results['settings']}")
+            parser.error(f"{found} has other settings: {results['settings']}")
     todo = [seed for seed in options.seeds.split(",") if seed not in results["seeds"]]
     source = DATASETS[setting.data](**({"root": options.root} if options.root else {})) if todo else None
     for seed in todo:
         results["seeds"][seed] = run_seed(source, setting, strengths, int(seed), options.gallery)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{options.data}, seeds {', '.join(results['seeds'])}")
-    for name, halves in part_names(setting).items():
-        print(f"\n{name}\n\n{table(list(results['seeds'].values()), strengths, halves)}")
+        found.parent.mkdir(parents=True, exist_ok=True)
+        found.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    measured = table(list(results["seeds"].values()), strengths, part_names(setting), options.data)
+    print(f"\n{measured.text()}")
+    keep(measured, options.json, f"adaptation-{options.data}", settings=settings)
 
 
 def run_seed(source: Source, setting: Setting, strengths: list[float], seed: int, gallery: str = "seen") -> list[Row]:
@@ -191,29 +192,32 @@ class Protected(tm.Strategy):
 
 
 def part_names(setting: Setting) -> dict[str, list[int]]:
-    """What is the part in each table: drawn halves are alike and share one, kinds have their own."""
+    """What is the part in each row: drawn halves are alike and share one, kinds have their own."""
     if setting.kinds is None:
-        return {"each half in turn": [0, 1]}
-    return {f"the part is {kind}": [half] for half, kind in zip((0, 1), setting.kinds, strict=False)}
+        return {"each half": [0, 1]}
+    return {kind: [half] for half, kind in zip((0, 1), setting.kinds, strict=False)}
 
 
-def table(seeds: list[list[Row]], strengths: list[float], halves: list[int]) -> str:
-    """What is left of recall@1, and differences within each half: mean ± sample standard deviation over seeds."""
-    lines = ["| strength | importance from | part | other old classes | new task |", "| --- | --- |" + " ---: |" * 3]
-    for name in ("frozen", "finetune"):
-        lines.append(f"| | {name} | {spread(left(seeds, name, None)[:, halves])} |")
-    for strength in strengths:
-        for name in (*WHOLES, "part"):
-            lines.append(f"| {strength:g} | {name} | {spread(left(seeds, name, strength)[:, halves])} |")
-
-    lines += ["", "| strength | difference | part | other old classes | new task | halves kept better, same, worse |"]
-    lines += ["| --- | --- |" + " ---: |" * 4]
-    for strength in strengths:
-        for name in (*WHOLES, "other half"):
-            gain = (left(seeds, "part", strength) - left(seeds, name, strength))[:, halves]
-            signs = [int((gain[..., 0].sign() == sign).sum()) for sign in (1, 0, -1)]
-            lines.append(f"| {strength:g} | part - {name} | {spread(gain, '+')} | {', '.join(map(str, signs))} |")
-    return "\n".join(lines)
+def table(seeds: list[list[Row]], strengths: list[float], parts: dict[str, list[int]], name: str) -> Table:
+    """recall@1 on the part by what its importance was measured on, for each part and strength; of the differences how
+    many halves are kept better, equally and worse."""
+    ways = ("from all", "from half as many of all", "from the part", "from the other part")
+    columns = {"part": "name", "strength": "text", **dict.fromkeys(("before", "finetune", *ways), "spread")}
+    columns |= {"part - all": "change", "better, same, worse": "text", "part - other part": "change"}
+    columns |= {"other classes, part - all": "change", "new task, all": "spread", "new task, part": "spread"}
+    rows: list[Mapping[str, Cell]] = []
+    for part, halves in parts.items():
+        before, finetune = (left(seeds, way, None)[:, halves].mean(1)[:, 0] for way in ("frozen", "finetune"))
+        for strength in strengths:
+            whole, few, own, other = (left(seeds, way, strength)[:, halves] for way in (*WHOLES, "part", "other half"))
+            gain = own - whole
+            signs = [str(int((gain[..., 0].sign() == sign).sum())) for sign in (1, 0, -1)]
+            cells = (before, finetune, *(each[..., 0].mean(1) for each in (whole, few, own, other, gain)))
+            more = ((own - other)[..., 0], gain[..., 1], whole[..., 2], own[..., 2])
+            values = [each.tolist() for each in (*cells, *(each.mean(1) for each in more))]
+            told: list[Cell] = [part, f"{strength:g}", *values[:7], ", ".join(signs), *values[7:]]
+            rows.append(dict(zip(columns, told, strict=True)))
+    return Table(columns, rows, f"recall@1 on the part after the new task: {name}, {len(seeds)} seeds")
 
 
 def left(seeds: list[list[Row]], measured: str, strength: float | None) -> Tensor:
@@ -225,13 +229,6 @@ def left(seeds: list[list[Row]], measured: str, strength: float | None) -> Tenso
             recall = recalls[{"part": part, "other half": other}.get(measured, measured)]
             found.append([recall[part], recall[other], recall["new"]])
     return torch.tensor(found, dtype=torch.float64).view(len(seeds), 2, 3)
-
-
-def spread(values: Tensor, sign: str = "") -> str:
-    """The three columns: the mean of both halves, over seeds."""
-    columns = values.mean(dim=1).T.tolist()
-    deviations = [statistics.stdev(column) if len(column) > 1 else math.nan for column in columns]
-    return " | ".join(f"{statistics.mean(c):{sign}.3f} ± {d:.3f}" for c, d in zip(columns, deviations, strict=True))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ ROWS = ["all", "all, half as many", "first", "second"]
 @pytest.mark.slow
 def test_the_command_and_that_it_goes_on(tmp_path: Path):
     found = tmp_path / "some" / "digits.json"
-    command = [sys.executable, SCRIPT, "digits", "--epochs", "1", "--strengths", "0.5,2", "--json", found]
+    command = [sys.executable, SCRIPT, "digits", "--epochs", "1", "--strengths", "0.5,2", "--out", found.parent]
+    command += ["--json", tmp_path]
 
     def run(seeds: str, *more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, "--seeds", seeds, *more], capture_output=True, text=True, check=False)
@@ -35,8 +36,12 @@ def test_the_command_and_that_it_goes_on(tmp_path: Path):
     expected = [("frozen", None), ("finetune", None), *((name, s) for s in (0.5, 2) for name in ROWS)]
     assert [(row["measured"], row["strength"]) for row in rows] == expected
     assert all(0 < row["recall"][part] <= 1 for row in rows for part in ("first", "second", "new"))
-    # 2 rows without protection, 3 a strength; 3 differences a strength; 2 lines of heading each
-    assert sum(line.startswith("|") for line in ran.stdout.splitlines()) == (2 + 2 + 2 * 3) + (2 + 2 * 3)
+    assert sum(line.startswith("|") for line in ran.stdout.splitlines()) == 2 + 2  # a heading, a row for each strength
+    kept = json.loads((tmp_path / "adaptation-digits.json").read_text())
+    assert [(row["part"], row["strength"], len(row["before"])) for row in kept["rows"]] == [
+        ("each half", "0.5", 1),
+        ("each half", "2", 1),
+    ]
 
     again = run("0,1")
     assert again.returncode == 0, again.stderr
@@ -122,16 +127,26 @@ def test_table():
     start = [(0.9, 0.9, 0.1), (0.2, 0.2, 0.9)]
     one = rows(*start, (0.6, 0.8, 0.5), (0.5, 0.7, 0.5), (0.7, 0.4, 0.6), (0.3, 0.8, 0.8))
     two = rows(*start, (0.4, 0.6, 0.5), (0.5, 0.5, 0.5), (0.8, 0.4, 0.4), (0.5, 0.8, 0.8))
-    lines = script.table([one, two], [1.0], [0, 1]).splitlines()
-    # part: (0.7 + 0.8) / 2 and (0.8 + 0.8) / 2; others: (0.4 + 0.3) / 2 and (0.4 + 0.5) / 2; new: 0.7 and 0.6;
-    # two values deviate by their distance / sqrt(2)
-    assert "| 1 | part | 0.775 ± 0.035 | 0.400 ± 0.071 | 0.650 ± 0.071 |" in lines
-    # all: (0.6 + 0.8) / 2 and (0.4 + 0.6) / 2, so 0.75 - 0.7 and 0.8 - 0.5; of four halves one is as good as under all
-    assert "| 1 | part - all | +0.175 ± 0.177 | -0.200 ± 0.212 | +0.150 ± 0.071 | 3, 1, 0 |" in lines
-    # the first half under its own importance and under the second's: 0.7 - 0.3, 0.8 - 0.5; the second: 0.4, 0.4
-    assert any(line.startswith("| 1 | part - other half | +0.375 ± 0.035 |") for line in lines)
-    single = script.table([one], [1.0], [0, 1])
-    assert "| 1 | part | 0.750 ± nan |" in single
+    (row,) = script.table([one, two], [1.0], {"each half": [0, 1]}, "digits").rows
+    assert (row["part"], row["strength"]) == ("each half", "1")
+    expected = {
+        "before": [0.9, 0.9],
+        "finetune": [0.2, 0.2],
+        "from all": [0.7, 0.5],  # (0.6 + 0.8) / 2 and (0.4 + 0.6) / 2
+        "from half as many of all": [0.6, 0.5],
+        "from the part": [0.75, 0.8],  # (0.7 + 0.8) / 2, (0.8 + 0.8) / 2
+        "from the other part": [0.35, 0.45],  # the first half under the second's importance 0.3 and 0.5, the second 0.4
+        "part - all": [0.05, 0.3],
+        "part - other part": [0.4, 0.35],
+        "other classes, part - all": [-0.35, -0.05],  # (0.4 + 0.3) / 2 - 0.7, (0.4 + 0.5) / 2 - 0.5
+        "new task, all": [0.5, 0.5],
+        "new task, part": [0.7, 0.6],
+    }
+    assert {name: row[name] for name in expected} == {name: pytest.approx(of) for name, of in expected.items()}
+    assert row["better, same, worse"] == "3, 1, 0"  # of four halves one is as good as under all
+
+    rows_of = script.table([one], [1.0], {"round": [0], "straight": [1]}, "digits").rows
+    assert [row["from the part"] for row in rows_of] == [pytest.approx([0.7]), pytest.approx([0.8])]
 
 
 def test_kinds_instead_of_drawn_halves():
@@ -143,4 +158,4 @@ def test_kinds_instead_of_drawn_halves():
         assert [task.name for task in stream] == list(kinds)
         assert [[data.class_names[label] for label in task.classes] for task in stream] == list(kinds.values())
         assert all(len(task.train) == 20 * len(task.classes) for task in stream)
-    assert script.part_names(setting) == {"the part is round": [0], "the part is straight": [1]}
+    assert script.part_names(setting) == {"round": [0], "straight": [1]}

@@ -23,8 +23,8 @@ class Gram(Consolidate):
     by itself; a strength weighs the sum.
     Stored vectors hardly move under it, and a map that is fitted on new images moves them: none is used, unless
     gallery.compensate names one.
-    Stores two copies of the weights and a square matrix of its inputs for each layer, however many tasks; costs a
-    forward pass over the data after each task, and a matrix product for each layer at a step.
+    Stores one and a half copies of the weights and a square matrix of its inputs for each layer, however many tasks;
+    costs a forward pass over the data after each task, and a matrix product for each layer at a step.
 
     Args:
         budget: how far each layer's answers may move, as a part of their length, in (0, 1]; null takes, unless there
@@ -32,7 +32,8 @@ class Gram(Consolidate):
         strength: weight of the penalty in place of a budget.
         reference: own, each task is held to the weights that it was learned with; last, all to those of the last task.
         decay: what is left of earlier tasks when a task is added; 1 keeps all.
-        exact: count every position of a layer's inputs, where else those of large layers are drawn.
+        exact: count every position of a layer's inputs, where else those of large layers are drawn, and store two
+            copies of the weights.
 
     Source: ours; see `tripletmas.Gram`.
     """

@@ -241,12 +241,41 @@ def test_the_hook_adds_the_gradient_of_the_value(options: dict, optimizer: str):
     assert torch.allclose(*results, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float64, torch.float32), (torch.float32, torch.bfloat16)])
+def test_what_earlier_tasks_add_is_kept_in_half_as_many_bits(dtype: torch.dtype, bits: torch.dtype):
+    """C of tr(D A D^T) + 2 tr(D C^T) + T; `exact` keeps all of it. What that changes is rounding."""
+    model = small(dtype)
+    both = [Gram(model, strength=1.0, exact=exact) for exact in (False, True)]
+    for task in range(3):
+        move(model, seed=task)
+        for gram in both:
+            gram.consolidate([samples(10 + task, dtype=dtype)])
+    offsets = [{k: v for k, v in gram.state_dict().items() if k.startswith("offset/")} for gram in both]
+    assert {each.dtype for each in offsets[0].values()} == {bits}
+    assert {each.dtype for each in offsets[1].values()} == {dtype}
+    values = [gram.value().item() for gram in both]
+    assert values[0] == pytest.approx(values[1], rel=torch.finfo(bits).eps)  # T, from a C of two tasks
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    after = move(model, seed=5).state_dict()
+    part = 0.0
+    for key, offset in offsets[1].items():
+        each = LinearMap.from_key(key.partition("/")[2])
+        part += 2 * float(((each.matrices(after) - each.matrices(before)) * offset).abs().sum())
+    compact, whole = (gram.value().item() for gram in both)
+    moved = abs((compact - values[0]) - (whole - values[1]))
+    assert 0 < moved < torch.finfo(bits).eps / 2 * part + torch.finfo(dtype).eps * 10 * whole
+
+    again = Gram(model, strength=1.0)
+    again.load_state_dict(both[0].state_dict())
+    assert again.value().item() == compact
+
+
 @pytest.mark.parametrize("reference", ["own", "last"])
 @pytest.mark.parametrize("decay", [1.0, 0.5])
 def test_three_tasks_are_the_sum_of_their_own_forms(reference: str, decay: float):
     """sum_t decay^(T - t) s_t tr((W - W_t) A_t (W - W_t)^T), from the Grams and weights of each task."""
     model = small()
-    gram = Gram(model, strength=1.0, reference=reference, decay=decay)  # pyright: ignore[reportArgumentType]
+    gram = Gram(model, strength=1.0, reference=reference, decay=decay, exact=True)  # pyright: ignore[reportArgumentType]
     kept = []
     for task in range(3):
         move(model, seed=task)

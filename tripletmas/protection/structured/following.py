@@ -66,7 +66,9 @@ def _moved(held: Held, parameter: nn.Parameter) -> Held:
         return value.to(parameter.device, parameter.dtype)
 
     gram = LowRank(*map(to, form.gram)) if isinstance(form.gram, LowRank) else to(form.gram)
-    offset = None if form.offset is None else to(form.offset)
+    offset = form.offset
+    if offset is not None:  # one of fewer bits keeps these
+        offset = to(offset) if offset.dtype == form.value.dtype else offset.to(parameter.device)
     moved = Quadratic(gram, offset, to(form.value), form.tasks)
     return Held(moved, to(held.multiplier), to(held.found), rests=held.rests)
 

@@ -64,8 +64,8 @@ class Gram(Guard):
     With a `strength` the penalty is strength * sum over layers and tasks of the shares.
     Needs forward passes only and no label. It holds weights: keep batch norm in eval mode, whose statistics are none.
 
-    Memory: two copies of the trainable parameters, and of each layer a square matrix of its inputs, or of more than
-    1024 inputs 128 directions (`kept_shares`).
+    Memory: one and a half copies of the trainable parameters, and of each layer a square matrix of its inputs, or of
+    more than 1024 inputs 128 directions (`kept_shares`); with `exact` two copies, and squares.
 
     Args:
         budget: how far the answers of each layer may move, as a part of their length, in (0, 1]. None takes, unless
@@ -73,8 +73,9 @@ class Gram(Guard):
         strength: weight of the penalty in place of a budget.
         reference: own, each task is held to the weights that it was learned with; last, all to the last task's.
         decay: what is left of earlier tasks when a task is added; 1 keeps all.
-        exact: count every position of the inputs (see `relative_grams`), and pull every layer at every step; else one
-            of 2^17 weights or more is pulled at every second step, twice as strongly.
+        exact: count every position of the inputs (see `relative_grams`), keep what earlier tasks add in the precision
+            of the weights, and pull every layer at every step; else one of 2^17 weights or more is pulled at every
+            second step, twice as strongly.
         forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
 
     Raises:
@@ -244,6 +245,8 @@ class Gram(Guard):
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
         multipliers = {each: held.multiplier for each, held in before.items()}
+        if not self.exact:
+            forms = {each: form.compact() for each, form in forms.items()}
         held = {each: Held(form, multipliers.get(each)) for each, form in forms.items()}
         if not self.exact:
             take_turns(of for each, of in held.items() if math.prod(each.shape(current)) >= LARGE)

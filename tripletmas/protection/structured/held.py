@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import Tensor
 
 from tripletmas.protection.structured.budget import START
-from tripletmas.protection.structured.gram_matrix import Spectrum, largest_curvature, spectrum
+from tripletmas.protection.structured.gram_matrix import LowRank, Spectrum, largest_curvature, spectrum
 from tripletmas.protection.structured.quadratic import Quadratic
 
 
@@ -42,7 +42,11 @@ class Held:
         """Half of the largest curvature of the form, a scalar."""
         return largest_curvature(self.form.gram)
 
-    @cached_property
+    @property
     def spectrum(self) -> Spectrum:
-        """Of the Gram; kept, since a map that has gone too far once may do so again."""
+        """Of the Gram; that of a square one is kept, since a map that has gone too far once may do so again."""
+        return spectrum(self.form.gram) if isinstance(self.form.gram, LowRank) else self._of_square
+
+    @cached_property
+    def _of_square(self) -> Spectrum:
         return spectrum(self.form.gram)
