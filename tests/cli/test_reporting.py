@@ -50,7 +50,7 @@ def test_compare_takes_one_form_at_a_time(call, two: list[Path], tmp_path: Path)
 
 @pytest.mark.slow
 def test_pages_among_the_runs_are_no_runs(call, tmp_path: Path):
-    """`runs/*` names them, too; a folder of runs by itself says what to name."""
+    """`runs/*` names them, too."""
     runs = [write_run(tmp_path / "runs" / name, strategy={"name": name}) for name in ("finetune", "mas")]
     for folder, page in (("comparison", "comparison.html"), ("report", "report.html")):
         (tmp_path / "runs" / folder).mkdir()
@@ -58,9 +58,29 @@ def test_pages_among_the_runs_are_no_runs(call, tmp_path: Path):
     status, text, complaint = call("compare", *sorted((tmp_path / "runs").iterdir()), "--json")
     assert (status, complaint) == (0, "")
     assert [method["runs"] for method in json.loads(text)["methods"]] == [[str(run)] for run in runs]
-    status, _, complaint = call("compare", tmp_path / "runs", "--csv")
-    assert (status, f"name those that you mean, or all: {tmp_path / 'runs'}/*" in complaint) == (2, True), complaint
     status, _, complaint = call("compare", tmp_path / "runs" / "report", "--csv")
+    assert (status, "no run directory" in complaint) == (2, True), complaint
+
+
+@pytest.mark.slow
+def test_all_runs_of_a_folder_are_compared(call, two: list[Path], tmp_path: Path, undrawn):
+    """As a sweep wrote them, also in folders of folders; the page lies in the folder that was named."""
+    sweep = tmp_path / "sweep"
+    runs = [
+        write_run(sweep / name, strategy={"name": "mas", "strength": 1.0}) for name in ("strength=0.1", "strength=1")
+    ]
+    deeper = write_run(sweep / "more" / "si", strategy={"name": "si"})
+    status, text, complaint = call("compare", sweep, "--json")
+    assert (status, complaint) == (0, "")
+    assert [method["runs"] for method in json.loads(text)["methods"]] == [[str(run)] for run in (deeper, *runs)]
+    assert [method["runs"] for method in json.loads(call("compare", two[0], sweep, "--json")[1])["methods"]] == [
+        [str(run)] for run in (two[0], deeper, *runs)
+    ]
+    status, text, complaint = call("compare", sweep)
+    assert (status, complaint, text.splitlines()[-1]) == (0, "", f"page: {sweep / 'comparison' / 'comparison.html'}")
+    assert call("compare", sweep, "--csv")[0] == 0  # the page is no run
+    (tmp_path / "empty").mkdir()
+    status, _, complaint = call("compare", tmp_path / "empty", "--csv")
     assert (status, "no run directory" in complaint) == (2, True), complaint
 
 

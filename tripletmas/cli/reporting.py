@@ -21,9 +21,9 @@ _SVG = "write the plots as SVG, too, beside the page: for print"
 
 
 def compare(arguments: Sequence[str]) -> dict[str, Any]:
-    """Put runs, or folders of seeds, side by side: those that learned the same stream, whoever made them."""
+    """Put runs, folders of seeds, or all runs of a folder side by side: those that learned the same stream."""
     parser = make_parser("compare", compare.__doc__, "--trust-code")
-    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument("runs", nargs="+", help="run directories, or folders of runs, such as a sweep wrote")
     parser.add_argument("--seeds", type=str, default=None, help="such as 0,1,2: only these seeds")
     parser.add_argument("--out", type=str, default=None, help="folder of the page (default: beside the first run)")
     for name, text in _FORMATS.items():
@@ -32,11 +32,13 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     form = _form([name for name in _FORMATS if options[name]], options.out)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
-    directories = _without_pages([Path(run) for run in options.runs])
+    given = _without_pages([Path(run) for run in options.runs])
+    directories = [each for path in given for each in _inside(path)]
     know_kinds(directories, trust_code=options.trust_code)
     if form:
         return _print_as(form, directories, seeds)
-    out = Path(options.out) if options.out else directories[0].parent / "comparison"
+    beside = given[0].parent if given[0] in directories else given[0]
+    out = Path(options.out) if options.out else beside / "comparison"
     check_place("--out", str(out))
     from tripletmas.report.page import write_comparison  # it draws, and that takes a while to import
 
@@ -54,6 +56,15 @@ def _without_pages(paths: list[Path]) -> list[Path]:
         return pages and not is_run(path) and not seed_directories(path)
 
     return [path for path in paths if not is_page(path)] or paths
+
+
+def _inside(path: Path) -> list[Path]:
+    """A run, or a folder of seeds; of a folder of runs those that lie in it."""
+    if is_run(path) or seed_directories(path):
+        return [path]
+    from tripletmas.report.folder import runs_in  # it draws, and that takes a while to import
+
+    return runs_in(path) or [path]
 
 
 def _form(asked: Sequence[str], out: str | None) -> str:
