@@ -48,6 +48,8 @@ CHOSEN = {
 # mas-parts: importance of the parts that facts have
 METHODS = ("finetune", "frozen", "mas", "mas-parts", "distill", "joint")
 STRENGTHS = (0.3, 1.0)  # of the adaptation
+TOP = {"top-5": "seen", "top-5, own batch": "task"}
+STORED = {"stale": "seen_stale", "compensated": "seen_compensated"}
 
 
 def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
@@ -92,27 +94,51 @@ def folder_of(options: argparse.Namespace, name: str, method: str, seed: int, *,
 
 
 def table(options: argparse.Namespace, name: str, methods: list[str], seeds: list[int], *, validation: bool) -> Table:
-    """B1..B4 after the last task, their mean, forgetting, top-5; mean ± standard deviation over seeds."""
-    from tripletmas.objectives.scores import Scores, forgetting
+    """A row for each method, with the numbers of all seeds after the last task.
 
-    head = ["B1", "B2", "B3", "B4", "mean mAP", "old", "forgetting", "top-5", "top-5, own batch"]
+    mAP on the images of all batches as the last model embeds them, for each batch of facts, their mean, and that of all
+    but the last; how far it fell; the share of an image's facts within its five best; mAP of combinations that no
+    training image shows; and mean mAP in galleries as they were stored, and as they were moved since.
+    """
+    head = ["B1", "B2", "B3", "B4", "mean mAP", "old", "forgetting", "top-5", "top-5, own batch", "never shown"]
+    head += list(STORED)
     told: list[Mapping[str, Cell]] = []
     for method in methods:
-        files = [
-            folder_of(options, name, method.replace(" ", ""), seed, validation=validation).with_suffix(".json")
-            for seed in seeds
-        ]
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-        if not found:
-            told.append({"strategy": method, "seeds": "missing"})
-            continue
-        rows = [last_row(each, "map") for each in found]
-        columns = [[row[task] for row in rows] for task in range(4)]
-        columns += [[fmean(row) for row in rows], [fmean(row[:-1]) for row in rows]]
-        columns.append([forgetting(Scores.from_json(each).matrix("map", "seen")) for each in found])
-        columns += [[fmean(last_row(each, "top@5", scope)) for each in found] for scope in ("seen", "task")]
-        told.append({"strategy": method, "seeds": str(len(found)), **dict(zip(head, columns, strict=True))})
-    return Table({"strategy": "name", "seeds": "text", **dict.fromkeys(head, "spread")}, told, SETTINGS[name][0])
+        folders = [folder_of(options, name, method.replace(" ", ""), seed, validation=validation) for seed in seeds]
+        found = [(each, read(each)) for each in folders if each.with_suffix(".json").exists()]
+        kind, _, strength = method.partition(" ")
+        chosen = CHOSEN.get(kind.removesuffix("-parts"))
+        row: dict[str, Cell] = {"strategy": kind.replace("-parts", ", of parts")}
+        row |= {"strength": strength or f"{chosen[name]:g}"} if chosen else {}
+        if found:
+            row["seeds"] = str(len(found))
+            measured = [numbers_of(scores, folder) for folder, scores in found]
+            row |= {each: [of[each] for of in measured] for each in head if all(each in of for of in measured)}
+        else:
+            row["seeds"] = "missing"
+        told.append(row)
+    columns = {"strategy": "name", "strength": "text", "seeds": "text", **dict.fromkeys(head, "spread")}
+    return Table(columns, told, SETTINGS[name][0])
+
+
+def read(run: Path) -> Config:
+    """The scores of a run that is done."""
+    return json.loads(run.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def numbers_of(scores: Config, run: Path) -> dict[str, float]:
+    """Column -> number, of one run."""
+    from tripletmas.objectives.scores import Scores, forgetting
+    from tripletmas.runs.directory import RunDirectory, is_run
+
+    last = last_row(scores, "map")
+    found = {f"B{task + 1}": value for task, value in enumerate(last)}
+    found |= {"mean mAP": fmean(last), "old": fmean(last[:-1])}
+    found["forgetting"] = float(forgetting(Scores.from_json(scores).matrix("map", "seen")))
+    found |= {column: fmean(last_row(scores, "top@5", of)) for column, of in TOP.items()}
+    found |= {column: fmean(last_row(scores, "map", of)) for column, of in STORED.items() if of in scores["matrices"]}
+    unseen = RunDirectory.open(run).records("task")[-1].get("unseen") if is_run(run) else None
+    return found | ({"never shown": unseen["map"]} if unseen else {})
 
 
 def adapt(job: tuple[int, Path]) -> str:

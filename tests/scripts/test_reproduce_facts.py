@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from statistics import fmean
 
 import pytest
 import reproduce_facts as script
@@ -37,7 +38,12 @@ def test_a_run_is_trained_once_and_its_table_has_the_last_row(tmp_path):
     text = script.table(options, "shapes-random", ["finetune", "joint"], [0, 1], validation=False).text()
     row = next(line for line in text.splitlines() if line.startswith("| finetune"))
     assert [float(cell) for cell in re.findall(r"\d\.\d{3}", row)[:4]] == [round(value, 3) for value in matrix[-1]]
-    assert "| joint | missing |" in text
+    assert "| joint |  | missing |" in text
+    (found, *_) = script.table(options, "shapes-random", ["finetune"], [0], validation=False).rows
+    scores = json.loads(out.with_suffix(".json").read_text())["matrices"]
+    assert found["stale"] == [pytest.approx(fmean(scores["seen_stale"]["map"][-1]))]
+    assert found["compensated"] == [pytest.approx(fmean(scores["seen_compensated"]["map"][-1]))]
+    assert found["old"] == [pytest.approx(fmean(matrix[-1][:-1]))]
 
 
 @pytest.mark.slow
