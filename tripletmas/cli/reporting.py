@@ -32,12 +32,10 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     form = _form([name for name in _FORMATS if options[name]], options.out)
     seeds = None if options.seeds is None else numbers(options.seeds, "--seeds")
-    given = _without_pages([Path(run) for run in options.runs])
-    directories = [each for path in given for each in _inside(path)]
+    beside, directories = _asked(options.runs)
     know_kinds(directories, trust_code=options.trust_code)
     if form:
         return _print_as(form, directories, seeds)
-    beside = given[0].parent if given[0] in directories else given[0]
     out = Path(options.out) if options.out else beside / "comparison"
     check_place("--out", str(out))
     from tripletmas.report.page import write_comparison  # it draws, and that takes a while to import
@@ -46,6 +44,13 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     page = write_comparison(directories, out, seeds=seeds, svg=options.svg)
     print(f"page: {page}")
     return content
+
+
+def _asked(words: Sequence[str]) -> tuple[Path, list[Path]]:
+    """(the folder in which a page over them lies, the runs and folders of seeds)."""
+    given = _without_pages([Path(each) for each in words])
+    directories = [each for path in given for each in _inside(path)]
+    return given[0].parent if given[0] in directories else given[0], directories
 
 
 def _without_pages(paths: list[Path]) -> list[Path]:

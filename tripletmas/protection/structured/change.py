@@ -46,12 +46,12 @@ def values_of(maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str,
 
 
 def anchored(
-    maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str, Tensor], *, own: bool
+    maps: Maps, current: Mapping[str, Tensor], reference: Mapping[str, Tensor], *, own: bool, exact: bool
 ) -> dict[LinearMap, Quadratic]:
     """The forms around the weights as they are now, as `Quadratic.anchored`."""
     here = {each: local_map(each, current) for each in maps}
     return {
-        each: held.form.anchored(here[each].change(current, reference), here[each], own=own)
+        each: held.form.anchored(here[each].change(current, reference), here[each], own=own, exact=exact)
         for each, held in maps.items()
     }
 

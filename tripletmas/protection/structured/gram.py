@@ -240,13 +240,11 @@ class Gram(Guard):
     def add(self, grams: Grams, *, weight: float = 1.0, decay: float = 1.0) -> None:
         """Add `weight` of a task with these Grams, learned with the present weights, to `decay` times what is held."""
         current, own, before = named_parameters(self.model), self.reference == "own", self._present()
-        forms = anchored(before, current, self._reference, own=own)
+        forms = anchored(before, current, self._reference, own=own, exact=self.exact)
         for each, gram in grams.items():
             gram = gram if weight == 1 else scaled(gram, weight)
             forms[each] = forms[each].with_task(gram, weight, decay) if each in forms else first_task(gram, weight)
         multipliers = {each: held.multiplier for each, held in before.items()}
-        if not self.exact:
-            forms = {each: form.compact() for each, form in forms.items()}
         held = {each: Held(form, multipliers.get(each)) for each, form in forms.items()}
         if not self.exact:
             take_turns(of for each, of in held.items() if math.prod(each.shape(current)) >= LARGE)

@@ -22,13 +22,13 @@ from torch import Tensor
 from tripletmas.protection.structured.gram_matrix import GramMatrix, Spectrum, added, diagonal, of_groups, scaled, times
 from tripletmas.protection.structured.local_map import LocalMap
 
-_COMPACT = {torch.float64: torch.float32, torch.float32: torch.bfloat16}
+_COMPACT = {torch.float64: torch.float32, torch.float32: torch.bfloat16}  # half as many bits
 
 
 class Quadratic(NamedTuple):
     """Attributes:
     gram: A.
-    offset: C; None where all tasks have the same reference. It may have fewer bits than the rest (`compact`).
+    offset: C; None where all tasks have the same reference. It may have half as many bits.
     value: T, a scalar.
     tasks: how many tasks are in it, each with what `decay` left of it.
     """
@@ -63,19 +63,16 @@ class Quadratic(NamedTuple):
         edge = to_edge(float(value), half, most, spectrum, here)
         return change - edge.multiplier * edge.half
 
-    def anchored(self, change: Tensor, here: LocalMap | None = None, *, own: bool) -> Quadratic:
-        """The same form around the weights after a change D; unless `own`, every task has its reference there."""
+    def anchored(self, change: Tensor, here: LocalMap | None = None, *, own: bool, exact: bool = True) -> Quadratic:
+        """The same form around the weights after a change D; unless `own`, every task has its reference there.
+
+        Unless `exact`, the offset has half as many bits: T is not touched by that, and of what changes add to it later
+        the part 2 tr(D C^T) is within rounding, of float32 within 0.4 %.
+        """
         if not own:
             return self._replace(offset=None, value=torch.zeros_like(self.value))
         value, half = self.of(change, here)
-        return self._replace(offset=half, value=value)
-
-    def compact(self) -> Quadratic:
-        """The same with an offset of half as many bits: T, the form at R, is exact, and of what a change D adds to it
-        the part 2 tr(D C^T) is so to 0.4 %."""
-        if self.offset is None or self.offset.dtype not in _COMPACT:
-            return self
-        return self._replace(offset=self.offset.to(_COMPACT[self.offset.dtype]))
+        return self._replace(offset=half if exact else half.to(_COMPACT.get(half.dtype, half.dtype)), value=value)
 
     def with_task(self, gram: GramMatrix, weight: float, decay: float) -> Quadratic:
         """`decay` times the form, and a task that was learned at the reference and counts `weight`."""
