@@ -55,8 +55,8 @@ def check_comparable(one: Run, other: Run) -> None:
         what = "; ".join(f"data.{key}: {first.get(key, 'absent')} and {second.get(key, 'absent')}" for key in keys)
         raise ValueError(
             f"{one.path} and {other.path} learned different streams and cannot be compared ({what}); "
-            "compare runs whose `data` configuration is equal; `tripletmas report FOLDER` tells of all runs of a folder, "
-            "each stream by itself"
+            "compare runs whose `data` configuration is equal; `tripletmas report FOLDER` tells of all runs of a "
+            "folder, each stream by itself"
         )
 
 
