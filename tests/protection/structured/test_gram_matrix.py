@@ -19,6 +19,8 @@ from tripletmas.protection.structured.gram_matrix import (
     diagonal,
     energy,
     largest_curvature,
+    most_directions,
+    narrowed,
     scaled,
     spectrum,
     square,
@@ -140,13 +142,55 @@ def test_the_share_that_is_kept():
     assert LowRank(factor[:1], torch.tensor([[1.0, 1, 1, 0]])).kept_share() == pytest.approx(7 / 8)
 
 
+@pytest.mark.parametrize(
+    ("groups", "columns", "directions"), [(1, 400, 25), (1, 1000, 62), (6, 25, 3), (6, 9, 3), (2, 64, 4)]
+)
+def test_of_a_large_square_one_the_large_directions_are_kept(groups: int, columns: int, directions: int):
+    """As the eigenvectors are; in all other directions that inputs have the rest is spread, so that the trace stays."""
+    generator = torch.Generator().manual_seed(0)
+    decay = torch.arange(1, columns + 1).double() ** -0.5  # so slowly that no few have 99 %
+    inputs = torch.randn(groups, 2000, columns, generator=generator).double() * decay
+    inputs[..., -2:] = 0
+    moment = inputs.mT @ inputs / 2000
+    found = narrowed(moment)
+    assert isinstance(found, LowRank)
+    factor, rest = low_rank(moment, KEPT, directions)
+    assert found.factor.shape == factor.shape == (groups, columns, directions)
+    assert torch.allclose(square(found), square(LowRank(factor, rest)))
+    assert not found.rest[:, -2:].any()
+    assert torch.allclose(diagonal(found).sum(1), diagonal(moment).sum(1))
+    again = added(found, found)
+    assert isinstance(again, LowRank)
+    assert again.factor.shape[2] <= directions
+    assert torch.allclose(square(again), 2 * square(found), atol=0.02 * float(diagonal(found).max()))
+    assert torch.allclose(diagonal(again).sum(1), 2 * diagonal(found).sum(1))
+
+
+@pytest.mark.parametrize(("groups", "columns"), [(1, 256), (6, 8), (6, 1)])
+def test_a_small_one_stays_square(groups: int, columns: int):
+    moment = torch.eye(columns).repeat(groups, 1, 1)
+    assert narrowed(moment) is moment
+
+
+def test_a_group_that_has_no_input_keeps_nothing():
+    moment = torch.randn(2, 100, 25, generator=torch.Generator().manual_seed(0))
+    moment = moment.mT @ moment
+    moment[1] = 0
+    found = narrowed(moment)
+    assert isinstance(found, LowRank)
+    for gram, times_over in ((found, 1), (added(found, found), 2)):
+        assert not square(gram)[1].any()
+        assert torch.allclose(diagonal(gram)[0].sum(), times_over * diagonal(moment)[0].sum())
+        assert all(each.isfinite().all() for each in spectrum(gram))
+
+
 def test_a_sum_has_so_many_directions_at_most():
     """Of white noise, whose directions are all alike."""
     rows = torch.randn(2, 1, COLUMNS, COLUMNS, generator=torch.Generator().manual_seed(0)).double()
     one, other = (LowRank(*low_rank(each.mT @ each / COLUMNS, KEPT, MOST)) for each in rows)
     total = added(one, other)
     assert isinstance(total, LowRank)
-    assert total.factor.shape[2] == MOST
+    assert total.factor.shape[2] == most_directions(COLUMNS)
     assert diagonal(total).sum().item() == pytest.approx((diagonal(one) + diagonal(other)).sum().item())
 
 

@@ -65,7 +65,7 @@ class Gram(Guard):
     Needs forward passes only and no label. It holds weights: keep batch norm in eval mode, whose statistics are none.
 
     Memory: one and a half copies of the trainable parameters, and of each layer a square matrix of its inputs, or of
-    more than 1024 inputs 128 directions (`kept_shares`); with `exact` two copies, and squares.
+    many inputs few of their directions (`kept_shares`): two copies in all. With `exact` two, and squares.
 
     Args:
         budget: how far the answers of each layer may move, as a part of their length, in (0, 1]. None takes, unless
@@ -144,8 +144,8 @@ class Gram(Guard):
         }
 
     def kept_shares(self) -> dict[str, float]:
-        """Of each map with more than 1024 inputs, the share of their second moment that lies in the directions that are
-        kept; what is left is held alike in all others."""
+        """Of each map of whose Gram the large directions are kept, the share of its inputs' second moment that lies in
+        these; what is left is held alike in all others."""
         forms = {each.name: held.form.gram for each, held in self._present().items()}
         return {name: gram.kept_share() for name, gram in forms.items() if isinstance(gram, LowRank)}
 

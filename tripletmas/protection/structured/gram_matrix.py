@@ -1,4 +1,4 @@
-"""A Gram as it is kept: square, or, where it is wide, its large directions and the same little in every other that
+"""A Gram as it is kept: square, or, where that is large, its large directions and the same little in every other that
 inputs have.
 
 Shapes: square (groups, columns, columns); factor (groups, columns, rank), rest (groups, columns); matrices
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 KEPT = 0.99  # of the trace, by a low rank
-MOST = 128  # directions of one: what a layer learns lies in few, and the others are held alike
+MOST, _FEWEST, _SHARE = 128, 3, 16  # directions of one: at most, at least, and one of so many columns
+NARROW, _NARROW_IN_GROUPS = 256, 8  # columns up to which a Gram stays square; of several groups one has few rows
 
 
 class LowRank(NamedTuple):
@@ -65,7 +66,7 @@ def added(one: GramMatrix, other: GramMatrix) -> GramMatrix:
         factor, rest = torch.cat([one.factor, other.factor], dim=2), one.rest + other.rest
         own = factor.square().sum((1, 2))
         trace, seen = own + rest.sum(1), (rest > 0) | factor.any(2)
-        level = rest.sum(1) / seen.sum(1)
+        level = rest.sum(1) / seen.sum(1).clamp_min(1)
         return cut(factor, level, seen, torch.minimum(KEPT * trace, (1 + KEPT) / 2 * own), trace)
     return square(one) + square(other)
 
@@ -98,6 +99,23 @@ def eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     except RuntimeError:  # LinAlgError is one
         values, vectors = torch.linalg.eigh(symmetric.double())
     return values.to(symmetric.dtype), vectors.to(symmetric.dtype)
+
+
+def most_directions(columns: int) -> int:
+    """Of a Gram of so many columns: what a layer learns lies in few, and the others are held alike."""
+    return min(MOST, max(_FEWEST, columns // _SHARE))
+
+
+def narrowed(moment: Tensor) -> GramMatrix:
+    """Of a square Gram what `cut` keeps, where it has many columns; else all of it."""
+    groups, columns, _ = moment.shape
+    if columns <= (_NARROW_IN_GROUPS if groups > 1 else NARROW):
+        return moment
+    vectors, values, _ = spectrum(moment)
+    factor = vectors * values.sqrt().unsqueeze(1)
+    squares = diagonal(moment)
+    trace = squares.sum(1)
+    return cut(factor, torch.zeros_like(trace), squares > 0, KEPT * trace, trace)
 
 
 def above_rounding(values: Tensor, size: int) -> Tensor:
@@ -135,13 +153,13 @@ def spectrum(gram: GramMatrix) -> Spectrum:
 def cut(factor: Tensor, level: Tensor, seen: Tensor, kept: Tensor, trace: Tensor) -> LowRank:
     """factor factor^T, and a level (groups,) in every other direction of the columns that are seen (groups, columns).
 
-    With no more directions than have `kept` (groups,) of the factor's, nor than `MOST`; what is left of the trace
-    (groups,) is spread over the others.
+    With no more directions than have `kept` (groups,) of the factor's, nor than `most_directions`; what is left of the
+    trace (groups,) is spread over the others.
     """
     values, vectors = eigenvectors(factor.mT @ factor)
     known = above_rounding(values, values.shape[1])
     needed = int((values.flip(1).cumsum(1) < kept.unsqueeze(1)).sum(1).max()) + 1
-    rank = min(int(known.sum(1).max()), needed, MOST)
+    rank = min(int(known.sum(1).max()), needed, most_directions(factor.shape[1]))
     values, vectors, known = values[:, -rank:], vectors[..., -rank:], known[:, -rank:]
     large = (values + level.unsqueeze(1)) * known
     others = (seen.sum(1) - known.sum(1)).clamp_min(1)

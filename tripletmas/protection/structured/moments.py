@@ -27,7 +27,7 @@ from tripletmas.protection.batches import (
 from tripletmas.protection.calling import ModelCall
 from tripletmas.protection.engine.inputs import LayerInputs
 from tripletmas.protection.replicas import as_one
-from tripletmas.protection.structured.gram_matrix import GramMatrix, diagonal, energy, scaled
+from tripletmas.protection.structured.gram_matrix import GramMatrix, diagonal, energy, narrowed, scaled
 from tripletmas.protection.structured.linear_map import LinearMap
 from tripletmas.protection.structured.local_map import local_map
 from tripletmas.protection.structured.sums import MomentSums, gram_of
@@ -51,9 +51,9 @@ def relative_grams(
         forward: how to call the model on a batch, (model, batch) -> a tensor with one row a sample.
         exact: count every position, and keep every Gram square. Else, once a map has seen 16384 positions, of later
             ones fewer and fewer are drawn at random (of n so far, 16384 / n of them); of a map with more than 1024
-            columns it is 4096, and 1024 where many groups have so many. Of one with more than 1024 the 128 largest
-            directions are kept at most, fewer if they have 99 % of the trace; what is left is spread evenly over all
-            others that inputs have.
+            columns it is 4096, and 1024 where many groups have so many. Of a Gram with more than 256 columns (of
+            several groups, 8) the largest directions are kept, one for each 16 columns, from 3 to 128, or fewer that
+            have 99 % of the trace; what is left is spread evenly over all others that inputs have.
 
     Raises:
         ValueError: with no trainable parameter or no sample; where the inputs of a layer are not finite; where nothing
@@ -71,7 +71,7 @@ def relative_grams(
         explained = {name for each in moments for name in each.parameters}
         for name in wanted.keys() - explained:
             moments[LinearMap(name, None, "whole")] = torch.ones(1, 1, 1, device=wanted[name].device)
-        found, silent = _in_their_own_unit(moments, named_parameters(model))
+        found, silent = _in_their_own_unit(moments, named_parameters(model), exact=exact)
     if not found:
         raise ValueError("no layer answers anything on these data: all inputs or all weights are zero")
     if silent:
@@ -89,7 +89,9 @@ def refuse_unless_by_rows(model: nn.Module) -> None:
             )
 
 
-def _in_their_own_unit(moments: dict[LinearMap, Tensor], parameters: Mapping[str, Tensor]) -> tuple[Grams, list[str]]:
+def _in_their_own_unit(
+    moments: dict[LinearMap, Tensor], parameters: Mapping[str, Tensor], *, exact: bool
+) -> tuple[Grams, list[str]]:
     """The moments, in the order of the model, divided by the maps' squared answers; names of maps without any."""
     order = {name: number for number, name in enumerate(parameters)}
     found, silent = {}, []
@@ -98,6 +100,8 @@ def _in_their_own_unit(moments: dict[LinearMap, Tensor], parameters: Mapping[str
         if not moment.isfinite().all():
             raise ValueError(f"the inputs of {each.name!r} are not finite on these data: NaN or infinity before it")
         gram = gram_of(moment)
+        if isinstance(gram, Tensor) and not exact:
+            gram = narrowed(gram)
         answer = float(energy(each.matrices(parameters), gram))
         if answer > 0 and math.isfinite(answer):
             found[each] = scaled(gram, 1 / answer)

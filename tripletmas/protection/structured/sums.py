@@ -79,8 +79,7 @@ class MomentSums:
 
 
 def gram_of(total: Tensor) -> GramMatrix:
-    """The moment that was summed up, or what is kept of it: the directions that keep 99 % of the trace, 128 at most,
-    and what is left, spread evenly over all others that inputs have."""
+    """The moment that was summed up, or of one that was never made what `cut` keeps."""
     if total.shape[1] == total.shape[2]:
         return torch.tril(total) + torch.tril(total, -1).mT
     columns, products, squares = total.shape[1], total[..., :-1], total[..., -1]
