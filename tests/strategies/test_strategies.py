@@ -51,7 +51,7 @@ MEMORY: dict[str, Callable[[int], int]] = {
     "mas": lambda weights: 2 * weights,
     "local_mas": lambda weights: 2 * weights,
     # of 8 inputs and a 1, and of 16 and a 1; value, tasks and multiplier of two layers
-    "gram": lambda weights: 2 * weights + 4 * (9 * 9 + 17 * 17) + 2 * 4 * 8,
+    "gram": lambda weights: weights + weights // 2 + 4 * (9 * 9 + 17 * 17) + 2 * 4 * 8,
     "l2": lambda weights: 2 * weights,
     "ewc": lambda weights: 2 * weights,
     "si": lambda weights: 2 * weights,
