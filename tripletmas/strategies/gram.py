@@ -23,9 +23,9 @@ class Gram(Consolidate):
     by itself; a strength weighs the sum.
     Stored vectors hardly move under it, and a map that is fitted on new images moves them: none is used, unless
     gallery.compensate names one.
-    Stores one and a half copies of the weights and, for each layer, a square matrix of its inputs, or of many inputs few
-    of their directions, however many tasks; costs a forward pass over the data after each task, and a matrix product
-    for each layer at a step.
+    Stores one and a half copies of the weights and, for each layer, a square matrix of its inputs, or of many inputs
+    few of their directions, however many tasks; costs a forward pass over the data after each task, and a matrix
+    product for each layer at a step.
 
     Args:
         budget: how far each layer's answers may move, as a part of their length, in (0, 1]; null takes, unless there
