@@ -75,6 +75,17 @@ def test_what_to_expect_has_the_same_rivals():
                 assert cell == means[name.removesuffix(" (LwF)")], (name, column)
 
 
+def test_what_to_expect_has_the_same_facts():
+    """Of NLVR, whose four columns are the last."""
+    content = json.loads((ROOT / "docs" / "results" / "facts-nlvr-semantic.json").read_text(encoding="utf-8"))
+    lines = table_of(content).markdown(["strategy", "old", "B4", "mean mAP", "compensated"]).splitlines()[2:]
+    page = (ROOT / "docs" / "expect.md").read_text(encoding="utf-8").partition("| strategy | drawn: old batches")[2]
+    for line, row in zip(lines, page.splitlines()[2:], strict=False):
+        name, *cells = line.strip("| ").split(" | ")
+        assert row.startswith(f"| {name} |")
+        assert row.endswith(f"| {' | '.join(cells)} |"), row
+
+
 def test_what_to_expect_has_the_same_numbers():
     """Digits, in the table beside Omniglot."""
     content = json.loads((ROOT / "docs" / "results" / "digits.json").read_text(encoding="utf-8"))
