@@ -6,8 +6,7 @@
     .venv/bin/python scripts/bench_train.py --words --data digits --strategy gram --model mlp
 
 Each round is a process of its own, from the start of Python to its end. What a part does inside another counts as its
-own: a package that the report imports is no part of the report. Shown are medians of the wall's
-seconds over the rounds.
+own: a package that the report imports is no part of the report. Shown are medians of the wall's seconds over rounds.
 """
 
 from __future__ import annotations
@@ -56,9 +55,9 @@ REST, START, END = "all else", "start of Python", "end of the process"
 class Parts:
     """Seconds by part: while one lasts, none counts for the part that it lies inside."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self.spent: dict[str, float] = defaultdict(float)
-        self._clock, self._since = clock, clock()
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
         self._open = [REST]
 
     def inside(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,13 +75,13 @@ class Parts:
         return call
 
     def _count(self) -> None:
-        now = self._clock()
-        self.spent[self._open[-1]] += now - self._since
+        now = time.perf_counter()
+        self._spent[self._open[-1]] += now - self._since
         self._since = now
 
     def finish(self) -> dict[str, float]:
         self._count()
-        return dict(self.spent)
+        return dict(self._spent)
 
 
 def watch(parts: Parts) -> None:

@@ -65,7 +65,7 @@ def run_one(job: tuple[str, Config, int, bool, str, Path]) -> str:
         written = result.with_suffix(".part")
         written.write_text(json.dumps(scores.to_json()), encoding="utf-8")
         written.rename(result)
-    last = last_row(json.loads(result.read_text(encoding="utf-8")), "map")
+    last = last_row(read(out), "map")
     return f"{name} {out.parent.name} seed {seed}: mAP of each task at the end {[round(v, 3) for v in last]}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from synthetic_runs import write_run
 from tripletmas.cli.live_page import LivePage
 from tripletmas.report import page as page_module
 from tripletmas.report.folder import write_folder_report
+from tripletmas.report.read import read_run
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,8 @@ def test_pages_among_the_runs_are_no_runs(call, tmp_path: Path):
     assert [method["runs"] for method in json.loads(text)["methods"]] == [[str(run)] for run in runs]
     status, _, complaint = call("compare", tmp_path / "runs" / "report", "--csv")
     assert (status, "no run directory" in complaint) == (2, True), complaint
+    with pytest.raises(ValueError, match=re.escape(f"name those that you mean, or all: {tmp_path / 'runs'}/*")):
+        read_run(tmp_path / "runs")  # which reads one
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 
 KEPT = 0.99  # of the trace, by a low rank
 MOST, _FEWEST, _SHARE = 128, 3, 16  # directions of one: at most, at least, and one of so many columns
-NARROW, _NARROW_IN_GROUPS = 256, 8  # columns up to which a Gram stays square; of several groups one has few rows
+_NARROW, _NARROW_IN_GROUPS = 256, 8  # columns up to which a Gram stays square; of several groups one has few rows
 
 
 class LowRank(NamedTuple):
@@ -109,11 +109,15 @@ def most_directions(columns: int) -> int:
 def narrowed(moment: Tensor) -> GramMatrix:
     """Of a square Gram what `cut` keeps, where it has many columns; else all of it."""
     groups, columns, _ = moment.shape
-    if columns <= (_NARROW_IN_GROUPS if groups > 1 else NARROW):
+    if columns <= (_NARROW_IN_GROUPS if groups > 1 else _NARROW):
         return moment
     vectors, values, _ = spectrum(moment)
     factor = vectors * values.sqrt().unsqueeze(1)
-    squares = diagonal(moment)
+    return largest(factor, diagonal(moment))
+
+
+def largest(factor: Tensor, squares: Tensor) -> LowRank:
+    """Of factor factor^T what `cut` keeps; the diagonal (groups, columns) says what is left of the trace, and where."""
     trace = squares.sum(1)
     return cut(factor, torch.zeros_like(trace), squares > 0, KEPT * trace, trace)
 

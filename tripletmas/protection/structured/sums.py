@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tripletmas.protection.structured.gram_matrix import KEPT, MOST, GramMatrix, above_rounding, cut, eigenvectors
+from tripletmas.protection.structured.gram_matrix import MOST, GramMatrix, above_rounding, eigenvectors, largest
 from tripletmas.protection.structured.linear_map import LinearMap
 
 WIDE = 1024  # columns from which on a square moment costs more at each step than it is worth
@@ -79,7 +79,7 @@ class MomentSums:
 
 
 def gram_of(total: Tensor) -> GramMatrix:
-    """The moment that was summed up, or of one that was never made what `cut` keeps."""
+    """The moment that was summed up, or of one that was never made what `largest` keeps."""
     if total.shape[1] == total.shape[2]:
         return torch.tril(total) + torch.tril(total, -1).mT
     columns, products, squares = total.shape[1], total[..., :-1], total[..., -1]
@@ -87,8 +87,7 @@ def gram_of(total: Tensor) -> GramMatrix:
     values, vectors = eigenvectors((inside + inside.mT) / 2)
     known = above_rounding(values, _VECTORS)
     factor = products @ (vectors * (known / values.where(known, torch.ones_like(values)).sqrt()).unsqueeze(1))
-    trace = squares.sum(1)
-    return cut(factor, torch.zeros_like(trace), squares > 0, KEPT * trace, trace)
+    return largest(factor, squares)
 
 
 def _add_to_moment(total: Tensor, inputs: Tensor, weight: float) -> None:
